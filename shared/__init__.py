@@ -1,0 +1,1 @@
+"""Everything that has rules, room by room; see docs/architecture.md for the order."""
