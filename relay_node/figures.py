@@ -1,0 +1,43 @@
+"""What the relay counts, and the one list of reasons for which it closes, drops or refuses."""
+
+from enum import StrEnum
+
+from prometheus_client import Counter, Gauge
+
+
+class Reason(StrEnum):
+    """Why a socket was closed or a tunnel refused or ended; each happening is counted once."""
+
+    PEER_CLOSED = "peer_closed"
+    TARGET_CLOSED = "target_closed"
+    GATEWAY_CLOSED = "gateway_closed"
+    PEER_GONE = "peer_gone"
+    IDLE = "idle"
+    STALLED = "stalled"
+    PROTOCOL = "protocol_error"
+    HANDSHAKE = "handshake_refused"
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    TOKEN_REFUSED = "token_refused"  # noqa: S105 - a reason, not a secret
+    REVOKED = "revoked"
+    TOO_MANY_SOCKETS = "too_many_sockets"
+    TOO_MANY_TUNNELS = "too_many_tunnels"
+    UNKNOWN_DEVICE = "unknown_device"
+    MESH_TOKEN = "mesh_token_refused"  # noqa: S105 - a reason, not a secret
+    BAD_REQUEST = "bad_request"
+    OPEN_FAILED = "open_failed"
+    OPEN_TIMEOUT = "open_timeout"
+    DRAIN = "drain"
+
+
+SOCKETS = Gauge("psx_relay_sockets", "Open peer sockets")
+DEVICES = Gauge("psx_relay_devices", "Devices with at least one open socket")
+TUNNELS = Gauge("psx_relay_tunnels", "Open tunnels")
+BYTES = Counter("psx_relay_bytes", "Tunnel bytes relayed", ["direction"])
+UP = BYTES.labels("to_peer")
+DOWN = BYTES.labels("from_peer")
+ENDED = Counter("psx_relay_ended", "Sockets and tunnels ended or refused, by reason", ["what", "reason"])
+
+
+def count(what: str, reason: Reason) -> None:
+    """Count one end or refusal of a `socket` or a `tunnel`."""
+    ENDED.labels(what, reason.value).inc()

@@ -1,0 +1,185 @@
+"""The private side: gateways and probers CONNECT to a target through a named device.
+
+Request: `CONNECT host:port` with `X-PSX-Mesh-Token`, `X-PSX-Device`, `X-Request-ID`. Answers: 200, then bytes both ways;
+403 wrong token, 404 device not here, 429 device is full, 502 with `X-PSX-Reason`, 504 the open took too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from relay_node.figures import Reason, count
+from relay_node.peers import MAX_TUNNELS_PER_DEVICE, Registry
+from relay_node.tunnel import ASSUME_OPEN_AFTER_S, OPEN_TIMEOUT_S, STALL_MAX_S, Tunnel
+from shared.wire.http1 import HeadError, RequestHead, build_head, split_authority, take_request_head
+
+WRITE_HIGH_BYTES: Final = 1024 * 1024
+REQUEST_TIMEOUT_S: Final = 5.0
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class MeshConnection(asyncio.Protocol):
+    """One CONNECT of a gateway."""
+
+    def __init__(self, registry: Registry, token: str, new_session_id: Callable[[], str]) -> None:
+        self._registry = registry
+        self._token = token.encode()
+        self._new_session_id = new_session_id
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._buffer: bytearray = bytearray()
+        self._tunnel: Tunnel | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._progress_s = 0.0
+        self._unsent_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream listener gives nothing else
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._timer = self._loop.call_later(
+            REQUEST_TIMEOUT_S, self._answer, 408, Reason.BAD_REQUEST, "request_timeout"
+        )
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel is not None and not self._buffer:
+            self._tunnel.to_peer(data)
+            return
+        self._buffer += data
+        if self._tunnel is not None:
+            return
+        try:
+            head = take_request_head(self._buffer)
+        except HeadError:
+            self._answer(400, Reason.BAD_REQUEST, "malformed_request")
+            return
+        if head is not None:
+            self._connect(head)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timer()
+        if self._tunnel is not None:
+            self._tunnel.closed_by_gateway()
+
+    def pause_writing(self) -> None:
+        if self._tunnel is not None and self._transport is not None:
+            self._progress_s = self._loop.time()
+            self._unsent_bytes = self._transport.get_write_buffer_size()
+            self._tunnel.socket.block(self._tunnel)
+
+    def resume_writing(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.socket.unblock(self._tunnel)
+
+    # from the tunnel
+
+    def tunnel_opened(self) -> None:
+        """The target is connected: answer, and send on what the gateway sent early."""
+        self._cancel_timer()
+        self.write(build_head("HTTP/1.1 200 Connection established", []))
+        early, self._buffer = bytes(self._buffer), bytearray()
+        if early and self._tunnel is not None:
+            self._tunnel.to_peer(early)
+
+    def tunnel_refused(self, reason: str) -> None:
+        """The peer could not connect, or went away."""
+        status = 504 if reason == "timeout" else 502
+        self._answer(status, None, reason)
+
+    def write(self, data: bytes) -> None:
+        """Bytes for the gateway."""
+        if self._transport is not None and not self._transport.is_closing():
+            with contextlib.suppress(
+                RuntimeError
+            ):  # uvloop raises when the transport closed in this very turn
+                self._transport.write(data)
+
+    def finish(self) -> None:
+        """A clean end: what is written still arrives."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """A broken stream, visible as a reset and never as a clean end."""
+        if self._transport is not None:
+            raw = self._transport.get_extra_info("socket")
+            if raw is not None:
+                with contextlib.suppress(OSError):
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        """The peer's socket is full."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The peer's socket has room."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def sweep(self, now_s: float) -> None:
+        """Called while this side does not read: progress is bytes leaving, and without any the tunnel ends."""
+        if self._transport is None or self._tunnel is None:
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent_bytes:
+            self._progress_s = now_s
+        elif now_s - self._progress_s > STALL_MAX_S:
+            self._tunnel.give_up(Reason.STALLED)
+        self._unsent_bytes = unsent
+
+    # requests
+
+    def _connect(self, head: RequestHead) -> None:
+        given = (head.header("x-psx-mesh-token") or "").encode("latin-1")
+        if not hmac.compare_digest(given, self._token):
+            self._answer(403, Reason.MESH_TOKEN, "mesh_token_refused")
+            return
+        try:
+            host, port = split_authority(head.target)
+        except HeadError:
+            host, port = "", 0
+        if head.method != "CONNECT" or not host:
+            self._answer(400, Reason.BAD_REQUEST, "malformed_request")
+            return
+        device = self._registry.devices.get(head.header("x-psx-device") or "")
+        peer_socket = device.least_loaded() if device else None
+        if device is None or peer_socket is None:
+            self._answer(404, Reason.UNKNOWN_DEVICE, "unknown_device")
+        elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
+            self._answer(429, Reason.TOO_MANY_TUNNELS, "too_many_tunnels")
+        else:
+            self._cancel_timer()
+            tunnel = Tunnel(self._new_session_id(), peer_socket, self)
+            self._tunnel = tunnel
+            peer_socket.tunnels[tunnel.session_id] = tunnel
+            if device.confirms_open:
+                self._timer = self._loop.call_later(OPEN_TIMEOUT_S, tunnel.give_up, Reason.OPEN_TIMEOUT)
+            else:
+                self._timer = self._loop.call_later(ASSUME_OPEN_AFTER_S, tunnel.opened)
+            tunnel.open(host, port)
+
+    def _answer(self, status: int, reason: Reason | None, detail: str) -> None:
+        self._cancel_timer()
+        self._tunnel = None
+        if reason is not None:
+            count("tunnel", reason)
+        fields = [("X-PSX-Reason", detail[:64].encode("ascii", "replace").decode()), ("Content-Length", "0")]
+        with contextlib.suppress(ValueError):  # a peer's reason with a line break in it is not passed on
+            self.write(build_head(f"HTTP/1.1 {status} refused", [*fields, ("Connection", "close")]))
+        self.finish()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

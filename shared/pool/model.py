@@ -1,0 +1,127 @@
+"""Endpoints, presence and what selection answers."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, RelayId
+
+PRESENCE_TTL_S: Final = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much an endpoint may carry at once."""
+
+    connections: int
+    customers: int
+
+
+PEER_CAPS: Final = {
+    SpeedTier.FAST: Caps(4, 2),
+    SpeedTier.MEDIUM: Caps(3, 1),
+    SpeedTier.SLOW: Caps(2, 1),
+    SpeedTier.UNKNOWN: Caps(2, 1),
+}
+MODEM_CAPS: Final = Caps(6, 3)
+
+
+def caps_of(pool: Pool, tier: SpeedTier) -> Caps:
+    """The caps of an endpoint: modems have their own, peers by measured speed."""
+    return MODEM_CAPS if pool is Pool.MBL else PEER_CAPS[tier]
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A device that is connected to a relay now, and how its relay is reached on the mesh."""
+
+    device_id: DeviceId
+    account_id: AccountId
+    relay_id: RelayId
+    mesh_host: str
+    mesh_port: int
+    ip: str
+    country: Country
+    ip_type: IpType
+    asn: int
+    isp: str
+    connected_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A listed exit. Modems carry where they listen and their sealed credentials; peers are reached by presence."""
+
+    endpoint_id: EndpointId
+    pool: Pool
+    account_id: AccountId
+    country: Country
+    carrier: str
+    asn: int
+    isp: str
+    ip_type: IpType
+    tier: SpeedTier
+    modem_host: str = ""
+    modem_port: int = 0
+    modem_credentials_sealed: str = ""
+
+
+class Rotation(StrEnum):
+    """What a session does over time; `hard` is an alias of sticky."""
+
+    STICKY = "sticky"
+    AUTO5 = "auto5"
+    AUTO10 = "auto10"
+    AUTO20 = "auto20"
+    AUTO60 = "auto60"
+    ON_DEMAND = "ondemand"
+
+
+class Failover(StrEnum):
+    """What may stand in when nothing matches."""
+
+    ANY = "any"
+    SAME_COUNTRY = "samecountry"
+    SAME_CARRIER = "samecarrier"
+    SAME_NODE = "samenode"
+    STRICT = "strict"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A parsed username: hard and soft wishes, and what the parser had to heal."""
+
+    account_id: AccountId
+    pools: tuple[Pool, ...]
+    country: Country | None
+    rotation: Rotation
+    session_id: str | None
+    ttl_s: int
+    carrier: str | None
+    city: str | None
+    ip_type: IpType | None
+    isp: str | None
+    asn: int | None
+    failover: Failover
+    strict: bool
+    pin: tuple[str, str] | None
+    corrections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """One connection on one endpoint, held until released. `mesh_*` is set for peers, `modem_*` for modems."""
+
+    endpoint: Endpoint
+    mesh_host: str
+    mesh_port: int
+    exit_ip: str
+    reused_session: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NoStock:
+    """Nothing matches: what was asked for was not there, or was full."""
+
+    listed: int

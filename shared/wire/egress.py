@@ -1,0 +1,99 @@
+"""Where traffic through somebody's device may go: never into private networks, never to mail ports.
+
+The same policy runs in the gateway (on the name and on the resolved address) and in every SDK (on the address that is
+dialled). IPv4 inside IPv6 (mapped, NAT64, 6to4) is unwrapped and checked; a customer's literal of that kind is refused.
+Source: RFC 6890 and the IANA special-purpose registries (by `ipaddress`), RFC 6052, RFC 3056, RFC 6598.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+MAIL_PORTS: Final = frozenset({25, 465, 587, 2525})
+MAX_PORT: Final = 65_535
+
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_NAT64_LOCAL: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
+_CGNAT: Final = ipaddress.IPv4Network("100.64.0.0/10")
+_PRIVATE_NAMES: Final = (
+    ".local",
+    ".internal",
+    ".localhost",
+    ".lan",
+    ".home.arpa",
+    ".intranet",
+    ".corp",
+    ".home",
+)
+
+
+class EgressVerdict(StrEnum):
+    """Whether a target may be dialled, and if not, why."""
+
+    ALLOWED = "allowed"
+    PRIVATE_ADDRESS = "private_address"
+    EMBEDDED_ADDRESS = "embedded_ipv4_literal"
+    PRIVATE_NAME = "private_name"
+    BLOCKED_PORT = "blocked_port"
+    NOT_AN_ADDRESS = "not_an_address"
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """`lab_allow` are (address, port) pairs let through on a lab machine; settings refuse it anywhere else."""
+
+    blocked_ports: frozenset[int] = MAIL_PORTS
+    lab_allow: frozenset[tuple[str, int]] = frozenset()
+
+
+def check_name(name: str) -> EgressVerdict:
+    """The verdict on a name before it is resolved; a literal is checked as one that a customer wrote."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        lowered = name.lower().rstrip(".")
+        private = lowered == "localhost" or "." not in lowered or lowered.endswith(_PRIVATE_NAMES)
+        return EgressVerdict.PRIVATE_NAME if private else EgressVerdict.ALLOWED
+    embedded = isinstance(address, ipaddress.IPv6Address) and _embedded_ipv4(address) is not None
+    return EgressVerdict.EMBEDDED_ADDRESS if embedded else EgressVerdict.ALLOWED
+
+
+def check_address(address: str, port: int, policy: EgressPolicy) -> EgressVerdict:
+    """The verdict on the address and port that are about to be dialled."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return EgressVerdict.NOT_AN_ADDRESS
+    if (str(parsed), port) in policy.lab_allow:
+        return EgressVerdict.ALLOWED
+    if port in policy.blocked_ports or not 0 < port <= MAX_PORT:
+        return EgressVerdict.BLOCKED_PORT
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.scope_id is not None or parsed in _NAT64_LOCAL:
+            return EgressVerdict.PRIVATE_ADDRESS
+        embedded = _embedded_ipv4(parsed)
+        if embedded is not None:
+            return _public(embedded)
+    return _public(parsed)
+
+
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    if int(address) >> 32 == 0 and int(address) > 1:  # IPv4-compatible, RFC 4291 2.5.5.1
+        return ipaddress.IPv4Address(int(address))
+    if address.teredo is not None:
+        return address.teredo[1]
+    return address.ipv4_mapped or address.sixtofour
+
+
+def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> EgressVerdict:
+    private = (
+        not address.is_global
+        or address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or (isinstance(address, ipaddress.IPv4Address) and address in _CGNAT)
+    )
+    return EgressVerdict.PRIVATE_ADDRESS if private else EgressVerdict.ALLOWED

@@ -1,0 +1,181 @@
+"""HTTP/1.x heads of proxy requests and answers: parsed incrementally, bounded, strictly; built without surprises.
+
+Leaves out bodies: a tunnel has none, and absolute-form forwarding copies them. Tolerates CONNECT as HTTP/1.0 and without
+Host, as common clients send it. Source: RFC 9112 (sections 2-5), RFC 9110 section 9.3.6, RFC 7617.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+MAX_HEADER_COUNT: Final = 100
+MAX_PORT: Final = 65_535
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_IPV6: Final = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\]")
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class HeadFault(StrEnum):
+    """Why a head is refused."""
+
+    TOO_LARGE = "head_too_large"
+    TOO_MANY_HEADERS = "too_many_headers"
+    BAD_LINE = "malformed_start_line"
+    BAD_HEADER = "malformed_header"
+    BAD_AUTHORITY = "malformed_authority"
+
+
+class HeadError(ValueError):
+    """A head that no well-meaning client sends."""
+
+    def __init__(self, fault: HeadFault) -> None:
+        super().__init__(fault.value)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """Method, target and headers; `minor` is the x of HTTP/1.x."""
+
+    method: str
+    target: str
+    minor: int
+    headers: Headers
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, by lower-case name."""
+        return _first(self.headers, name)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """Status and headers of an answer."""
+
+    status: int
+    reason: str
+    headers: Headers
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, by lower-case name."""
+        return _first(self.headers, name)
+
+
+def _first(headers: Headers, name: str) -> str | None:
+    return next((value for key, value in headers if key == name), None)
+
+
+def take_request_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> RequestHead | None:
+    """Cut a request head off the front of `buffer`; None while it is incomplete. Raises HeadError."""
+    lines = _take_lines(buffer, max_bytes)
+    if lines is None:
+        return None
+    parts = lines[0].split(b" ")
+    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] not in (b"HTTP/1.0", b"HTTP/1.1"):
+        raise HeadError(HeadFault.BAD_LINE)
+    if not parts[1] or not parts[1].isascii() or any(c <= 0x20 or c == 0x7F for c in parts[1]):
+        raise HeadError(HeadFault.BAD_LINE)
+    return RequestHead(parts[0].decode(), parts[1].decode(), parts[2][-1] - ord("0"), _headers(lines[1:]))
+
+
+def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> ResponseHead | None:
+    """Cut a response head off the front of `buffer`; None while it is incomplete. Raises HeadError."""
+    lines = _take_lines(buffer, max_bytes)
+    if lines is None:
+        return None
+    version, _, rest = lines[0].partition(b" ")
+    code, _, reason = rest.partition(b" ")
+    if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
+        raise HeadError(HeadFault.BAD_LINE)
+    return ResponseHead(int(code), reason.decode("latin-1"), _headers(lines[1:]))
+
+
+def _take_lines(buffer: bytearray, max_bytes: int) -> list[bytes] | None:
+    while buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before the start line is skipped
+        del buffer[:2]
+    end = buffer.find(b"\r\n\r\n", 0, max_bytes)
+    if end < 0:
+        if len(buffer) >= max_bytes:
+            raise HeadError(HeadFault.TOO_LARGE)
+        return None
+    lines = bytes(buffer[:end]).split(b"\r\n")
+    del buffer[: end + 4]
+    if len(lines) - 1 > MAX_HEADER_COUNT:
+        raise HeadError(HeadFault.TOO_MANY_HEADERS)
+    return lines
+
+
+def _headers(lines: Sequence[bytes]) -> Headers:
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise HeadError(HeadFault.BAD_HEADER)
+        headers.append((name.decode().lower(), value.strip(b" \t").decode("latin-1")))
+    return tuple(headers)
+
+
+def split_authority(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """`host:port`, `[v6]:port` or (with a default) a bare host as (host without brackets, port). Raises HeadError."""
+    bracketed = _IPV6.match(text)
+    if bracketed:
+        host, rest = bracketed.group(1), text[bracketed.end() :]
+    else:
+        host, colon, digits = text.partition(":")
+        rest = colon + digits
+        if not _HOST.fullmatch(host):
+            raise HeadError(HeadFault.BAD_AUTHORITY)
+    if not rest and default_port is not None:
+        return host, default_port
+    digits = rest[1:]
+    if rest[:1] != ":" or not digits.isdecimal() or not digits.isascii() or len(digits) > 5:
+        raise HeadError(HeadFault.BAD_AUTHORITY)
+    port = int(digits)
+    if not 0 < port <= MAX_PORT:
+        raise HeadError(HeadFault.BAD_AUTHORITY)
+    return host, port
+
+
+def join_authority(host: str, port: int) -> str:
+    """The inverse of `split_authority`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def basic_credentials(value: str | None) -> tuple[str, str] | None:
+    """(username, password) of a Basic header, split at the first colon; None when it is no such thing."""
+    scheme, _, encoded = (value or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        text = base64.b64decode(encoded.strip(), validate=True).decode("utf-8")
+    except (binascii.Error, ValueError):
+        return None
+    username, colon, password = text.partition(":")
+    return (username, password) if colon else None
+
+
+def basic_header(username: str, password: str) -> str:
+    """The value of a Basic header."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def build_head(start_line: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    """A head ready to send. Raises ValueError for a line break inside a value: nothing may smuggle a header."""
+    lines = [start_line, *(f"{name}: {value}" for name, value in headers)]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("line break in a head")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+
+def connect_head(host: str, port: int, headers: Sequence[tuple[str, str]]) -> bytes:
+    """A CONNECT request."""
+    authority = join_authority(host, port)
+    return build_head(f"CONNECT {authority} HTTP/1.1", [("Host", authority), *headers])

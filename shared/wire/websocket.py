@@ -1,0 +1,204 @@
+"""WebSocket frames, sans-I/O, for the relay's byte path and the peers: no extension, bounded, one copy per frame.
+
+`FrameReader.receive` takes whatever a read gave and returns whole messages: fragments are joined, control frames may stand
+between them, masks are undone, UTF-8 of text is checked. A fault raises `WebSocketFault` with the close code to send.
+Leaves out the opening handshake (`handshake.py`) and timers. Source: RFC 6455 sections 5, 7 and 8.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+try:
+    from websockets.speedups import apply_mask as _apply_mask
+except ImportError:  # a peer without the C extension masks with big integers: slower, the same bytes
+
+    def _apply_mask(data: bytes | bytearray | memoryview, mask: bytes | bytearray) -> bytes:
+        size = len(data)
+        pattern = (bytes(mask) * (size // 4 + 1))[:size]
+        return (int.from_bytes(data, "big") ^ int.from_bytes(pattern, "big")).to_bytes(size, "big")
+
+
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 512
+MAX_CONTROL_BYTES: Final = 125
+_LENGTH_16: Final = 126
+_LENGTH_64: Final = 127
+
+
+class Opcode(IntEnum):
+    """Frame types of RFC 6455 section 5.2."""
+
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+
+class CloseCode(IntEnum):
+    """Close codes that psx sends or understands; 4xxx are the peer protocol's own."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    NO_STATUS = 1005
+    INVALID_DATA = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    IDENTITY_INVALID = 4001
+    IDENTITY_REVOKED = 4002
+    REDIRECTED = 4100
+
+
+class WebSocketFault(Exception):
+    """The other side broke the protocol; close with `code`."""
+
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A whole message: TEXT or BINARY, or a control frame."""
+
+    opcode: Opcode
+    payload: bytes
+
+    def close_code(self) -> int:
+        """The code of a CLOSE message; 1005 when it carries none."""
+        return int.from_bytes(self.payload[:2], "big") if len(self.payload) >= 2 else CloseCode.NO_STATUS
+
+
+_VALID_OPCODES: Final = {int(o): o for o in Opcode}
+_WIRE_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+
+
+class FrameReader:
+    """Turns received bytes into messages. `masked` says whether the other side must mask (it must, if a client)."""
+
+    def __init__(self, *, masked: bool, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._masked = masked
+        self._max = max_message_bytes
+        self._buffer = bytearray()
+        self._opcode: Opcode | None = None
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+
+    def receive(self, data: bytes) -> list[Message]:
+        """All messages that `data` completes, in order. Raises WebSocketFault; what came before it is lost with it."""
+        self._buffer += data
+        messages: list[Message] = []
+        offset = 0
+        while True:
+            taken = self._frame(offset, messages)
+            if taken == 0:
+                break
+            offset += taken
+        if offset:
+            del self._buffer[:offset]
+        return messages
+
+    def _frame(self, start: int, messages: list[Message]) -> int:
+        buffer = self._buffer
+        have = len(buffer) - start
+        if have < 2:
+            return 0
+        first, second = buffer[start], buffer[start + 1]
+        opcode = self._check_first(first)
+        if bool(second & 0x80) is not self._masked:
+            raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "mask bit is wrong for this side")
+        size, header = second & 0x7F, 2
+        if opcode >= Opcode.CLOSE and size > MAX_CONTROL_BYTES:
+            raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "control frame too long")
+        if size >= _LENGTH_16:
+            header = 4 if size == _LENGTH_16 else 10
+            if have < header:
+                return 0
+            long = int.from_bytes(buffer[start + 2 : start + header], "big")
+            if long < (_LENGTH_16 if size == _LENGTH_16 else 1 << 16) or long >> 63:
+                raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "length is not the shortest")
+            size = long
+        if size + self._parts_bytes > self._max:
+            raise WebSocketFault(CloseCode.TOO_BIG, "message too big")
+        body = start + header + (4 if self._masked else 0)
+        end = body + size
+        if len(buffer) < end:
+            return 0
+        view = memoryview(buffer)
+        payload = (
+            _apply_mask(view[body:end], bytes(view[body - 4 : body]))
+            if self._masked
+            else bytes(view[body:end])
+        )
+        view.release()
+        self._deliver(opcode, bool(first & 0x80), payload, messages)
+        return end - start
+
+    def _check_first(self, first: int) -> Opcode:
+        opcode = _VALID_OPCODES.get(first & 0x0F)
+        if first & 0x70 or opcode is None:
+            raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "reserved bit or opcode")
+        if opcode >= Opcode.CLOSE and not first & 0x80:
+            raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "fragmented control frame")
+        return opcode
+
+    def _deliver(self, opcode: Opcode, final: bool, payload: bytes, messages: list[Message]) -> None:
+        if opcode >= Opcode.CLOSE:
+            if opcode is Opcode.CLOSE:
+                _check_close(payload)
+            messages.append(Message(opcode, payload))
+            return
+        if (opcode is Opcode.CONTINUATION) is (self._opcode is None):
+            raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "continuation out of place")
+        kind = self._opcode or opcode
+        if not final or self._opcode is not None:
+            self._parts.append(payload)
+            self._parts_bytes += len(payload)
+            self._opcode = kind
+            if not final:
+                return
+            payload = b"".join(self._parts)
+            self._parts, self._parts_bytes, self._opcode = [], 0, None
+        if kind is Opcode.TEXT:
+            _check_utf8(payload)
+        messages.append(Message(kind, payload))
+
+
+def _check_utf8(payload: bytes) -> None:
+    try:
+        payload.decode("utf-8")
+    except UnicodeDecodeError:
+        raise WebSocketFault(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+
+
+def _check_close(payload: bytes) -> None:
+    if not payload:
+        return
+    code = int.from_bytes(payload[:2], "big")
+    if len(payload) == 1 or not (code in _WIRE_CLOSE_CODES or 3000 <= code <= 4999):
+        raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "close code not allowed")
+    _check_utf8(payload[2:])
+
+
+def frame_header(opcode: Opcode, size: int, mask: bytes = b"") -> bytes:
+    """The header of a final frame of `size` payload bytes; `mask` is empty (server) or four bytes (client)."""
+    flag = 0x80 if mask else 0
+    if size < _LENGTH_16:
+        return bytes((0x80 | opcode, flag | size)) + mask
+    if size < 1 << 16:
+        return bytes((0x80 | opcode, flag | _LENGTH_16)) + size.to_bytes(2, "big") + mask
+    return bytes((0x80 | opcode, flag | _LENGTH_64)) + size.to_bytes(8, "big") + mask
+
+
+def encode_frame(opcode: Opcode, payload: bytes, mask: bytes = b"") -> bytes:
+    """A final frame, masked when `mask` is given."""
+    return frame_header(opcode, len(payload), mask) + (_apply_mask(payload, mask) if mask else payload)
+
+
+def encode_close(code: int, reason: str = "", mask: bytes = b"") -> bytes:
+    """A CLOSE frame; the reason is cut to what fits."""
+    payload = code.to_bytes(2, "big") + reason.encode()[: MAX_CONTROL_BYTES - 2]
+    return encode_frame(Opcode.CLOSE, payload, mask)
