@@ -1,0 +1,335 @@
+"""The live pool in Redis: presence, listed endpoints, selection with leases, stock, and who is told of revocations.
+
+All keys of a pool carry its hash tag, so each script touches one slot. Selection costs the same in a pool of ten and of
+ten thousand: it draws from sets of endpoints that have room, and touches those sets only at the full / not-full edge.
+Key table: docs/architecture.md.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
+from shared.pool.model import (
+    PRESENCE_TTL_S,
+    Acquired,
+    Endpoint,
+    Failover,
+    NoStock,
+    Presence,
+    Rotation,
+    Route,
+    caps_of,
+)
+from shared.runtime.redis import RedisCall, Script, command, ok
+
+REVOKE_PAK: Final = "revoke"
+REVOKE_DEVICE: Final = "revoke:dev"
+GATEWAY_ALIVE_TTL_S: Final = 30
+REAP_BATCH: Final = 500
+FACTS_BOUND: Final = 2000
+AUTO_SESSION_TTL_S: Final = 300
+_WINDOW_MS: Final = {
+    Rotation.AUTO5: 5 * 60_000,
+    Rotation.AUTO10: 10 * 60_000,
+    Rotation.AUTO20: 20 * 60_000,
+    Rotation.AUTO60: 60 * 60_000,
+    Rotation.STICKY: 0,
+    Rotation.ON_DEMAND: 0,
+}
+
+_ACQUIRE: Final = Script.load("shared.pool", "acquire")
+_RELEASE: Final = Script.load("shared.pool", "release")
+_REAP: Final = Script.load("shared.pool", "reap")
+_LIST: Final = Script.load("shared.pool", "list")
+_UNLIST: Final = Script.load("shared.pool", "unlist")
+_STOCK: Final = Script.load("shared.pool", "stock")
+_DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
+_FACTS: Final = Script.load("shared.pool", "facts")
+
+
+def _prefix(pool: Pool) -> str:
+    return f"{{{pool.value}}}:"
+
+
+def _text_map(answer: Any) -> dict[str, str]:
+    """A RESP3 map, or a flat list of names and values, as text."""
+    if isinstance(answer, Mapping):
+        return {k.decode(): v.decode() for k, v in answer.items()}
+    items = [part.decode() for part in answer or ()]
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+# Presence
+
+
+def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
+    """A device is on a relay; run again before `PRESENCE_TTL_S` is over."""
+    key = f"{_prefix(Pool.PEER)}live:{presence.device_id}"
+    fields: list[str | int] = []
+    for name, value in (
+        ("account_id", presence.account_id),
+        ("relay_id", presence.relay_id),
+        ("mesh_host", presence.mesh_host),
+        ("mesh_port", presence.mesh_port),
+        ("ip", presence.ip),
+        ("country", presence.country),
+        ("ip_type", presence.ip_type.value),
+        ("asn", presence.asn),
+        ("isp", presence.isp),
+        ("connected_at_ms", presence.connected_at_ms),
+    ):
+        fields += [name, value]
+    return (command("HSET", key, *fields, parse=ok), command("EXPIRE", key, PRESENCE_TTL_S, parse=ok))
+
+
+def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
+    """A device left this relay. False when it is on another one by now, and stays."""
+    return RedisCall(
+        bool, script=_DROP_PRESENCE, keys=[f"{_prefix(Pool.PEER)}live:{device_id}"], args=[relay_id]
+    )
+
+
+def read_presence(device_id: DeviceId) -> RedisCall[Presence | None]:
+    """Where a device is now; None when it is on no relay."""
+
+    def parse(answer: Any) -> Presence | None:
+        row = _text_map(answer)
+        if "relay_id" not in row:
+            return None
+        return Presence(
+            device_id=device_id,
+            account_id=AccountId(row["account_id"]),
+            relay_id=RelayId(row["relay_id"]),
+            mesh_host=row["mesh_host"],
+            mesh_port=int(row["mesh_port"]),
+            ip=row["ip"],
+            country=Country(row["country"]),
+            ip_type=IpType(row["ip_type"]),
+            asn=int(row["asn"]),
+            isp=row["isp"],
+            connected_at_ms=int(row["connected_at_ms"]),
+        )
+
+    return command("HGETALL", f"{_prefix(Pool.PEER)}live:{device_id}", parse=parse)
+
+
+# Listing
+
+
+def list_endpoint(endpoint: Endpoint) -> RedisCall[bool]:
+    """Put an endpoint on sale, or refresh its facts. True when it was not on sale before."""
+    caps = caps_of(endpoint.pool, endpoint.tier)
+    row: dict[str, str | int] = {
+        "account_id": endpoint.account_id,
+        "country": endpoint.country,
+        "carrier": endpoint.carrier,
+        "asn": endpoint.asn,
+        "isp": endpoint.isp,
+        "isp_slug": endpoint.isp.lower().replace(" ", "_"),
+        "ip_type": endpoint.ip_type.value,
+        "tier": endpoint.tier.value,
+        "max_connections": caps.connections,
+        "max_customers": caps.customers,
+        "modem_host": endpoint.modem_host,
+        "modem_port": endpoint.modem_port,
+        "modem_credentials_sealed": endpoint.modem_credentials_sealed,
+    }
+    prefix = _prefix(endpoint.pool)
+    args: list[str | int] = [prefix, endpoint.endpoint_id]
+    for name, value in row.items():
+        args += [name, value]
+    return RedisCall(bool, script=_LIST, keys=[f"{prefix}ep:{endpoint.endpoint_id}"], args=args)
+
+
+def unlist_endpoint(pool: Pool, endpoint_id: EndpointId) -> RedisCall[bool]:
+    """Take an endpoint off sale. True when it was on sale."""
+    prefix = _prefix(pool)
+    return RedisCall(bool, script=_UNLIST, keys=[f"{prefix}ep:{endpoint_id}"], args=[prefix, endpoint_id])
+
+
+def listed_ids(pool: Pool) -> RedisCall[frozenset[str]]:
+    """Ids of all endpoints on sale."""
+    return command(
+        "SMEMBERS", f"{_prefix(pool)}listed:any", parse=lambda a: frozenset(i.decode() for i in a or ())
+    )
+
+
+def pause(pool: Pool, endpoint_id: EndpointId, ttl_s: int) -> RedisCall[None]:
+    """Keep selection away from an endpoint for a while; its listing stays."""
+    return command("SET", f"{_prefix(pool)}pause:{endpoint_id}", "1", "EX", ttl_s, parse=ok)
+
+
+def unpause(pool: Pool, endpoint_id: EndpointId) -> RedisCall[None]:
+    """Let selection have an endpoint again."""
+    return command("DEL", f"{_prefix(pool)}pause:{endpoint_id}", parse=ok)
+
+
+# Stock
+
+
+def stock(pool: Pool) -> RedisCall[dict[Country, int]]:
+    """Listed endpoints per country: the one place where stock is counted."""
+    prefix = _prefix(pool)
+
+    def parse(answer: Any) -> dict[Country, int]:
+        return {Country(c.decode()): int(n) for c, n in zip(answer[::2], answer[1::2], strict=True)}
+
+    return RedisCall(parse, script=_STOCK, keys=[f"{prefix}countries"], args=[prefix])
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFact:
+    """ASN, name and class of one listed endpoint; never an address or an id."""
+
+    asn: int
+    isp: str
+    ip_type: IpType
+
+
+def network_facts(pool: Pool, country: Country | None) -> RedisCall[tuple[NetworkFact, ...]]:
+    """Network facts of up to `FACTS_BOUND` listed endpoints, for counting."""
+    prefix = _prefix(pool)
+
+    def parse(answer: Any) -> tuple[NetworkFact, ...]:
+        rows = (row for row in answer if row[0] is not None)
+        return tuple(NetworkFact(int(a), i.decode(), IpType(t.decode())) for a, i, t in rows)
+
+    return RedisCall(
+        parse, script=_FACTS, keys=[f"{prefix}listed:{country or 'any'}"], args=[prefix, FACTS_BOUND]
+    )
+
+
+# Selection
+
+
+def acquire(
+    route: Route,
+    pool: Pool,
+    pak_id: PakId,
+    gateway_id: GatewayId,
+    now_ms: int,
+    excluded: Iterable[EndpointId] = (),
+) -> RedisCall[Acquired | NoStock]:
+    """Choose an endpoint of one pool and hold a connection on it until `release`."""
+    prefix = _prefix(pool)
+    sid = route.session_id or ""
+    free = f"{prefix}free:{route.country or 'any'}"
+    keeps_device = (
+        route.failover in {Failover.STRICT, Failover.SAME_NODE} and route.rotation is Rotation.STICKY
+    )
+    carrier_is_hard = route.failover in {Failover.SAME_CARRIER, Failover.STRICT}
+    pinned = route.pin[1] if route.pin and route.pin[0] in {"device", "port"} else ""
+    args: list[str | int] = [
+        prefix,
+        pak_id,
+        sid,
+        now_ms,
+        route.ttl_s,
+        _WINDOW_MS[route.rotation],
+        int(pool is Pool.PEER),
+        route.ip_type.value if route.ip_type else "",
+        "" if route.asn is None else str(route.asn),
+        route.isp or "",
+        route.carrier or "",
+        int(carrier_is_hard),
+        route.country or "",
+        int(keeps_device),
+        pinned,
+        *excluded,
+    ]
+    keys = [free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}"]
+    return RedisCall(lambda answer: _acquired(pool, answer), script=_ACQUIRE, keys=keys, args=args)
+
+
+def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
+    if not answer or not answer[0]:
+        return NoStock(int(answer[1]) if answer and len(answer) > 1 else 0)
+    endpoint_id, fields, live, reused = answer
+    row, presence = _text_map(fields), _text_map(live)
+    endpoint = Endpoint(
+        endpoint_id=EndpointId(endpoint_id.decode()),
+        pool=pool,
+        account_id=AccountId(row["account_id"]),
+        country=Country(row["country"]),
+        carrier=row["carrier"],
+        asn=int(row["asn"]),
+        isp=row["isp"],
+        ip_type=IpType(row["ip_type"]),
+        tier=SpeedTier(row["tier"]),
+        modem_host=row["modem_host"],
+        modem_port=int(row["modem_port"]),
+        modem_credentials_sealed=row["modem_credentials_sealed"],
+    )
+    return Acquired(
+        endpoint,
+        presence.get("mesh_host", ""),
+        int(presence.get("mesh_port", "0")),
+        presence.get("ip", ""),
+        bool(reused),
+    )
+
+
+def release(
+    pool: Pool, gateway_id: GatewayId, held: Sequence[tuple[EndpointId, PakId, int]]
+) -> RedisCall[None]:
+    """Give connections back; what this gateway does not hold is left alone, so a repeat does no harm."""
+    prefix = _prefix(pool)
+    args: list[str | int] = [prefix]
+    for endpoint_id, pak_id, count in held:
+        args += [endpoint_id, pak_id, count]
+    return RedisCall(ok, script=_RELEASE, keys=[f"{prefix}lease:{gateway_id}"], args=args)
+
+
+def beat(pool: Pool, gateway_id: GatewayId) -> Sequence[RedisCall[None]]:
+    """A gateway is alive; without this for `GATEWAY_ALIVE_TTL_S` its leases are given back."""
+    prefix = _prefix(pool)
+    return (
+        command("SET", f"{prefix}alive:{gateway_id}", "1", "EX", GATEWAY_ALIVE_TTL_S, parse=ok),
+        command("SADD", f"{prefix}gateways", gateway_id, parse=ok),
+    )
+
+
+def gateways(pool: Pool) -> RedisCall[frozenset[GatewayId]]:
+    """All gateways that ever held a lease in this pool and were not reaped since."""
+    return command(
+        "SMEMBERS",
+        f"{_prefix(pool)}gateways",
+        parse=lambda a: frozenset(GatewayId(g.decode()) for g in a or ()),
+    )
+
+
+def forget_gateway(pool: Pool, gateway_id: GatewayId) -> RedisCall[None]:
+    """A dead gateway has nothing left to give back."""
+    return command("SREM", f"{_prefix(pool)}gateways", gateway_id, parse=ok)
+
+
+def leftover(
+    pool: Pool, gateway_id: GatewayId, *, restarted: bool = False
+) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
+    """Up to `REAP_BATCH` entries that a dead (or restarted) gateway still holds; give them to `release`."""
+    prefix = _prefix(pool)
+
+    def parse(answer: Any) -> tuple[tuple[EndpointId, PakId, int], ...]:
+        entries = []
+        for name, count in _text_map(answer).items():
+            endpoint_id, _, pak_id = name.partition("|")
+            entries.append((EndpointId(endpoint_id), PakId(pak_id), int(count)))
+        return tuple(entries)
+
+    keys = [f"{prefix}lease:{gateway_id}", f"{prefix}alive:{gateway_id}"]
+    return RedisCall(parse, script=_REAP, keys=keys, args=[int(restarted), REAP_BATCH])
+
+
+# Revocations
+
+
+def publish_revoke_pak(pak_id: PakId) -> RedisCall[None]:
+    """Tell every gateway that a key's right to run may have changed; they read it again and close what must close."""
+    return command("PUBLISH", REVOKE_PAK, pak_id, parse=ok)
+
+
+def publish_revoke_device(device_id: DeviceId) -> RedisCall[None]:
+    """Tell every relay that a device's identity ended."""
+    return command("PUBLISH", REVOKE_DEVICE, device_id, parse=ok)
