@@ -1,0 +1,42 @@
+"""Pure decisions of access: may this key carry traffic now, and what a change to a key may be."""
+
+from shared.access.model import AccountKind, DisabledReason, Pak
+from shared.kernel.codes import Refusal
+from shared.kernel.ids import AccountId
+from shared.kernel.money import BYTES_PER_GB
+
+CAP_MAX_BYTES = 1000 * BYTES_PER_GB
+LABEL_MAX_CHARS = 128
+
+
+def authenticate(pak: Pak | None, account_id: AccountId, now_ms: int) -> Refusal | None:
+    """Why a key may not carry traffic; None when it may. A capped key is told so, everything else is one answer."""
+    if pak is None or pak.account_id != account_id:
+        return Refusal.AUTH_INVALID
+    return standing(pak, now_ms)
+
+
+def standing(pak: Pak, now_ms: int) -> Refusal | None:
+    """Why a known key may not carry traffic now."""
+    if pak.disabled_reason is DisabledReason.CAP or is_spent(pak):
+        return Refusal.CAP_EXCEEDED
+    if not pak.enabled or is_expired(pak, now_ms):
+        return Refusal.AUTH_INVALID
+    return None
+
+
+def is_expired(pak: Pak, now_ms: int) -> bool:
+    """Whether a key's time is over."""
+    return pak.expires_at_ms is not None and pak.expires_at_ms <= now_ms
+
+
+def is_spent(pak: Pak) -> bool:
+    """Whether a key has used all that it may."""
+    return pak.cap_bytes is not None and pak.used_bytes >= pak.cap_bytes
+
+
+def cap_fault(cap_bytes: int | None, kind: AccountKind) -> str | None:
+    """What is wrong with a cap, or None."""
+    if cap_bytes is None:
+        return None if kind is AccountKind.PARTNER else "trafficCapGB: null is for partner accounts only"
+    return None if 0 < cap_bytes <= CAP_MAX_BYTES else "trafficCapGB: must be more than 0 and at most 1000"

@@ -1,0 +1,253 @@
+"""Rows of accounts, API keys and paks. A pak's secret is a row of its own, so a lookup is one consistent read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.access.model import Account, AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
+from shared.kernel.ids import AccountId, PakId
+from shared.runtime.dynamo import (
+    Conflict,
+    DynamoRequest,
+    Item,
+    Page,
+    TransactItem,
+    get_item,
+    put_new,
+    query,
+    transact,
+    transact_put,
+    transact_update,
+    update,
+)
+
+# Accounts and API keys
+
+
+def put_account(table: str, account: Account) -> DynamoRequest[bool]:
+    """Create an account; False when the name is taken."""
+    row = {
+        "pk": f"acct#{account.account_id}",
+        "sk": "-",
+        "kind": account.kind.value,
+        "created_ms": account.created_at_ms,
+        "wallet": account.wallet,
+        "consent_version": account.consent_version,
+    }
+    return put_new(table, row)
+
+
+def _read_account(row: Item) -> Account:
+    return Account(
+        AccountId(row["pk"].removeprefix("acct#")),
+        AccountKind(row["kind"]),
+        row["created_ms"],
+        row.get("wallet"),
+        row.get("consent_version"),
+    )
+
+
+def get_account(table: str, account_id: AccountId) -> DynamoRequest[Account | None]:
+    """An account."""
+    return get_item(table, f"acct#{account_id}", parse=_read_account)
+
+
+def set_account_consent(table: str, account_id: AccountId, version: str) -> DynamoRequest[Account | None]:
+    """The owner accepted the terms for all their devices; None when there is no such account."""
+    return update(
+        table,
+        f"acct#{account_id}",
+        "-",
+        "SET consent_version = :v",
+        {":v": version},
+        parse=_read_account,
+        condition="attribute_exists(pk)",
+    )
+
+
+def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:
+    """Store an API key by its hash."""
+    row = {
+        "pk": f"apikey#{key.key_hash}",
+        "sk": "-",
+        "account": key.account_id,
+        "scopes": sorted(key.scopes),
+        "created_ms": key.created_at_ms,
+    }
+    return put_new(table, row)
+
+
+def find_api_key(table: str, key_hash: str) -> DynamoRequest[ApiKey | None]:
+    """The API key with this hash."""
+
+    def parse(row: Item) -> ApiKey:
+        scopes = frozenset(Scope(s) for s in row["scopes"])
+        return ApiKey(key_hash, AccountId(row["account"]), scopes, row["created_ms"])
+
+    return get_item(table, f"apikey#{key_hash}", parse=parse)
+
+
+# Pool access keys
+
+
+def _pak_row(pak: Pak) -> dict[str, Any]:
+    return {
+        "pk": f"pak#{pak.pak_id}",
+        "sk": "-",
+        "account_id": pak.account_id,
+        "created_at": pak.created_at_ms,
+        "updated_at_ms": pak.updated_at_ms,
+        "label": pak.label,
+        "secret_hash": pak.secret_hash,
+        "secret_sealed": pak.secret_sealed,
+        "cap_bytes": pak.cap_bytes,
+        "used_bytes": pak.used_bytes,
+        "enabled": pak.enabled,
+        "disabled_reason": pak.disabled_reason.value if pak.disabled_reason else None,
+        "expires_at_ms": pak.expires_at_ms,
+        "quality": pak.quality.value,
+        "socks_allowed": pak.socks_allowed,
+    }
+
+
+def read_pak(row: Item) -> Pak:
+    """A row as a pak."""
+    reason = row.get("disabled_reason")
+    return Pak(
+        pak_id=PakId(row["pk"].removeprefix("pak#")),
+        account_id=AccountId(row["account_id"]),
+        label=row["label"],
+        secret_hash=row["secret_hash"],
+        secret_sealed=row["secret_sealed"],
+        cap_bytes=row.get("cap_bytes"),
+        used_bytes=row["used_bytes"],
+        enabled=row["enabled"],
+        disabled_reason=DisabledReason(reason) if reason else None,
+        expires_at_ms=row.get("expires_at_ms"),
+        quality=Quality(row["quality"]),
+        socks_allowed=row["socks_allowed"],
+        created_at_ms=row["created_at"],
+        updated_at_ms=row["updated_at_ms"],
+        last_used_at_ms=row.get("last_used_at_ms"),
+    )
+
+
+def mint_items(table: str, pak: Pak) -> list[TransactItem]:
+    """A new pak and its secret, for a transaction of whoever sells it."""
+    return [transact_put(table, _pak_row(pak)), _secret_item(table, pak.secret_hash, pak.pak_id)]
+
+
+def _secret_item(table: str, secret_hash: str, pak_id: PakId) -> TransactItem:
+    return transact_put(table, {"pk": f"secret#{secret_hash}", "sk": "-", "pak": pak_id})
+
+
+def mint(table: str, pak: Pak) -> DynamoRequest[Conflict | None]:
+    """A new pak on its own."""
+    return transact(mint_items(table, pak))
+
+
+def find_secret(table: str, secret_hash: str) -> DynamoRequest[PakId | None]:
+    """The pak that a secret belongs to."""
+    return get_item(table, f"secret#{secret_hash}", parse=lambda r: PakId(r["pak"]))
+
+
+def get_pak(table: str, pak_id: PakId) -> DynamoRequest[Pak | None]:
+    """A pak, as it is now."""
+    return get_item(table, f"pak#{pak_id}", parse=read_pak)
+
+
+def list_paks(
+    table: str, account_id: AccountId, limit: int, start: Mapping[str, Any] | None = None
+) -> DynamoRequest[Page[Pak]]:
+    """Paks of an account, newest first."""
+    return query(
+        table,
+        "account_id = :a",
+        {":a": account_id},
+        parse=read_pak,
+        limit=limit,
+        index="by_account",
+        forward=False,
+        start=start,
+    )
+
+
+def suspend(table: str, pak_id: PakId, reason: DisabledReason, now_ms: int) -> DynamoRequest[Pak | None]:
+    """Turn a key off; None when it was off already, so that one suspension is told once."""
+    return update(
+        table,
+        f"pak#{pak_id}",
+        "-",
+        "SET enabled = :no, disabled_reason = :reason, updated_at_ms = :now",
+        {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms},
+        parse=read_pak,
+        condition="enabled = :yes",
+    )
+
+
+def change(table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int) -> DynamoRequest[Pak | None]:
+    """Set fields of a pak (None removes one); None when it does not exist."""
+    setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
+    removing = [k for k, v in fields.items() if v is None]
+    expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
+    if removing:
+        expression += " REMOVE " + ", ".join(f"#{k}" for k in removing)
+    return update(
+        table,
+        f"pak#{pak_id}",
+        "-",
+        expression,
+        {f":{k}": v for k, v in setting.items()},
+        parse=read_pak,
+        condition="attribute_exists(pk)",
+        names={f"#{k}": k for k in (*setting, *removing)},
+    )
+
+
+def top_up_item(
+    table: str, pak_id: PakId, add_bytes: int, expires_at_ms: int | None, now_ms: int, *, reenable: bool
+) -> TransactItem:
+    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped key on again."""
+    expression = "SET updated_at_ms = :now"
+    values: dict[str, object] = {":now": now_ms}
+    if expires_at_ms is not None:
+        expression += ", expires_at_ms = :expires"
+        values[":expires"] = expires_at_ms
+    condition = "attribute_exists(cap_bytes)"
+    if reenable:
+        expression += ", enabled = :yes REMOVE disabled_reason"
+        values |= {":yes": True, ":cap": DisabledReason.CAP.value}
+        condition += " AND (attribute_not_exists(disabled_reason) OR disabled_reason = :cap)"
+    if add_bytes:
+        expression += " ADD cap_bytes :add"
+        values[":add"] = add_bytes
+    return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=condition)
+
+
+def regenerate(
+    table: str, pak: Pak, secret_hash: str, secret_sealed: str, now_ms: int
+) -> DynamoRequest[Conflict | None]:
+    """Another secret for the same pak; the old one is gone in the same moment."""
+    changed = transact_update(
+        table,
+        f"pak#{pak.pak_id}",
+        "-",
+        "SET secret_hash = :hash, secret_sealed = :sealed, updated_at_ms = :now",
+        {":hash": secret_hash, ":sealed": secret_sealed, ":now": now_ms, ":before": pak.secret_hash},
+        condition="secret_hash = :before",
+    )
+    gone: TransactItem = {
+        "Delete": {"TableName": table, "Key": {"pk": {"S": f"secret#{pak.secret_hash}"}, "sk": {"S": "-"}}}
+    }
+    return transact([changed, gone, _secret_item(table, secret_hash, pak.pak_id)])
+
+
+def add_used_item(table: str, pak_id: PakId, used_bytes: int, now_ms: int) -> TransactItem:
+    """Add rolled-up bytes to a pak, for the transaction that marks their batch as applied."""
+    return transact_update(
+        table,
+        f"pak#{pak_id}",
+        "-",
+        "ADD used_bytes :used SET last_used_at_ms = :now",
+        {":used": used_bytes, ":now": now_ms},
+        condition="attribute_exists(pk)",
+    )

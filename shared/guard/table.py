@@ -1,0 +1,129 @@
+"""The guard's rows: switch, loop counts, settings, incidents, approvals, and the append-only audit."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, Final, TypeVar
+
+from shared.guard.model import Approval, ApprovalState, AuditEntry, AuditEvent, Incident, Switch
+from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, put, put_new, query, update
+
+T = TypeVar("T")
+LOOP_ROW_KEPT_S: Final = 7200
+AUDIT_KEPT_S: Final = 90 * 86_400
+AUDIT_PAGE_MAX: Final = 100
+
+
+def read_switch(table: str) -> DynamoRequest[Switch]:
+    """The kill switch; off when it was never touched."""
+    asked = get_item(
+        table,
+        "switch",
+        parse=lambda r: Switch(r["stopped"], r.get("reason", ""), r.get("by", ""), r["at_ms"]),
+    )
+    return DynamoRequest(asked.operation, asked.params, lambda a: asked.parse(a) or Switch())
+
+
+def set_switch(table: str, switch: Switch) -> DynamoRequest[None]:
+    """Turn the kill switch."""
+    return put(table, {"pk": "switch", "sk": "-", **asdict(switch)})
+
+
+def count_loop(table: str, loop: str, period: str, at_ms: int) -> DynamoRequest[int]:
+    """Count a run of a loop in a period (`minute#…` or `hour#…`); answers the count, this run included."""
+    asked = update(
+        table,
+        f"loop#{loop}",
+        period,
+        "ADD runs :one SET #ttl = :ttl",
+        {":one": 1, ":ttl": at_ms // 1000 + LOOP_ROW_KEPT_S},
+        parse=lambda r: int(r["runs"]),
+        names={"#ttl": "ttl"},
+    )
+    return DynamoRequest(asked.operation, asked.params, lambda a: asked.parse(a) or 0)
+
+
+def read_setting(table: str, name: str) -> DynamoRequest[dict[str, Any] | None]:
+    """A live setting; None when nobody set it."""
+    return get_item(table, f"setting#{name}", parse=lambda r: dict(r["value"]))
+
+
+def write_setting(table: str, name: str, value: Mapping[str, Any], at_ms: int) -> DynamoRequest[None]:
+    """Set a live setting."""
+    return put(table, {"pk": f"setting#{name}", "sk": "-", "value": dict(value), "at_ms": at_ms})
+
+
+def open_incident(table: str, incident: Incident) -> DynamoRequest[bool]:
+    """Record an incident; False when one with this id stands already."""
+    sk = incident.incident_id
+    return put_new(table, {"pk": "incident", "sk": sk, **asdict(incident)})
+
+
+def open_incidents(table: str, limit: int) -> DynamoRequest[Page[Incident]]:
+    """Incidents, the newest ids first."""
+
+    def parse(row: Item) -> Incident:
+        return Incident(
+            row["incident_id"], row["kind"], row["message"], row["opened_at_ms"], row.get("closed_at_ms")
+        )
+
+    return query(table, "pk = :pk", {":pk": "incident"}, parse=parse, limit=limit, forward=False)
+
+
+def propose(table: str, approval: Approval) -> DynamoRequest[bool]:
+    """Record a request for a human's yes."""
+    row = {**asdict(approval), "arguments": dict(approval.arguments), "state": approval.state.value}
+    return put_new(table, {"pk": f"approval#{approval.approval_id}", "sk": "-", **row})
+
+
+def decide(
+    table: str, approval: Approval, state: ApprovalState, decider: str
+) -> DynamoRequest[Approval | None]:
+    """Approve or reject; None when it was decided before, or when the decider proposed it."""
+    return update(
+        table,
+        f"approval#{approval.approval_id}",
+        "-",
+        "SET #state = :state, decided_by = :decider",
+        {":state": state.value, ":decider": decider, ":open": ApprovalState.PROPOSED.value},
+        parse=lambda _: replace(approval, state=state, decided_by=decider),
+        condition="#state = :open AND proposed_by <> :decider",
+        names={"#state": "state"},
+    )
+
+
+# Audit
+
+
+def _read_entry(row: Item) -> AuditEntry:
+    return AuditEntry(AuditEvent(**row["event"]), int(row["sk"]), row["previous"], row["digest"])
+
+
+def append_entry(table: str, entry: AuditEntry) -> DynamoRequest[bool]:
+    """Append an entry; False when its place in the stream is taken."""
+    return put_new(
+        table,
+        {
+            "pk": entry.event.stream,
+            "sk": f"{entry.sequence:012d}",
+            "event": {**asdict(entry.event), "metadata": dict(entry.event.metadata)},
+            "previous": entry.previous,
+            "digest": entry.digest,
+        },
+    )
+
+
+def newest_entry(table: str, stream: str) -> DynamoRequest[AuditEntry | None]:
+    """The last entry of a stream."""
+    asked = query(table, "pk = :pk", {":pk": stream}, parse=_read_entry, limit=1, forward=False)
+    return DynamoRequest(asked.operation, asked.params, lambda a: (*asked.parse(a).rows, None)[0])
+
+
+def entries(
+    table: str, stream: str, limit: int, *, before: int | None = None, forward: bool = False
+) -> DynamoRequest[Page[AuditEntry]]:
+    """Entries of a stream, newest first unless `forward`; `before` is the sequence to go on from."""
+    limit = min(limit, AUDIT_PAGE_MAX)
+    if before is None:
+        return query(table, "pk = :pk", {":pk": stream}, parse=_read_entry, limit=limit, forward=forward)
+    values = {":pk": stream, ":before": f"{before:012d}"}
+    return query(table, "pk = :pk AND sk < :before", values, parse=_read_entry, limit=limit, forward=forward)

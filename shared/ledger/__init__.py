@@ -1,0 +1,1 @@
+"""Double-entry ledger: immutable transfers between named accounts, in femto-USDC."""

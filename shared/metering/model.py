@@ -1,0 +1,61 @@
+"""Counted bytes and what a flush answers."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from shared.kernel.codes import IpType, Pool
+from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
+
+FLUSH_INTERVAL_S: Final = 5.0
+MAX_LINES_PER_BATCH: Final = 20
+"""So that applying a batch (up to four rows a line and the batch itself) fits one DynamoDB transaction of 100."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineKey:
+    """What bytes are counted by."""
+
+    pak_id: PakId
+    account_id: AccountId
+    device_id: DeviceId
+    supplier_id: AccountId
+    country: Country
+    pool: Pool
+    ip_type: IpType
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """Bytes of one key through one device; `up` is towards the target."""
+
+    key: LineKey
+    up_bytes: int
+    down_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Both directions: what is billed and what is earned."""
+        return self.up_bytes + self.down_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FlushBatch:
+    """What one gateway counted since its last flush. (gateway, sequence) names it for ever."""
+
+    gateway_id: GatewayId
+    sequence: int
+    at_ms: int
+    lines: tuple[UsageLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """The live count of a key, over all gateways; no cap means a partner's key."""
+
+    used_bytes: int
+    cap_bytes: int | None
+
+    @property
+    def left_bytes(self) -> int | None:
+        """What may still be carried, never below zero; None without a cap."""
+        return None if self.cap_bytes is None else max(self.cap_bytes - self.used_bytes, 0)

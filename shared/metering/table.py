@@ -1,0 +1,128 @@
+"""Usage in DynamoDB: flush batches as they came, and per-day totals that applying them once adds up to."""
+
+from typing import Final
+
+from shared.kernel.codes import IpType, Pool
+from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
+from shared.metering.model import FlushBatch, LineKey, UsageLine
+from shared.metering.rules import day_of
+from shared.runtime.dynamo import (
+    DynamoRequest,
+    Item,
+    Page,
+    TransactItem,
+    put_new,
+    query,
+    transact_update,
+)
+
+BATCH_KEPT_S: Final = 90 * 86_400
+_PENDING: Final = "1"
+
+
+def _batch_key(gateway_id: str, sequence: int) -> tuple[str, str]:
+    return f"batch#{gateway_id}", f"{sequence:012d}"
+
+
+def put_batch(table: str, batch: FlushBatch) -> DynamoRequest[bool]:
+    """Record a batch; False when it stands there already."""
+    pk, sk = _batch_key(batch.gateway_id, batch.sequence)
+    row = {
+        "pk": pk,
+        "sk": sk,
+        "pending": _PENDING,
+        "at_ms": batch.at_ms,
+        "ttl": batch.at_ms // 1000 + BATCH_KEPT_S,
+        "lines": [
+            {
+                "pak": line.key.pak_id,
+                "account": line.key.account_id,
+                "device": line.key.device_id,
+                "supplier": line.key.supplier_id,
+                "country": line.key.country,
+                "pool": line.key.pool.value,
+                "ip_type": line.key.ip_type.value,
+                "up": line.up_bytes,
+                "down": line.down_bytes,
+            }
+            for line in batch.lines
+        ],
+    }
+    return put_new(table, row)
+
+
+def read_batch(row: Item) -> FlushBatch:
+    """A row as a batch."""
+    lines = tuple(
+        UsageLine(
+            LineKey(
+                PakId(line["pak"]),
+                AccountId(line["account"]),
+                DeviceId(line["device"]),
+                AccountId(line["supplier"]),
+                Country(line["country"]),
+                Pool(line["pool"]),
+                IpType(line["ip_type"]),
+            ),
+            line["up"],
+            line["down"],
+        )
+        for line in row["lines"]
+    )
+    return FlushBatch(GatewayId(row["pk"].removeprefix("batch#")), int(row["sk"]), row["at_ms"], lines)
+
+
+def pending_batches(table: str, limit: int) -> DynamoRequest[Page[FlushBatch]]:
+    """Batches that are not applied yet, as the index shows them (it may lag, and may still show applied ones)."""
+    return query(table, "pending = :p", {":p": _PENDING}, parse=read_batch, limit=limit, index="pending")
+
+
+def newest_sequence(table: str, gateway_id: GatewayId) -> DynamoRequest[int]:
+    """The highest sequence that a gateway ever recorded, or -1; a restarted gateway goes on from there."""
+    asked = query(
+        table,
+        "pk = :pk",
+        {":pk": f"batch#{gateway_id}"},
+        parse=lambda r: int(r["sk"]),
+        limit=1,
+        forward=False,
+    )
+    return DynamoRequest(asked.operation, asked.params, lambda a: (asked.parse(a).rows or (-1,))[0])
+
+
+def apply_items(table: str, batch: FlushBatch) -> list[TransactItem]:
+    """Mark a batch as applied and add it to the day rows. Fails as a whole when it was applied before."""
+    pk, sk = _batch_key(batch.gateway_id, batch.sequence)
+    done = transact_update(
+        table,
+        pk,
+        sk,
+        "REMOVE pending SET applied = :yes",
+        {":yes": True},
+        condition="attribute_exists(pending)",
+    )
+    day = f"day#{day_of(batch.at_ms)}"
+    sums: dict[str, list[int]] = {}
+    for line in batch.lines:
+        for owner in (f"pak#{line.key.pak_id}", f"dev#{line.key.device_id}"):
+            pair = sums.setdefault(owner, [0, 0])
+            pair[0] += line.up_bytes
+            pair[1] += line.down_bytes
+    rows = [
+        transact_update(table, owner, day, "ADD up_bytes :up, down_bytes :down", {":up": up, ":down": down})
+        for owner, (up, down) in sums.items()
+    ]
+    return [done, *rows]
+
+
+def usage_days(
+    table: str, owner: str, from_day: str, limit: int
+) -> DynamoRequest[Page[tuple[str, int, int]]]:
+    """(day, up, down) of `pak#<id>` or `dev#<id>` since a day."""
+    return query(
+        table,
+        "pk = :pk AND sk >= :day",
+        {":pk": owner, ":day": f"day#{from_day}"},
+        parse=lambda r: (r["sk"].removeprefix("day#"), r["up_bytes"], r["down_bytes"]),
+        limit=limit,
+    )

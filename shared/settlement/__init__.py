@@ -1,0 +1,1 @@
+"""What served bytes earn: rates, and their accrual into the ledger."""

@@ -1,0 +1,82 @@
+"""Rolling up: counted batches become day totals, used bytes of keys, and what suppliers are owed.
+
+Each batch is first accrued (transfers with fixed ids, so a repeat posts nothing), then applied in one transaction that can
+succeed only once. A crash between the two is finished by the next run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.access.table import add_used_item
+from shared.kernel.ids import AccountId
+from shared.kernel.money import whole_micro
+from shared.ledger import table as ledger
+from shared.ledger.model import Posted, supplier
+from shared.metering import table as usage
+from shared.metering.model import FlushBatch
+from shared.metering.rules import totals
+from shared.runtime.dynamo import RunsDynamo, transact
+from shared.settlement.rules import accruals
+
+BATCHES_PER_PAGE: Final = 100
+BATCHES_PER_RUN_MAX: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Names of the tables that a roll-up reads and writes."""
+
+    usage: str
+    access: str
+    ledger: str
+
+
+@dataclass(slots=True)
+class RollUpReport:
+    """What one run did."""
+
+    applied: int = 0
+    repeated: int = 0
+    transfers: int = 0
+    total_bytes: int = 0
+
+
+def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
+    """Apply every pending batch. Safe to run twice, late or beside itself. Raises RateMissing before anything moves."""
+    report = RollUpReport()
+    seen: set[tuple[str, int]] = set()
+    while len(seen) < BATCHES_PER_RUN_MAX:
+        page = dynamo.run(usage.pending_batches(tables.usage, BATCHES_PER_PAGE))
+        fresh = [b for b in page.rows if (b.gateway_id, b.sequence) not in seen]
+        if not fresh:
+            return report
+        for batch in fresh:
+            seen.add((batch.gateway_id, batch.sequence))
+            _apply(dynamo, tables, batch, rates, now_ms, report)
+    return report
+
+
+def _apply(
+    dynamo: RunsDynamo,
+    tables: Tables,
+    batch: FlushBatch,
+    rates: Mapping[str, Any],
+    now_ms: int,
+    report: RollUpReport,
+) -> None:
+    for transfer in accruals(batch, rates):
+        report.transfers += dynamo.run(ledger.post(tables.ledger, transfer)) is Posted.CREATED
+    used = totals(batch)
+    items = usage.apply_items(tables.usage, batch)
+    items += [add_used_item(tables.access, pak_id, count, now_ms) for pak_id, count in used.items()]
+    if dynamo.run(transact(items)) is None:
+        report.applied += 1
+        report.total_bytes += sum(used.values())
+    else:
+        report.repeated += 1
+
+
+def owed_micro(dynamo: RunsDynamo, ledger_table: str, account_id: AccountId) -> int:
+    """What a supplier is owed, in whole micro-USDC."""
+    return whole_micro(dynamo.run(ledger.get_balance(ledger_table, supplier(account_id))).owed)
