@@ -1,7 +1,7 @@
 """One tunnel: a gateway's CONNECT on one side, a session on a peer's socket on the other.
 
 States: OPENING -> OPEN -> CLOSED, or OPENING -> CLOSED. v1 has no flow control, so a gateway that does not read makes the
-relay stop reading that peer socket; after `STALL_MAX_S` without progress the tunnel is closed instead, for the others' sake.
+relay stop reading that peer socket; after `STALL_MAX_S` without progress the tunnel is closed instead.
 """
 
 from __future__ import annotations

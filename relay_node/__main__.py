@@ -1,0 +1,115 @@
+"""`python -m relay_node`: one relay, wired by hand from its settings."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import secrets
+import signal
+import ssl
+from typing import Final
+
+import uvloop
+
+from relay_node.figures import Reason
+from relay_node.mesh import MeshConnection
+from relay_node.peers import Device, Hooks, PeerSocket, Registry
+from relay_node.presence import PresenceWriter, follow_revocations, sweep_for_ever
+from relay_node.settings import RelaySettings, listen_address
+from shared.runtime.clock import now_ms
+from shared.runtime.log import configure
+from shared.runtime.private import serve_private
+from shared.runtime.redis import AsyncRedis
+from shared.runtime.settings import load_or_exit
+from shared.supply.origin import OriginReader
+from shared.supply.rules import assign_region
+from shared.supply.tokens import verify
+from shared.wire.websocket import CloseCode
+
+DRAIN_MAX_S: Final = 10.0
+DRAIN_POLL_S: Final = 0.05
+SESSION_ID_BYTES: Final = 8
+
+
+async def serve(settings: RelaySettings) -> None:
+    """Run until SIGTERM or SIGINT, then drain."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    redis = AsyncRedis(settings.redis_url)
+    origins = OriginReader(settings.asn_mmdb, settings.country_mmdb, settings.asn_classes)
+    regions = settings.regions()
+    public_key = settings.jwt_public_key.get_secret_value()
+    mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
+    presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port), now_ms)
+
+    def redirect_for(device: Device) -> str | None:
+        region = assign_region(device.origin.country, regions)
+        return None if region.name == settings.relay_region else region.url
+
+    registry = Registry(
+        Hooks(
+            verify=lambda token: verify(token, public_key),
+            origin=origins.lookup,
+            now_ms=now_ms,
+            arrived=presence.arrived,
+            left=presence.left,
+            redirect_for=redirect_for,
+        )
+    )
+    token = settings.mesh_token.get_secret_value()
+    peer_host, peer_port = listen_address(settings.relay_peer_listen)
+    private_host, private_port = listen_address(settings.relay_private_listen)
+    peers = await loop.create_server(lambda: PeerSocket(registry), peer_host, peer_port, ssl=_tls(settings))
+    mesh = await loop.create_server(
+        lambda: MeshConnection(registry, token, lambda: secrets.token_hex(SESSION_ID_BYTES)),
+        mesh_host,
+        mesh_port,
+    )
+    private = await serve_private(private_host, private_port, lambda: presence.fault)
+    tasks = [
+        loop.create_task(presence.run()),
+        loop.create_task(follow_revocations(redis, registry)),
+        loop.create_task(sweep_for_ever(registry, presence)),
+    ]
+    gc.freeze()
+    logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})
+    await stopping.wait()
+    peers.close()
+    mesh.close()
+    await _drain(registry)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(presence.drain(), 1.0)
+    for task in tasks:
+        task.cancel()
+    private.close()
+    await redis.close()
+    origins.close()
+
+
+async def _drain(registry: Registry) -> None:
+    """Let running tunnels finish, up to a bound, then send every peer away."""
+    registry.draining = True
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + DRAIN_MAX_S
+    while any(s.tunnels for s in registry.sockets) and loop.time() < deadline_s:  # noqa: ASYNC110 - once, at the end
+        await asyncio.sleep(DRAIN_POLL_S)
+    for socket in list(registry.sockets):
+        socket.close(CloseCode.GOING_AWAY, "relay restarts", Reason.DRAIN)
+    await asyncio.sleep(DRAIN_POLL_S)
+
+
+def _tls(settings: RelaySettings) -> ssl.SSLContext | None:
+    """TLS of the peers' listener, unless a load balancer in front ends it."""
+    if settings.relay_tls_cert is None or settings.relay_tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(settings.relay_tls_cert, settings.relay_tls_key)
+    return context
+
+
+if __name__ == "__main__":
+    configure("relay")
+    uvloop.run(serve(load_or_exit(RelaySettings)))

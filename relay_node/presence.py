@@ -1,0 +1,131 @@
+"""Tells Redis which devices are here, without ever blocking the byte path: the latest wish per device is written.
+
+Bounded by the number of devices; when Redis is away the wishes wait and the sweep renews them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from relay_node.peers import Device, Registry
+from shared.grading.live import enqueue_probe
+from shared.kernel.ids import AccountId, DeviceId, RelayId
+from shared.pool.live import REVOKE_DEVICE, drop_presence, put_presence
+from shared.pool.model import Presence
+from shared.runtime.dynamo import StoreUnavailable
+from shared.runtime.redis import AsyncRedis
+
+RETRY_S: Final = 1.0
+REFRESH_S: Final = 30.0
+SWEEP_S: Final = 5.0
+
+log = logging.getLogger("psx.relay")
+
+
+class PresenceWriter:
+    """Writes arrivals, departures and refreshes of devices to Redis, in order per device."""
+
+    def __init__(
+        self, redis: AsyncRedis, relay_id: str, mesh: tuple[str, int], now_ms: Callable[[], int]
+    ) -> None:
+        self._redis = redis
+        self._relay_id = RelayId(relay_id)
+        self._mesh = mesh
+        self._now_ms = now_ms
+        self._wishes: dict[str, Device | None] = {}
+        self._new: set[str] = set()
+        self._wake = asyncio.Event()
+        self.fault: str | None = None
+
+    def arrived(self, device: Device) -> None:
+        """A device has its first ready socket: it is present, and due for a probe."""
+        self._new.add(device.device_id)
+        self._wish(device.device_id, device)
+
+    def left(self, device: Device) -> None:
+        """A device lost its last socket."""
+        self._new.discard(device.device_id)
+        self._wish(device.device_id, None)
+
+    def refresh(self, registry: Registry) -> None:
+        """Renew every device that is here; also what heals a Redis that lost everything."""
+        for device in registry.devices.values():
+            if device.least_loaded() is not None:
+                self._wish(device.device_id, device)
+
+    def _wish(self, device_id: str, device: Device | None) -> None:
+        self._wishes[device_id] = device
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write wishes until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.drain()
+
+    async def drain(self) -> None:
+        """Write all wishes that stand now; retries while Redis is away."""
+        while self._wishes:
+            device_id, device = self._wishes.popitem()
+            try:
+                await self._write(DeviceId(device_id), device)
+                self.fault = None
+            except StoreUnavailable as error:
+                self._wishes.setdefault(device_id, device)
+                if self.fault is None:
+                    log.warning("redis away", extra={"reason": str(error)})
+                self.fault = str(error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _write(self, device_id: DeviceId, device: Device | None) -> None:
+        if device is None:
+            await self._redis.run(drop_presence(device_id, self._relay_id))
+            return
+        for call in put_presence(self._presence(device_id, device)):
+            await self._redis.run(call)
+        if device_id in self._new:
+            await self._redis.run(enqueue_probe(device_id, self._now_ms()))
+            self._new.discard(device_id)
+
+    def _presence(self, device_id: DeviceId, device: Device) -> Presence:
+        return Presence(
+            device_id=device_id,
+            account_id=AccountId(device.account_id),
+            relay_id=self._relay_id,
+            mesh_host=self._mesh[0],
+            mesh_port=self._mesh[1],
+            ip=device.address,
+            country=device.origin.country,
+            ip_type=device.origin.ip_type,
+            asn=device.origin.asn,
+            isp=device.origin.isp,
+            connected_at_ms=device.connected_ms,
+        )
+
+
+async def follow_revocations(redis: AsyncRedis, registry: Registry) -> None:
+    """Close devices as they are revoked; subscribes again whenever the connection is lost."""
+    while True:
+        try:
+            async for _, device_id in redis.messages(REVOKE_DEVICE):
+                if device_id:
+                    registry.revoke(device_id)
+        except StoreUnavailable as error:
+            log.warning("revocations not heard", extra={"reason": str(error)})
+        await asyncio.sleep(RETRY_S)
+
+
+async def sweep_for_ever(registry: Registry, presence: PresenceWriter) -> None:
+    """The one timer of the relay: idle sockets, late handshakes, stalled tunnels, presence."""
+    loop = asyncio.get_running_loop()
+    refreshed_s = loop.time()
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        registry.sweep(loop.time())
+        if loop.time() - refreshed_s >= REFRESH_S:
+            refreshed_s = loop.time()
+            presence.refresh(registry)

@@ -1,0 +1,102 @@
+"""The peer as a whole: one identity, several relay sockets, redials, redirects, and a stop that works."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import logging
+import random
+import time
+from functools import partial
+from typing import Final
+
+from psx_peer.identity import ApiRefused, Identity, IdentityKeeper
+from psx_peer.options import Options
+from psx_peer.relay import RelaySocket
+from psx_peer.tunnels import Dialer, DirectDialer
+from psx_peer.wire import egress, peer, websocket
+
+API_RETRY_MAX_S: Final = 60.0
+
+log = logging.getLogger("psx_peer")
+
+
+class Peer:
+    """Runs until `stop` is called. `dialer` is how targets are reached; the default obeys the egress policy."""
+
+    def __init__(self, options: Options, dialer: Dialer | None = None) -> None:
+        policy = egress.EgressPolicy(lab_allow=options.lab_allow)
+        self._options = options
+        self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts)
+        self._keeper = IdentityKeeper(options)
+        self._sockets: set[RelaySocket] = set()
+        self._stopping = asyncio.Event()
+        self._relay: str | None = None
+        self._redirected_s: float | None = None
+
+    async def run(self) -> None:
+        """Serve until stopped."""
+        lines = [asyncio.ensure_future(self._line()) for _ in range(self._options.connections)]
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        done, _ = await asyncio.wait([*lines, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for socket in list(self._sockets):
+            socket.stop()
+        for task in (*lines, stopped):
+            task.cancel()
+        await asyncio.gather(*lines, stopped, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    def stop(self) -> None:
+        """End every tunnel and socket at once; `run` returns."""
+        self._stopping.set()
+
+    async def _line(self) -> None:
+        """One of the parallel sockets, for ever."""
+        identity = await self._identity()
+        while True:
+            url = self._relay or identity.relay
+            socket = RelaySocket(self._options, identity, self._dialer, partial(self._may_follow, identity))
+            self._sockets.add(socket)
+            try:
+                code = await socket.run(url)
+            except (OSError, TimeoutError) as error:
+                log.warning("relay not reached: %s", type(error).__name__)
+                code = 1006
+            finally:
+                self._sockets.discard(socket)
+            if socket.redirect_to is not None:
+                continue
+            if self._relay is not None and self._relay != url:
+                continue
+            if code in {websocket.CloseCode.IDENTITY_INVALID, websocket.CloseCode.IDENTITY_REVOKED}:
+                identity = await self._identity(identity)
+            await asyncio.sleep(random.uniform(self._options.redial_min_s, self._options.redial_max_s))  # noqa: S311
+
+    def _may_follow(self, identity: Identity, target: str) -> bool:
+        """Only to relays that the API named, and once a minute; the other sockets follow the first one."""
+        if target == self._relay:
+            return True
+        now = time.monotonic()
+        recent = self._redirected_s is not None and now - self._redirected_s < peer.REDIRECT_MIN_INTERVAL_S
+        if target not in identity.relays or recent:
+            return False
+        self._redirected_s = now
+        self._relay = target
+        log.info("moving to relay %s", target)
+        return True
+
+    async def _identity(self, stale: Identity | None = None) -> Identity:
+        """The identity, however long the API takes; a refusal that will not change ends the peer."""
+        wait_s = 1.0
+        while True:
+            try:
+                return await (self._keeper.renew(stale) if stale else self._keeper.get())
+            except ApiRefused as refusal:
+                if refusal.status < 500 and refusal.status != 429:
+                    raise
+                log.warning("API: %s", refusal)
+            except (OSError, http.client.HTTPException) as error:
+                log.warning("API not reached: %s", type(error).__name__)
+            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
+            wait_s = min(wait_s * 2, API_RETRY_MAX_S)

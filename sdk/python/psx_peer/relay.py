@@ -1,0 +1,250 @@
+"""One socket to a relay: upgrade, device_info, heartbeats, tunnels; callbacks on the transport."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from psx_peer import __version__
+from psx_peer.identity import Identity, tls_context
+from psx_peer.options import Options
+from psx_peer.tunnels import Dialer, TargetSide
+from psx_peer.wire import handshake, http1, peer, websocket
+
+CONNECT_TIMEOUT_S: Final = 15.0
+DEAD_AFTER_S: Final = 45.0
+WRITE_HIGH_BYTES: Final = 256 * 1024
+MAX_TUNNELS: Final = 256
+
+log = logging.getLogger("psx_peer")
+
+
+class RelaySocket(asyncio.Protocol):
+    """Await `run` for the close code; `redirect_to` holds the relay's wish when the code is 4100."""
+
+    def __init__(
+        self, options: Options, identity: Identity, dialer: Dialer, allow_redirect: Callable[[str], bool]
+    ) -> None:
+        self._options = options
+        self._identity = identity
+        self._dialer = dialer
+        self._allow_redirect = allow_redirect
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._head: bytearray | None = bytearray()
+        self._key = os.urandom(16)
+        self._frames = websocket.FrameReader(masked=False)
+        self._tunnels: dict[str, TargetSide] = {}
+        self._blocked: set[TargetSide] = set()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._heard_s = self._loop.time()
+        self.write_paused = False
+        self.redirect_to: str | None = None
+        self.connected = asyncio.Event()
+
+    async def run(self, url: str) -> int:
+        """Connect, serve until the socket ends, and say with which close code. Raises OSError."""
+        parts = urlsplit(url)
+        secure = parts.scheme == "wss"
+        host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+        local = (self._options.bind, 0) if self._options.bind else None
+        tls = tls_context(self._options) if secure else None
+        connecting = self._loop.create_connection(lambda: self, host, port, ssl=tls, local_addr=local)
+        transport, _ = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
+        transport.write(handshake.upgrade_request(parts.netloc, parts.path, self._key, self._identity.token))
+        beat = self._loop.create_task(self._heartbeats())
+        try:
+            return await self._ended
+        finally:
+            beat.cancel()
+            transport.abort()
+
+    def stop(self) -> None:
+        """End the socket and every tunnel on it, at once."""
+        for tunnel in list(self._tunnels.values()):
+            tunnel.abort()
+        self._finish(websocket.CloseCode.NORMAL, "stopped by its owner")
+
+    # transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream connection gives nothing else
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_s = self._loop.time()
+        try:
+            if self._head is not None:
+                self._head += data
+                data = self._upgraded(self._head)
+            if data:
+                for message in self._frames.receive(data):
+                    self._message(message)
+        except (websocket.WebSocketFault, peer.MalformedFrame, http1.HeadError) as fault:
+            self._finish(websocket.CloseCode.PROTOCOL_ERROR, str(fault))
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        for tunnel in self._tunnels.values():
+            tunnel.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        for tunnel in self._tunnels.values():
+            tunnel.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for tunnel in list(self._tunnels.values()):
+            tunnel.abort()
+        self._tunnels.clear()
+        self._end(1006)
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    # frames in
+
+    def _upgraded(self, head: bytearray) -> bytes:
+        answer = http1.take_response_head(head)
+        if answer is None:
+            return b""
+        if answer.status == 401:
+            self._end(websocket.CloseCode.IDENTITY_INVALID)
+            return b""
+        if not handshake.is_accepted(answer, self._key, self._identity.token):
+            log.warning("relay refused the upgrade: %d", answer.status)
+            self._end(1006)
+            return b""
+        rest, self._head = bytes(head), None
+        self._send_text(
+            peer.Type.DEVICE_INFO,
+            country="",
+            carrier="",
+            currentIp="auto",
+            protocol=peer.PROTOCOL,
+            supportsRelayRedirect=True,
+            sdkVersion=f"python-{__version__}",
+        )
+        return rest
+
+    def _message(self, message: websocket.Message) -> None:
+        match message.opcode:
+            case websocket.Opcode.BINARY:
+                frame = peer.parse_binary(message.payload)
+                tunnel = self._tunnels.get(frame.session_id)
+                if tunnel is not None and frame.type is peer.FrameType.DATA:
+                    tunnel.to_target(frame.payload)
+                elif tunnel is not None:
+                    self._drop(tunnel)
+            case websocket.Opcode.TEXT:
+                text = peer.parse_text(message.payload)
+                if text is not None:
+                    self._text(text)
+            case websocket.Opcode.PING:
+                self._send(websocket.Opcode.PONG, message.payload)
+            case websocket.Opcode.CLOSE:
+                self._end(message.close_code())
+
+    def _text(self, text: peer.Text) -> None:
+        session_id = text.text("sessionId")
+        match text.type:
+            case peer.Type.CONNECTED:
+                self.connected.set()
+                log.info("connected to relay as %s", text.text("deviceId"))
+            case peer.Type.TUNNEL_CONNECT:
+                self._tunnel_connect(session_id, text.text("host"), text.integer("port"))
+            case peer.Type.TUNNEL_DATA if session_id in self._tunnels:
+                self._tunnels[session_id].to_target(peer.legacy_payload(text))
+            case peer.Type.TUNNEL_CLOSE if session_id in self._tunnels:
+                self._drop(self._tunnels[session_id])
+            case peer.Type.RELAY_REDIRECT if self._allow_redirect(text.text("relay")):
+                self.redirect_to = text.text("relay")
+                self._finish(websocket.CloseCode.REDIRECTED, "redirect followed")
+            case peer.Type.ERROR:
+                log.warning("relay says: %s", text.text("message")[:200])
+
+    def _tunnel_connect(self, session_id: str, host: str, port: int) -> None:
+        if not session_id or session_id in self._tunnels:
+            return
+        if len(self._tunnels) >= MAX_TUNNELS:
+            self.open_failed(session_id, peer.OpenFailure.UNKNOWN, "too many tunnels", 0)
+            return
+        tunnel = TargetSide(self, session_id)
+        self._tunnels[session_id] = tunnel
+        tunnel.start(self._dialer, host, port)
+
+    def _drop(self, tunnel: TargetSide) -> None:
+        self._tunnels.pop(tunnel.session_id, None)
+        self.unblock(tunnel)
+        tunnel.close()
+
+    # from tunnels
+
+    def opened(self, session_id: str) -> None:
+        """A target is connected."""
+        self._send_text(peer.Type.TUNNEL_CONNECTED, sessionId=session_id)
+
+    def open_failed(self, session_id: str, reason: peer.OpenFailure, detail: str, took_ms: int) -> None:
+        """A target could not be dialled."""
+        self._tunnels.pop(session_id, None)
+        self._send_text(
+            peer.Type.TUNNEL_OPEN_FAILED,
+            sessionId=session_id,
+            reason=reason.value,
+            detail=detail,
+            durationMs=took_ms,
+        )
+
+    def send_data(self, prefix: bytes, data: bytes) -> None:
+        """Target's bytes."""
+        self._send(websocket.Opcode.BINARY, prefix + data)
+
+    def target_closed(self, tunnel: TargetSide, *, tell: bool) -> None:
+        """A target's connection ended."""
+        self._tunnels.pop(tunnel.session_id, None)
+        self.unblock(tunnel)
+        if tell:
+            self._send_text(peer.Type.TUNNEL_CLOSED, sessionId=tunnel.session_id)
+
+    def block(self, tunnel: TargetSide) -> None:
+        """A target does not read: stop reading the relay (binary-v1 has no other way)."""
+        self._blocked.add(tunnel)
+        if self._transport and len(self._blocked) == 1 and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def unblock(self, tunnel: TargetSide) -> None:
+        """The target reads again, or is gone."""
+        if tunnel in self._blocked:
+            self._blocked.discard(tunnel)
+            if self._transport and not self._blocked and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    # frames out
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.heartbeat_s)
+            if self._loop.time() - self._heard_s > DEAD_AFTER_S and not self._blocked:
+                log.warning("relay is silent: dialling again")
+                self._end(1006)
+                return
+            self._send_text(peer.Type.HEARTBEAT)
+
+    def _send_text(self, kind: peer.Type, **payload: Any) -> None:
+        self._send(websocket.Opcode.TEXT, peer.encode_text(kind, **payload))
+
+    def _send(self, opcode: websocket.Opcode, payload: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(websocket.encode_frame(opcode, payload, os.urandom(4)))
+
+    def _finish(self, code: websocket.CloseCode, reason: str) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(websocket.encode_close(code, reason, os.urandom(4)))
+            self._transport.close()
+        self._end(code)

@@ -1,0 +1,171 @@
+"""Tunnels of a peer: dial what the relay names, if the egress policy lets it, and carry bytes both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from psx_peer.wire import egress, peer
+
+if TYPE_CHECKING:
+    from psx_peer.relay import RelaySocket
+
+DIAL_TIMEOUT_S: Final = 8.0
+TARGET_BUFFER_MAX_BYTES: Final = 8 * 1024 * 1024
+READ_CHUNK_BYTES: Final = peer.DATA_PAYLOAD_BYTES
+
+log = logging.getLogger("psx_peer")
+
+
+class DialRefused(Exception):
+    """The target may not, or could not, be dialled."""
+
+    def __init__(self, reason: peer.OpenFailure, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+Dialer = Callable[["TargetSide", str, int], Awaitable[asyncio.Transport]]
+
+
+class DirectDialer:
+    """Dials from this device. The address that is checked is the address that is dialled."""
+
+    def __init__(
+        self, policy: egress.EgressPolicy, bind: str | None = None, hosts: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self._policy = policy
+        self._bind = bind
+        self._hosts = dict(hosts)
+
+    async def __call__(self, side: TargetSide, host: str, port: int) -> asyncio.Transport:
+        """A connected transport to the target. Raises DialRefused."""
+        loop = asyncio.get_running_loop()
+        address = await self._resolve(host, port)
+        local = (self._bind, 0) if self._bind else None
+        try:
+            transport, _ = await asyncio.wait_for(
+                loop.create_connection(lambda: side, address, port, local_addr=local), DIAL_TIMEOUT_S
+            )
+        except TimeoutError:
+            raise DialRefused(peer.OpenFailure.TIMEOUT, "dial timed out") from None
+        except ConnectionRefusedError:
+            raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, "refused") from None
+        except OSError as error:
+            raise DialRefused(peer.OpenFailure.UNKNOWN, f"errno {error.errno}") from None
+        return transport
+
+    async def _resolve(self, host: str, port: int) -> str:
+        loop = asyncio.get_running_loop()
+        known = self._hosts.get(host.lower())
+        try:
+            found = (
+                [known]
+                if known
+                else [i[4][0] for i in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+            )
+        except OSError:
+            raise DialRefused(peer.OpenFailure.DNS_FAILED, "name not found") from None
+        for address in found:
+            verdict = egress.check_address(str(address), port, self._policy)
+            if verdict is not egress.EgressVerdict.ALLOWED:
+                raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, f"egress policy: {verdict.value}")
+        return str(found[0])
+
+
+class TargetSide(asyncio.Protocol):
+    """One tunnel: a session of the relay on one side, a target on the other."""
+
+    def __init__(self, relay: RelaySocket, session_id: str) -> None:
+        self._relay = relay
+        self.session_id = session_id
+        self._prefix = peer.binary_prefix(peer.FrameType.DATA, session_id)
+        self._transport: asyncio.Transport | None = None
+        self._early = bytearray()
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, dialer: Dialer, host: str, port: int) -> None:
+        """Dial in the background."""
+        self._task = asyncio.get_running_loop().create_task(self._dial(dialer, host, port))
+
+    async def _dial(self, dialer: Dialer, host: str, port: int) -> None:
+        began = time.monotonic()
+        try:
+            transport = await dialer(self, host, port)
+        except DialRefused as refusal:
+            took_ms = int((time.monotonic() - began) * 1000)
+            log.debug("tunnel refused: %s", refusal.detail)
+            self._relay.open_failed(self.session_id, refusal.reason, refusal.detail, took_ms)
+            return
+        if self._closed:
+            transport.abort()
+            return
+        self._transport = transport
+        if self._relay.write_paused:
+            transport.pause_reading()
+        self._relay.opened(self.session_id)
+        if self._early:
+            transport.write(bytes(self._early))
+            self._early.clear()
+
+    # from the relay
+
+    def to_target(self, data: bytes) -> None:
+        """Customer's bytes. A target that reads too slowly stops the relay socket until it has caught up."""
+        if self._transport is None:
+            self._early += data
+            if len(self._early) > TARGET_BUFFER_MAX_BYTES:
+                self.close()
+            return
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """The relay ended the session: what was written still leaves."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.close()
+        elif self._task is not None:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        """The relay socket is gone, or the owner stopped."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._task is not None:
+            self._task.cancel()
+
+    def pause_reading(self) -> None:
+        """The relay socket is full."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The relay socket has room."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # from the target
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The dialer hands the transport over when it is done."""
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), READ_CHUNK_BYTES):
+            self._relay.send_data(self._prefix, data[start : start + READ_CHUNK_BYTES])
+
+    def pause_writing(self) -> None:
+        self._relay.block(self)
+
+    def resume_writing(self) -> None:
+        self._relay.unblock(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relay.target_closed(self, tell=not self._closed)

@@ -1,0 +1,11 @@
+"""The one place that knows where the wire protocols are: vendored as `psx_peer._wire` in a built package, else `shared.wire`.
+
+The build copies `shared/wire` and rewrites its imports, so a device installs nothing but this package.
+"""
+
+try:
+    from psx_peer._wire import egress, handshake, http1, peer, websocket  # type: ignore[import-not-found]  # built only
+except ImportError:
+    from shared.wire import egress, handshake, http1, peer, websocket
+
+__all__ = ["egress", "handshake", "http1", "peer", "websocket"]
