@@ -1,4 +1,4 @@
-"""The one place that knows where the wire protocols are: vendored as `psx_peer._wire` in a built package, else `shared.wire`.
+"""The one place that knows where the wire protocols are: `psx_peer._wire` in a built package, else `shared.wire`.
 
 The build copies `shared/wire` and rewrites its imports, so a device installs nothing but this package.
 """

@@ -1,0 +1,124 @@
+"""`python -m gateway_node`: one gateway, wired by hand from its settings."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+from typing import Final
+
+import uvloop
+
+from gateway_node.auth import Authenticator
+from gateway_node.dial import ExitDialer
+from gateway_node.http_front import HttpFront
+from gateway_node.leases import Leases
+from gateway_node.meter import MeterService
+from gateway_node.pipeline import Pipeline
+from gateway_node.resolve import Resolver
+from gateway_node.settings import KEY_BYTES, GatewaySettings, listen_address
+from gateway_node.socks_front import SocksFront
+from shared.access.secrets import SecretBox
+from shared.kernel.ids import GatewayId, PakId
+from shared.pool.live import REVOKE_PAK
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
+from shared.runtime.log import configure
+from shared.runtime.private import serve_private
+from shared.runtime.redis import AsyncRedis
+from shared.runtime.settings import load_or_exit, secret_bytes
+from shared.wire.egress import EgressPolicy
+
+DRAIN_MAX_S: Final = 10.0
+DRAIN_POLL_S: Final = 0.05
+RESUBSCRIBE_S: Final = 1.0
+
+log = logging.getLogger("psx.gateway")
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Run until SIGTERM or SIGINT, then drain and flush."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    gateway_id = GatewayId(settings.gateway_id)
+    box = SecretBox(
+        secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
+    )
+    redis = AsyncRedis(settings.redis_url)
+    async with AsyncDynamo() as dynamo:
+        meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms)
+        await meter.start()
+        auth = Authenticator(dynamo, settings.table("access"), box, loop.time, now_ms, meter.met)
+        leases = Leases(redis, gateway_id, now_ms)
+        resolver = Resolver(EgressPolicy(lab_allow=settings.lab_endpoints()), settings.lab_names())
+        dialer = ExitDialer(settings.mesh_token.get_secret_value(), box)
+        pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms)
+        servers = [
+            await loop.create_server(
+                lambda: HttpFront(pipeline), *listen_address(settings.gateway_http_listen)
+            ),
+            await loop.create_server(
+                lambda: SocksFront(pipeline), *listen_address(settings.gateway_socks_listen)
+            ),
+        ]
+        private = await serve_private(*listen_address(settings.gateway_private_listen), lambda: meter.fault)
+        tasks = [
+            loop.create_task(meter.run()),
+            loop.create_task(leases.run()),
+            loop.create_task(leases.beat_for_ever()),
+            loop.create_task(follow_revocations(redis, auth, meter)),
+        ]
+        gc.freeze()
+        log.info("gateway ready", extra={"gateway": gateway_id})
+        await stopping.wait()
+        for server in servers:
+            server.close()
+        await _drain(meter)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await meter.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(leases.drain(), 2.0)
+        private.close()
+    await redis.close()
+
+
+async def _drain(meter: MeterService) -> None:
+    """Let open tunnels finish, up to a bound, then cut them."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + DRAIN_MAX_S
+    while meter.all_tunnels() and loop.time() < deadline_s:  # noqa: ASYNC110 - once, at the end
+        await asyncio.sleep(DRAIN_POLL_S)
+    for tunnel in meter.all_tunnels():
+        tunnel.cut()
+    await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def follow_revocations(redis: AsyncRedis, auth: Authenticator, meter: MeterService) -> None:
+    """Hear of changed keys and close what may not go on; sweep all known keys after a lost subscription."""
+    while True:
+        try:
+            async for channel, text in redis.messages(REVOKE_PAK):
+                for pak_id in [PakId(text)] if channel else sorted(auth.known()):
+                    await _recheck(auth, meter, pak_id)
+        except StoreUnavailable as error:
+            log.warning("revocations not heard", extra={"reason": str(error)})
+        await asyncio.sleep(RESUBSCRIBE_S)
+
+
+async def _recheck(auth: Authenticator, meter: MeterService, pak_id: PakId) -> None:
+    try:
+        pak = await auth.recheck(pak_id)
+    except StoreUnavailable:
+        pak = None  # it changed, and nobody knows how: cutting is the safe side
+    for tunnel in meter.open_tunnels(pak_id):
+        if pak is None or tunnel.pak.secret_hash != pak.secret_hash:
+            tunnel.cut()
+
+
+if __name__ == "__main__":
+    configure("gateway")
+    uvloop.run(serve(load_or_exit(GatewaySettings)))

@@ -1,0 +1,136 @@
+"""Who is this customer: keys from DynamoDB, cached, and dropped from the cache the moment a revocation is heard.
+
+While the store is down known keys go on for `STALE_MAX_S`, unknown ones are refused. Failed attempts are limited per
+address; a secret that is in the cache is never blocked by somebody else's failures behind the same address.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from shared.access import table as access
+from shared.access.model import Pak
+from shared.access.rules import authenticate, standing
+from shared.access.secrets import SecretBox
+from shared.kernel.codes import Refusal
+from shared.kernel.ids import AccountId, PakId
+from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
+
+FRESH_S: Final = 60.0
+STALE_MAX_S: Final = 900.0
+CACHE_MAX_KEYS: Final = 100_000
+FAILURE_WINDOW_S: Final = 60.0
+BANS: Final = ((30, 300.0), (10, 30.0))
+"""(failures within the window, ban in seconds), the harder one first."""
+TRACKED_ADDRESSES_MAX: Final = 100_000
+
+
+@dataclass(slots=True)
+class _Entry:
+    pak: Pak
+    read_s: float
+
+
+class FailureLimiter:
+    """Failed authentications per address, over a sliding minute."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._failures: dict[str, deque[float]] = {}
+        self._banned_until: dict[str, float] = {}
+
+    def banned(self, address: str) -> bool:
+        """Whether an address has to wait."""
+        until = self._banned_until.get(address)
+        if until is not None and until <= self._now_s():
+            del self._banned_until[address]
+            return False
+        return until is not None
+
+    def failed(self, address: str) -> None:
+        """Count a failure, and ban when there were too many."""
+        now = self._now_s()
+        if len(self._failures) >= TRACKED_ADDRESSES_MAX:
+            self._failures = {
+                a: times for a, times in self._failures.items() if now - times[-1] < FAILURE_WINDOW_S
+            }
+        times = self._failures.setdefault(address, deque(maxlen=BANS[0][0]))
+        times.append(now)
+        while times and now - times[0] > FAILURE_WINDOW_S:
+            times.popleft()
+        for count, ban_s in BANS:
+            if len(times) >= count:
+                self._banned_until[address] = now + ban_s
+                return
+
+
+class Authenticator:
+    """Passwords to paks."""
+
+    def __init__(
+        self,
+        dynamo: AsyncDynamo,
+        access_table: str,
+        box: SecretBox,
+        now_s: Callable[[], float],
+        now_ms: Callable[[], int],
+        met: Callable[[Pak], Awaitable[None]],
+    ) -> None:
+        self._dynamo = dynamo
+        self._table = access_table
+        self._box = box
+        self._now_s = now_s
+        self._now_ms = now_ms
+        self._met = met
+        self._cache: dict[str, _Entry] = {}
+        self._limiter = FailureLimiter(now_s)
+
+    async def authenticate(self, account_id: AccountId, password: str, address: str) -> Pak | Refusal:
+        """The pak of a password, or why it may not pass. Raises StoreUnavailable for a key nobody knows yet."""
+        secret_hash = self._box.hash(password)
+        entry = self._cache.get(secret_hash)
+        if entry is None and self._limiter.banned(address):
+            return Refusal.RATE_LIMITED_AUTH
+        if entry is None or self._now_s() - entry.read_s > FRESH_S:
+            entry = await self._read(secret_hash, entry)
+        pak = entry.pak if entry else None
+        refusal = authenticate(pak, account_id, self._now_ms())
+        if refusal is None and pak is not None:
+            return pak
+        if refusal is Refusal.AUTH_INVALID:
+            self._limiter.failed(address)
+        return refusal or Refusal.AUTH_INVALID
+
+    async def _read(self, secret_hash: str, known: _Entry | None) -> _Entry | None:
+        try:
+            pak_id = await self._dynamo.run(access.find_secret(self._table, secret_hash))
+            pak = await self._dynamo.run(access.get_pak(self._table, pak_id)) if pak_id else None
+        except StoreUnavailable:
+            if known is not None and self._now_s() - known.read_s < STALE_MAX_S:
+                return known
+            raise
+        if pak is None:
+            self._cache.pop(secret_hash, None)
+            return None
+        await self._met(pak)
+        if len(self._cache) >= CACHE_MAX_KEYS:
+            self._cache.pop(next(iter(self._cache)))
+        self._cache[secret_hash] = _Entry(pak, self._now_s())
+        return self._cache[secret_hash]
+
+    async def recheck(self, pak_id: PakId) -> Pak | None:
+        """A key may have changed: read it again. None when it may no longer carry traffic at all."""
+        for secret_hash in [h for h, e in self._cache.items() if e.pak.pak_id == pak_id]:
+            del self._cache[secret_hash]
+        pak = await self._dynamo.run(access.get_pak(self._table, pak_id))
+        if pak is None:
+            return None
+        await self._met(pak)
+        return None if standing(pak, self._now_ms()) else pak
+
+    def known(self) -> set[PakId]:
+        """Keys in the cache, for the sweep after a lost subscription."""
+        return {entry.pak.pak_id for entry in self._cache.values()}

@@ -1,0 +1,104 @@
+"""Connections held on endpoints: taken and given back in Redis, kept alive by a heartbeat, reaped from gateways that died.
+
+Giving back and reporting never block the byte path; what Redis could not take waits here and is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from shared.grading.live import report_fault
+from shared.kernel.codes import Pool
+from shared.kernel.ids import DeviceId, EndpointId, GatewayId, PakId
+from shared.pool import live
+from shared.pool.model import Acquired, NoStock, Route
+from shared.runtime.dynamo import StoreUnavailable
+from shared.runtime.redis import AsyncRedis, RedisCall
+
+FAULT_PAUSE_S: Final = 10
+BEAT_S: Final = 10.0
+RETRY_S: Final = 1.0
+WAITING_MAX: Final = 100_000
+
+log = logging.getLogger("psx.gateway")
+
+
+class Leases:
+    """This gateway's hold on endpoints."""
+
+    def __init__(self, redis: AsyncRedis, gateway_id: GatewayId, now_ms: Callable[[], int]) -> None:
+        self.redis = redis
+        self._gateway_id = gateway_id
+        self._now_ms = now_ms
+        self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
+        self._wake = asyncio.Event()
+
+    async def acquire(
+        self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId]
+    ) -> Acquired | NoStock:
+        """Hold one connection on an endpoint that matches."""
+        call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded)
+        return await self.redis.run(call)
+
+    def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
+        """The connection ended."""
+        endpoint = acquired.endpoint
+        self._later(live.release(endpoint.pool, self._gateway_id, [(endpoint.endpoint_id, pak_id, 1)]))
+
+    def report(self, acquired: Acquired) -> None:
+        """The exit failed a customer: keep others away for a moment and have it probed next."""
+        endpoint = acquired.endpoint
+        self._later(live.pause(endpoint.pool, endpoint.endpoint_id, FAULT_PAUSE_S))
+        self._later(report_fault(DeviceId(endpoint.endpoint_id), self._now_ms()))
+
+    def _later(self, call: RedisCall[Any]) -> None:
+        self._waiting.append(call)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send what waits, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.drain()
+
+    async def drain(self) -> None:
+        """Send everything that waits now."""
+        while self._waiting:
+            call = self._waiting.popleft()
+            try:
+                await self.redis.run(call)
+            except StoreUnavailable:
+                self._waiting.appendleft(call)
+                await asyncio.sleep(RETRY_S)
+
+    async def beat_for_ever(self) -> None:
+        """Say that this gateway lives, and give back what dead ones still hold."""
+        await self._own_leftovers()
+        while True:
+            try:
+                for pool in Pool:
+                    for call in live.beat(pool, self._gateway_id):
+                        await self.redis.run(call)
+                    for gateway_id in await self.redis.run(live.gateways(pool)):
+                        if gateway_id != self._gateway_id:
+                            await self._reap(pool, gateway_id)
+            except StoreUnavailable as error:
+                log.warning("heartbeat missed", extra={"reason": str(error)})
+            await asyncio.sleep(BEAT_S)
+
+    async def _own_leftovers(self) -> None:
+        """A restart under the same id: nothing that the last life held is real any more."""
+        for pool in Pool:
+            while held := await self.redis.run(live.leftover(pool, self._gateway_id, restarted=True)):
+                await self.redis.run(live.release(pool, self._gateway_id, held))
+
+    async def _reap(self, pool: Pool, gateway_id: GatewayId) -> None:
+        held = await self.redis.run(live.leftover(pool, gateway_id))
+        if held:
+            await self.redis.run(live.release(pool, gateway_id, held))
+            log.info("reaped", extra={"gateway": gateway_id, "entries": len(held)})

@@ -1,0 +1,243 @@
+"""The way of every request, whatever transport it came by: authenticate, parse, check the target, select, dial, count.
+
+Before the first byte a lost exit is replaced, within the customer's policy and a bound; after it nothing is replayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from prometheus_client import Counter, Gauge
+
+from gateway_node.auth import Authenticator
+from gateway_node.dial import ExitDialer, ExitFailed, Fault
+from gateway_node.leases import Leases
+from gateway_node.meter import MeterService
+from gateway_node.refusals import RefusedRequest
+from gateway_node.resolve import Resolver
+from gateway_node.tunnel import ExitSide, Tunnel
+from shared.access.model import Pak, Quality
+from shared.kernel.codes import Pool, Refusal
+from shared.kernel.ids import EndpointId, PakId
+from shared.pool.live import stock
+from shared.pool.model import Acquired, Failover, NoStock, Route
+from shared.pool.username import UsernameMissing, parse_username
+from shared.runtime.dynamo import StoreUnavailable
+
+CONNECTIONS_PER_KEY_MAX: Final = 500
+EXIT_ATTEMPTS_MAX: Final = 3
+OPEN_TOTAL_MAX_S: Final = 25.0
+BARREN_STREAK_MAX: Final = 2
+"""So many tunnels in a row that an exit accepted and closed without a byte make it suspect."""
+
+OPENED = Counter("psx_gateway_tunnels", "Tunnels opened", ["pool"])
+REFUSED = Counter("psx_gateway_refused", "Requests refused", ["code"])
+OPEN = Gauge("psx_gateway_open_tunnels", "Tunnels open now")
+EXIT_FAULTS = Counter("psx_gateway_exit_faults", "Exits that failed a customer", ["reason"])
+
+log = logging.getLogger("psx.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a customer asked for."""
+
+    username: str
+    password: str
+    host: str
+    port: int
+    address: str
+    socks: bool
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A tunnel to attach to, or a refusal; with what was healed in the username."""
+
+    result: tuple[Tunnel, ExitSide] | RefusedRequest
+    corrections: tuple[str, ...] = ()
+
+
+class Pipeline:
+    """Opens tunnels for customers."""
+
+    def __init__(
+        self,
+        auth: Authenticator,
+        resolver: Resolver,
+        leases: Leases,
+        dialer: ExitDialer,
+        meter: MeterService,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._auth = auth
+        self._resolver = resolver
+        self._leases = leases
+        self._dialer = dialer
+        self._meter = meter
+        self._now_ms = now_ms
+        self._connections: dict[PakId, int] = {}
+        self._barren: dict[EndpointId, int] = {}
+
+    async def open(self, request: Request) -> Outcome:
+        """Open a tunnel, or say why not. Never raises for anything a customer, an exit or a store can do."""
+        try:
+            route = parse_username(request.username)
+        except UsernameMissing:
+            return self._refuse(RefusedRequest(Refusal.USERNAME_PARSE, "the username is missing or too long"))
+        try:
+            async with asyncio.timeout(OPEN_TOTAL_MAX_S):
+                result = await self._open(request, route)
+        except StoreUnavailable:
+            result = RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
+        except TimeoutError:
+            result = RefusedRequest(Refusal.STOCK_DEGRADED, "no exit opened the tunnel in time, please retry")
+        if isinstance(result, RefusedRequest):
+            return self._refuse(result, route.corrections)
+        return Outcome(result, route.corrections)
+
+    def _refuse(self, refused: RefusedRequest, corrections: tuple[str, ...] = ()) -> Outcome:
+        REFUSED.labels(refused.code.value).inc()
+        return Outcome(refused, corrections)
+
+    async def _open(self, request: Request, route: Route) -> tuple[Tunnel, ExitSide] | RefusedRequest:
+        pak = await self._auth.authenticate(route.account_id, request.password, request.address)
+        if isinstance(pak, Refusal):
+            return RefusedRequest(pak, _AUTH_MESSAGES[pak])
+        fault = self._standing(pak, request)
+        if fault is not None:
+            return fault
+        address = await self._resolver.resolve(request.host, request.port)
+        if isinstance(address, RefusedRequest):
+            return address
+        self._connections[pak.pak_id] = self._connections.get(pak.pak_id, 0) + 1
+        opened = False
+        try:
+            result = await self._through_some_exit(request, lock_quality(route, pak), pak, address)
+            opened = not isinstance(result, RefusedRequest)
+            return result
+        finally:
+            if not opened:
+                self._disconnect(pak.pak_id)
+
+    def _standing(self, pak: Pak, request: Request) -> RefusedRequest | None:
+        if request.socks and not pak.socks_allowed:
+            return RefusedRequest(Refusal.PROTOCOL_NOT_ALLOWED, "this key works on the HTTP port only")
+        if self._meter.is_spent(pak.pak_id):
+            return RefusedRequest(Refusal.CAP_EXCEEDED, _AUTH_MESSAGES[Refusal.CAP_EXCEEDED])
+        if self._connections.get(pak.pak_id, 0) >= CONNECTIONS_PER_KEY_MAX:
+            return RefusedRequest(
+                Refusal.RATE_LIMITED_CONN, f"more than {CONNECTIONS_PER_KEY_MAX} connections at once"
+            )
+        if self._meter.overloaded():
+            return RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
+        return None
+
+    async def _through_some_exit(
+        self, request: Request, route: Route, pak: Pak, address: str
+    ) -> tuple[Tunnel, ExitSide] | RefusedRequest:
+        excluded: list[EndpointId] = []
+        either = False
+        attempts = 1 if route.failover in {Failover.STRICT, Failover.SAME_NODE} else EXIT_ATTEMPTS_MAX
+        for _ in range(attempts):
+            acquired = await self._acquire(route, pak, excluded)
+            if isinstance(acquired, NoStock):
+                break
+            side = await self._dial(acquired, pak, address, request)
+            if isinstance(side, ExitSide):
+                return self._opened(pak, acquired, side), side
+            self._leases.give_back(acquired, pak.pak_id)
+            if isinstance(side, RefusedRequest):
+                return side
+            excluded.append(acquired.endpoint.endpoint_id)
+            EXIT_FAULTS.labels(side.reason).inc()
+            either = either or side.fault is Fault.EITHER
+            if side.fault is Fault.EXIT:
+                self._leases.report(acquired)
+        if either:
+            return RefusedRequest(
+                Refusal.TARGET_REFUSED, "the target could not be reached from any exit tried"
+            )
+        if excluded:
+            return RefusedRequest(
+                Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry"
+            )
+        return await self._no_stock(route)
+
+    async def _dial(
+        self, acquired: Acquired, pak: Pak, address: str, request: Request
+    ) -> ExitSide | ExitFailed | RefusedRequest:
+        try:
+            return await self._dialer.open(acquired, address, request.port, request.request_id)
+        except asyncio.CancelledError:
+            self._leases.give_back(acquired, pak.pak_id)
+            raise
+
+    async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
+        for pool in route.pools:
+            acquired = await self._leases.acquire(route, pool, pak.pak_id, excluded)
+            if isinstance(acquired, Acquired):
+                return acquired
+        return NoStock(0)
+
+    async def _no_stock(self, route: Route) -> RefusedRequest:
+        counts: dict[str, int] = {}
+        for pool in route.pools:
+            for country, count in (await self._leases.redis.run(stock(pool))).items():
+                counts[country] = counts.get(country, 0) + count
+        wanted = route.country.upper() if route.country else "any country"
+        others = sorted((c for c in counts if c != route.country), key=lambda c: -counts[c])
+        hint = f"; nearest alternative: {others[0].upper()}" if others else ""
+        busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
+        return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
+
+    def _opened(self, pak: Pak, acquired: Acquired, side: ExitSide) -> Tunnel:
+        tunnel = Tunnel(pak, acquired, self._meter.budget(pak.pak_id), self._ended)
+        tunnel.exit = side.transport
+        self._meter.opened(tunnel)
+        OPENED.labels(acquired.endpoint.pool.value).inc()
+        OPEN.inc()
+        return tunnel
+
+    def _ended(self, tunnel: Tunnel, exit_broke: bool) -> None:
+        self._meter.closed(tunnel)
+        self._disconnect(tunnel.pak.pak_id)
+        self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
+        OPEN.dec()
+        endpoint_id = tunnel.acquired.endpoint.endpoint_id
+        barren = tunnel.up_bytes > 0 and tunnel.down_bytes == 0
+        streak = self._barren.pop(endpoint_id, 0) + 1 if barren else 0
+        if streak:
+            self._barren[endpoint_id] = streak
+        else:
+            self._barren.pop(endpoint_id, None)
+        if exit_broke or streak >= BARREN_STREAK_MAX:
+            self._barren.pop(endpoint_id, None)
+            EXIT_FAULTS.labels("broke_mid_stream" if exit_broke else "accepts_and_drops").inc()
+            self._leases.report(tunnel.acquired)
+
+    def _disconnect(self, pak_id: PakId) -> None:
+        left = self._connections.get(pak_id, 1) - 1
+        if left > 0:
+            self._connections[pak_id] = left
+        else:
+            self._connections.pop(pak_id, None)
+
+
+def lock_quality(route: Route, pak: Pak) -> Route:
+    """A `safe` key never leaves the modems, whatever its username says."""
+    if pak.quality is Quality.SAFE and route.pools != (Pool.MBL,):
+        return replace(route, pools=(Pool.MBL,))
+    return route
+
+
+_AUTH_MESSAGES: Final = {
+    Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",
+    Refusal.CAP_EXCEEDED: "the key has used all of its traffic; top it up to go on",
+    Refusal.RATE_LIMITED_AUTH: "too many failed attempts from this address, please wait",
+}

@@ -1,0 +1,63 @@
+"""Names to addresses that may be dialled: the policy is asked about the name, and again about what it resolved to."""
+
+import asyncio
+import ipaddress
+import socket
+from typing import Final
+
+from gateway_node.refusals import RefusedRequest
+from shared.kernel.codes import Refusal
+from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check_name
+
+RESOLVE_TIMEOUT_S: Final = 5.0
+
+
+class Resolver:
+    """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else."""
+
+    def __init__(self, policy: EgressPolicy, hosts: dict[str, str]) -> None:
+        self._policy = policy
+        self._hosts = hosts
+
+    async def resolve(self, host: str, port: int) -> str | RefusedRequest:
+        """The checked literal address that exits are told, or why there is none."""
+        if port in self._policy.blocked_ports:
+            return RefusedRequest(Refusal.PORT_BLOCKED, f"port {port} is not open to anyone here")
+        known = self._hosts.get(host.lower().rstrip("."))
+        if known is None and not _is_address(host):
+            if check_name(host) is not EgressVerdict.ALLOWED:
+                return RefusedRequest(Refusal.SSRF_BLOCKED, "that name belongs to a private network")
+            addresses = await _lookup(host, port)
+            if not addresses:
+                return RefusedRequest(Refusal.TARGET_DNS, "the target's name does not resolve")
+        else:
+            if check_name(known or host) is not EgressVerdict.ALLOWED:
+                return RefusedRequest(
+                    Refusal.SSRF_BLOCKED, "an address that hides another one is not allowed"
+                )
+            addresses = [known or host]
+        for address in addresses:
+            if check_address(address, port, self._policy) is EgressVerdict.ALLOWED:
+                return address
+        return RefusedRequest(Refusal.SSRF_BLOCKED, "the target is in a private, local or reserved network")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _lookup(host: str, port: int) -> list[str]:
+    """Addresses of a name, IPv4 first: not every device has IPv6."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await asyncio.wait_for(
+            loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), RESOLVE_TIMEOUT_S
+        )
+    except (OSError, TimeoutError, UnicodeError):
+        return []
+    ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in ordered))

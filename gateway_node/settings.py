@@ -1,0 +1,39 @@
+"""What a gateway node needs from its environment."""
+
+from pydantic import SecretStr, field_validator
+
+from shared.runtime.settings import LabSettings, secret_bytes
+
+KEY_BYTES = 32
+
+
+class GatewaySettings(LabSettings):
+    """Environment of a gateway node (prefix PSX_)."""
+
+    gateway_id: str
+    gateway_http_listen: str
+    gateway_socks_listen: str
+    gateway_private_listen: str
+    mesh_token: SecretStr
+    secret_pepper: SecretStr
+    sealing_key: SecretStr
+
+    @field_validator("secret_pepper", "sealing_key")
+    @classmethod
+    def _key(cls, value: SecretStr) -> SecretStr:
+        secret_bytes(value, KEY_BYTES)
+        return value
+
+    @field_validator("gateway_http_listen", "gateway_socks_listen", "gateway_private_listen")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        listen_address(value)
+        return value
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """`address:port` as a pair. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("must be address:port")
+    return host.strip("[]"), int(port)
