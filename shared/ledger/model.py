@@ -7,7 +7,6 @@ from typing import Final
 from shared.kernel.ids import AccountId
 from shared.kernel.money import FemtoUsdc
 
-
 NOTHING: Final = FemtoUsdc(0)
 
 

@@ -1,0 +1,1 @@
+"""Lambda functions: parse, call a room, map the answer. No rules live here."""

@@ -1,0 +1,81 @@
+"""What both HTTP functions share: request ids, problem details, who is calling. Source: RFC 9457."""
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from shared.runtime.dynamo import StoreUnavailable
+
+RETRY_AFTER_S: Final = 2
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
+
+
+class ProblemError(Exception):
+    """An expected refusal: status, stable code, one message for whoever meets it."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers or {}
+
+
+def problem(request: Request, status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
+    """A problem document that keeps `code` and `message`."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": code,
+        "status": status,
+        "detail": message,
+        "code": code,
+        "message": message,
+        "requestId": getattr(request.state, "request_id", ""),
+    }
+    return JSONResponse(body, status, headers, "application/problem+json")
+
+
+def source_address(request: Request) -> str:
+    """The address of the caller's socket as the gateway saw it; never a header."""
+    return request.client.host if request.client else ""
+
+
+def install(app: FastAPI) -> None:
+    """Give an app its request ids and its errors."""
+
+    @app.middleware("http")
+    async def with_request_id(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        response = await call_next(request)
+        response.headers["X-Request-ID"] = request.state.request_id
+        return response
+
+    @app.exception_handler(ProblemError)
+    def refused(request: Request, error: ProblemError) -> JSONResponse:
+        return problem(request, error.status, error.code, error.message, error.headers)
+
+    @app.exception_handler(StoreUnavailable)
+    def unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        message = "temporarily unavailable; repeat the same request, and do not pay again"
+        return problem(request, 503, "TEMPORARILY_UNAVAILABLE", message, headers)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"}) or "body"
+        return problem(request, 400, "INVALID_FIELD", f"{field}: {first['msg']}", {})
+
+    @app.exception_handler(HTTPException)
+    def plain(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "HTTP_ERROR")
+        return problem(request, error.status_code, code, str(error.detail), dict(error.headers or {}))

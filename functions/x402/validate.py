@@ -1,0 +1,33 @@
+"""The job that lets the sale open: money routes stay closed until the house account, recipients and chains are right."""
+
+from typing import Any
+
+from functions.x402.wiring import Wiring
+from shared.access.model import AccountKind
+from shared.access.table import get_account
+from shared.guard.service import enter_loop
+from shared.guard.table import write_setting
+from shared.kernel.ids import AccountId
+from shared.runtime.clock import now_ms
+from shared.sale.rules import read_prices
+
+SETTING = "sale"
+
+
+def validate_sale(wiring: Wiring) -> dict[str, Any]:
+    """Check everything that money depends on and record the result. Answers {ok, faults}."""
+    settings = wiring.settings
+    guard = settings.table("guard")
+    refused = enter_loop(wiring.dynamo, guard, "validate_sale", now_ms())
+    if refused is not None:
+        return {"ok": False, "refused": refused.value}
+    faults = []
+    account = wiring.dynamo.run(get_account(settings.table("access"), AccountId(settings.house_account)))
+    if account is None or account.kind is not AccountKind.HOUSE:
+        faults.append("house account: missing, or not a house account")
+    if read_prices(wiring.live.get("prices")) is None:
+        faults.append("prices: not set")
+    faults += wiring.chains.faults()
+    now = now_ms()
+    wiring.dynamo.run(write_setting(guard, SETTING, {"ok": not faults, "faults": faults, "at_ms": now}, now))
+    return {"ok": not faults, "faults": faults}

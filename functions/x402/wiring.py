@@ -1,0 +1,108 @@
+"""Settings and parts of the x402 function, made once per container."""
+
+import functools
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import SecretStr, field_validator
+
+from functions.x402.chains import Chains
+from shared.access.secrets import SecretBox
+from shared.guard.service import LiveSettings
+from shared.kernel.ids import AccountId
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import SyncRedis
+from shared.runtime.settings import Settings, load, secret_bytes
+from shared.sale.answers import Place
+from shared.sale.model import Rail
+from shared.sale.service import Counter
+
+KEY_BYTES: Final = 32
+
+
+class SaleSettings(Settings):
+    """Environment of the x402 function (prefix PSX_)."""
+
+    api_base_url: str
+    gateway_host: str
+    gateway_http_port: int
+    gateway_socks_port: int
+    secret_pepper: SecretStr
+    sealing_key: SecretStr
+    quote_secret: SecretStr
+    house_account: str
+    evm_rpc_urls: str
+    evm_chain_id: int = 8453
+    evm_asset: str = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+    evm_recipient: str
+    evm_confirmations: int = 1
+    solana_rpc_urls: str
+    solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
+    solana_recipient: str
+
+    @field_validator("secret_pepper", "sealing_key", "quote_secret")
+    @classmethod
+    def _key(cls, value: SecretStr) -> SecretStr:
+        secret_bytes(value, KEY_BYTES)
+        return value
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Everything that routes use."""
+
+    settings: SaleSettings
+    dynamo: SyncDynamo
+    redis: SyncRedis
+    live: LiveSettings
+    counter: Counter
+    chains: Chains
+    rails: tuple[Rail, ...]
+    place: Place
+
+
+def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring:
+    """Put the parts together."""
+    box = SecretBox(
+        secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
+    )
+    rails = (
+        Rail(
+            "base",
+            settings.evm_chain_id,
+            f"eip155:{settings.evm_chain_id}",
+            settings.evm_asset,
+            settings.evm_recipient,
+        ),
+        Rail(
+            "solana",
+            None,
+            "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp",
+            settings.solana_asset,
+            settings.solana_recipient,
+        ),
+    )
+    chains = Chains(settings)
+    counter = Counter(
+        dynamo=dynamo,
+        redis=redis,
+        table=settings.table,
+        box=box,
+        quote_secret=secret_bytes(settings.quote_secret, KEY_BYTES),
+        house=AccountId(settings.house_account),
+        chain=lambda: chains,
+        now_ms=now_ms,
+    )
+    place = Place(
+        settings.api_base_url, settings.gateway_host, settings.gateway_http_port, settings.gateway_socks_port
+    )
+    live = LiveSettings(dynamo, settings.table("guard"), now_ms)
+    return Wiring(settings, dynamo, redis, live, counter, chains, rails, place)
+
+
+@functools.cache
+def wiring() -> Wiring:
+    """The wiring of this container."""
+    settings = load(SaleSettings)
+    return wire(settings, SyncDynamo(), SyncRedis(settings.redis_url))

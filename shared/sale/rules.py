@@ -1,0 +1,190 @@
+"""Pure rules of the sale: reading terms and payments, what is due, who may claim a payment, what a username looks like."""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from shared.kernel.ids import AccountId, Country
+from shared.kernel.money import BYTES_PER_GB, MicroUsdc, NotADecimal, format_gb, parse_gb, price
+from shared.pool.model import Rotation
+from shared.sale.model import FieldFault, Payment, Prices, Problem, Terms
+
+QUOTE_TTL_S: Final = 3600
+QUOTE_SLACK_S: Final = 90
+"""How much earlier than its quote a payment may seem: block times are coarse and clocks differ."""
+REEMIT_WINDOW_MS: Final = 3_600_000
+HEADER_MAX_CHARS: Final = 8192
+_BASIS_POINTS: Final = 10_000
+_EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
+_SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
+_COUNTRY: Final = re.compile(r"[a-z]{2}")
+_SID: Final = re.compile(r"[a-z0-9_]{1,64}")
+_TIME_KNOWN_FROM_S: Final = 1_500_000_000
+
+
+def read_prices(setting: Mapping[str, Any]) -> Prices | None:
+    """The catalogue from its setting; None while nobody has set prices."""
+    try:
+        tier = setting["default_tier"]
+        row = setting["tiers"][tier]
+        return Prices(
+            tier=tier,
+            price_micro_per_gb=row["price_micro_per_gb"],
+            min_bytes=row["min_bytes"],
+            max_bytes=row["max_bytes"],
+            duration_default_s=setting["duration_default_s"],
+            duration_max_s=setting["duration_max_s"],
+            tolerance_bp=setting["tolerance_bp"],
+            socks=bool(setting.get("socks", False)),
+            quality=row["quality"],
+        )
+    except KeyError:
+        return None
+
+
+def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
+    """Terms from query parameters, or the first one that cannot be used."""
+    tier = query.get("tier", prices.tier)
+    if tier != prices.tier:
+        return FieldFault("tier", prices.tier)
+    country = query.get("country", "any").lower()
+    if country != "any" and not _COUNTRY.fullmatch(country):
+        return FieldFault("country", "an ISO 3166-1 alpha-2 code, or any")
+    traffic = read_traffic(query.get("traffic"), prices)
+    if isinstance(traffic, FieldFault):
+        return traffic
+    duration = read_duration(query.get("duration"), prices)
+    if isinstance(duration, FieldFault):
+        return duration
+    sid = query.get("sid")
+    if sid is not None and not _SID.fullmatch(sid):
+        return FieldFault("sid", "1 to 64 of a-z, 0-9 and _")
+    rotation = query.get("rot", Rotation.AUTO10.value)
+    if rotation not in {*Rotation, "hard"}:
+        return FieldFault("rot", ", ".join(Rotation))
+    return Terms(tier, None if country == "any" else Country(country), traffic, duration, sid, rotation)
+
+
+def read_traffic(text: str | None, prices: Prices) -> int | FieldFault:
+    """GB text as bytes within the catalogue's bounds; the minimum when nothing is said."""
+    allowed = f"{format_gb(prices.min_bytes)} to {format_gb(prices.max_bytes)} GB"
+    if text is None:
+        return prices.min_bytes
+    try:
+        traffic = parse_gb(text)
+    except NotADecimal:
+        return FieldFault("traffic", allowed)
+    return traffic if prices.min_bytes <= traffic <= prices.max_bytes else FieldFault("traffic", allowed)
+
+
+def read_duration(text: str | None, prices: Prices) -> int | FieldFault:
+    """Seconds, at most what the catalogue allows."""
+    if text is None:
+        return prices.duration_default_s
+    good = text.isascii() and text.isdecimal() and len(text) <= 9 and 0 < int(text) <= prices.duration_max_s
+    return int(text) if good else FieldFault("duration", f"1 to {prices.duration_max_s} seconds")
+
+
+def due_micro(traffic_bytes: int, prices: Prices) -> MicroUsdc:
+    """What traffic costs."""
+    return price(traffic_bytes, MicroUsdc(prices.price_micro_per_gb))
+
+
+def is_enough(paid_micro: int, due: int, tolerance_bp: int) -> bool:
+    """Whether a payment covers what is due, less the tolerance. Integers only."""
+    return paid_micro * _BASIS_POINTS >= due * (_BASIS_POINTS - tolerance_bp)
+
+
+def granted_bytes(paid_micro: int, traffic_bytes: int, prices: Prices) -> int:
+    """What a sufficient payment buys: what was asked for, and the excess as traffic."""
+    return max(traffic_bytes, paid_micro * BYTES_PER_GB // prices.price_micro_per_gb)
+
+
+def quote_id(secret: bytes, requester: str, product: str, due: int) -> str:
+    """The stateless name of a quote: the same requester and terms give the same quote."""
+    text = "\n".join((requester, product, str(due)))
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def hide_requester(secret: bytes, address: str) -> str:
+    """A requester as it is stored: not an address."""
+    return hmac.new(secret, b"requester\n" + address.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def claim_fault(*, proven: bool, quoted_at_ms: int | None, paid_at_s: int, now_ms: int) -> Problem | None:
+    """Why a valid payment may not be claimed by whoever shows its hash.
+
+    The payer's signature always may. A bare hash may when this requester had asked for these terms before it was paid:
+    who only watches the chain asks later. A payment that is older than the quote's life is refused.
+    """
+    known = paid_at_s >= _TIME_KNOWN_FROM_S
+    if proven:
+        return None
+    if quoted_at_ms is None:
+        return Problem.NOT_YOURS
+    if known and paid_at_s + QUOTE_SLACK_S < quoted_at_ms // 1000:
+        return Problem.NOT_YOURS
+    if known and now_ms // 1000 - paid_at_s > QUOTE_TTL_S:
+        return Problem.PAYMENT_TOO_OLD
+    return None
+
+
+def proof_text(network: str, tx_hash: str) -> str:
+    """What a payer signs to prove that a payment is theirs."""
+    return f"psx: this payment is mine\nnetwork: {network}\ntransaction: {tx_hash}"
+
+
+def read_payment(headers: Mapping[str, str]) -> Payment | Problem | None:
+    """The payment that a request shows: `Payment-Signature` (raw hash or base64 JSON), or `X-Payment` JSON."""
+    raw, old = headers.get("payment-signature", "").strip(), headers.get("x-payment", "").strip()
+    proof = headers.get("x-payment-proof", "").strip()
+    if not raw and not old:
+        return None
+    if max(len(raw), len(old), len(proof)) > HEADER_MAX_CHARS:
+        return Problem.BAD_PAYMENT
+    if raw:
+        return _payment(raw, "", proof) or _payment_json(_decoded(raw), proof) or Problem.BAD_PAYMENT
+    return _payment_json(old, proof) or _payment_json(_decoded(old), proof) or Problem.BAD_PAYMENT
+
+
+def _payment(text: str, network: str, proof: str) -> Payment | None:
+    evm = _EVM_HASH.fullmatch(text)
+    if evm and network in {"", "base"}:
+        return Payment("base", "0x" + evm.group(1).lower(), proof)
+    if _SOLANA_SIGNATURE.fullmatch(text) and network in {"", "solana"}:
+        return Payment("solana", text, proof)
+    return None
+
+
+def _payment_json(text: str, proof: str) -> Payment | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    inner = value.get("payload", value)
+    found = inner.get("transactionHash", inner.get("txHash")) if isinstance(inner, dict) else None
+    network = value.get("network", "")
+    if not isinstance(found, str) or not isinstance(network, str):
+        return None
+    return _payment(found, network, proof)
+
+
+def _decoded(text: str) -> str:
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except ValueError:
+        return ""
+
+
+def username_of(account_id: AccountId, terms: Terms) -> str:
+    """The username that a purchase is used with first; its tokens may be edited freely."""
+    parts = [account_id, terms.tier, terms.country or "any"]
+    if terms.session_id is not None:
+        parts += ["sid", terms.session_id]
+    return "-".join([*parts, "rot", terms.rotation])
