@@ -1,0 +1,1 @@
+"""Accounts, resellers, peers, inventory, operations and pages over HTTP. Loads no chain SDK."""

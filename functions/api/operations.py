@@ -1,0 +1,117 @@
+"""Health, and what only an admin's API key may do: accounts, keys, settings, the kill switch. Every change is on record."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from functions.api.auth import caller
+from functions.api.wiring import Wiring
+from functions.http import ProblemError, source_address
+from shared.access import table as access
+from shared.access.model import Account, AccountKind, ApiKey, Scope
+from shared.access.secrets import new_api_key, token_hash
+from shared.guard.model import AuditEvent, Switch
+from shared.guard.service import append_audit
+from shared.guard.table import read_switch, set_switch, write_setting
+from shared.kernel.ids import ACCOUNT_ID, AccountId
+from shared.runtime.clock import now_ms
+
+SETTABLE = frozenset({"prices", "rates"})
+
+
+class AccountBody(BaseModel):
+    """A new account."""
+
+    accountId: str
+    kind: AccountKind
+
+
+class KeyBody(BaseModel):
+    """A new API key."""
+
+    scopes: list[Scope]
+
+
+class SwitchBody(BaseModel):
+    """The kill switch."""
+
+    stopped: bool
+    reason: str
+
+
+def router(wiring: Callable[[], Wiring]) -> APIRouter:
+    """Operations' routes."""
+    routes = APIRouter()
+
+    def record(request: Request, by: ApiKey, action: str, metadata: dict[str, Any]) -> None:
+        w = wiring()
+        event = AuditEvent(
+            f"acct#{by.account_id}",
+            action,
+            by.account_id,
+            now_ms(),
+            ip=source_address(request),
+            request_id=request.state.request_id,
+            auth_method="api_key",
+            metadata=metadata,
+        )
+        append_audit(w.dynamo, w.settings.table("audit"), event)
+
+    @routes.get("/health")
+    def health() -> dict[str, Any]:
+        w = wiring()
+        sale, switch = w.live.get("sale"), w.dynamo.run(read_switch(w.settings.table("guard")))
+        return {
+            "ok": True,
+            "stage": w.settings.stage.value,
+            "sale": {"open": sale.get("ok") is True, "faults": sale.get("faults", ["not validated yet"])},
+            "loopsStopped": switch.stopped,
+        }
+
+    @routes.post("/v1/admin/accounts")
+    def create_account(request: Request, body: AccountBody) -> dict[str, Any]:
+        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        if not ACCOUNT_ID.fullmatch(body.accountId):
+            raise ProblemError(400, "INVALID_FIELD", "accountId: psx_ and 1 to 64 of a-z and 0-9")
+        account = Account(AccountId(body.accountId), body.kind, now_ms())
+        if not w.dynamo.run(access.put_account(w.settings.table("access"), account)):
+            raise ProblemError(409, "ACCOUNT_EXISTS", "this account exists already")
+        record(request, by, "account_create", {"account": body.accountId, "kind": body.kind.value})
+        return {"accountId": account.account_id, "kind": account.kind.value}
+
+    @routes.post("/v1/admin/accounts/{account_id}/api-keys")
+    def create_key(request: Request, account_id: str, body: KeyBody) -> dict[str, Any]:
+        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        table = w.settings.table("access")
+        if w.dynamo.run(access.get_account(table, AccountId(account_id))) is None:
+            raise ProblemError(404, "NOT_FOUND", "there is no such account")
+        text = new_api_key()
+        key = ApiKey(token_hash(text), AccountId(account_id), frozenset(body.scopes), now_ms())
+        w.dynamo.run(access.put_api_key(table, key))
+        record(request, by, "api_key_create", {"account": account_id, "scopes": sorted(body.scopes)})
+        return {"accountId": account_id, "apiKey": text, "scopes": sorted(body.scopes)}
+
+    @routes.put("/v1/admin/settings/{name}")
+    def setting(request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        if name not in SETTABLE:
+            raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
+        try:
+            w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
+        except TypeError:
+            raise ProblemError(400, "INVALID_FIELD", f"{name}: amounts are integers, no fractions") from None
+        record(request, by, "setting_change", {"setting": name, "value": body})
+        return {"setting": name, "value": body}
+
+    @routes.post("/v1/admin/switch")
+    def switch(request: Request, body: SwitchBody) -> dict[str, Any]:
+        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        now = now_ms()
+        turned = Switch(body.stopped, body.reason[:256], by.account_id, now)
+        w.dynamo.run(set_switch(w.settings.table("guard"), turned))
+        record(request, by, "kill_switch", {"stopped": body.stopped, "reason": turned.reason})
+        return {"stopped": body.stopped}
+
+    return routes

@@ -1,0 +1,307 @@
+"""Resellers' keys: create, list, read, change, top up, reveal, end, and what happened to them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.api.auth import caller
+from functions.api.wiring import Wiring
+from functions.http import ProblemError, source_address
+from shared.access import table as access
+from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
+from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
+from shared.access.secrets import new_pak_secret
+from shared.guard.model import AuditEvent
+from shared.guard.service import append_audit
+from shared.guard.table import AUDIT_PAGE_MAX, entries
+from shared.kernel.ids import PakId
+from shared.kernel.money import NotADecimal, gb_number, parse_gb
+from shared.metering.live import open_meter, read_used
+from shared.metering.table import usage_days
+from shared.pool.live import publish_revoke_pak
+from shared.runtime.clock import new_id, now_ms
+from shared.runtime.dynamo import StoreUnavailable, transact
+
+KEYS_PAGE_MAX: Final = 1000
+USAGE_DAYS_MAX: Final = 90
+MEGABYTE: Final = 1_000_000
+Amount = int | float | str
+
+
+class CreateBody(BaseModel):
+    """`POST /v1/reseller/pool-keys`."""
+
+    model_config = ConfigDict(extra="ignore")
+    label: Annotated[str, Field(min_length=1, max_length=LABEL_MAX_CHARS)]
+    trafficCapGB: Amount | None
+    expiresAt: int | None = None
+    qualityTier: Quality = Quality.STANDARD
+
+
+class ChangeBody(BaseModel):
+    """`PATCH`: only what is sent is changed; a null `expiresAt` removes it."""
+
+    model_config = ConfigDict(extra="ignore")
+    label: Annotated[str, Field(min_length=1, max_length=LABEL_MAX_CHARS)] | None = None
+    enabled: bool | None = None
+    trafficCapGB: Amount | None = None
+    expiresAt: int | None = None
+    qualityTier: Quality | None = None
+
+
+class TopUpBody(BaseModel):
+    """`POST …/topup`."""
+
+    model_config = ConfigDict(extra="ignore")
+    addTrafficGB: Amount | None = None
+    extendDays: Annotated[int, Field(ge=0, le=3650)] | None = None
+
+
+class Resellers:
+    """Routes' work."""
+
+    def __init__(self, wiring: Callable[[], Wiring]) -> None:
+        self._wiring = wiring
+
+    @property
+    def w(self) -> Wiring:
+        """The container's wiring."""
+        return self._wiring()
+
+    @property
+    def table(self) -> str:
+        """The access table."""
+        return self.w.settings.table("access")
+
+    def own(self, request: Request, pak_id: str) -> tuple[ApiKey, Pak]:
+        """The caller and a key of theirs; anybody else's is not there."""
+        key = caller(self.w, request, Scope.RESELL)
+        pak = self.w.dynamo.run(access.get_pak(self.table, PakId(pak_id)))
+        if pak is None or pak.account_id != key.account_id or pak.disabled_reason is DisabledReason.DELETED:
+            raise ProblemError(404, "NOT_FOUND", "there is no such key")
+        return key, pak
+
+    def create(self, request: Request, body: CreateBody) -> dict[str, Any]:
+        """A new key; the only answer but `reveal` that holds its secret."""
+        key = caller(self.w, request, Scope.RESELL)
+        account = self.w.dynamo.run(access.get_account(self.table, key.account_id))
+        if account is None:
+            raise ProblemError(401, "API_KEY_INVALID", "the key's account does not exist")
+        cap = _bytes(body.trafficCapGB, "trafficCapGB")
+        fault = cap_fault(cap, account.kind)
+        if fault is not None:
+            raise ProblemError(400, "INVALID_FIELD", fault)
+        now, secret, pak_id = now_ms(), new_pak_secret(), PakId(new_id())
+        pak = Pak(
+            pak_id=pak_id,
+            account_id=key.account_id,
+            label=body.label,
+            secret_hash=self.w.box.hash(secret),
+            secret_sealed=self.w.box.seal(secret, f"pak#{pak_id}"),
+            cap_bytes=cap,
+            used_bytes=0,
+            enabled=True,
+            disabled_reason=None,
+            expires_at_ms=body.expiresAt,
+            quality=body.qualityTier,
+            socks_allowed=True,
+            created_at_ms=now,
+            updated_at_ms=now,
+        )
+        if self.w.dynamo.run(access.mint(self.table, pak)) is not None:
+            raise ProblemError(503, "TEMPORARILY_UNAVAILABLE", "please retry")
+        self.audit(request, key, pak, "create")
+        return self.record(pak) | {"key": secret}
+
+    def change(self, request: Request, pak_id: str, body: ChangeBody) -> dict[str, Any]:
+        """Change what was sent."""
+        key, pak = self.own(request, pak_id)
+        sent = body.model_fields_set
+        fields: dict[str, object] = {}
+        if body.label is not None:
+            fields["label"] = body.label
+        if body.qualityTier is not None:
+            fields["quality"] = body.qualityTier.value
+        if "expiresAt" in sent:
+            fields["expires_at_ms"] = body.expiresAt
+        if "trafficCapGB" in sent:
+            account = self.w.dynamo.run(access.get_account(self.table, key.account_id))
+            cap = _bytes(body.trafficCapGB, "trafficCapGB")
+            fault = cap_fault(cap, account.kind) if account else "trafficCapGB: no account"
+            if fault is not None:
+                raise ProblemError(400, "INVALID_FIELD", fault)
+            fields["cap_bytes"] = cap
+        if body.enabled is not None:
+            fields["enabled"] = body.enabled
+            fields["disabled_reason"] = None if body.enabled else DisabledReason.ADMIN.value
+        changed = (
+            self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) if fields else pak
+        )
+        return self.told(request, key, changed or pak, "update")
+
+    def top_up(self, request: Request, pak_id: str, body: TopUpBody) -> dict[str, Any]:
+        """More traffic, more days, both in one write; it does not turn a key on."""
+        key, pak = self.own(request, pak_id)
+        add = _bytes(body.addTrafficGB, "addTrafficGB") or 0
+        if add and pak.cap_bytes is None:
+            raise ProblemError(400, "INVALID_FIELD", "addTrafficGB: this key has no cap to raise")
+        fault = cap_fault((pak.cap_bytes or 0) + add, _ANY_KIND) if add else None
+        if fault is not None:
+            raise ProblemError(400, "INVALID_FIELD", fault.replace("trafficCapGB", "addTrafficGB"))
+        now = now_ms()
+        expires = None
+        if body.extendDays:
+            expires = max(now, pak.expires_at_ms or 0) + body.extendDays * 86_400_000
+        if add:
+            item = access.top_up_item(self.table, pak.pak_id, add, expires, now, reenable=False)
+            self.w.dynamo.run(transact([item]))
+        elif expires is not None:
+            self.w.dynamo.run(access.change(self.table, pak.pak_id, {"expires_at_ms": expires}, now))
+        changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
+        return self.told(request, key, changed, "topup")
+
+    def regenerate(self, request: Request, pak_id: str) -> dict[str, Any]:
+        """Another secret; the old one stops in the same moment."""
+        key, pak = self.own(request, pak_id)
+        secret = new_pak_secret()
+        sealed = self.w.box.seal(secret, f"pak#{pak.pak_id}")
+        hashed = self.w.box.hash(secret)
+        if self.w.dynamo.run(access.regenerate(self.table, pak, hashed, sealed, now_ms())) is not None:
+            raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
+        changed = replace(pak, secret_hash=hashed, secret_sealed=sealed)
+        return self.told(request, key, changed, "regenerate") | {"key": secret}
+
+    def reveal(self, request: Request, pak_id: str) -> dict[str, Any]:
+        """The secret again, on record."""
+        key, pak = self.own(request, pak_id)
+        self.audit(request, key, pak, "reveal")
+        return self.record(pak) | {"key": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
+
+    def delete(self, request: Request, pak_id: str) -> dict[str, Any]:
+        """End a key for good; its row stays, because its last bytes are still to be counted."""
+        key, pak = self.own(request, pak_id)
+        fields = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
+        changed = self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) or pak
+        self.told(request, key, changed, "delete")
+        return {"id": pak.pak_id, "deleted": True}
+
+    def told(self, request: Request, key: ApiKey, pak: Pak, action: str) -> dict[str, Any]:
+        """Record a change, tell the live network, and answer the key as it is now."""
+        self.audit(request, key, pak, action)
+        self.w.redis.run(open_meter(pak.pak_id, pak.used_bytes, pak.cap_bytes))
+        self.w.redis.run(publish_revoke_pak(pak.pak_id))
+        return self.record(pak)
+
+    def audit(self, request: Request, key: ApiKey, pak: Pak, action: str) -> None:
+        """Append to the key's history."""
+        event = AuditEvent(
+            f"pak#{pak.pak_id}",
+            action,
+            key.account_id,
+            now_ms(),
+            ip=source_address(request),
+            user_agent=request.headers.get("user-agent", "")[:256],
+            request_id=request.state.request_id,
+            auth_method="api_key",
+        )
+        append_audit(self.w.dynamo, self.w.settings.table("audit"), event)
+
+    def record(self, pak: Pak) -> dict[str, Any]:
+        """A key without its secret."""
+        try:
+            used = max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
+        except StoreUnavailable:
+            used = pak.used_bytes
+        return {
+            "id": pak.pak_id,
+            "username": pak.account_id,
+            "label": pak.label,
+            "enabled": pak.enabled,
+            "disabledReason": pak.disabled_reason.value if pak.disabled_reason else None,
+            "trafficCapGB": None if pak.cap_bytes is None else gb_number(pak.cap_bytes),
+            "trafficUsedMB": used / MEGABYTE,
+            "trafficUsedGB": gb_number(used),
+            "expiresAt": pak.expires_at_ms,
+            "isExpired": is_expired(pak, now_ms()),
+            "lastUsedAt": pak.last_used_at_ms,
+            "createdAt": pak.created_at_ms,
+            "updatedAt": pak.updated_at_ms,
+            "qualityTier": pak.quality.value,
+        }
+
+
+_ANY_KIND: Final = AccountKind.RESELLER
+
+
+def _bytes(value: Amount | None, name: str) -> int | None:
+    """A JSON number of GB as bytes, read by its shortest text; 400 naming the field."""
+    if value is None:
+        return None
+    try:
+        return parse_gb(str(value))
+    except NotADecimal:
+        raise ProblemError(400, "INVALID_FIELD", f"{name}: a number of GB with at most nine places") from None
+
+
+def router(wiring: Callable[[], Wiring]) -> APIRouter:
+    """Routes of resellers."""
+    routes = APIRouter(prefix="/v1/reseller/pool-keys")
+    work = Resellers(wiring)
+
+    routes.post("")(work.create)
+    routes.patch("/{pak_id}")(work.change)
+    routes.post("/{pak_id}/topup")(work.top_up)
+    routes.post("/{pak_id}/regenerate")(work.regenerate)
+    routes.post("/{pak_id}/reveal")(work.reveal)
+    routes.delete("/{pak_id}")(work.delete)
+
+    @routes.get("")
+    def keys(request: Request) -> list[dict[str, Any]]:
+        key = caller(work.w, request, Scope.RESELL)
+        page = work.w.dynamo.run(access.list_paks(work.table, key.account_id, KEYS_PAGE_MAX))
+        return [work.record(p) for p in page.rows if p.disabled_reason is not DisabledReason.DELETED]
+
+    @routes.get("/{pak_id}")
+    def one(request: Request, pak_id: str) -> dict[str, Any]:
+        return work.record(work.own(request, pak_id)[1])
+
+    @routes.get("/{pak_id}/usage")
+    def usage(request: Request, pak_id: str, since: str = "2000-01-01") -> dict[str, Any]:
+        _, pak = work.own(request, pak_id)
+        page = work.w.dynamo.run(
+            usage_days(work.w.settings.table("usage"), f"pak#{pak.pak_id}", since, USAGE_DAYS_MAX)
+        )
+        return {"usage": [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]}
+
+    @routes.get("/{pak_id}/audit")
+    def audit(
+        request: Request,
+        pak_id: str,
+        limit: int = AUDIT_PAGE_MAX,
+        before: int | None = None,
+        action: str = "",
+    ) -> list[dict[str, Any]]:
+        _, pak = work.own(request, pak_id)
+        table = work.w.settings.table("audit")
+        bound = max(1, min(limit, AUDIT_PAGE_MAX))
+        page = work.w.dynamo.run(entries(table, f"pak#{pak.pak_id}", bound, before=before))
+        return [
+            {
+                "id": e.sequence,
+                "pakId": pak.pak_id,
+                "action": e.event.action,
+                "ip": e.event.ip,
+                "userAgent": e.event.user_agent,
+                "requestId": e.event.request_id,
+                "authMethod": e.event.auth_method,
+                "metadata": dict(e.event.metadata),
+                "createdAt": e.event.at_ms,
+            }
+            for e in page.rows
+            if not action or e.event.action == action
+        ]
+
+    return routes

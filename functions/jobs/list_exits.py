@@ -1,0 +1,25 @@
+"""Every minute: put what works on sale and take off what does not. Reads devices, grades, presence; writes listings."""
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from functions.jobs.wiring import wiring
+from shared.grading.listing import ListingRun
+from shared.guard.service import enter_loop
+from shared.runtime.clock import now_ms
+from shared.runtime.log import configure
+
+configure("list-exits")
+log = logging.getLogger("psx.jobs")
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """AWS Lambda handler; answers what changed and why."""
+    w = wiring()
+    refused = enter_loop(w.dynamo, w.settings.table("guard"), "list_exits", now_ms())
+    if refused is not None:
+        return {"refused": refused.value}
+    report = asdict(ListingRun(w.dynamo, w.redis, w.settings.table).run(now_ms()))
+    log.info("listed", extra={"report": report})
+    return report
