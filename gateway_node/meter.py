@@ -1,7 +1,7 @@
 """Counting and capping: what open tunnels carried is flushed every 5 s, and a key that is spent is suspended at once.
 
 A flush first records its batch in DynamoDB under (gateway, sequence), then adds it to the live counters. Batches that
-could not be written wait, in order, and nothing is counted twice. Near a cap the flush comes early and the budget cuts by itself.
+could not be written wait, in order, and nothing is counted twice. Near a cap the flush comes early.
 """
 
 from __future__ import annotations

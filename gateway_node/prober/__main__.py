@@ -1,0 +1,63 @@
+"""`python -m gateway_node.prober`: one prober, wired by hand from its settings."""
+
+import asyncio
+import logging
+import signal
+import ssl
+
+import uvloop
+
+from gateway_node.prober.service import Pace, Prober
+from gateway_node.prober.settings import ProberSettings
+from gateway_node.settings import KEY_BYTES
+from shared.access.secrets import SecretBox
+from shared.grading.dialer import Target
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import AsyncDynamo
+from shared.runtime.log import configure
+from shared.runtime.redis import AsyncRedis
+from shared.runtime.settings import load_or_exit, secret_bytes
+from shared.supply.origin import OriginReader
+
+
+async def serve(settings: ProberSettings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    redis = AsyncRedis(settings.redis_url)
+    origins = OriginReader(settings.asn_mmdb, settings.country_mmdb, settings.asn_classes)
+    tls = ssl.create_default_context(cafile=str(settings.probe_ca_file) if settings.probe_ca_file else None)
+    async with AsyncDynamo() as dynamo:
+        prober = Prober(
+            dynamo,
+            redis,
+            settings.table,
+            SecretBox(
+                secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
+            ),
+            settings.mesh_token.get_secret_value(),
+            origins.lookup,
+            Target(
+                settings.probe_target_name,
+                settings.probe_target_address,
+                settings.probe_target_port,
+                settings.probe_bytes,
+            ),
+            tls,
+            Pace(settings.probe_interval_s, settings.probe_retry_s, settings.probe_concurrency),
+            now_ms,
+        )
+        probing = loop.create_task(prober.run())
+        logging.getLogger("psx.prober").info("prober ready")
+        await stopping.wait()
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
+    await redis.close()
+    origins.close()
+
+
+if __name__ == "__main__":
+    configure("prober")
+    uvloop.run(serve(load_or_exit(ProberSettings)))
