@@ -1,0 +1,111 @@
+"""The Lambda Runtime API, as the real Python bootstrap asks it: next invocation, its response, its error.
+
+One endpoint and one or more workers per function, each worker with one invocation at a time, as in the cloud.
+Source: AWS Lambda developer guide, "Using the Lambda runtime API".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from local.http_server import HttpAnswer, HttpRequest, serve_http
+from local.supervisor import Supervisor
+
+_API: Final = "/2018-06-01/runtime/"
+INVOKE_TIMEOUT_S: Final = 30.0
+
+
+class FunctionFailed(Exception):
+    """A function raised, or did not answer in time."""
+
+
+@dataclass
+class _Invocation:
+    request_id: str
+    event: bytes
+    answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class LocalFunction:
+    """One function: its queue of invocations and the workers that take them."""
+
+    def __init__(self, name: str, handler: str, workers: int) -> None:
+        self.name = name
+        self._handler = handler
+        self._workers = workers
+        self._queue: asyncio.Queue[_Invocation] = asyncio.Queue()
+        self._open: dict[str, _Invocation] = {}
+        self._server: asyncio.Server | None = None
+
+    async def start(self, supervisor: Supervisor, env: Mapping[str, str]) -> None:
+        """Serve the Runtime API on a port of its own and start the workers."""
+        self._server = await serve_http("127.0.0.1", 0, self._serve)
+        port = self._server.sockets[0].getsockname()[1]
+        for number in range(self._workers):
+            await supervisor.start(
+                f"lambda-{self.name}-{number}",
+                [sys.executable, "-m", "awslambdaric", self._handler],
+                {
+                    **env,
+                    "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
+                    "AWS_LAMBDA_FUNCTION_NAME": self.name,
+                    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
+                    "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+                    "_HANDLER": self._handler,
+                },
+            )
+
+    def stop(self) -> None:
+        """Stop serving; workers are ended by their supervisor."""
+        if self._server is not None:
+            self._server.close()
+
+    async def invoke(self, event: Mapping[str, Any]) -> Any:
+        """Run the function on an event and answer what it returned. Raises FunctionFailed."""
+        invocation = _Invocation(secrets.token_hex(16), json.dumps(event).encode())
+        self._open[invocation.request_id] = invocation
+        await self._queue.put(invocation)
+        try:
+            return await asyncio.wait_for(invocation.answer, INVOKE_TIMEOUT_S)
+        except TimeoutError:
+            raise FunctionFailed(f"{self.name} did not answer within {INVOKE_TIMEOUT_S:.0f} s") from None
+        finally:
+            self._open.pop(invocation.request_id, None)
+
+    async def _serve(self, request: HttpRequest) -> HttpAnswer:
+        path = request.target.removeprefix(_API)
+        if path == "invocation/next":
+            return await self._next()
+        request_id, _, kind = path.removeprefix("invocation/").partition("/")
+        invocation = self._open.get(request_id)
+        if invocation is not None and not invocation.answer.done():
+            if kind == "response":
+                invocation.answer.set_result(json.loads(request.body or b"null"))
+            else:
+                invocation.answer.set_exception(
+                    FunctionFailed(request.body.decode("utf-8", "replace")[:2000])
+                )
+        return HttpAnswer(202, body=b"{}")
+
+    async def _next(self) -> HttpAnswer:
+        invocation = await self._queue.get()
+        return HttpAnswer(
+            200,
+            (
+                ("Lambda-Runtime-Aws-Request-Id", invocation.request_id),
+                ("Lambda-Runtime-Deadline-Ms", str(int((time.time() + INVOKE_TIMEOUT_S) * 1000))),
+                (
+                    "Lambda-Runtime-Invoked-Function-Arn",
+                    f"arn:aws:lambda:local:000000000000:function:{self.name}",
+                ),
+                ("Content-Type", "application/json"),
+            ),
+            invocation.event,
+        )
