@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Final
+from typing import Final, cast
 
 from gateway_node.pipeline import Pipeline, Request
 from gateway_node.refusals import SOCKS_REPLY, RefusedRequest
@@ -30,7 +30,7 @@ class SocksFront(asyncio.Protocol):
         self._address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream listener gives nothing else
+        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._address = str((transport.get_extra_info("peername") or ("",))[0])

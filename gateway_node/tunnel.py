@@ -11,7 +11,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from shared.access.model import Pak
 from shared.kernel.ids import DeviceId
@@ -123,7 +123,7 @@ class ExitSide(asyncio.Protocol):
         self._tunnel: Tunnel | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream connection gives nothing else
+        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         transport.write(self._request)

@@ -45,7 +45,8 @@ async def serve_http(host: str, port: int, handler: Handler) -> asyncio.Server:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         state = h11.Connection(h11.SERVER)
         address = str(writer.get_extra_info("peername")[0])
-        with contextlib.suppress(OSError, h11.RemoteProtocolError, ValueError):
+        # A cancelled connection ends like a closed one: the loop is going away, and nobody waits for this task.
+        with contextlib.suppress(OSError, h11.RemoteProtocolError, ValueError, asyncio.CancelledError):
             while True:
                 request = await _request(state, reader, address)
                 if request is None:

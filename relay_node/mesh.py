@@ -12,7 +12,7 @@ import hmac
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from relay_node.figures import Reason, count
 from relay_node.peers import MAX_TUNNELS_PER_DEVICE, Registry
@@ -40,7 +40,7 @@ class MeshConnection(asyncio.Protocol):
         self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream listener gives nothing else
+        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._timer = self._loop.call_later(

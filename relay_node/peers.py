@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from relay_node.figures import DEVICES, SOCKETS, Reason, count
 from relay_node.tunnel import Tunnel
@@ -144,7 +144,7 @@ class PeerSocket(asyncio.Protocol):
     # transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream listener gives nothing else
+        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)

@@ -133,7 +133,10 @@ class _Probe:
             self.result = replace(self.result, ttfb_ms=_since(began))
             first = time.monotonic()
             body = await _body(reader, target.size_bytes)
-        except HeadError:
+        except (
+            HeadError,
+            ssl.SSLError,
+        ):  # not HTTP, or records whose integrity check fails: somebody altered them
             raise _Failed(Failure.BODY_MISMATCH) from None
         except (OSError, EOFError):
             raise _Failed(Failure.BODY_SHORT) from None

@@ -3,7 +3,6 @@
 Truth is DynamoDB (`listed` of a grade); Redis is made to agree with it, which also heals a Redis that lost everything.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -37,7 +36,7 @@ class ListingReport:
     delisted: list[str] = field(default_factory=list)
     healed: int = 0
     braked: list[str] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class ListingRun:
                 device.kind is Kind.MODEM or self.redis.run(live.read_presence(device.device_id)) is not None
             )
             verdict = decide_listing(device, grade, online=online, account_consented=consented)
-            report.reasons[verdict.value] += 1
+            report.reasons[verdict.value] = report.reasons.get(verdict.value, 0) + 1
             if verdict is Listing.LISTED and grade is not None:
                 keep[device.pool].append((device, grade))
             elif device.device_id in on_sale[device.pool] or (grade is not None and grade.listed):

