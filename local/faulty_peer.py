@@ -17,6 +17,7 @@ from psx_peer.tunnels import DirectDialer, TargetSide
 from psx_peer.wire import egress
 
 SLOW_BYTES_PER_S: Final = 64 * 1024
+SLOW_PIECE_BYTES: Final = 4 * 1024
 ALTER_AFTER_BYTES: Final = 16 * 1024
 
 
@@ -39,17 +40,21 @@ class Between(asyncio.Protocol):
             self._transport.abort()
         elif self._fault == "slow" and self._transport is not None:
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(len(data) / SLOW_BYTES_PER_S, self._later, data)
+            self._drip(data)
         elif self._fault == "corrupt":
             self._passed += len(data)
             late = self._passed > ALTER_AFTER_BYTES
             self._side.data_received(bytes((data[0] ^ 0xFF, *data[1:])) if late else data)
 
-    def _later(self, data: bytes) -> None:
+    def _drip(self, data: bytes) -> None:
+        """Pass a piece now and the rest later; read on when all has passed."""
         if self._lost:
             return
-        self._side.data_received(data)
-        if self._transport is not None and not self._transport.is_closing():
+        self._side.data_received(data[:SLOW_PIECE_BYTES])
+        rest = data[SLOW_PIECE_BYTES:]
+        if rest:
+            asyncio.get_running_loop().call_later(SLOW_PIECE_BYTES / SLOW_BYTES_PER_S, self._drip, rest)
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def pause_writing(self) -> None:

@@ -212,3 +212,14 @@ async def _bounded(part: Part):  # type: ignore[no-untyped-def]  # a generator o
             yield
     except TimeoutError:
         raise PartFailed(f"{part.name} was not ready within {READY_TIMEOUT_S:.0f} s: {part.tail()}") from None
+
+
+def port_is_taken(port: int) -> bool:
+    """Whether somebody listens on a loopback port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

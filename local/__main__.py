@@ -1,0 +1,122 @@
+"""`python -m local COMMAND`: what `./psx` runs once the environment stands."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from local.paths import ROOT
+
+EXIT_USAGE: Final = 2
+FAST_MARK: Final = "not slow"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./psx", description="psx: a proxy network that AI agents buy from."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="run the whole loop once, every step checked, and end")
+    demo.add_argument("--json", type=Path, metavar="FILE", help="also write steps and totals as JSON")
+    up = commands.add_parser("up", help="run the network until Ctrl-C and print how to use it")
+    for name, what in (("api", "API"), ("http", "HTTP proxy"), ("socks", "SOCKS5 proxy")):
+        up.add_argument(
+            f"--{name}-port", type=int, default=0, metavar="PORT", help=f"{what} port (0: any free one)"
+        )
+    test = commands.add_parser("test", help="run the tests with coverage")
+    test.add_argument("--fast", action="store_true", help="only tests that need no server, without coverage")
+    test.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to pytest")
+    bench = commands.add_parser("bench", help="measure against peers in the same run")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    commands.add_parser("check", help="format, lint, types, import contracts")
+    commands.add_parser("lock", help="compile the hash-pinned locks again")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; answers the exit status."""
+    given = _parser().parse_args(argv)
+    match given.command:
+        case "demo":
+            return _demo(given.json)
+        case "up":
+            return _up(given.api_port, given.http_port, given.socks_port)
+        case "test":
+            return _test(given.fast, given.arguments)
+        case "bench":
+            return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
+        case "check":
+            from local.check import check  # noqa: PLC0415 - each command loads only its own
+
+            return check()
+        case _:
+            from local.check import lock  # noqa: PLC0415
+
+            return lock()
+
+
+def _json(path: Path | None) -> list[str]:
+    return [] if path is None else ["--json", str(path)]
+
+
+def _demo(json_file: Path | None) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from local.demo.run import run_demo  # noqa: PLC0415
+    from local.supervisor import PartFailed  # noqa: PLC0415
+
+    try:
+        return asyncio.run(run_demo(json_file, Console()))
+    except PartFailed as failed:
+        return _fail(str(failed))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _up(api: int, http: int, socks: int) -> int:
+    from local.network import Ports  # noqa: PLC0415
+    from local.supervisor import PartFailed, port_is_taken  # noqa: PLC0415
+    from local.up import run_up  # noqa: PLC0415
+
+    for port in (api, http, socks):
+        if port and port_is_taken(port):
+            return _fail(f"port {port} is taken: choose another one, or 0 for any free one")
+    try:
+        return asyncio.run(run_up(Ports(api, http, socks)))
+    except PartFailed as failed:
+        return _fail(str(failed))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _test(fast: bool, arguments: Sequence[str]) -> int:
+    command = [sys.executable, "-m", "pytest", "-n", str(os.cpu_count() or 2), *arguments]
+    if fast:
+        return _run([*command, "-m", FAST_MARK])
+    coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered"]
+    narrowed = any(not a.startswith("-") for a in arguments)
+    return _run([*command, "--durations=10", *([] if narrowed else coverage)])
+
+
+def _run(command: Sequence[str]) -> int:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'sdk' / 'python'}"}
+    try:
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"psx: {message}\n")
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
