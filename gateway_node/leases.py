@@ -49,10 +49,13 @@ class Leases:
         endpoint = acquired.endpoint
         self._later(live.release(endpoint.pool, self._gateway_id, [(endpoint.endpoint_id, pak_id, 1)]))
 
-    def report(self, acquired: Acquired) -> None:
-        """The exit failed a customer: keep others away for a moment and have it probed next."""
+    def report(self, acquired: Acquired, *, suspect: bool) -> None:
+        """The exit failed a customer: have it probed next. A stream that broke may be the target's doing or the last
+        word of a careless close, so only an exit that is plainly suspect is kept from others until the probe has spoken.
+        """
         endpoint = acquired.endpoint
-        self._later(live.pause(endpoint.pool, endpoint.endpoint_id, FAULT_PAUSE_S))
+        if suspect:
+            self._later(live.pause(endpoint.pool, endpoint.endpoint_id, FAULT_PAUSE_S))
         self._later(report_fault(DeviceId(endpoint.endpoint_id), self._now_ms()))
 
     def _later(self, call: RedisCall[Any]) -> None:

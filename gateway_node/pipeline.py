@@ -158,7 +158,7 @@ class Pipeline:
             EXIT_FAULTS.labels(side.reason).inc()
             either = either or side.fault is Fault.EITHER
             if side.fault is Fault.EXIT:
-                self._leases.report(acquired)
+                self._leases.report(acquired, suspect=True)
         if either:
             return RefusedRequest(
                 Refusal.TARGET_REFUSED, "the target could not be reached from any exit tried"
@@ -216,10 +216,10 @@ class Pipeline:
             self._barren[endpoint_id] = streak
         else:
             self._barren.pop(endpoint_id, None)
-        if exit_broke or streak >= BARREN_STREAK_MAX:
-            self._barren.pop(endpoint_id, None)
-            EXIT_FAULTS.labels("broke_mid_stream" if exit_broke else "accepts_and_drops").inc()
-            self._leases.report(tunnel.acquired)
+        drops = streak >= BARREN_STREAK_MAX
+        if exit_broke or drops:
+            EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
+            self._leases.report(tunnel.acquired, suspect=drops)
 
     def _disconnect(self, pak_id: PakId) -> None:
         left = self._connections.get(pak_id, 1) - 1

@@ -53,7 +53,10 @@ class Modem:
             writer.write(build_head("HTTP/1.1 502 Bad Gateway", [("Content-Length", "0")]))
             return
         writer.write(build_head("HTTP/1.1 200 Connection established", []))
-        await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
+        try:
+            await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
+        finally:
+            target_writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +64,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while data := await reader.read(READ_BYTES):
             writer.write(data)
             await writer.drain()
-    writer.close()
+        writer.write_eof()  # half-close: the other direction may still carry its last bytes
 
 
 async def main() -> None:

@@ -27,6 +27,7 @@ BODY_MAX_BYTES: Final = 64 * 1024 * 1024
 KEPT_CONNECTIONS: Final = 10_000
 CHUNK_BYTES: Final = 64 * 1024
 SLOW_CHUNK_S: Final = 0.05
+LINGER_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ class TlsSide(asyncio.Protocol):
         self._in.write(data)
         try:
             self._advance()
+        except ssl.SSLZeroReturnError:
+            pass  # the client said goodbye
         except ssl.SSLError:
             self._flush()
             if self._transport is not None:
@@ -128,8 +131,10 @@ class TlsSide(asyncio.Protocol):
         ):  # the close_notify is written; the client's own may come or not
             self._tls.unwrap()
         self._flush()
-        if self._transport is not None:
-            self._transport.close()
+        if self._transport is not None and not self._transport.is_closing():
+            # Linger: the client's last bytes are still under way, and they are counted here as they are at the gateway.
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
 
     def _body(self, path: str, query: str) -> tuple[bytes | None, float]:
         name, _, argument = path.strip("/").partition("/")

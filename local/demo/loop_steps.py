@@ -21,6 +21,8 @@ CREDIT_TIMEOUT_S: Final = 12
 SUSPEND_TIMEOUT_S: Final = 10
 CUT_OVERSHOOT_MAX_BYTES: Final = 2 * 1024 * 1024
 KILL_TIMEOUT_S: Final = 25
+TLS_GOODBYE_BYTES: Final = 64
+"""Whoever closes first, the other's last TLS alert may cross it: counted on one side of the tunnel and not on the other."""
 
 
 async def bytes_are_capped(story: Story) -> None:
@@ -38,10 +40,10 @@ async def bytes_are_capped(story: Story) -> None:
 
     async def credited() -> int | None:
         used: int = (await _credit(story))["usedBytes"]
-        return used if used - before >= carried else None
+        return used if used - before >= carried - TLS_GOODBYE_BYTES else None
 
     metered = await story.until("credit fell by what was carried", credited, CREDIT_TIMEOUT_S) - before
-    check(metered == carried, f"metered {metered} = {carried} at the target")
+    check(abs(metered - carried) <= TLS_GOODBYE_BYTES, f"metered {metered}, {carried} at the target")
     story.fact("metered", metered)
     story.fact("atTarget", carried)
     story.fact("gap", metered - carried)
@@ -66,12 +68,14 @@ async def _settled(story: Story) -> int:
     ]
     carried = sum(c["received_bytes"] + c["sent_bytes"] for c in customers)
 
+    tolerance = TLS_GOODBYE_BYTES * len(customers)
+
     async def flushed() -> int | None:
         used: int = (await _credit(story))["usedBytes"]
-        return used if used >= carried else None
+        return used if used >= carried - tolerance else None
 
     used = await story.until("earlier bytes are flushed", flushed, CREDIT_TIMEOUT_S)
-    check(used == carried, f"all bytes so far: metered {used} = {carried} at the target")
+    check(abs(used - carried) <= tolerance, f"all bytes so far: metered {used}, {carried} at the target")
     return used
 
 
@@ -206,9 +210,12 @@ async def supplier_is_owed(story: Story) -> None:
     async def rolled_up() -> bool:
         report = await net.cloud.fire("roll_up")
         check("refused" not in report, f"the roll-up ran: {report}")
-        used = (await _credit(story))["usedBytes"]
-        pak = await asyncio.to_thread(_pak_id, story)
-        return bool(await asyncio.to_thread(_day_total, story, f"pak#{pak}") == used
+        used = {await asyncio.to_thread(_pak_id, story): (await _credit(story))["usedBytes"]}
+        key_id, reseller = story.reseller_key["id"], {"X-API-Key": net.keys.reseller}
+        record = (await story.api(f"/v1/reseller/pool-keys/{key_id}", headers=reseller)).body
+        used[key_id] = round(record["trafficUsedMB"] * 1_000_000)
+        totals = {pak: await asyncio.to_thread(_day_total, story, f"pak#{pak}") for pak in used}
+        return totals == used and used[key_id] > DOWNLOAD_BYTES // 20
 
     await story.until("all counted bytes are rolled up", rolled_up, CREDIT_TIMEOUT_S)
     headers = {"X-API-Key": net.keys.supplier}

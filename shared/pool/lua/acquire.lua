@@ -96,7 +96,8 @@ elseif session[1] then
   excluded[session[1]] = true
 end
 
-local best = least_loaded(8, true) or least_loaded(256, true)
+-- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
+local best = least_loaded(-8, true) or least_loaded(256, true)
 if not best and ARGV[11] ~= '' and ARGV[12] == '0' then best = least_loaded(256, false) end
 if not best and session[1] then
   excluded[session[1]] = nil
