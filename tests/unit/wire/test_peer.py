@@ -1,0 +1,89 @@
+"""binary-v1 as peers in the field speak it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.wire.peer import (
+    Binary,
+    FrameType,
+    MalformedFrame,
+    Text,
+    Type,
+    binary_prefix,
+    encode_text,
+    legacy_data,
+    legacy_payload,
+    parse_binary,
+    parse_text,
+)
+
+
+def test_binary_frames_have_their_documented_layout() -> None:
+    assert binary_prefix(FrameType.DATA, "s1") + b"xyz" == b"\x01\x02s1xyz"
+    assert parse_binary(b"\x01\x02s1xyz") == Binary(FrameType.DATA, "s1", b"xyz")
+    assert parse_binary(b"\x03\x02s1") == Binary(FrameType.CLOSE, "s1", b"")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", b"\x01\x05abc", b"\x02\x01a", b"\x01\x00x", b"\x01\x01\xff"])
+def test_malformed_binary_frames_are_refused(data: bytes) -> None:
+    with pytest.raises(MalformedFrame):
+        parse_binary(data)
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 256])
+def test_session_ids_fit_their_length_byte(session_id: str) -> None:
+    with pytest.raises(ValueError, match="1 to 255"):
+        binary_prefix(FrameType.DATA, session_id)
+
+
+def test_text_frames_read_back() -> None:
+    text = parse_text(encode_text(Type.TUNNEL_CONNECT, sessionId="s", host="a.example", port=443))
+    assert text is not None
+    assert text.type is Type.TUNNEL_CONNECT
+    assert (text.text("sessionId"), text.text("host"), text.integer("port")) == ("s", "a.example", 443)
+
+
+def test_fields_of_the_wrong_type_are_as_good_as_absent() -> None:
+    text = Text(Type.TUNNEL_CONNECT, {"host": 1, "port": "443", "flag": True})
+    assert (text.text("host"), text.integer("port"), text.integer("flag"), text.text("nothing")) == (
+        "",
+        0,
+        0,
+        "",
+    )
+
+
+def test_unknown_types_are_ignored_and_a_missing_payload_is_empty() -> None:
+    assert parse_text(b'{"type":"from_the_future"}') is None
+    assert parse_text(b'{"type":"heartbeat"}') == Text(Type.HEARTBEAT, {})
+    assert parse_text(b'{"type":"heartbeat","payload":[1]}') == Text(Type.HEARTBEAT, {})
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"type":1}', b"\xff", b"[" * 100_000, b" " * (1024 * 1024 + 1)]
+)
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    with pytest.raises(MalformedFrame):
+        parse_text(data)
+
+
+@given(st.binary(max_size=100))
+def test_legacy_data_reads_back(data: bytes) -> None:
+    text = parse_text(legacy_data("s", data))
+    assert text is not None
+    assert legacy_payload(text) == data
+
+
+def test_legacy_data_that_is_no_base64_is_refused() -> None:
+    with pytest.raises(MalformedFrame):
+        legacy_payload(Text(Type.TUNNEL_DATA, {"data": "!"}))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_parsers(data: bytes) -> None:
+    for parse in (parse_text, parse_binary):
+        try:
+            parse(data)
+        except MalformedFrame:
+            continue
