@@ -1,0 +1,71 @@
+"""Flushes are applied once, in Redis and in DynamoDB."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from shared.kernel.codes import IpType, Pool
+from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
+from shared.metering.live import flush, open_meter, read_used
+from shared.metering.model import FlushBatch, LineKey, Meter, UsageLine
+from shared.metering.table import apply_items, newest_sequence, pending_batches, put_batch, usage_days
+from shared.runtime.dynamo import Conflict, SyncDynamo, transact
+from shared.runtime.redis import SyncRedis
+
+GATEWAY = GatewayId("g1")
+PAK = PakId("p1")
+TABLE = "psx-test-usage"
+DAY_MS = 1_800_000_000_000
+
+
+def batch(sequence: int) -> FlushBatch:
+    key = LineKey(
+        PAK, AccountId("psx_a"), DeviceId("d1"), AccountId("psx_s"), Country("us"), Pool.MBL, IpType.MOBILE
+    )
+    return FlushBatch(GATEWAY, sequence, DAY_MS, (UsageLine(key, 10, 20),))
+
+
+@pytest.fixture
+def redis(valkey_url: str) -> Iterator[SyncRedis]:
+    executor = SyncRedis(valkey_url)
+    yield executor
+    executor.close()
+
+
+@pytest.mark.slow
+def test_the_same_flush_again_adds_nothing_and_answers_the_same(redis: SyncRedis) -> None:
+    redis.run(open_meter(PAK, 5, 100))
+    assert redis.run(flush(GATEWAY, 0, {PAK: 30})) == {PAK: Meter(35, 100)}
+    assert redis.run(flush(GATEWAY, 0, {PAK: 30})) == {PAK: Meter(35, 100)}
+    assert redis.run(flush(GATEWAY, 1, {PAK: 70})) == {PAK: Meter(105, 100)}
+    assert redis.run(flush(GatewayId("g2"), 0, {PAK: 1})) == {PAK: Meter(106, 100)}
+
+
+@pytest.mark.slow
+def test_opening_a_meter_raises_it_to_the_truth_and_never_lowers_it(redis: SyncRedis) -> None:
+    assert redis.run(read_used(PAK)) is None
+    assert redis.run(open_meter(PAK, 50, None)) == Meter(50, None)
+    redis.run(flush(GATEWAY, 0, {PAK: 10}))
+    assert redis.run(open_meter(PAK, 50, 70)) == Meter(60, 70)
+    assert redis.run(read_used(PAK)) == 60
+    assert redis.run(open_meter(PAK, 0, None)).cap_bytes is None
+    assert redis.run(flush(GATEWAY, 1, {PAK: 1})) == {PAK: Meter(61, None)}
+
+
+def test_a_batch_is_recorded_once_and_waits_to_be_applied(dynamo: SyncDynamo) -> None:
+    assert dynamo.run(newest_sequence(TABLE, GATEWAY)) == -1
+    assert dynamo.run(put_batch(TABLE, batch(0)))
+    assert not dynamo.run(put_batch(TABLE, batch(0)))
+    dynamo.run(put_batch(TABLE, batch(7)))
+    assert dynamo.run(newest_sequence(TABLE, GATEWAY)) == 7
+    assert dynamo.run(pending_batches(TABLE, 10)).rows == (batch(0), batch(7))
+
+
+def test_a_batch_is_applied_once(dynamo: SyncDynamo) -> None:
+    dynamo.run(put_batch(TABLE, batch(0)))
+    assert dynamo.run(transact(apply_items(TABLE, batch(0)))) is None
+    assert dynamo.run(transact(apply_items(TABLE, batch(0)))) == Conflict((0,))
+    assert dynamo.run(pending_batches(TABLE, 10)).rows == ()
+    for owner in ("pak#p1", "dev#d1"):
+        assert dynamo.run(usage_days(TABLE, owner, "2027-01-01", 10)).rows == (("2027-01-15", 10, 20),)
+        assert dynamo.run(usage_days(TABLE, owner, "2027-01-16", 10)).rows == ()

@@ -1,0 +1,261 @@
+"""The live pool on a real server: presence, listing, selection, leases, stock."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
+from shared.pool import live
+from shared.pool.model import Acquired, Endpoint, NoStock, Presence
+from shared.pool.username import parse_username
+from shared.runtime.redis import RedisCall, SyncRedis, command
+
+pytestmark = pytest.mark.slow
+GATEWAY = GatewayId("gw1")
+PAK = PakId("p1")
+NOW = 1_800_000_000_000
+
+
+@pytest.fixture
+def redis(valkey_url: str) -> Iterator[SyncRedis]:
+    executor = SyncRedis(valkey_url)
+    yield executor
+    executor.close()
+
+
+def modem(name: str, country: str = "us", **more: Any) -> Endpoint:
+    fields: dict[str, Any] = {
+        "carrier": "lab_mobile",
+        "asn": 64601,
+        "isp": "Lab Mobile US",
+        "ip_type": IpType.MOBILE,
+        "tier": SpeedTier.FAST,
+        "modem_host": "127.0.0.1",
+        "modem_port": 8000,
+        "modem_credentials_sealed": "sealed",
+    }
+    return Endpoint(
+        endpoint_id=EndpointId(name),
+        pool=Pool.MBL,
+        account_id=AccountId("psx_farm"),
+        country=Country(country),
+        **{**fields, **more},
+    )
+
+
+def peer(name: str, **more: Any) -> Endpoint:
+    base = modem(name, modem_host="", modem_port=0, modem_credentials_sealed="", **more)
+    return Endpoint(**{**{f: getattr(base, f) for f in Endpoint.__dataclass_fields__}, "pool": Pool.PEER})
+
+
+def presence(name: str, relay: str = "r1") -> Presence:
+    return Presence(
+        DeviceId(name), AccountId("psx_farm"), RelayId(relay), "127.0.0.1", 9000, "127.10.1.1", Country("us"),
+        IpType.MOBILE, 64601, "Lab", NOW,
+    )  # fmt: skip
+
+
+def run(redis: SyncRedis, *calls: RedisCall[Any]) -> None:
+    for call in calls:
+        redis.run(call)
+
+
+def take(
+    redis: SyncRedis,
+    username: str,
+    pool: Pool = Pool.MBL,
+    pak: PakId = PAK,
+    now: int = NOW,
+    excluded: tuple[str, ...] = (),
+) -> Acquired | NoStock:
+    route = parse_username(username)
+    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, [EndpointId(e) for e in excluded]))
+
+
+def taken(redis: SyncRedis, username: str, **more: Any) -> str:
+    result = take(redis, username, **more)
+    assert isinstance(result, Acquired)
+    return result.endpoint.endpoint_id
+
+
+def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -> None:
+    run(redis, *live.put_presence(presence("d1")))
+    assert redis.run(live.read_presence(DeviceId("d1"))) == presence("d1")
+    assert not redis.run(live.drop_presence(DeviceId("d1"), RelayId("r2")))
+    assert redis.run(live.drop_presence(DeviceId("d1"), RelayId("r1")))
+    assert redis.run(live.read_presence(DeviceId("d1"))) is None
+
+
+def test_presence_ends_by_itself(redis: SyncRedis) -> None:
+    run(redis, *live.put_presence(presence("d1")))
+    assert 0 < redis.run(command("TTL", "{peer}:live:d1", parse=int)) <= 90
+
+
+def test_an_acquired_modem_comes_with_where_it_listens(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    result = take(redis, "psx_a-mbl-us")
+    assert isinstance(result, Acquired)
+    assert result.endpoint == modem("m1")
+    assert not result.reused_session
+
+
+def test_a_peer_is_selectable_only_while_it_is_present(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(peer("d1")))
+    assert isinstance(take(redis, "psx_a-peer-us", Pool.PEER), NoStock)
+    run(redis, *live.put_presence(presence("d1")))
+    result = take(redis, "psx_a-peer-us", Pool.PEER)
+    assert isinstance(result, Acquired)
+    assert (result.mesh_host, result.mesh_port, result.exit_ip) == ("127.0.0.1", 9000, "127.10.1.1")
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        "us-iptype-residential",
+        "us-asn-1",
+        "us-isp-nobody",
+        "de",
+        "us-carrier-other-failover-samecarrier",
+        "us-pin-device-other",
+    ],
+)
+def test_hard_wishes_that_nothing_meets_find_nothing(redis: SyncRedis, wish: str) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    assert isinstance(take(redis, f"psx_a-mbl-{wish}"), NoStock)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        "us-iptype-mobile",
+        "us-asn-64601",
+        "us-isp-mobile",
+        "any",
+        "us-carrier-other",
+        "us-carrier-lab_mobile",
+        "us-pin-device-m1",
+    ],
+)
+def test_wishes_that_are_met_or_soft_find_the_endpoint(redis: SyncRedis, wish: str) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    assert taken(redis, f"psx_a-mbl-{wish}") == "m1"
+
+
+def test_caps_hold_for_connections_and_for_customers(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    for pak in ("a", "b", "c"):
+        assert taken(redis, "psx_a-mbl-us", pak=PakId(pak)) == "m1"
+    assert isinstance(take(redis, "psx_a-mbl-us", pak=PakId("d")), NoStock)
+    redis.run(live.release(Pool.MBL, GATEWAY, [(EndpointId("m1"), PakId("a"), 1)]))
+    assert [taken(redis, "psx_a-mbl-us", pak=PakId("d"))] == ["m1"]
+
+
+def test_an_endpoint_carries_its_connections_and_no_more(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
+    assert isinstance(take(redis, "psx_a-mbl-us"), NoStock)
+
+
+def test_giving_back_more_than_is_held_changes_nothing(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    taken(redis, "psx_a-mbl-us")
+    held = (EndpointId("m1"), PAK, 5)
+    run(redis, live.release(Pool.MBL, GATEWAY, [held, held]))
+    assert redis.run(command("EXISTS", "{mbl}:load:m1", parse=int)) == 0
+    assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
+
+
+def test_a_sticky_session_keeps_its_device(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(6)))
+    first = taken(redis, "psx_a-mbl-us-sid-x-rot-sticky")
+    again = [take(redis, "psx_a-mbl-us-sid-x-rot-sticky", now=NOW + 10**7) for _ in range(4)]
+    assert {a.endpoint.endpoint_id for a in again if isinstance(a, Acquired)} == {first}
+    assert all(isinstance(a, Acquired) and a.reused_session for a in again)
+
+
+def test_sessions_of_two_keys_are_not_one(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    taken(redis, "psx_a-mbl-us-sid-x-rot-sticky", pak=PakId("a"))
+    second = take(redis, "psx_a-mbl-us-sid-x-rot-sticky", pak=PakId("b"))
+    assert isinstance(second, Acquired)
+    assert not second.reused_session
+
+
+def test_a_session_changes_its_device_when_its_window_is_over(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
+    first = taken(redis, "psx_a-mbl-us-sid-x-rot-auto5")
+    assert taken(redis, "psx_a-mbl-us-sid-x-rot-auto5", now=NOW + 299_999) == first
+    assert taken(redis, "psx_a-mbl-us-sid-x-rot-auto5", now=NOW + 300_000) != first
+
+
+def test_a_window_that_is_over_keeps_the_only_device_there_is(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    taken(redis, "psx_a-mbl-us-sid-x-rot-auto5")
+    assert taken(redis, "psx_a-mbl-us-sid-x-rot-auto5", now=NOW + 400_000) == "m1"
+
+
+def test_the_life_of_a_session_row_is_fixed_when_it_is_made(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    taken(redis, "psx_a-mbl-us-sid-x-ttl-100")
+    taken(redis, "psx_a-mbl-us-sid-x-ttl-9999")
+    assert redis.run(command("TTL", "{mbl}:sess:p1:x", parse=int)) <= 100
+
+
+def test_a_lost_device_is_replaced_unless_the_session_must_keep_it(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
+    first = taken(redis, "psx_a-mbl-us-sid-x-rot-sticky")
+    strict = "psx_a-mbl-us-sid-x-rot-sticky-failover-strict"
+    run(redis, live.unlist_endpoint(Pool.MBL, EndpointId(first)))
+    assert isinstance(take(redis, strict), NoStock)
+    assert taken(redis, "psx_a-mbl-us-sid-x-rot-sticky") != first
+
+
+def test_excluded_and_paused_endpoints_are_left_out(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(3)))
+    run(redis, live.pause(Pool.MBL, EndpointId("m0"), 10))
+    assert {taken(redis, "psx_a-mbl-us", excluded=("m1",)) for _ in range(5)} == {"m2"}
+    run(redis, live.unpause(Pool.MBL, EndpointId("m0")))
+    assert taken(redis, "psx_a-mbl-us", excluded=("m1", "m2")) == "m0"
+
+
+def test_among_equals_the_choice_is_random(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(3)))
+    seen = set()
+    for _ in range(60):
+        endpoint = taken(redis, "psx_a-mbl-us")
+        seen.add(endpoint)
+        run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId(endpoint), PAK, 1)]))
+    assert seen == {"m0", "m1", "m2"}
+
+
+def test_a_dead_gateways_connections_are_given_back(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")), *live.beat(Pool.MBL, GATEWAY))
+    assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
+    assert redis.run(live.leftover(Pool.MBL, GATEWAY)) == ()
+    assert redis.run(live.leftover(Pool.MBL, GATEWAY, restarted=True)) == ((EndpointId("m1"), PAK, 6),)
+    run(redis, command("DEL", "{mbl}:alive:gw1", parse=int))
+    assert GATEWAY in redis.run(live.gateways(Pool.MBL))
+    held = redis.run(live.leftover(Pool.MBL, GATEWAY))
+    run(redis, live.release(Pool.MBL, GATEWAY, held), live.forget_gateway(Pool.MBL, GATEWAY))
+    assert redis.run(live.gateways(Pool.MBL)) == frozenset()
+    assert taken(redis, "psx_a-mbl-us") == "m1"
+
+
+def test_stock_counts_what_is_listed(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}", "us" if n else "de")) for n in range(3)))
+    assert redis.run(live.stock(Pool.MBL)) == {"us": 2, "de": 1}
+    assert redis.run(live.listed_ids(Pool.MBL)) == {"m0", "m1", "m2"}
+    assert redis.run(live.unlist_endpoint(Pool.MBL, EndpointId("m0")))
+    assert not redis.run(live.unlist_endpoint(Pool.MBL, EndpointId("m0")))
+    assert redis.run(live.stock(Pool.MBL)) == {"us": 2}
+    facts = redis.run(live.network_facts(Pool.MBL, Country("us")))
+    assert [(f.asn, f.ip_type) for f in facts] == [(64601, IpType.MOBILE)] * 2
+
+
+def test_listing_again_refreshes_and_moves_between_countries(redis: SyncRedis) -> None:
+    assert redis.run(live.list_endpoint(modem("m1", "us")))
+    assert not redis.run(live.list_endpoint(modem("m1", "de")))
+    assert redis.run(live.stock(Pool.MBL)) == {"de": 1}
+    assert isinstance(take(redis, "psx_a-mbl-us"), NoStock)
