@@ -8,11 +8,14 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from mangum import Mangum
+from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from starlette.exceptions import HTTPException
 
 from shared.runtime.dynamo import StoreUnavailable
 
 RETRY_AFTER_S: Final = 2
+PROBLEM_TYPE: Final = "application/problem+json"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
@@ -38,7 +41,12 @@ def problem(request: Request, status: int, code: str, message: str, headers: dic
         "message": message,
         "requestId": getattr(request.state, "request_id", ""),
     }
-    return JSONResponse(body, status, headers, "application/problem+json")
+    return JSONResponse(body, status, headers, PROBLEM_TYPE)
+
+
+def lambda_handler(app: FastAPI) -> Mangum:
+    """An app as a Lambda handler; problem documents travel as text, like all JSON."""
+    return Mangum(app, lifespan="off", text_mime_types=[*DEFAULT_TEXT_MIME_TYPES, PROBLEM_TYPE])
 
 
 def source_address(request: Request) -> str:

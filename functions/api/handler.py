@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 from fastapi import FastAPI
-from mangum import Mangum
 
 from functions.api import inventory, operations, pages, peers, resellers
 from functions.api.wiring import Wiring, wiring
-from functions.http import install
+from functions.http import install, lambda_handler
 from shared.runtime.log import configure
 
 
@@ -21,4 +20,4 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
 
 
 configure("api")
-handler = Mangum(create_app(wiring), lifespan="off")
+handler = lambda_handler(create_app(wiring))

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from mangum import Mangum
-
+from functions.http import lambda_handler
 from functions.x402.app import create_app
 from functions.x402.validate import validate_sale
 from functions.x402.wiring import wiring
 from shared.runtime.log import configure
 
 configure("x402")
-_app = create_app(wiring)
-_http = Mangum(_app, lifespan="off")
+_http = lambda_handler(create_app(wiring))
 
 
 def handler(event: dict[str, Any], context: Any) -> Any:

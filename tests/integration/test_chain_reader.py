@@ -1,0 +1,171 @@
+"""Nodes that are away, lag or lie only ever make a payment unknown; another node may know it."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from shared.chain.model import ReadFailed, Unknown, UnknownReason, Valid
+from shared.chain.reader import EvmReader, SolanaReader
+from tests.unit.chain.test_rules import BLOCK, MINT, PAYER, US, USDC, balance, log, receipt, transaction
+
+pytestmark = pytest.mark.slow
+Node = Callable[[dict[str, Any]], str]
+Serve = Callable[[Callable[[str], str]], str]
+DEAD = "http://127.0.0.1:9"
+HASH = "0x" + "ab" * 32
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start(answer: Callable[[str], str]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = answer(asked["method"]).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def results(**by_method: Any) -> Callable[[str], str]:
+    return lambda method: json.dumps({"jsonrpc": "2.0", "id": 1, "result": by_method.get(method)})
+
+
+def evm(*urls: str) -> EvmReader:
+    return EvmReader(urls, 8453, USDC, US, 1)
+
+
+EVM_GOOD = results(
+    eth_getTransactionReceipt=receipt(log()),
+    eth_getBlockByNumber=BLOCK,
+    eth_blockNumber="0xa",
+    eth_chainId="0x2105",
+    eth_getCode="0x6001",
+    eth_call="0x" + (6).to_bytes(32, "big").hex(),
+)
+
+
+def test_a_payment_is_read(serve: Serve) -> None:
+    assert evm(serve(EVM_GOOD)).judge(HASH) == Valid(PAYER, 400_000, 0x6B49D200)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda _: "not json", UnknownReason.NODE_MALFORMED),
+        (
+            lambda _: '{"jsonrpc":"2.0","id":1,"error":{"code":-32015,"message":"x"}}',
+            UnknownReason.NODE_UNREACHABLE,
+        ),
+        (results(eth_blockNumber="0xa"), UnknownReason.NOT_FOUND),
+        (
+            results(
+                eth_getTransactionReceipt={"blockNumber": "0xa"},
+                eth_getBlockByNumber=BLOCK,
+                eth_blockNumber="0xa",
+            ),
+            UnknownReason.NODE_MALFORMED,
+        ),
+    ],
+)
+def test_a_node_that_fails_makes_a_payment_unknown(
+    serve: Serve, answer: Callable[[str], str], reason: UnknownReason
+) -> None:
+    assert evm(serve(answer)).judge(HASH) == Unknown(reason)
+
+
+def test_no_node_at_all_makes_a_payment_unknown() -> None:
+    assert evm(DEAD).judge(HASH) == Unknown(UnknownReason.NODE_UNREACHABLE)
+    assert SolanaReader([DEAD], MINT, "us").judge("x") == Unknown(UnknownReason.NODE_UNREACHABLE)
+
+
+def test_another_node_may_know_what_the_first_one_does_not(serve: Serve) -> None:
+    lagging = serve(results(eth_blockNumber="0x1"))
+    assert isinstance(evm(DEAD, lagging, serve(EVM_GOOD)).judge(HASH), Valid)
+    assert evm(lagging, DEAD).judge(HASH) == Unknown(UnknownReason.NOT_FOUND)
+
+
+def test_a_chain_is_validated_before_it_takes_money(serve: Serve) -> None:
+    assert evm(serve(EVM_GOOD)).faults() == []
+    wrong = results(eth_chainId="0x1", eth_getCode="0x")
+    assert evm(serve(wrong)).faults() == ["evm: wrong chain id", "evm: no code at the asset's address"]
+    decimals = results(
+        eth_chainId="0x2105", eth_getCode="0x60", eth_call="0x" + (18).to_bytes(32, "big").hex()
+    )
+    assert evm(serve(decimals)).faults() == ["evm: the asset does not have 6 decimals"]
+    with pytest.raises(ReadFailed):
+        evm(DEAD).faults()
+
+
+OWNER = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
+PAID = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, OWNER, 400)])
+
+
+def solana(url: str, owner: str = OWNER) -> SolanaReader:
+    return SolanaReader([url], MINT, owner)
+
+
+def status(value: Any) -> dict[str, Any]:
+    return {"context": {"slot": 1}, "value": [value]}
+
+
+def test_a_payment_on_solana_is_read(serve: Serve) -> None:
+    good = results(getTransaction=PAID, getSignatureStatuses=status({"confirmationStatus": "confirmed"}))
+    assert solana(serve(good)).judge("x") == Valid("payer", 400, 1_800_000_000)
+
+
+@pytest.mark.parametrize(
+    ("transaction_", "state", "reason"),
+    [
+        (PAID, None, UnknownReason.NOT_FOUND),
+        (PAID, {"confirmationStatus": "processed"}, UnknownReason.NOT_CONFIRMED),
+        (None, {"confirmationStatus": "finalized"}, UnknownReason.NOT_FOUND),
+        (
+            {"meta": {"preTokenBalances": [{}]}},
+            {"confirmationStatus": "finalized"},
+            UnknownReason.NODE_MALFORMED,
+        ),
+    ],
+)
+def test_what_solana_has_not_confirmed_is_unknown(
+    serve: Serve, transaction_: Any, state: Any, reason: UnknownReason
+) -> None:
+    node = results(getTransaction=transaction_, getSignatureStatuses=status(state))
+    assert solana(serve(node)).judge("x") == Unknown(reason)
+
+
+def test_solana_is_validated_before_it_takes_money(serve: Serve) -> None:
+    def mint(decimals: int) -> str:
+        value = {"data": {"parsed": {"info": {"decimals": decimals}}}}
+        return serve(results(getAccountInfo={"value": value}))
+
+    assert solana(mint(6)).faults() == []
+    assert solana(mint(9)).faults() == ["solana: the asset does not have 6 decimals"]
+    assert solana(serve(results(getAccountInfo={"value": None}))).faults() == [
+        "solana: the asset's mint is not there"
+    ]
+    assert solana(mint(6), "us").faults() == ["solana: the recipient is not an address"]

@@ -1,0 +1,394 @@
+"""The sale through its function: one payment, one key, for whoever asked before paying."""
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from functions.x402.validate import validate_sale
+from local import lab
+from local.bootstrap import HOUSE
+from shared.access import table as access
+from shared.access.model import DisabledReason
+from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
+from shared.guard.table import write_setting
+from shared.kernel.ids import PakId
+from shared.runtime.dynamo import SyncDynamo
+from shared.sale.model import Payment, Terms
+from shared.sale.rules import read_prices, read_terms
+from shared.sale.service import Bought, Refused
+from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
+
+pytestmark = pytest.mark.slow
+QUERY = "/v1/x402/pool?traffic=0.1&country=us"
+HASH = "0x" + "ab" * 32
+SOLANA_HASH = "5" * 88
+PAYER = "0x" + "cc" * 20
+THIEF = "127.20.0.9"
+TOPUP = "/v1/x402/manage/pool/topup"
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    yield made
+    made.close()
+
+
+def paid(functions: Functions, tx_hash: str = HASH, micro: int = 400_000, payer: str = PAYER) -> None:
+    functions.chain.verdicts[tx_hash] = Valid(payer, micro, int(time.time()))
+
+
+def claim(
+    functions: Functions, tx_hash: str = HASH, source: str = "127.20.0.1", query: str = QUERY, proof: str = ""
+) -> Reply:
+    headers = {"payment-signature": tx_hash} | ({"x-payment-proof": proof} if proof else {})
+    return functions.call(query, headers=headers, source=source)
+
+
+def bought(functions: Functions) -> dict[str, Any]:
+    assert functions.call(QUERY).status == 402
+    paid(functions)
+    answer = claim(functions)
+    assert answer.status == 200, answer.body
+    body: dict[str, Any] = answer.body
+    return body
+
+
+def test_the_402_is_a_price_sheet_for_every_client_family(functions: Functions) -> None:
+    answer = functions.call(QUERY)
+    assert answer.status == 402
+    requirement = answer.body["paymentRequirement"]
+    assert [a["network"] for a in requirement["accepts"]] == ["base", "solana"]
+    first = requirement["accepts"][0]
+    assert (first["scheme"], first["chainId"], first["maxAmountRequired"], first["payTo"]) == (
+        "txhash",
+        8453,
+        "400000",
+        RECIPIENT,
+    )
+    assert {"resource", "description", "mimeType", "maxTimeoutSeconds", "asset"} <= first.keys()
+    assert answer.body["caveats"]
+    header = answer.headers["payment-required"]
+    assert len(header) < 2048
+    v2 = json.loads(base64.b64decode(header))
+    assert (v2["x402Version"], v2["accepts"][0]["network"], v2["accepts"][0]["amount"]) == (
+        2,
+        "eip155:8453",
+        "400000",
+    )
+    assert answer.headers["x-request-id"]
+    assert (
+        functions.call(QUERY).body["paymentRequirement"]["extra"]["quoteId"]
+        == requirement["extra"]["quoteId"]
+    )
+
+
+def test_a_payment_buys_a_key_that_is_capped_at_what_was_paid(functions: Functions) -> None:
+    body = bought(functions)
+    proxy = body["proxy"]
+    assert proxy["password"].startswith("pak_")
+    assert proxy["username"] == "psx_x402pool-mbl-us-rot-auto10"
+    assert proxy["http"] == f"http://{proxy['username']}:{proxy['password']}@gw.example:7000"
+    assert proxy["socks5"] is None
+    assert body["sessionToken"].startswith("x402s_")
+    assert (body["credit"]["allocatedGB"], body["credit"]["usedGB"], body["credit"]["enabled"]) == (
+        0.1,
+        0,
+        True,
+    )
+    assert body["payment"] == {"network": "base", "txHash": HASH, "amountUSDC": 0.4}
+
+
+def test_the_same_payment_again_gives_the_same_credentials(functions: Functions) -> None:
+    first = bought(functions)
+    upper = claim(functions, "0X" + "AB" * 32)
+    assert (upper.body["proxy"], upper.body["sessionToken"]) == (first["proxy"], first["sessionToken"])
+    old_client = functions.call(
+        QUERY, headers={"x-payment": json.dumps({"transactionHash": HASH, "network": "base", "payer": PAYER})}
+    )
+    assert old_client.body["proxy"] == first["proxy"]
+    v2 = base64.b64encode(
+        json.dumps({"x402Version": 2, "payload": {"transactionHash": HASH}, "network": "base"}).encode()
+    )
+    assert claim(functions, v2.decode()).body["proxy"] == first["proxy"]
+
+
+def test_somebody_else_with_the_hash_gets_nothing_before_or_after(functions: Functions) -> None:
+    functions.call(QUERY)
+    paid(functions)
+    before = claim(functions, source=THIEF)
+    assert before.status == 403
+    assert "X-Payment-Proof" in before.body["message"]
+    first = claim(functions)
+    assert first.status == 200
+    after = claim(functions, source=THIEF)
+    assert after.status == 403
+    assert first.body["proxy"]["password"] not in json.dumps(after.body)
+
+
+def test_a_quote_that_was_asked_after_the_payment_claims_nothing(functions: Functions) -> None:
+    functions.chain.verdicts[HASH] = Valid(PAYER, 400_000, int(time.time()) - 600)
+    functions.call(QUERY, source=THIEF)
+    assert claim(functions, source=THIEF).status == 403
+
+
+def test_the_payers_signature_is_honoured_from_anywhere(functions: Functions) -> None:
+    paid(functions)
+    assert claim(functions, source=THIEF, proof="somebody else").status == 403
+    first = claim(functions, source=THIEF, proof=PAYER)
+    assert first.status == 200
+    assert claim(functions, source="127.20.0.8", proof=PAYER).body["proxy"] == first.body["proxy"]
+
+
+@pytest.mark.parametrize(
+    ("micro", "status", "allocated"),
+    [
+        (391_999, 402, 0),
+        (392_000, 200, 100_000_000),
+        (400_000, 200, 100_000_000),
+        (800_004, 200, 200_001_000),
+    ],
+)
+def test_two_percent_less_is_enough_and_more_is_credited(
+    functions: Functions, micro: int, status: int, allocated: int
+) -> None:
+    functions.call(QUERY)
+    paid(functions, micro=micro)
+    answer = claim(functions)
+    assert answer.status == status
+    if status == 200:
+        assert answer.body["credit"]["allocatedBytes"] == allocated
+    else:
+        assert "PAYMENT_TOO_SMALL" in answer.body["error"]
+
+
+def test_an_unknown_payment_is_never_a_402_and_consumes_nothing(functions: Functions) -> None:
+    functions.call(QUERY)
+    functions.chain.verdicts[HASH] = Unknown(UnknownReason.NODE_UNREACHABLE)
+    answer = claim(functions)
+    assert answer.status == 503
+    assert "do not pay again" in answer.body["message"]
+    assert answer.headers["retry-after"] == "2"
+    paid(functions)
+    assert claim(functions).status == 200
+
+
+def test_a_transaction_that_is_no_payment_is_a_402_with_its_reason(functions: Functions) -> None:
+    functions.call(QUERY)
+    functions.chain.verdicts[HASH] = Invalid(InvalidReason.NO_TRANSFER)
+    answer = claim(functions)
+    assert answer.status == 402
+    assert "no_transfer_of_usdc_to_us" in answer.body["error"]
+
+
+def test_parallel_claims_of_one_payment_mint_one_key(
+    dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles
+) -> None:
+    functions = Functions(dynoxide, valkey_url, lab_files)
+    counter, prices = functions.sale_wiring.counter, read_prices(functions.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    counter.quote("pool", 400_000, "127.20.0.1")
+    paid(functions)
+
+    def buy(_: int) -> Bought | Refused:
+        return counter.buy(terms, prices, Payment("base", HASH), "127.20.0.1")
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(buy, range(50)))
+    assert all(isinstance(a, Bought) for a in answers)
+    assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1
+    assert [a.repeated for a in answers if isinstance(a, Bought)].count(False) == 1
+    assert len(dynoxide.run(access.list_paks(f"{PREFIX}access", HOUSE, 10)).rows) == 1
+    functions.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("traffic=abc", "traffic"),
+        ("traffic=NaN", "traffic"),
+        ("traffic=-1", "traffic"),
+        ("traffic=1e9", "traffic"),
+        ("traffic=0.01", "traffic"),
+        ("tier=zzz", "tier"),
+        ("country=ZZZ", "country"),
+        ("duration=7776001", "duration"),
+        ("duration=x", "duration"),
+        ("sid=a-b", "sid"),
+        ("rot=never", "rot"),
+    ],
+)
+def test_bad_terms_are_400_naming_the_field(functions: Functions, query: str, field: str) -> None:
+    answer = functions.call(f"/v1/x402/pool?{query}")
+    assert answer.status == 400
+    assert answer.body["message"].startswith(f"{field}: allowed is")
+
+
+@pytest.mark.parametrize("value", ["nonsense", "0x12", base64.b64encode(b"[]").decode(), "A" * 9000])
+def test_a_malformed_payment_is_told_not_to_pay_again(functions: Functions, value: str) -> None:
+    answer = claim(functions, value)
+    assert answer.status == 400
+    assert "do not pay again" in answer.body["message"]
+
+
+def test_a_hash_of_the_other_network_is_not_mixed_up(functions: Functions) -> None:
+    functions.call(QUERY)
+    paid(functions, SOLANA_HASH, payer="wallet")
+    answer = claim(functions, SOLANA_HASH)
+    assert answer.body["payment"]["network"] == "solana"
+
+
+def test_the_sale_is_closed_until_it_is_validated(functions: Functions) -> None:
+    functions.dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": False}, 0))
+    assert functions.call(QUERY).status == 503
+    assert functions.call(TOPUP, "POST", {"addTrafficGB": 1}, {"x-session-token": "x402s_x"}).status == 503
+    assert functions.call("/v1/x402/pool/pricing").status == 200
+    assert functions.call("/v1/x402/proxy").status == 503
+
+
+def test_validation_names_what_is_missing_and_keeps_the_sale_closed(functions: Functions) -> None:
+    report = validate_sale(functions.sale_wiring)
+    assert report["ok"] is False
+    assert [f for f in report["faults"] if f.startswith(("evm:", "solana:"))] == [
+        "evm: chain_node_unreachable",
+        "solana: chain_node_unreachable",
+    ]
+
+
+# Managing
+
+
+def token(body: dict[str, Any]) -> dict[str, str]:
+    return {"x-session-token": body["sessionToken"]}
+
+
+def pak_of(functions: Functions, body: dict[str, Any]) -> PakId:
+    found = functions.sale_wiring.counter.session(body["sessionToken"])
+    assert found is not None
+    return found[1].pak_id
+
+
+def test_a_top_up_is_quoted_paid_and_turns_the_key_on_again(functions: Functions) -> None:
+    body = bought(functions)
+    pak_id = pak_of(functions, body)
+    functions.dynamo.run(access.suspend(f"{PREFIX}access", pak_id, DisabledReason.CAP, 1))
+    quoted = functions.call(TOPUP, "POST", {"addTrafficGB": 0.25}, token(body))
+    assert quoted.status == 402
+    assert quoted.body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == "1000000"
+    other = "0x" + "cd" * 32
+    paid(functions, other, 1_000_000)
+    headers = token(body) | {"payment-signature": other}
+    first = functions.call(TOPUP, "POST", {"addTrafficGB": 0.25}, headers)
+    assert first.status == 200, first.body
+    assert (first.body["credit"]["allocatedBytes"], first.body["credit"]["enabled"]) == (350_000_000, True)
+    again = functions.call(TOPUP, "POST", {"addTrafficGB": 0.25}, headers)
+    assert again.body["credit"]["allocatedBytes"] == 350_000_000
+
+
+def test_a_payment_serves_one_product(functions: Functions) -> None:
+    body = bought(functions)
+    reused = functions.call(TOPUP, "POST", {"addTrafficGB": 0.1}, token(body) | {"payment-signature": HASH})
+    assert reused.status == 409
+    other = "0x" + "cd" * 32
+    functions.call(TOPUP, "POST", {"addTrafficGB": 0.1}, token(body))
+    paid(functions, other)
+    assert (
+        functions.call(
+            TOPUP, "POST", {"addTrafficGB": 0.1}, token(body) | {"payment-signature": other}
+        ).status
+        == 200
+    )
+    assert claim(functions, other).status == 409
+
+
+def test_more_time_is_free_and_bounded(functions: Functions) -> None:
+    body = bought(functions)
+    answer = functions.call(TOPUP, "POST", {"addDurationSeconds": 7_776_000}, token(body))
+    assert answer.status == 200
+    ninety_days_ms = 90 * 86_400_000
+    assert abs(answer.body["credit"]["expiresAt"] - (time.time() * 1000 + ninety_days_ms)) < 60_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {},
+        {"addTrafficGB": "x"},
+        {"addTrafficGB": 1e-9},
+        {"addTrafficGB": [1]},
+        {"addDurationSeconds": -1},
+        {"addDurationSeconds": "1"},
+    ],
+)
+def test_bad_top_ups_are_400(functions: Functions, body: Any) -> None:
+    assert functions.call(TOPUP, "POST", body, token(bought(functions))).status == 400
+
+
+def test_a_session_token_recovers_credentials_and_regenerates_the_secret(functions: Functions) -> None:
+    body = bought(functions)
+    same = functions.call("/v1/x402/manage/pool/connection", headers=token(body))
+    assert same.body["proxy"] == body["proxy"]
+    fresh = functions.call("/v1/x402/manage/pool/regenerate", "POST", {}, token(body))
+    assert fresh.body["proxy"]["username"] == body["proxy"]["username"]
+    assert fresh.body["proxy"]["password"] != body["proxy"]["password"]
+    assert (
+        functions.call("/v1/x402/manage/pool/connection", headers=token(body)).body["proxy"]
+        == fresh.body["proxy"]
+    )
+    assert (
+        functions.call("/v1/x402/manage/pool/credit", headers=token(body)).body["credit"]["remainingGB"]
+        == 0.1
+    )
+    assert functions.call("/v1/x402/manage/pool/usage", headers=token(body)).body == {
+        "usage": [],
+        "usedBytes": 0,
+    }
+
+
+@pytest.mark.parametrize("value", ["", "x402s_wrong", "psx_wrong"])
+def test_manage_routes_need_their_token(functions: Functions, value: str) -> None:
+    assert functions.call("/v1/x402/manage/pool/credit", headers={"x-session-token": value}).status == 401
+
+
+def test_sessions_are_public_without_anything_that_works_as_a_credential(functions: Functions) -> None:
+    body = bought(functions)
+    listed = functions.call(f"/v1/x402/sessions/wallet/{PAYER.upper().replace('0X', '0x')}")
+    (session,) = listed.body["sessions"]
+    status = functions.call(f"/v1/x402/sessions/{session['sessionId']}/status")
+    assert status.body["txHash"] == HASH
+    text = json.dumps([listed.body, status.body])
+    assert body["sessionToken"] not in text
+    assert body["proxy"]["password"] not in text
+    assert functions.call("/v1/x402/sessions/none/status").status == 404
+
+
+def test_prices_and_countries_are_public(functions: Functions) -> None:
+    sheet = functions.call("/v1/x402/pool/pricing").body
+    assert (sheet["product"], sheet["defaultTier"], sheet["durationFree"], sheet["bytesPerGB"]) == (
+        "pool",
+        "mbl",
+        True,
+        10**9,
+    )
+    assert sheet["tiers"][0]["pricePerGB"] == 4
+    assert sheet["tiers"][0]["minPurchaseGB"] == 0.1
+    assert functions.call("/v1/x402/countries").body == {"countries": {}}
+    assert functions.call("/v1/x402/nothing").status == 404
+
+
+def test_loading_the_sale_loads_no_chain_sdk() -> None:
+    sdks = ("web3", "solana", "solders", "eth_account")
+    code = f"import sys, functions.x402.handler; print([m for m in {sdks} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,131 @@
+"""Lambda functions called as the cloud calls them: real event JSON into the real apps, on moto and a real Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr
+
+from functions.api.handler import create_app as create_api
+from functions.api.wiring import ApiSettings
+from functions.api.wiring import Wiring as ApiWiring
+from functions.api.wiring import wire as wire_api
+from functions.http import lambda_handler
+from functions.x402.app import create_app as create_sale
+from functions.x402.wiring import SaleSettings
+from functions.x402.wiring import Wiring as SaleWiring
+from functions.x402.wiring import wire as wire_sale
+from local import lab
+from local.api_gateway import http_event
+from local.bootstrap import HOUSE, Keys, bootstrap
+from local.http_server import HttpRequest
+from shared.chain.model import Unknown, UnknownReason, Verdict
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import SyncRedis
+from shared.sale.model import Payment
+
+PREFIX = "psx-test-"
+RECIPIENT = "0x" + "11" * 20
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with its JSON body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+class FakeChain:
+    """Verdicts that a test decides; everything else has not been seen yet."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Verdict] = {}
+        self.asked = 0
+
+    def judge(self, payment: Payment) -> Verdict:
+        """The verdict that the test put there."""
+        self.asked += 1
+        return self.verdicts.get(payment.tx_hash, Unknown(UnknownReason.NOT_FOUND))
+
+    def proves(self, payment: Payment, payer: str) -> bool:
+        """A proof is the payer's name."""
+        return payment.proof == payer
+
+
+class Functions:
+    """Both HTTP functions, wired for a test."""
+
+    def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles) -> None:
+        self.dynamo = dynamo
+        self.redis = SyncRedis(redis_url)
+        self.keys: Keys = bootstrap(dynamo, PREFIX, now_ms())
+        self.chain = FakeChain()
+        secrets = lab.fresh_secrets()
+        common: dict[str, Any] = {
+            "stage": "local",
+            "table_prefix": PREFIX,
+            "redis_url": redis_url,
+            "api_base_url": "https://api.example",
+            "gateway_host": "gw.example",
+            "gateway_http_port": 7000,
+            "gateway_socks_port": 7001,
+            "secret_pepper": secrets.pepper,
+            "sealing_key": secrets.sealing_key,
+        }
+        api = ApiSettings(
+            **common,
+            jwt_private_key=SecretStr(secrets.jwt_private),
+            jwt_public_key=SecretStr(secrets.jwt_public),
+            relays=lab.relays_setting({"eu": 1, "us": 2}),
+            asn_mmdb=files.asn_mmdb,
+            country_mmdb=files.country_mmdb,
+            asn_classes=files.asn_classes,
+        )
+        sale = SaleSettings(
+            **common,
+            quote_secret=SecretStr(secrets.quote_secret),
+            house_account=HOUSE,
+            evm_rpc_urls="http://127.0.0.1:9",
+            evm_recipient=RECIPIENT,
+            solana_rpc_urls="http://127.0.0.1:9",
+            solana_recipient="4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T",
+        )
+        self.api_wiring: ApiWiring = wire_api(api, dynamo, self.redis)
+        wired = wire_sale(sale, dynamo, self.redis)
+        fields = {name: getattr(wired, name) for name in wired.__dataclass_fields__}
+        counter = {name: getattr(wired.counter, name) for name in wired.counter.__dataclass_fields__}
+        fields["counter"] = type(wired.counter)(**{**counter, "chain": lambda: self.chain})
+        self.sale_wiring = SaleWiring(**fields)
+        self._api = lambda_handler(create_api(lambda: self.api_wiring))
+        self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
+
+    def close(self) -> None:
+        """Give connections and files back."""
+        self.redis.close()
+        self.api_wiring.origins.close()
+
+    def call(
+        self,
+        target: str,
+        method: str = "GET",
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        source: str = "127.20.0.1",
+    ) -> Reply:
+        """One request through the function that API Gateway would choose."""
+        raw = b"" if body is None else json.dumps(body).encode()
+        found = {"host": "api.example", "content-type": "application/json", **(headers or {})}
+        event = http_event(HttpRequest(method, target, tuple(found.items()), raw, source))
+        app = self._sale if target.startswith("/v1/x402/") else self._api
+        answer: Any = app(event, None)  # type: ignore[arg-type]  # the cloud's context is not needed
+        try:
+            parsed = json.loads(answer["body"])
+        except ValueError:
+            parsed = answer["body"]
+        return Reply(answer["statusCode"], answer["headers"], parsed)

@@ -1,0 +1,142 @@
+"""What counts as a payment, and what never does."""
+
+from typing import Any
+
+import pytest
+
+from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
+from shared.chain.rules import TOKEN_PROGRAM, TRANSFER_TOPIC, judge_evm, judge_solana
+
+USDC = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+US = "0x" + "11" * 20
+PAYER = "0x" + "aa" * 20
+OTHER = "0x" + "bb" * 20
+
+
+def topic(address: str) -> str:
+    return "0x" + "00" * 12 + address[2:]
+
+
+def log(amount: int = 400_000, **change: Any) -> dict[str, Any]:
+    sender, receiver = change.pop("sender", PAYER), change.pop("receiver", US)
+    row = {
+        "address": USDC.lower(),
+        "topics": [TRANSFER_TOPIC, topic(sender), topic(receiver)],
+        "data": "0x" + amount.to_bytes(32, "big").hex(),
+        "removed": False,
+    }
+    return row | change
+
+
+def receipt(*logs: dict[str, Any], **change: Any) -> dict[str, Any]:
+    return {"blockNumber": "0xa", "blockHash": "0xBEEF", "status": "0x1", "logs": list(logs)} | change
+
+
+BLOCK = {"hash": "0xbeef", "timestamp": "0x6b49d200"}
+
+
+def evm(
+    given: dict[str, Any] | None, block: dict[str, Any] | None = BLOCK, head: int = 10, confirmations: int = 1
+) -> Verdict:
+    return judge_evm(given, block, head, contract=USDC, recipient=US, confirmations=confirmations)
+
+
+def test_a_transfer_to_us_is_a_payment_by_its_sender() -> None:
+    assert evm(receipt(log())) == Valid(PAYER, 400_000, 0x6B49D200)
+
+
+def test_several_transfers_of_one_payer_add_up() -> None:
+    assert evm(receipt(log(1), log(2), log(9, receiver=OTHER))) == Valid(PAYER, 3, 0x6B49D200)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (receipt(log(address=OTHER)), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(receiver=OTHER)), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(sender=US)), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(0)), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(removed=True)), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(topics=[TRANSFER_TOPIC, topic(PAYER)])), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(topics=["0x" + "0" * 64, topic(PAYER), topic(US)])), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(), Invalid(InvalidReason.NO_TRANSFER)),
+        (receipt(log(), status="0x0"), Invalid(InvalidReason.FAILED)),
+        (receipt(log(), log(sender=OTHER)), Invalid(InvalidReason.SEVERAL_PAYERS)),
+        (None, Unknown(UnknownReason.NOT_FOUND)),
+        (receipt(log(), blockNumber=None), Unknown(UnknownReason.NOT_CONFIRMED)),
+        (receipt(log(), blockHash="0xdead"), Unknown(UnknownReason.NOT_CANONICAL)),
+    ],
+)
+def test_everything_else_is_told_for_what_it_is(given: dict[str, Any] | None, verdict: Verdict) -> None:
+    assert evm(given) == verdict
+
+
+def test_a_payment_waits_for_its_confirmations() -> None:
+    assert evm(receipt(log()), head=11, confirmations=3) == Unknown(UnknownReason.NOT_CONFIRMED)
+    assert evm(receipt(log()), head=12, confirmations=3) == Valid(PAYER, 400_000, 0x6B49D200)
+    assert evm(receipt(log()), block=None) == Unknown(UnknownReason.NOT_CONFIRMED)
+
+
+MINT = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
+
+
+def balance(index: int, owner: str, amount: int, **change: Any) -> dict[str, Any]:
+    row = {"accountIndex": index, "mint": MINT, "owner": owner, "programId": TOKEN_PROGRAM}
+    return row | {"uiTokenAmount": {"amount": str(amount)}} | change
+
+
+def transaction(before: list[dict[str, Any]], after: list[dict[str, Any]], **meta: Any) -> dict[str, Any]:
+    return {
+        "blockTime": 1_800_000_000,
+        "meta": {"err": None, "preTokenBalances": before, "postTokenBalances": after} | meta,
+    }
+
+
+def solana(answer: dict[str, Any] | None) -> Verdict:
+    return judge_solana(answer, mint=MINT, owner="us")
+
+
+def test_our_balance_that_rose_is_a_payment_of_whose_fell() -> None:
+    given = transaction(
+        [balance(1, "payer", 900), balance(2, "us", 5)], [balance(1, "payer", 500), balance(2, "us", 405)]
+    )
+    assert solana(given) == Valid("payer", 400, 1_800_000_000)
+
+
+def test_a_balance_that_was_not_there_was_zero() -> None:
+    given = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, "us", 400)])
+    assert solana(given) == Valid("payer", 400, 1_800_000_000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (None, Unknown(UnknownReason.NOT_FOUND)),
+        ({"meta": None}, Unknown(UnknownReason.NOT_FOUND)),
+        (transaction([], [], err={"x": 1}), Invalid(InvalidReason.FAILED)),
+        (transaction([], []), Invalid(InvalidReason.NO_TRANSFER)),
+        (
+            transaction([], [], preTokenBalances=None, postTokenBalances=None),
+            Invalid(InvalidReason.NO_TRANSFER),
+        ),
+        (
+            transaction([balance(1, "payer", 4, mint="x")], [balance(2, "us", 4, mint="x")]),
+            Invalid(InvalidReason.NO_TRANSFER),
+        ),
+        (
+            transaction(
+                [balance(1, "payer", 4, programId="token2022")], [balance(2, "us", 4, programId="token2022")]
+            ),
+            Invalid(InvalidReason.NO_TRANSFER),
+        ),
+        (transaction([balance(2, "us", 4)], [balance(3, "us", 4)]), Invalid(InvalidReason.NO_TRANSFER)),
+        (
+            transaction([balance(1, "a", 2), balance(3, "b", 2)], [balance(2, "us", 4)]),
+            Invalid(InvalidReason.SEVERAL_PAYERS),
+        ),
+    ],
+)
+def test_everything_else_on_solana_is_told_for_what_it_is(
+    answer: dict[str, Any] | None, verdict: Verdict
+) -> None:
+    assert solana(answer) == verdict
