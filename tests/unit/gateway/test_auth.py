@@ -1,0 +1,31 @@
+"""Failed attempts are limited per address, for a while."""
+
+from gateway_node.auth import FailureLimiter
+
+
+def test_ten_failures_in_a_minute_wait_half_a_minute_and_thirty_wait_five() -> None:
+    now = [0.0]
+    limiter = FailureLimiter(lambda: now[0])
+    for _ in range(9):
+        limiter.failed("a")
+    assert not limiter.banned("a")
+    limiter.failed("a")
+    assert limiter.banned("a")
+    assert not limiter.banned("b")
+    now[0] = 30.0
+    assert not limiter.banned("a")
+    for _ in range(20):
+        limiter.failed("a")
+    now[0] = 300.0
+    assert limiter.banned("a")
+    now[0] = 331.0
+    assert not limiter.banned("a")
+
+
+def test_slow_failures_are_forgiven() -> None:
+    now = [0.0]
+    limiter = FailureLimiter(lambda: now[0])
+    for _ in range(50):
+        now[0] += 10
+        limiter.failed("a")
+    assert not limiter.banned("a")
