@@ -14,7 +14,7 @@ BIN: Final = Path(sys.executable).parent
 CHECKS: Final = (
     ("format", ("ruff", "format", "--check", ".")),
     ("lint", ("ruff", "check", ".")),
-    ("import contracts", ("lint-imports", "--no-timing")),
+    ("import contracts", ("lint-imports", "--no-logo")),
     ("types", ("mypy",)),
 )
 LOCKS: Final = ("bootstrap", "dev", "api", "x402", "nodes")

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,10 +60,16 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
-    """In the child, before exec: be killed when the parent is gone, and take no Ctrl-C meant for the parent."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setpgid(0, 0)
+def _dies_with(parent: int) -> Callable[[], None]:
+    """For the child, before exec: be killed when the parent is gone, and take no Ctrl-C meant for the parent."""
+
+    def prepare() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the kernel was told
+            os._exit(1)
+        os.setpgid(0, 0)
+
+    return prepare
 
 
 class RunFolder:
@@ -140,7 +146,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.PIPE if keep_stdin else asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_dies_with(os.getpid()),
             )
         part = Part(name, process, log)
         self.parts[name] = part

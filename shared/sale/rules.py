@@ -18,6 +18,7 @@ QUOTE_SLACK_S: Final = 90
 """How much earlier than its quote a payment may seem: block times are coarse and clocks differ."""
 REEMIT_WINDOW_MS: Final = 3_600_000
 HEADER_MAX_CHARS: Final = 8192
+MAX_BRACKETS: Final = 64
 _BASIS_POINTS: Final = 10_000
 _EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
@@ -161,9 +162,11 @@ def _payment(text: str, network: str, proof: str) -> Payment | None:
 
 
 def _payment_json(text: str, proof: str) -> Payment | None:
+    if text.count("[") + text.count("{") > MAX_BRACKETS:  # before parsing: nesting costs stack
+        return None
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     if not isinstance(value, dict):
         return None

@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 PROTOCOL: Final = "binary-v1"
 MAX_TEXT_BYTES: Final = 1024 * 1024
+MAX_BRACKETS: Final = 256
 DATA_PAYLOAD_BYTES: Final = 64 * 1024
 MAX_SESSION_ID_BYTES: Final = 255
 HEARTBEAT_S: Final = 30
@@ -101,9 +102,11 @@ def parse_text(data: bytes) -> Text | None:
     """A text frame; None for a type nobody knows. Raises MalformedFrame when it is not a JSON object with a type."""
     if len(data) > MAX_TEXT_BYTES:
         raise MalformedFrame("text frame too long")
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:  # before parsing: nesting costs stack
+        raise MalformedFrame("text frame too deep")
     try:
         message = json.loads(data)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise MalformedFrame("not JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise MalformedFrame("no type")

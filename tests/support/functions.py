@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,10 @@ class Functions:
     """Both HTTP functions, wired for a test."""
 
     def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles) -> None:
+        # Mangum runs on its thread's event loop; the test's own thread belongs to the test runner's.
+        self._thread = ThreadPoolExecutor(
+            1, initializer=lambda: asyncio.set_event_loop(asyncio.new_event_loop())
+        )
         self.dynamo = dynamo
         self.redis = SyncRedis(redis_url)
         self.keys: Keys = bootstrap(dynamo, PREFIX, now_ms())
@@ -106,7 +112,9 @@ class Functions:
         self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
 
     def close(self) -> None:
-        """Give connections and files back."""
+        """Give connections and files back, and the loop that Mangum runs on."""
+        self._thread.submit(_close_loop).result()
+        self._thread.shutdown()
         self.redis.close()
         self.api_wiring.origins.close()
 
@@ -123,9 +131,14 @@ class Functions:
         found = {"host": "api.example", "content-type": "application/json", **(headers or {})}
         event = http_event(HttpRequest(method, target, tuple(found.items()), raw, source))
         app = self._sale if target.startswith("/v1/x402/") else self._api
-        answer: Any = app(event, None)  # type: ignore[arg-type]  # the cloud's context is not needed
+        answer: Any = self._thread.submit(app, event, None).result()  # type: ignore[arg-type]  # no context is needed
         try:
             parsed = json.loads(answer["body"])
         except ValueError:
             parsed = answer["body"]
         return Reply(answer["statusCode"], answer["headers"], parsed)
+
+
+def _close_loop() -> None:
+    asyncio.get_event_loop().close()
+    asyncio.set_event_loop(None)

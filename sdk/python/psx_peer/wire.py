@@ -4,7 +4,7 @@ The build copies `shared/wire` and rewrites its imports, so a device installs no
 """
 
 try:
-    from psx_peer._wire import egress, handshake, http1, peer, websocket  # type: ignore[import-not-found]  # built only
+    from psx_peer._wire import egress, handshake, http1, peer, websocket  # type: ignore[import-not-found, import-untyped, unused-ignore]  # built only
 except ImportError:
     from shared.wire import egress, handshake, http1, peer, websocket
 

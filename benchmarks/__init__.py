@@ -1,0 +1,1 @@
+"""What psx costs, measured beside peers in the same run. Figures and goals: docs/performance.md."""
