@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -51,6 +52,7 @@ def measure() -> Row:
         from local.bootstrap import bootstrap  # noqa: PLC0415 - with the settings above
 
         bootstrap(dynamo, PREFIX, 0)
+        logging.disable(logging.INFO)  # a line per request would drown the table
         dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
         ours, floor = [], []
         for _ in range(ROUNDS):

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from local import evm, lab
 from local.demo.story import Story, check
+from local.network import STAGE
+from local.tables import table_definitions
 from shared.chain.model import Network
 
 ENROL_TIMEOUT_S: Final = 25
@@ -31,7 +33,7 @@ async def parts_start(story: Story) -> None:
     check(verdict == {"ok": True, "faults": []}, f"the sale's configuration is valid: {verdict}")
     net.cloud.start_clock()
     story.fact("parts", sorted(net.supervisor.parts))
-    story.fact("tables", 8)
+    story.fact("tables", len(table_definitions(STAGE)))
     story.fact("networks", [n.value for n in Network])
     story.fact("usdc", evm.USDC)
 
