@@ -65,11 +65,11 @@ SOCKS5 proxy     127.0.0.1:{net.ports.socks}
 target site      {net.target_url}/ip   (CA: {net.files.ca})
 EVM node         {net.evm.url}   chain id 8453, USDC at its Base address, recipient {net.evm_recipient}
 Solana node      {net.solana.url}   recipient {net.solana_recipient}
-EVM wallet       {wallet.address}   100 USDC, key {"0x" + bytes(wallet.key).hex()} (worth nothing outside this machine)
+EVM wallet       {wallet.address}   100 USDC (worth nothing outside this machine)
 reseller's key   psx_reseller1 : {key}
 admin API key    {net.keys.admin}
 
-buy    curl -s '{net.api_url}/v1/x402/pool?traffic=0.1&country=us'
+buy    EVM_KEY={"0x" + bytes(wallet.key).hex()} {sys.executable} -m local.buy {net.api_url} {net.evm.url}
 curl   curl --cacert {net.files.ca} -x http://psx_reseller1-peer-de:{key}@127.0.0.1:{net.ports.http} {net.target_url}/ip
 watch  watch -n1 curl -s {net.api_url}/v1/gateway/pool/stock
 
