@@ -17,10 +17,17 @@ EXIT_USAGE: Final = 2
 FAST_MARK: Final = "not slow"
 
 
+class _Parser(argparse.ArgumentParser):
+    """One clear line for a wrong call."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to look; exit status 2."""
+        sys.stderr.write(f"psx: {message}; see ./psx --help\n")
+        raise SystemExit(EXIT_USAGE)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="./psx", description="psx: a proxy network that AI agents buy from."
-    )
+    parser = _Parser(prog="./psx", description="psx: a proxy network that AI agents buy from.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="run the whole loop once, every step checked, and end")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write steps and totals as JSON")
