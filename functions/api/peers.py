@@ -21,12 +21,14 @@ from shared.metering.table import usage_days
 from shared.pool.live import read_presence, unlist_endpoint
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import command
+from shared.runtime.settings import Stage
 from shared.settlement.rules import RateMissing, rate_for
 from shared.settlement.service import owed_micro
 from shared.supply.model import Consent, Device, Kind, Modem, Origin
 from shared.supply.rules import NAME, looks_random, slug
 from shared.supply.service import EnrolFault, Enrolled, device_id_for
 from shared.supply.table import change, get_device, of_account
+from shared.wire.egress import EgressPolicy, EgressVerdict, check_address
 
 DEVICES_PAGE_MAX: Final = 200
 EARNINGS_DAYS_MAX: Final = 90
@@ -245,6 +247,12 @@ class Peers:
         key = caller(self.w, request, Scope.SUPPLY)
         if not NAME.fullmatch(body.name) or ":" in body.username:
             raise ProblemError(400, "INVALID_FIELD", "name or username: has characters that are not allowed")
+        # Nodes will dial this: a farm must not be able to point them into the operator's own network.
+        verdict = check_address(body.host, body.port, EgressPolicy())
+        if verdict is not EgressVerdict.ALLOWED and self.w.settings.stage is not Stage.LOCAL:
+            raise ProblemError(
+                400, "INVALID_FIELD", "host: the public IP address that the modem's proxy listens on"
+            )
 
         def seal(device_id: DeviceId) -> Modem:
             text = f"{body.username}:{body.password}"

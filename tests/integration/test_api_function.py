@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from shared.guard.table import entries
 from shared.kernel.ids import DeviceId
 from shared.pool.live import put_presence
 from shared.runtime.dynamo import SyncDynamo
-from shared.runtime.settings import Settings
+from shared.runtime.settings import Settings, Stage
 from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -151,6 +152,20 @@ def test_a_modem_is_added_by_its_farmer(functions: Functions) -> None:
         functions.call("/v1/farmer/modems", "POST", {**body, "username": "a:b"}, supplier(functions)).status
         == 400
     )
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "10.0.0.5", "169.254.169.254", "redis.internal", "::ffff:10.0.0.1"]
+)
+def test_a_farm_cannot_point_the_nodes_into_the_operators_network(functions: Functions, host: str) -> None:
+    deployed = functions.api_wiring.settings.model_copy(update={"stage": Stage.PROD})
+    functions.api_wiring = replace(functions.api_wiring, settings=deployed)
+    body = {"name": "m1", "host": host, "port": 8000, "username": "u", "password": "p"}
+    answer = functions.call("/v1/farmer/modems", "POST", body, supplier(functions))
+    assert answer.status == 400
+    assert answer.body["message"].startswith("host:")
+    public = functions.call("/v1/farmer/modems", "POST", {**body, "host": "1.1.1.1"}, supplier(functions))
+    assert public.status == 200
 
 
 # Resellers

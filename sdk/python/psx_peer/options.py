@@ -98,6 +98,8 @@ def read_options(argv: list[str] | None = None) -> Options:
         given.name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         sys.stderr.write(f"warning: no --name; as {given.name!r} this is a new device at every start\n")
     lab = os.environ.get("PSX_STAGE") == "local"
+    if not given.api.startswith("https://") and not lab:
+        parser.error("--api must begin with https://: the API key would travel in the clear")
     return Options(
         api=given.api.rstrip("/"),
         api_key=api_key,
