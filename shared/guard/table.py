@@ -1,10 +1,10 @@
-"""The guard's rows: switch, loop counts, settings, incidents, approvals, and the append-only audit."""
+"""The guard's rows: switch, loop counts, settings, incidents, and the append-only audit."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
-from shared.guard.model import Approval, ApprovalState, AuditEntry, AuditEvent, Incident, Switch
+from shared.guard.model import AuditEntry, AuditEvent, Incident, Switch
 from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, put, put_new, query, update
 
 T = TypeVar("T")
@@ -67,28 +67,6 @@ def open_incidents(table: str, limit: int) -> DynamoRequest[Page[Incident]]:
         )
 
     return query(table, "pk = :pk", {":pk": "incident"}, parse=parse, limit=limit, forward=False)
-
-
-def propose(table: str, approval: Approval) -> DynamoRequest[bool]:
-    """Record a request for a human's yes."""
-    row = {**asdict(approval), "arguments": dict(approval.arguments), "state": approval.state.value}
-    return put_new(table, {"pk": f"approval#{approval.approval_id}", "sk": "-", **row})
-
-
-def decide(
-    table: str, approval: Approval, state: ApprovalState, decider: str
-) -> DynamoRequest[Approval | None]:
-    """Approve or reject; None when it was decided before, or when the decider proposed it."""
-    return update(
-        table,
-        f"approval#{approval.approval_id}",
-        "-",
-        "SET #state = :state, decided_by = :decider",
-        {":state": state.value, ":decider": decider, ":open": ApprovalState.PROPOSED.value},
-        parse=lambda _: replace(approval, state=state, decided_by=decider),
-        condition="#state = :open AND proposed_by <> :decider",
-        names={"#state": "state"},
-    )
 
 
 # Audit

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from shared.guard import table as rows
+from shared.guard.approvals import Approvals
 from shared.guard.model import (
     Approval,
     ApprovalState,
@@ -16,7 +17,7 @@ from shared.guard.model import (
 )
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, first_broken, may_decide, may_run
 from shared.guard.service import AuditContended, LiveSettings, append_audit, enter_loop
-from shared.runtime.dynamo import DynamoRequest, SyncDynamo
+from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
 
 GUARD, AUDIT = "psx-test-guard", "psx-test-audit"
 NOW = 1_800_000_000_000
@@ -95,17 +96,34 @@ def test_an_audit_that_others_keep_taking_gives_up_within_its_bound(dynamo: Sync
 
 
 def test_nobody_approves_their_own_proposal(dynamo: SyncDynamo) -> None:
-    approval = Approval("a1", "payout", {"amount": 1}, "robot", NOW)
-    assert dynamo.run(rows.propose(GUARD, approval))
+    approvals = Approvals(GUARD)
+    approval = Approval("a1", "payout", {"amount": 1, "to": "x"}, "robot", NOW)
+    assert approvals.propose(approval)
+    assert not approvals.propose(approval)
+    assert approvals.find("a1") == approval
+    assert approvals.find("a2") is None
     assert not may_decide(approval, "robot")
     assert not may_decide(approval, "")
     assert may_decide(approval, "human")
-    assert dynamo.run(rows.decide(GUARD, approval, ApprovalState.APPROVED, "robot")) is None
-    decided = dynamo.run(rows.decide(GUARD, approval, ApprovalState.REJECTED, "human"))
+    assert approvals.decide(approval, ApprovalState.APPROVED, "robot") is None
+    decided = approvals.decide(approval, ApprovalState.REJECTED, "human")
     assert decided is not None
     assert (decided.state, decided.decided_by) == (ApprovalState.REJECTED, "human")
-    assert dynamo.run(rows.decide(GUARD, approval, ApprovalState.APPROVED, "other")) is None
+    assert approvals.find("a1") == decided
+    assert approvals.decide(approval, ApprovalState.APPROVED, "other") is None
     assert not may_decide(decided, "other")
+
+
+def test_a_table_that_is_not_there_is_the_store_not_answering(dynamo: SyncDynamo) -> None:
+    nowhere = Approvals("psx-test-nowhere")
+    approval = Approval("a1", "payout", {}, "robot", NOW)
+    for attempt in (
+        lambda: nowhere.propose(approval),
+        lambda: nowhere.find("a1"),
+        lambda: nowhere.decide(approval, ApprovalState.APPROVED, "human"),
+    ):
+        with pytest.raises(StoreUnavailable):
+            attempt()
 
 
 def test_incidents_are_opened_once_and_listed_newest_first(dynamo: SyncDynamo) -> None:
