@@ -104,7 +104,16 @@ def _up(api: int, http: int, socks: int) -> int:
 
 
 def _test(fast: bool, arguments: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "pytest", "-n", str(os.cpu_count() or 2), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        str(os.cpu_count() or 2),
+        "--dist",
+        "loadfile",
+        *arguments,
+    ]
     if fast:
         return _run([*command, "-m", FAST_MARK])
     coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered"]
