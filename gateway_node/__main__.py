@@ -16,7 +16,7 @@ from gateway_node.leases import Leases
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
 from gateway_node.resolve import Resolver
-from gateway_node.settings import KEY_BYTES, GatewaySettings, listen_address
+from gateway_node.settings import KEY_BYTES, GatewaySettings
 from gateway_node.socks_front import SocksFront
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import GatewayId, PakId
@@ -26,7 +26,7 @@ from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
-from shared.runtime.settings import load_or_exit, secret_bytes
+from shared.runtime.settings import listen_address, load_or_exit, secret_bytes
 from shared.wire.egress import EgressPolicy
 
 DRAIN_MAX_S: Final = 10.0

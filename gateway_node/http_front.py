@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 from urllib.parse import urlsplit
 
+from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
 from gateway_node.pipeline import Outcome, Pipeline, Request
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
-from gateway_node.tunnel import WRITE_HIGH_BYTES, Tunnel, pause_exit, resume_exit
 from shared.kernel.codes import Refusal
 from shared.wire.http1 import (
     HeadError,
@@ -27,7 +27,6 @@ from shared.wire.http1 import (
 )
 
 HEAD_TIMEOUT_S: Final = 30.0
-EARLY_MAX_BYTES: Final = 64 * 1024
 _HOP_HEADERS: Final = frozenset(
     {
         "connection",
@@ -43,26 +42,17 @@ _HOP_HEADERS: Final = frozenset(
 )
 
 
-class HttpFront(asyncio.Protocol):
+class HttpFront(CustomerSide):
     """One connection of a customer."""
 
     def __init__(self, pipeline: Pipeline, new_id: Callable[[], str] = lambda: str(uuid.uuid4())) -> None:
-        self._pipeline = pipeline
+        super().__init__(pipeline)
         self._new_id = new_id
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._tunnel: Tunnel | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        self._address = str((transport.get_extra_info("peername") or ("",))[0])
-        self._await_head()
+        super().connection_made(transport)
+        self.abort_after(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
         if self._tunnel is not None:
@@ -73,30 +63,6 @@ class HttpFront(asyncio.Protocol):
             self._next_request()
         elif len(self._buffer) > EARLY_MAX_BYTES and self._transport is not None:
             self._transport.pause_reading()
-
-    def pause_writing(self) -> None:
-        pause_exit(self._tunnel)
-
-    def resume_writing(self) -> None:
-        resume_exit(self._tunnel)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._tunnel is not None:
-            self._tunnel.finish()
-
-    def _await_head(self) -> None:
-        self._timer = self._loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
-
-    def _too_slow(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
     def _next_request(self) -> None:
         try:
@@ -184,7 +150,7 @@ class HttpFront(asyncio.Protocol):
             self._transport.close()
             return
         self._transport.resume_reading()
-        self._await_head()
+        self.abort_after(HEAD_TIMEOUT_S)
         if self._buffer:
             self._next_request()
 

@@ -2,7 +2,7 @@
 
 from pydantic import SecretStr, field_validator
 
-from shared.runtime.settings import LabSettings, secret_bytes
+from shared.runtime.settings import LabSettings, listen_address, secret_bytes
 
 KEY_BYTES = 32
 
@@ -29,11 +29,3 @@ class GatewaySettings(LabSettings):
     def _address(cls, value: str) -> str:
         listen_address(value)
         return value
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """`address:port` as a pair. Raises ValueError."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError("must be address:port")
-    return host.strip("[]"), int(port)

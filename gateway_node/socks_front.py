@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Final, cast
+from typing import Final
 
+from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
 from gateway_node.pipeline import Pipeline, Request
 from gateway_node.refusals import SOCKS_REPLY, RefusedRequest
-from gateway_node.tunnel import WRITE_HIGH_BYTES, Tunnel, pause_exit, resume_exit
 from shared.wire import socks5
 
 HANDSHAKE_TIMEOUT_S: Final = 30.0
-EARLY_MAX_BYTES: Final = 64 * 1024
 
 
-class SocksFront(asyncio.Protocol):
+class SocksFront(CustomerSide):
     """One connection of a customer. Credentials are checked with the request, where the answer has a code."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        super().__init__(pipeline)
         self._talk = socks5.SocksConversation()
         self._credentials = socks5.Credentials("", "")
-        self._tunnel: Tunnel | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        self._address = str((transport.get_extra_info("peername") or ("",))[0])
-        self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, transport.abort)
+        super().connection_made(transport)
+        self.abort_after(HANDSHAKE_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
         if self._tunnel is not None:
@@ -46,23 +36,6 @@ class SocksFront(asyncio.Protocol):
                 self._event(event)
         elif len(self._talk.buffer) > EARLY_MAX_BYTES and self._transport is not None:
             self._transport.pause_reading()
-
-    def pause_writing(self) -> None:
-        pause_exit(self._tunnel)
-
-    def resume_writing(self) -> None:
-        resume_exit(self._tunnel)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._tunnel is not None:
-            self._tunnel.finish()
 
     def _event(self, event: socks5.Event) -> None:
         match event:

@@ -15,12 +15,12 @@ from relay_node.figures import Reason
 from relay_node.mesh import MeshConnection
 from relay_node.peers import Device, Hooks, PeerSocket, Registry
 from relay_node.presence import PresenceWriter, follow_revocations, sweep_for_ever
-from relay_node.settings import RelaySettings, listen_address
+from relay_node.settings import RelaySettings
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
-from shared.runtime.settings import load_or_exit
+from shared.runtime.settings import listen_address, load_or_exit
 from shared.supply.origin import OriginReader
 from shared.supply.rules import assign_region
 from shared.supply.tokens import verify

@@ -6,18 +6,10 @@ from typing import Final
 
 from pydantic import SecretStr, field_validator
 
-from shared.runtime.settings import LabSettings
+from shared.runtime.settings import LabSettings, listen_address
 from shared.supply.model import Region, parse_regions
 
 MIN_TOKEN_CHARS: Final = 32
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """`address:port` as a pair. Raises ValueError."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError("must be address:port")
-    return host.strip("[]"), int(port)
 
 
 class RelaySettings(LabSettings):

@@ -98,3 +98,11 @@ def secret_bytes(secret: SecretStr, length: int) -> bytes:
     if len(raw) != length:
         raise ValueError(f"must be {length} bytes in hex")
     return raw
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """`address:port` as a pair. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("must be address:port")
+    return host.strip("[]"), int(port)

@@ -3,7 +3,15 @@
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from shared.runtime.settings import LabSettings, Settings, Stage, load, load_or_exit, secret_bytes
+from shared.runtime.settings import (
+    LabSettings,
+    Settings,
+    Stage,
+    listen_address,
+    load,
+    load_or_exit,
+    secret_bytes,
+)
 
 GOOD = {"PSX_STAGE": "local", "PSX_TABLE_PREFIX": "psx-local-", "PSX_REDIS_URL": "redis://127.0.0.1:1/0"}
 
@@ -71,3 +79,10 @@ def test_a_malformed_secret_is_refused_without_being_shown(text: str) -> None:
 
 def test_a_good_secret_is_its_bytes() -> None:
     assert secret_bytes(SecretStr("ab" * 32), 32) == b"\xab" * 32
+
+
+def test_listen_addresses_are_pairs() -> None:
+    assert listen_address("[::1]:80") == ("::1", 80)
+    for text in ("80", ":80", "a:b"):
+        with pytest.raises(ValueError, match="address:port"):
+            listen_address(text)
