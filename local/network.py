@@ -54,6 +54,8 @@ class _Picked:
     gateway_private: int
     target: int
     target_control: int
+    site_plain: int
+    site_tls: int
     relay_peer: dict[str, int]
     relay_mesh: dict[str, int]
     relay_private: dict[str, int]
@@ -72,6 +74,8 @@ def _pick(ports: Ports) -> _Picked:
         gateway_private=free_port(),
         target=free_port(lab.TARGET_ADDRESS),
         target_control=free_port(),
+        site_plain=free_port(lab.TARGET_ADDRESS),
+        site_tls=free_port(lab.TARGET_ADDRESS),
         relay_peer={r: free_port(regions[r]) for r in regions},
         relay_mesh={r: free_port() for r in regions},
         relay_private={r: free_port() for r in regions},
@@ -125,6 +129,17 @@ class LocalNetwork:
     def target_url(self) -> str:
         """The target site."""
         return f"https://{lab.TARGET_NAME}:{self.ports.target}"
+
+    @property
+    def site_urls(self) -> dict[str, str]:
+        """The second site of the target, by scheme."""
+        ports = {"http": self.ports.site_plain, "https": self.ports.site_tls}
+        return {scheme: f"{scheme}://{lab.TARGET_NAME}:{port}" for scheme, port in ports.items()}
+
+    @property
+    def site_files(self) -> Path:
+        """The folder that the second site serves under `/files`."""
+        return self.folder.path / "www"
 
     def table(self, name: str) -> str:
         """Full name of a table."""
@@ -226,11 +241,15 @@ class LocalNetwork:
         await asyncio.gather(self._start_gateway(), self._start_prober(), self._start_modems())
 
     async def _start_target(self) -> None:
+        self.site_files.mkdir()
         env = {
             "TARGET_CERT": str(self.files.target_cert),
             "TARGET_HOST": lab.TARGET_ADDRESS,
             "TARGET_PORT": str(self.ports.target),
             "TARGET_CONTROL_PORT": str(self.ports.target_control),
+            "TARGET_PLAIN_PORT": str(self.ports.site_plain),
+            "TARGET_TLS_PORT": str(self.ports.site_tls),
+            "TARGET_FILES": str(self.site_files),
         }
         part = await self.supervisor.start("target", [sys.executable, "-m", "local.target"], env)
         await self.supervisor.says(part, "target ready")
@@ -321,9 +340,10 @@ class LocalNetwork:
         }
 
     def _lab_settings(self) -> dict[str, str]:
+        ports = (self.ports.target, self.ports.site_plain, self.ports.site_tls)
         return {
             "PSX_STAGE": STAGE,
-            "PSX_EGRESS_LAB_ALLOW": f"{lab.TARGET_ADDRESS}:{self.ports.target}",
+            "PSX_EGRESS_LAB_ALLOW": ",".join(f"{lab.TARGET_ADDRESS}:{port}" for port in ports),
             "PSX_LAB_HOSTS": f"{lab.TARGET_NAME}={lab.TARGET_ADDRESS}",
         }
 

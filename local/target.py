@@ -1,6 +1,7 @@
 """`python -m local.target`: the target site of the lab, over TLS, counting raw TCP bytes below TLS by connection.
 
-Pages: `/ip`, `/bytes/<n>`, `/slow/<n>` (64 KiB every 50 ms), `/probe?nonce=&size=`. A private port answers `/connections`.
+Pages: `/ip`, `/bytes/<n>`, `/slow/<n>` (64 KiB every 50 ms), `/probe?nonce=&size=`. A private port answers
+`/connections`, and `/requests` of the second site (`local.site`), which runs in this process too.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 import uvloop
 
 from local.http_server import HttpAnswer, HttpRequest, serve_http
+from local.site import Site
 from shared.grading.rules import probe_body
 from shared.wire.http1 import HeadError, RequestHead, take_request_head
 
@@ -165,14 +168,18 @@ async def main(environ: dict[str, str]) -> None:
     context.load_cert_chain(environ["TARGET_CERT"])
     kept: deque[Seen] = deque(maxlen=KEPT_CONNECTIONS)
 
+    site = Site(Path(environ["TARGET_FILES"]))
+
     async def control(request: HttpRequest) -> HttpAnswer:
-        body = json.dumps([asdict(seen) for seen in kept]).encode()
-        return HttpAnswer(200, (("Content-Type", "application/json"),), body)
+        told = list(site.seen) if request.target == "/requests" else [asdict(seen) for seen in kept]
+        return HttpAnswer(200, (("Content-Type", "application/json"),), json.dumps(told).encode())
 
     make: Callable[[], TlsSide] = lambda: TlsSide(context, kept)  # noqa: E731 - typed for create_server
     loop = asyncio.get_running_loop()
     server = await loop.create_server(make, environ["TARGET_HOST"], int(environ["TARGET_PORT"]))
     await serve_http("127.0.0.1", int(environ["TARGET_CONTROL_PORT"]), control)
+    ports = int(environ["TARGET_PLAIN_PORT"]), int(environ["TARGET_TLS_PORT"])
+    await site.start(environ["TARGET_HOST"], *ports, context)
     sys.stderr.write("target ready\n")
     await server.serve_forever()
 
