@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from local.paths import CACHE, MODULES, ROOT
 
 PROGRAMS: Final = ROOT / "tests" / "e2e" / "clients"
 RUN_TIMEOUT_S: Final = 30
+BUILD_TIMEOUT_S: Final = 90
 PIPE_MAX_BYTES: Final = 16 * 1024 * 1024
 _CA_VARIABLES: Final = (
     "SSL_CERT_FILE",
@@ -72,7 +75,9 @@ def program(name: str) -> str:
     return str(found)
 
 
-async def run(command: Sequence[str], env: Mapping[str, str], stdin: str = "") -> Ran:
+async def run(
+    command: Sequence[str], env: Mapping[str, str], stdin: str = "", timeout_s: float = RUN_TIMEOUT_S
+) -> Ran:
     """Run a program to its end; killed when it takes too long."""
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -84,7 +89,7 @@ async def run(command: Sequence[str], env: Mapping[str, str], stdin: str = "") -
         limit=PIPE_MAX_BYTES,
     )
     try:
-        async with asyncio.timeout(RUN_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             out, err = await process.communicate(stdin.encode())
     finally:
         if process.returncode is None:
@@ -100,6 +105,7 @@ class Clients:
         self._home = home
         self._ca = ca
         self._spki = _spki(certificate)
+        self._building: asyncio.Task[Path] | None = None
         (home / "no-ca").mkdir(parents=True)
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -146,38 +152,52 @@ class Clients:
         return await run(command, self.environment(), f'proxy = "{proxy}"\nurl = "{url}"\n')
 
     async def _curl(self, proxy: str, urls: Sequence[str], method: str, body: str) -> list[Told]:
-        config = [f'proxy = "{proxy}"', *(f'url = "{url}"' for url in urls)]
-        told = "\n%{response_code} %{http_connect}\n"
-        options = ["-X", method, *(["--data-binary", body] if body else []), "-w", told]
-        ran = await run(
-            [program("curl"), "-sS", "--max-time", "15", *options, "-K", "-"],
-            self.environment(),
-            "\n".join(config),
-        )
-        if ran.exit_code:
-            return [Told(0, error=ran.err)] * len(urls)
-        lines = ran.out.splitlines()
-        return [
-            Told(int(facts.split()[0]), text.encode("latin-1"))
-            for text, facts in zip(lines[::2], lines[1::2], strict=True)
-        ]
+        with tempfile.TemporaryDirectory(dir=self._home) as folder:
+            files = [Path(folder) / str(n) for n in range(len(urls))]
+            config = [f'proxy = "{proxy}"']
+            for url, file in zip(urls, files, strict=True):
+                config += [f'url = "{url}"', f'output = "{file}"']
+            options = ["-X", method, *(["--data-binary", body] if body else [])]
+            facts = "%{exitcode} %{response_code} %{http_connect} %{errormsg}\n"
+            command = [program("curl"), "-sS", "--max-time", "15", *options, "-w", facts, "-K", "-"]
+            ran = await run(command, self.environment(), "\n".join(config))
+            return [_curled(line, file) for line, file in zip(ran.out.splitlines(), files, strict=True)]
 
     async def _wget(self, proxy: str, url: str) -> Told:
         env = self.environment(http_proxy=proxy, https_proxy=proxy)
         trust = f"--ca-certificate={self._ca}"
-        ran = await run([program("wget"), "-q", "-S", "-T", "15", "-t", "1", trust, "-O", "-", url], env)
+        ran = await run([program("wget"), "-nv", "-S", "-T", "15", "-t", "1", trust, "-O", "-", url], env)
         if ran.exit_code:
             return Told(0, error=ran.err)
-        return Told(int(ran.err.split()[1]), ran.out.encode("latin-1"))
+        statuses = re.findall(r"^ *HTTP/1\.[01] (\d{3})", ran.err, re.MULTILINE)
+        return Told(int(statuses[-1]), ran.out.encode("latin-1"))
+
+    def prepare(self) -> None:
+        """Begin to compile what takes long, while the network starts."""
+        if shutil.which("go") is not None:
+            self._building = asyncio.create_task(self._build())
 
     async def _go(self) -> Path:
+        program("go")
+        if self._building is None:
+            self.prepare()
+        assert self._building is not None
+        return await asyncio.shield(self._building)
+
+    async def _build(self) -> Path:
         built = self._home / "with_nethttp"
-        if not built.exists():
-            command = [program("go"), "build", "-o", str(built), str(PROGRAMS / "with_nethttp.go")]
-            env = self.environment(CGO_ENABLED="0", GOTOOLCHAIN="local", GOFLAGS="", GO111MODULE="off")
-            ran = await run(command, env)
-            assert ran.exit_code == 0, ran.err
+        command = [program("go"), "build", "-o", str(built), str(PROGRAMS / "with_nethttp.go")]
+        env = self.environment(CGO_ENABLED="0", GOTOOLCHAIN="local", GOFLAGS="", GO111MODULE="off")
+        ran = await run(command, env, timeout_s=BUILD_TIMEOUT_S)
+        assert ran.exit_code == 0, ran.err
         return built
+
+
+def _curled(facts: str, file: Path) -> Told:
+    exit_code, status, connect, error = facts.split(" ", 3)
+    if exit_code != "0":
+        return Told(0, error=f"{connect} {error}")
+    return Told(int(status), file.read_bytes() if file.exists() else b"")
 
 
 def _told(line: str) -> Told:

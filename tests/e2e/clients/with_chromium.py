@@ -140,7 +140,8 @@ class Tab:
         self._answer, self._loaded = {}, False
         gone = self._call("Page.navigate", url=url)
         if gone.get("errorText"):
-            raise RuntimeError(gone["errorText"])
+            status = self._answer.get("response", {}).get("status", "no status")
+            raise RuntimeError(f"{status} {gone['errorText']}")
         while not self._loaded:
             self._browser.step()
         body = self._call("Network.getResponseBody", requestId=self._answer["requestId"])
