@@ -90,9 +90,10 @@ class Lab:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def psx(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
-    async with LocalNetwork() as net:
-        clients = Clients(tmp_path_factory.mktemp("clients"), net.files.ca, net.files.target_cert)
-        clients.prepare()
+    net = LocalNetwork()
+    clients = Clients(tmp_path_factory.mktemp("clients"), net.files.ca, net.files.target_cert)
+    clients.prepare()
+    async with net:
         await asyncio.gather(*(net.start_peer(plan) for plan in lab.PEERS[:3]))
         headers = {"X-API-Key": net.keys.supplier}
         for body in net.modem_registrations():
