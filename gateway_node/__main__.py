@@ -13,6 +13,7 @@ from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
 from gateway_node.http_front import HttpFront
 from gateway_node.leases import Leases
+from gateway_node.links import RelayLinks
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
 from gateway_node.resolve import Resolver
@@ -20,7 +21,7 @@ from gateway_node.settings import KEY_BYTES, GatewaySettings
 from gateway_node.socks_front import SocksFront
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import GatewayId, PakId
-from shared.pool.live import REVOKE_PAK
+from shared.pool.live import REVOKE_PAK, read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.log import configure
@@ -31,6 +32,7 @@ from shared.wire.egress import EgressPolicy
 
 DRAIN_MAX_S: Final = 10.0
 DRAIN_POLL_S: Final = 0.05
+TUNNEL_SWEEP_S: Final = 2.0
 RESUBSCRIBE_S: Final = 1.0
 
 log = logging.getLogger("psx.gateway")
@@ -53,7 +55,11 @@ async def serve(settings: GatewaySettings) -> None:
         auth = Authenticator(dynamo, settings.table("access"), box, loop.time, now_ms, meter.met)
         leases = Leases(redis, gateway_id, now_ms)
         resolver = Resolver(EgressPolicy(lab_allow=settings.lab_endpoints()), settings.lab_names())
-        dialer = ExitDialer(settings.mesh_token.get_secret_value(), box)
+        mesh_token = settings.mesh_token.get_secret_value()
+        links = RelayLinks(
+            mesh_token, lambda device_id: redis.run(read_presence(device_id)), leases.path_lost
+        )
+        dialer = ExitDialer(mesh_token, box, links)
         pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms)
         servers = [
             await loop.create_server(
@@ -69,6 +75,8 @@ async def serve(settings: GatewaySettings) -> None:
             loop.create_task(leases.run()),
             loop.create_task(leases.beat_for_ever()),
             loop.create_task(follow_revocations(redis, auth, meter)),
+            loop.create_task(links.sweep_for_ever()),
+            loop.create_task(sweep_tunnels(meter)),
         ]
         gc.freeze()
         log.info("gateway ready", extra={"gateway": gateway_id})
@@ -79,6 +87,7 @@ async def serve(settings: GatewaySettings) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        links.close()
         await meter.stop()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(leases.drain(), 2.0)
@@ -95,6 +104,14 @@ async def _drain(meter: MeterService) -> None:
     for tunnel in meter.all_tunnels():
         tunnel.cut()
     await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def sweep_tunnels(meter: MeterService) -> None:
+    """End tunnels that have been silent for too long."""
+    while True:
+        await asyncio.sleep(TUNNEL_SWEEP_S)
+        for tunnel in meter.all_tunnels():
+            tunnel.sweep(TUNNEL_SWEEP_S)
 
 
 async def follow_revocations(redis: AsyncRedis, auth: Authenticator, meter: MeterService) -> None:

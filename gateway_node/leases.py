@@ -58,6 +58,10 @@ class Leases:
             self._later(live.pause(endpoint.pool, endpoint.endpoint_id, FAULT_PAUSE_S))
         self._later(report_fault(DeviceId(endpoint.endpoint_id), self._now_ms()))
 
+    def path_lost(self, device_id: DeviceId) -> None:
+        """A peer with open tunnels is gone and not back: have it probed next."""
+        self._later(report_fault(device_id, self._now_ms()))
+
     def _later(self, call: RedisCall[Any]) -> None:
         self._waiting.append(call)
         self._wake.set()

@@ -18,8 +18,8 @@ from gateway_node.dial import ExitDialer, ExitFailed, Fault
 from gateway_node.leases import Leases
 from gateway_node.meter import MeterService
 from gateway_node.refusals import RefusedRequest
-from gateway_node.resolve import Resolver
-from gateway_node.tunnel import ExitSide, Tunnel
+from gateway_node.resolve import Resolver, Target
+from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import Pool, Refusal
 from shared.kernel.ids import EndpointId, PakId
@@ -59,7 +59,7 @@ class Request:
 class Outcome:
     """A tunnel to attach to, or a refusal; with what was healed in the username."""
 
-    result: tuple[Tunnel, ExitSide] | RefusedRequest
+    result: Tunnel | RefusedRequest
     corrections: tuple[str, ...] = ()
 
 
@@ -105,20 +105,20 @@ class Pipeline:
         REFUSED.labels(refused.code.value).inc()
         return Outcome(refused, corrections)
 
-    async def _open(self, request: Request, route: Route) -> tuple[Tunnel, ExitSide] | RefusedRequest:
+    async def _open(self, request: Request, route: Route) -> Tunnel | RefusedRequest:
         pak = await self._auth.authenticate(route.account_id, request.password, request.address)
         if isinstance(pak, Refusal):
             return RefusedRequest(pak, _AUTH_MESSAGES[pak])
         fault = self._standing(pak, request)
         if fault is not None:
             return fault
-        address = await self._resolver.resolve(request.host, request.port)
-        if isinstance(address, RefusedRequest):
-            return address
+        target = await self._resolver.resolve(request.host, request.port)
+        if isinstance(target, RefusedRequest):
+            return target
         self._connections[pak.pak_id] = self._connections.get(pak.pak_id, 0) + 1
         opened = False
         try:
-            result = await self._through_some_exit(request, lock_quality(route, pak), pak, address)
+            result = await self._through_some_exit(request, lock_quality(route, pak), pak, target)
             opened = not isinstance(result, RefusedRequest)
             return result
         finally:
@@ -139,8 +139,8 @@ class Pipeline:
         return None
 
     async def _through_some_exit(
-        self, request: Request, route: Route, pak: Pak, address: str
-    ) -> tuple[Tunnel, ExitSide] | RefusedRequest:
+        self, request: Request, route: Route, pak: Pak, target: Target
+    ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
         either = False
         attempts = 1 if route.failover in {Failover.STRICT, Failover.SAME_NODE} else EXIT_ATTEMPTS_MAX
@@ -148,12 +148,13 @@ class Pipeline:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
                 break
-            side = await self._dial(acquired, pak, address, request)
-            if isinstance(side, ExitSide):
-                return self._opened(pak, acquired, side), side
-            self._leases.give_back(acquired, pak.pak_id)
+            side = await self._dial(acquired, pak, target, request)
             if isinstance(side, RefusedRequest):
+                self._leases.give_back(acquired, pak.pak_id)
                 return side
+            if not isinstance(side, ExitFailed):
+                return self._opened(pak, acquired, side)
+            self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason).inc()
             either = either or side.fault is Fault.EITHER
@@ -170,10 +171,10 @@ class Pipeline:
         return await self._no_stock(route)
 
     async def _dial(
-        self, acquired: Acquired, pak: Pak, address: str, request: Request
-    ) -> ExitSide | ExitFailed | RefusedRequest:
+        self, acquired: Acquired, pak: Pak, target: Target, request: Request
+    ) -> ExitPath | ExitFailed | RefusedRequest:
         try:
-            return await self._dialer.open(acquired, address, request.port, request.request_id)
+            return await self._dialer.open(acquired, target, request.request_id)
         except asyncio.CancelledError:
             self._leases.give_back(acquired, pak.pak_id)
             raise
@@ -196,9 +197,8 @@ class Pipeline:
         busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
         return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
 
-    def _opened(self, pak: Pak, acquired: Acquired, side: ExitSide) -> Tunnel:
-        tunnel = Tunnel(pak, acquired, self._meter.budget(pak.pak_id), self._ended)
-        tunnel.exit = side.transport
+    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath) -> Tunnel:
+        tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
         self._meter.opened(tunnel)
         OPENED.labels(acquired.endpoint.pool.value).inc()
         OPEN.inc()

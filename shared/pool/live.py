@@ -26,6 +26,8 @@ from shared.runtime.redis import RedisCall, Script, command, ok
 
 REVOKE_PAK: Final = "revoke"
 REVOKE_DEVICE: Final = "revoke:dev"
+MOVE_PEERS: Final = "move:relay"
+REVOKED_TTL_S: Final = 2 * 3600
 GATEWAY_ALIVE_TTL_S: Final = 30
 REAP_BATCH: Final = 500
 FACTS_BOUND: Final = 2000
@@ -45,6 +47,7 @@ _REAP: Final = Script.load("shared.pool", "reap")
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _STOCK: Final = Script.load("shared.pool", "stock")
+_PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
 _FACTS: Final = Script.load("shared.pool", "facts")
 
@@ -64,8 +67,11 @@ def _text_map(answer: Any) -> dict[str, str]:
 # Presence
 
 
-def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
-    """A device is on a relay; run again before `PRESENCE_TTL_S` is over."""
+def put_presence(presence: Presence) -> RedisCall[int]:
+    """A device is on a relay; run again before `PRESENCE_TTL_S` is over. The relay it came to last wins.
+
+    Answers the generation below which the device's tokens are revoked: 0 is none.
+    """
     key = f"{_prefix(Pool.PEER)}live:{presence.device_id}"
     fields: list[str | int] = []
     for name, value in (
@@ -73,6 +79,7 @@ def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
         ("relay_id", presence.relay_id),
         ("mesh_host", presence.mesh_host),
         ("mesh_port", presence.mesh_port),
+        ("protocol", presence.protocol),
         ("ip", presence.ip),
         ("country", presence.country),
         ("ip_type", presence.ip_type.value),
@@ -81,7 +88,16 @@ def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
         ("connected_at_ms", presence.connected_at_ms),
     ):
         fields += [name, value]
-    return (command("HSET", key, *fields, parse=ok), command("EXPIRE", key, PRESENCE_TTL_S, parse=ok))
+    return RedisCall(
+        lambda answer: int(answer[1]),
+        script=_PUT_PRESENCE,
+        keys=[key, _revoked_key(presence.device_id)],
+        args=[PRESENCE_TTL_S, presence.relay_id, presence.connected_at_ms, *fields],
+    )
+
+
+def _revoked_key(device_id: DeviceId) -> str:
+    return f"{_prefix(Pool.PEER)}revoked:{device_id}"
 
 
 def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
@@ -104,6 +120,7 @@ def read_presence(device_id: DeviceId) -> RedisCall[Presence | None]:
             relay_id=RelayId(row["relay_id"]),
             mesh_host=row["mesh_host"],
             mesh_port=int(row["mesh_port"]),
+            protocol=row["protocol"],
             ip=row["ip"],
             country=Country(row["country"]),
             ip_type=IpType(row["ip_type"]),
@@ -266,6 +283,7 @@ def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
         endpoint,
         presence.get("mesh_host", ""),
         int(presence.get("mesh_port", "0")),
+        presence.get("protocol", ""),
         presence.get("ip", ""),
         bool(reused),
     )
@@ -330,6 +348,14 @@ def publish_revoke_pak(pak_id: PakId) -> RedisCall[None]:
     return command("PUBLISH", REVOKE_PAK, pak_id, parse=ok)
 
 
-def publish_revoke_device(device_id: DeviceId) -> RedisCall[None]:
-    """Tell every relay that a device's identity ended."""
-    return command("PUBLISH", REVOKE_DEVICE, device_id, parse=ok)
+def revoke_device(device_id: DeviceId, generation: int) -> Sequence[RedisCall[None]]:
+    """A device's tokens before `generation` ended: keep that for as long as such a token lives, and tell every relay."""
+    return (
+        command("SET", _revoked_key(device_id), generation, "EX", REVOKED_TTL_S, parse=ok),
+        command("PUBLISH", REVOKE_DEVICE, f"{device_id} {generation}", parse=ok),
+    )
+
+
+def publish_move(relay_id: RelayId, url: str) -> RedisCall[None]:
+    """An operator's wish: every peer of a relay that follows redirects goes to another one."""
+    return command("PUBLISH", MOVE_PEERS, f"{relay_id} {url}", parse=ok)

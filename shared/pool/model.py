@@ -47,6 +47,7 @@ class Presence:
     asn: int
     isp: str
     connected_at_ms: int
+    protocol: str = "binary-v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class Acquired:
     endpoint: Endpoint
     mesh_host: str
     mesh_port: int
+    protocol: str
     exit_ip: str
     reused_session: bool
 

@@ -45,7 +45,8 @@ FRAME_MAX_BYTES: Final = HEADER_BYTES + DATA_MAX_BYTES
 LINK_FRAME_MAX_BYTES: Final = FRAME_MAX_BYTES + 256
 """On a link a device id comes on top."""
 LINK_UPGRADE: Final = "psx-mux-2"
-RESUME_WITHIN_S: Final = 30.0
+RESUME_WITHIN_S: Final = 20.0
+"""How long a peer keeps a tunnel whose path is lost; gateways try for somewhat less."""
 
 _HEADER: Final = struct.Struct("!BI")
 _LENGTH: Final = struct.Struct("!I")

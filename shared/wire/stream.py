@@ -46,10 +46,10 @@ class Sink(Protocol):
     def ended(self) -> None:
         """The other end will send no more."""
 
-    def hold(self) -> None:
-        """Stop reading the source: the path is full."""
+    def pause_source(self) -> None:
+        """Read no more from this side: the path is full."""
 
-    def release(self) -> None:
+    def resume_source(self) -> None:
         """The path has room again."""
 
 
@@ -338,9 +338,9 @@ class Stream:
         if full is not self._held:
             self._held = full
             if full:
-                self._sink.hold()
+                self._sink.pause_source()
             else:
-                self._sink.release()
+                self._sink.resume_source()
 
     def _acknowledge(self, received: int) -> None:
         if received > self._sent:

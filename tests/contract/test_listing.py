@@ -102,7 +102,7 @@ def test_three_failures_take_an_exit_off_with_its_reason(listing: ListingRun) ->
 def test_a_peer_is_listed_while_it_is_online(listing: ListingRun) -> None:
     enrol(listing, "p", PASS, PASS, kind=Kind.SDK)
     assert listing.run(NOW).reasons == {"offline": 1}
-    for call in live.put_presence(presence("p")):
+    for call in [live.put_presence(presence("p"))]:
         listing.redis.run(call)
     assert listing.run(NOW).newly_listed == ["p"]
 

@@ -81,7 +81,7 @@ def taken(redis: SyncRedis, username: str, **more: Any) -> str:
 
 
 def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -> None:
-    run(redis, *live.put_presence(presence("d1")))
+    run(redis, live.put_presence(presence("d1")))
     assert redis.run(live.read_presence(DeviceId("d1"))) == presence("d1")
     assert not redis.run(live.drop_presence(DeviceId("d1"), RelayId("r2")))
     assert redis.run(live.drop_presence(DeviceId("d1"), RelayId("r1")))
@@ -89,7 +89,7 @@ def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -
 
 
 def test_presence_ends_by_itself(redis: SyncRedis) -> None:
-    run(redis, *live.put_presence(presence("d1")))
+    run(redis, live.put_presence(presence("d1")))
     assert 0 < redis.run(command("TTL", "{peer}:live:d1", parse=int)) <= 90
 
 
@@ -104,7 +104,7 @@ def test_an_acquired_modem_comes_with_where_it_listens(redis: SyncRedis) -> None
 def test_a_peer_is_selectable_only_while_it_is_present(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(peer("d1")))
     assert isinstance(take(redis, "psx_a-peer-us", Pool.PEER), NoStock)
-    run(redis, *live.put_presence(presence("d1")))
+    run(redis, live.put_presence(presence("d1")))
     result = take(redis, "psx_a-peer-us", Pool.PEER)
     assert isinstance(result, Acquired)
     assert (result.mesh_host, result.mesh_port, result.exit_ip) == ("127.0.0.1", 9000, "127.10.1.1")

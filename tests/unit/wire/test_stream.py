@@ -40,11 +40,11 @@ class Recorder:
     def ended(self) -> None:
         self.eof = True
 
-    def hold(self) -> None:
+    def pause_source(self) -> None:
         assert not self.held
         self.held = True
 
-    def release(self) -> None:
+    def resume_source(self) -> None:
         assert self.held
         self.held = False
 
