@@ -38,6 +38,8 @@ class ExitFailed:
 
     fault: Fault
     reason: str
+    moving: bool = False
+    """The device is on its way to another relay: it will be back in a moment."""
 
 
 _TARGET_REASONS: Final = {
@@ -118,9 +120,11 @@ class ExitDialer:
             if known is not None:
                 return known
             fault = Fault.EITHER if refused.reason is MuxReason.UNREACHABLE else Fault.EXIT
-            return ExitFailed(fault, refused.reason.name.lower())
+            moving = refused.reason in {MuxReason.DRAINING, MuxReason.UNKNOWN_DEVICE}
+            return ExitFailed(fault, refused.reason.name.lower(), moving=moving)
         except (OSError, TimeoutError) as error:
-            return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}")
+            moving = isinstance(error, ConnectionError)
+            return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}", moving=moving)
 
 
 def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:

@@ -70,7 +70,6 @@ class RelayLink(asyncio.Protocol):
         self._heard_s = self._loop.time()
         self.outbox = Outbox(self._send)
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        self.draining = False
         self.lost = False
 
     def add(self, exit_: StreamExit) -> int:
@@ -159,8 +158,6 @@ class RelayLink(asyncio.Protocol):
         exit_ = self._exits.get(frame.tunnel)
         if exit_ is not None:
             exit_.receive(frame)
-        elif frame.type is MuxType.GOAWAY:
-            self.draining = True
 
     def _send(self, head: bytes, payload: Bytes = b"") -> None:
         transport = self._transport
@@ -197,11 +194,7 @@ class RelayLinks:
         """The link to a relay. Raises LinkLost, OSError or TimeoutError."""
         address = (host, port)
         task = self._links.get(address)
-        if (
-            task is not None
-            and task.done()
-            and (task.exception() or task.result().lost or task.result().draining)
-        ):
+        if task is not None and task.done() and (task.exception() or task.result().lost):
             task = None
         if task is None:
             task = asyncio.get_running_loop().create_task(self._connect(host, port))

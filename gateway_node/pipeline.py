@@ -30,6 +30,9 @@ from shared.runtime.dynamo import StoreUnavailable
 
 CONNECTIONS_PER_KEY_MAX: Final = 500
 EXIT_ATTEMPTS_MAX: Final = 3
+MOVING_RETRIES_MAX: Final = 6
+MOVING_RETRY_S: Final = 0.25
+"""Devices that change relays are back within a second or so; so long a request waits rather than fails."""
 OPEN_TOTAL_MAX_S: Final = 25.0
 BARREN_STREAK_MAX: Final = 2
 """So many tunnels in a row that an exit accepted and closed without a byte make it suspect."""
@@ -142,12 +145,17 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
-        either = False
-        attempts = 1 if route.failover in {Failover.STRICT, Failover.SAME_NODE} else EXIT_ATTEMPTS_MAX
-        for _ in range(attempts):
+        either, moves = False, 0
+        attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
+        while attempts:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
-                break
+                if not moves or moves > MOVING_RETRIES_MAX:
+                    break
+                moves += 1
+                excluded.clear()
+                await asyncio.sleep(MOVING_RETRY_S)
+                continue
             side = await self._dial(acquired, pak, target, request)
             if isinstance(side, RefusedRequest):
                 self._leases.give_back(acquired, pak.pak_id)
@@ -158,6 +166,11 @@ class Pipeline:
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason).inc()
             either = either or side.fault is Fault.EITHER
+            if side.moving and moves < MOVING_RETRIES_MAX:
+                moves += 1
+                await asyncio.sleep(MOVING_RETRY_S if route.failover in _ONE_DEVICE else 0)
+                continue
+            attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
         if either:
@@ -236,6 +249,7 @@ def lock_quality(route: Route, pak: Pak) -> Route:
     return route
 
 
+_ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {
     Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",
     Refusal.CAP_EXCEEDED: "the key has used all of its traffic; top it up to go on",

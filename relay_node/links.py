@@ -20,7 +20,6 @@ from shared.wire.mux import (
     MalformedMux,
     MuxReason,
     MuxType,
-    goaway_frame,
     header,
     link_header,
     refused_frame,
@@ -80,10 +79,6 @@ class LinkConnection(asyncio.Protocol):
         """A tunnel is over."""
         self._forwards.pop(tunnel_id, None)
 
-    def go_away(self) -> None:
-        """This relay drains: the gateway opens no more here, and resumes elsewhere what it loses here."""
-        self._send(goaway_frame(0, 0))
-
     def sweep(self, now_s: float) -> None:
         """Close a link that nobody holds any more, or that does not read."""
         stuck = self._transport.get_write_buffer_size() > LINK_BUFFER_MAX_BYTES
@@ -113,7 +108,7 @@ class LinkConnection(asyncio.Protocol):
         socket = device.least_loaded(v2=True) if device else None
         if device is None or socket is None:
             self._refuse(frame.tunnel, MuxReason.UNKNOWN_DEVICE, Reason.UNKNOWN_DEVICE)
-        elif registry.draining:
+        elif device.leaving:
             self._refuse(frame.tunnel, MuxReason.DRAINING, Reason.DRAIN)
         elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
             self._refuse(frame.tunnel, MuxReason.TOO_MANY_TUNNELS, Reason.TOO_MANY_TUNNELS)

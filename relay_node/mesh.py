@@ -173,7 +173,7 @@ class MeshConnection(asyncio.Protocol):
         peer_socket = device.least_loaded() if device else None
         if device is None or peer_socket is None:
             self._answer(404, Reason.UNKNOWN_DEVICE, "unknown_device")
-        elif self._registry.draining:
+        elif device.leaving:
             self._answer(503, Reason.DRAIN, "draining")
         elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
             self._answer(429, Reason.TOO_MANY_TUNNELS, "too_many_tunnels")

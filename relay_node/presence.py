@@ -55,15 +55,10 @@ class PresenceWriter:
         self._new.discard(device.device_id)
         self._wish(device.device_id, None)
 
-    def leave_all(self, registry: Registry) -> None:
-        """This relay drains: none of its devices is to be selected here any more."""
-        for device_id in registry.devices:
-            self._wish(device_id, None)
-
     def refresh(self, registry: Registry) -> None:
         """Renew every device that is here; also what heals a Redis that lost everything."""
         for device in registry.devices.values():
-            if device.least_loaded() is not None:
+            if device.least_loaded() is not None and not device.leaving:
                 self._wish(device.device_id, device)
 
     def _wish(self, device_id: str, device: Device | None) -> None:
@@ -149,6 +144,6 @@ async def sweep_for_ever(registry: Registry, presence: PresenceWriter) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
         registry.sweep(loop.time())
-        if loop.time() - refreshed_s >= REFRESH_S and not registry.draining:
+        if loop.time() - refreshed_s >= REFRESH_S:
             refreshed_s = loop.time()
             presence.refresh(registry)

@@ -29,7 +29,10 @@ HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 
 @dataclass(slots=True)
 class Device:
-    """One enrolled device while it has sockets here. `confirms_open`: it has said `tunnel_connected` before."""
+    """One enrolled device while it has sockets here.
+
+    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before.
+    """
 
     device_id: str
     account_id: str
@@ -37,6 +40,7 @@ class Device:
     address: str
     connected_ms: int
     generation: int = 0
+    leaving: bool = False
     confirms_open: bool = False
     sockets: list[PeerSocket] = field(default_factory=list)
 

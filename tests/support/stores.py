@@ -51,16 +51,22 @@ def _valkey_command() -> str:
 
 
 @pytest.fixture
-def dynoxide(tmp_path: Path) -> Iterator[SyncDynamo]:
+def dynoxide_url() -> str:
+    """Where this test's embedded server will listen."""
+    return f"http://127.0.0.1:{_free_port()}"
+
+
+@pytest.fixture
+def dynoxide(tmp_path: Path, dynoxide_url: str) -> Iterator[SyncDynamo]:
     """An executor on an embedded DynamoDB API that is right about races and transactions, with the same empty tables."""
-    port = _free_port()
+    port = int(dynoxide_url.rpartition(":")[2])
     with (tmp_path / "dynamodb.log").open("wb") as log:
         process = subprocess.Popen([DYNOXIDE, "serve", "--port", str(port)], stdout=log, stderr=log)
     try:
         _await_port(process, port)
         client: Any = boto3.client(
             "dynamodb",
-            endpoint_url=f"http://127.0.0.1:{port}",
+            endpoint_url=dynoxide_url,
             region_name="eu-central-1",
             aws_access_key_id="test",
             aws_secret_access_key="test",

@@ -27,11 +27,13 @@ log = logging.getLogger("psx_peer")
 class Peer:
     """Runs until `stop` is called. `dialer` is how targets are reached; the default obeys the egress policy."""
 
-    def __init__(self, options: Options, dialer: Dialer | None = None) -> None:
+    def __init__(
+        self, options: Options, dialer: Dialer | None = None, keeper: IdentityKeeper | None = None
+    ) -> None:
         policy = egress.EgressPolicy(lab_allow=options.lab_allow)
         self._options = options
         self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts)
-        self._keeper = IdentityKeeper(options)
+        self._keeper = keeper or IdentityKeeper(options)
         self._sockets: set[RelaySocket] = set()
         self._table = StreamTable()
         self._stopping = asyncio.Event()
