@@ -26,6 +26,7 @@ class CustomerSide(asyncio.Protocol):
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._address = ""
+        self.told_address: str | None = None
         self._ended = False
         self._eof_sent = False
 
@@ -35,7 +36,7 @@ class CustomerSide(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
 
     def pause_writing(self) -> None:
         if self._tunnel is not None:

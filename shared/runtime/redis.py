@@ -63,7 +63,7 @@ class SyncRedis:
     def __init__(self, url: str) -> None:
         import redis  # noqa: PLC0415 - the nodes use redis.asyncio
 
-        self._errors = (redis.RedisError, OSError)
+        self._errors = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
         self._missing = redis.exceptions.NoScriptError
         self._client: Any = (redis.RedisCluster if "+cluster" in url else redis.Redis).from_url(
             url.replace("+cluster", ""),

@@ -36,8 +36,8 @@ FAIL = ProbeResult(NOW, failure=Failure.CONNECT_REFUSED)
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(valkey_url)
+def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
+    executor = SyncRedis(any_valkey_url)
     yield executor
     executor.close()
 
