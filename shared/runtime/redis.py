@@ -113,11 +113,7 @@ class AsyncRedis:
 
     async def _answer(self, call: RedisCall[Any]) -> Any:
         if call.script is None:
-            key = (
-                None
-                if call.command[0] in _KEYLESS
-                else str(call.command[-1] if len(call.command) < 2 else call.command[1])
-            )
+            key = None if call.command[0] in _KEYLESS else str(call.command[1])
             return await self._servers.call(key, *call.command)
         arguments, key = _arguments(call), call.keys[0]
         answer = await self._servers.call(key, "EVALSHA", call.script.sha1, *arguments)
