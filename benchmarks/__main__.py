@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, path, sale, selection
+from benchmarks import gateway, path, sale, selection, tunnelers
 from benchmarks.row import OURS, Row
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -23,6 +23,7 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "path_bulk": path.bulk,
     "path_tunnels": path.tunnels,
     "path_p50": path.p50,
+    "path_vs_tunnelers": tunnelers.measure,
     "selection_100k": selection.measure,
     "sale_402": sale.measure,
 }

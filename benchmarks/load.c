@@ -37,6 +37,7 @@ enum {
     PEERS_PER_ADDRESS = 200,
     HEARTBEAT_S = 30,
     SERVE_MAX_S = 3600,
+    LAST_MAX_S = 3,
     GRACE_S = 20,
 };
 
@@ -180,9 +181,13 @@ struct customer {
 static uint64_t window_bytes, all_bytes;
 static uint32_t *samples;
 static long sampled, done;
-static int measuring, one_shot;
+static int measuring, one_shot, ending, open_now;
 
 static void begin(struct customer *c) {
+    if (ending) {
+        open_now--;
+        return;
+    }
     c->step = DIALLING, c->received = 0, c->held = 0, c->began_s = now_s();
     c->fd = dial(0, c);
 }
@@ -286,13 +291,16 @@ static void customers(void) {
         all[i].stalled = i < opt.stalled;
         begin(&all[i]);
     }
-    double from = now_s() + opt.warm, end = from + opt.seconds, now;
-    while ((now = now_s()) < end) {
-        if (!measuring && now >= from) measuring = 1, window_bytes = 0, failed = 0, from = now;
+    open_now = opt.conns;
+    double from = now_s() + opt.warm, end = from + opt.seconds, took = 0, now;
+    /* Tunnels end with their answers, not with the window: who breaks off tells a proxy something else. */
+    while ((now = now_s()) < end || (one_shot && open_now > 0 && now < end + LAST_MAX_S)) {
+        if (!measuring && !ending && now >= from) measuring = 1, window_bytes = 0, failed = 0, from = now;
+        if (measuring && now >= end) took = now - from, measuring = 0, ending = 1;
         int count = epoll_wait(loop_fd, events, EVENTS, 5);
         for (int i = 0; i < count; i++) customer_event(events[i].data.ptr);
     }
-    double took = now - from;
+    if (!one_shot) took = now - from;
     long starved = 0;
     for (int i = opt.stalled; !one_shot && i < opt.conns + opt.stalled; i++) starved += all[i].received == 0;
     qsort(samples, sampled, sizeof *samples, ascending);

@@ -37,8 +37,8 @@ PREFIX: Final = "psx-bench-"
 ACCOUNT: Final = AccountId("psx_bench")
 CAP_BYTES: Final = 10**15
 MODEM_ENDPOINTS: Final = 2000
-PEER_CONNECTIONS_MAX: Final = 512
-"""A device's caps are for phones on slow links; here it carries what the machine can."""
+PEER_CONNECTIONS_MAX: Final = 100_000
+"""A device's caps are for phones on slow links; here one carries what the machine can, and what waits to be given back."""
 PRESENT_TIMEOUT_S: Final = 10.0
 
 
