@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, path, sale, selection, tunnelers
+from benchmarks import gateway, path, relay, sale, selection, stall, tunnelers
 from benchmarks.row import OURS, Row
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -24,6 +24,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "path_tunnels": path.tunnels,
     "path_p50": path.p50,
     "path_vs_tunnelers": tunnelers.measure,
+    "relay_cpu": relay.cpu,
+    "stalled_customer": stall.measure,
     "selection_100k": selection.measure,
     "sale_402": sale.measure,
 }

@@ -121,7 +121,7 @@ def _tree_cpu_s(pid: int) -> float:
     return total
 
 
-def user_rss_bytes(part: Part) -> int:
+def rss_bytes(part: Part) -> int:
     """Resident memory of a process."""
     pages = Path(f"/proc/{part.process.pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
