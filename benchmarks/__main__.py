@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, path, relay, sale, selection, stall, tunnelers
+from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers
 from benchmarks.row import OURS, Row
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -26,6 +26,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "path_vs_tunnelers": tunnelers.measure,
     "relay_cpu": relay.cpu,
     "stalled_customer": stall.measure,
+    "idle_peers": idle.idle,
+    "handshakes": idle.handshakes,
     "selection_100k": selection.measure,
     "sale_402": sale.measure,
 }

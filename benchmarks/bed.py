@@ -95,9 +95,9 @@ async def interleave(measures: Mapping[str, Measure], rounds: int = ROUNDS) -> d
     return readings
 
 
-async def quiet(parts: tuple[Part, ...]) -> None:
+async def quiet(parts: tuple[Part, ...], max_s: float = QUIET_MAX_S) -> None:
     """Wait until a contender has done what its last round left to do, so that it takes nothing from the next one."""
-    deadline, before = time.monotonic() + QUIET_MAX_S, -1.0
+    deadline, before = time.monotonic() + max_s, -1.0
     while time.monotonic() < deadline:
         used = cpu_s(parts)
         if used - before < 1.5 / _TICKS_PER_S:

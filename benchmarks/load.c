@@ -314,7 +314,7 @@ static void customers(void) {
 struct peer {
     int fd, step; /* 0 dialling, 1 upgrading, 2 announced, 3 connected */
     size_t held;
-    char buffer[512];
+    char buffer[1024];
 };
 
 static struct peer *peers;

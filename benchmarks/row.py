@@ -41,7 +41,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Ours has to be at least (`at_most`: at most) `factor` times the peer's figure."""
+    """Ours has to be at least (`at_most`: at most) `factor` times the peer's figure, or with no peer the factor itself."""
 
     peer: str
     factor: float
@@ -52,7 +52,8 @@ class Goal:
         return ours <= self.factor * theirs if self.at_most else ours >= self.factor * theirs
 
     def __str__(self) -> str:
-        return f"{'<=' if self.at_most else '>='} {self.factor:g} x {self.peer}"
+        beside = f" x {self.peer}" if self.peer else ""
+        return f"{'<=' if self.at_most else '>='} {self.factor:g}{beside}"
 
 
 def compare(
@@ -68,7 +69,8 @@ def compare(
     ours = medians.pop(OURS, None)
     peers: dict[str, float | None] = {who: round(value, 2) for who, value in medians.items()}
     peers |= dict.fromkeys((who for who in absent if who != OURS), None)
-    reached = ours is not None and all(g.peer in medians and g.met(ours, medians[g.peer]) for g in goals)
+    known = {"": 1.0, **medians}
+    reached = ours is not None and all(g.peer in known and g.met(ours, known[g.peer]) for g in goals)
     first = medians.get(goals[0].peer) if goals else None
     ranges = {who: _range([r.value for r in found]) for who, found in rounds.items() if found}
     cpu = {
