@@ -26,7 +26,7 @@ HANDSHAKES_PER_ROUND: Final = 1500
 IDLE_PER_BATCH: Final = 3800
 """Five batches stay below a limit of 20,000 files on either side."""
 IDLE_SLICE_S: Final = 7.0
-"""Five slices hold a heartbeat of everybody, and a renewal of everybody's presence in one burst: the figure is their mean."""
+"""Five slices hold a heartbeat of everybody, and a renewal of all presence, in one burst: the figure is their mean."""
 CONNECT_TIMEOUT_S: Final = 60.0
 WRITTEN_MAX_S: Final = 30.0
 END_TIMEOUT_S: Final = 10.0
