@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers
-from benchmarks.row import OURS, Row
+from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "gateway_bulk": gateway.bulk,
@@ -32,6 +32,7 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "sale_402": sale.measure,
 }
 TABLE_WIDTH: Final = 118
+CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"
 
 
 def main() -> int:
@@ -62,15 +63,15 @@ def main() -> int:
 def _table(rows: list[Row]) -> Table:
     table = Table(
         title="psx bench: medians; noise is the range of the rounds",
-        caption="ratio: ours / theirs; cpu: s/GB or us a piece",
+        caption=CAPTION,
         box=box.SIMPLE_HEAD,
     )
     for column in ("row", "", "figure", "noise", "cpu", "ratio", "goal", "ok"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         goals, verdict = row.goal.replace(", ", "\n"), "yes" if row.ok else "no"
-        cpu = f"{row.cpu[OURS]:g}" if OURS in row.cpu else ""
-        table.add_row(row.name, OURS, f"{row.ours:g} {row.unit}", row.noise, cpu, "", goals, verdict)
+        cpu = short(row.cpu[OURS]) if OURS in row.cpu else ""
+        table.add_row(row.name, OURS, f"{short(row.ours)} {row.unit}", row.noise, cpu, "", goals, verdict)
         for who, figure in row.peers.items():
             table.add_row("", who, *_beside(row, who, figure))
         table.add_section()
@@ -80,9 +81,9 @@ def _table(rows: list[Row]) -> Table:
 def _beside(row: Row, who: str, figure: float | None) -> tuple[str, ...]:
     if figure is None:
         return ("missing",)
-    cpu = f"{row.cpu[who]:g}" if who in row.cpu else ""
+    cpu = short(row.cpu[who]) if who in row.cpu else ""
     ratio = f"{row.ours / figure:.2f}" if figure else ""
-    return f"{figure:g}", row.ranges.get(who, ""), cpu, ratio
+    return short(figure), row.ranges.get(who, ""), cpu, ratio
 
 
 if __name__ == "__main__":

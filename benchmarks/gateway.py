@@ -50,7 +50,7 @@ async def _row(name: str, unit: str, measure: Measure, goals: list[Goal]) -> Row
             "squid": rivals.squid(bed, await bed.target()),
             "haproxy_256k": rivals.haproxy(bed, await bed.target(), buffer_bytes=BUFFER_BYTES),
             "tinyproxy": rivals.tinyproxy(bed, await bed.target()),
-            "dante": rivals.dante(bed, await bed.target()),
+            "dante": rivals.dante(bed, await bed.target(reset=True)),
             "proxy.py": rivals.proxy_py(bed, await bed.target()),
             "pproxy": rivals.pproxy(bed, await bed.target()),
         }.items():

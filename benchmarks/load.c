@@ -1,6 +1,6 @@
 /* Load and target of the benchmarks: one epoll loop in C, so that neither is the bottleneck beside a proxy in any language.
  *
- *   load serve   at=ADDRESS:PORT
+ *   load serve   at=ADDRESS:PORT [reset=1]        (reset: its ends leave no port of a proxy in TIME_WAIT)
  *   load bulk    at=PROXY [via=connect|socks5 target=T head=LINES] conns=8 stalled=0 seconds=1 warm=0.3
  *   load tunnels at=PROXY [via=...] conns=16 seconds=1 warm=0.2 size=64        (conns=1: latency of one at a time)
  *   load peers   at=RELAY tokens=FILE batch=1000                               (each line on stdin: one more batch)
@@ -29,30 +29,21 @@ enum {
     BLOCK = 256 * 1024,        /* bytes per send, and bytes compared per stream */
     SEND_TURN = 1024 * 1024,   /* bytes per connection and turn of the loop */
     DISCARD = 4 * 1024 * 1024, /* bytes dropped per read */
-    HEAD_MAX = 2048,
-    EVENTS = 256,
-    SAMPLES_MAX = 1 << 20,
-    PEERS_MAX = 20000,
-    PEERS_DIALLING_MAX = 64,
-    PEERS_PER_ADDRESS = 200,
-    HEARTBEAT_S = 30,
-    SERVE_MAX_S = 3600,
-    LAST_MAX_S = 3,
-    GRACE_S = 20,
+    HEAD_MAX = 2048, EVENTS = 256, SAMPLES_MAX = 1 << 20,
+    PEERS_MAX = 20000, PEERS_DIALLING_MAX = 64, PEERS_PER_ADDRESS = 200, HEARTBEAT_S = 30,
+    SERVE_MAX_S = 3600, LAST_MAX_S = 3, GRACE_S = 20,
 };
 
 static struct {
     struct sockaddr_in at, target;
     const char *via, *head, *tokens;
-    int conns, stalled, batch;
+    int conns, stalled, batch, reset;
     double seconds, warm;
     long size;
 } opt = {.via = "", .head = "", .conns = 8, .batch = 1000, .seconds = 1, .warm = 0.3, .size = 64};
 
 static uint8_t pattern[BLOCK + PATTERN], block[BLOCK];
 static int loop_fd;
-static long failed;
-static char fault[128] = "";
 
 static void die(const char *what) {
     fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
@@ -160,6 +151,8 @@ static void serve(void) {
             int alive = !(events[i].events & (EPOLLERR | EPOLLHUP));
             if (alive && events[i].events & EPOLLIN) alive = serve_requests(c);
             if (alive && events[i].events & EPOLLOUT) alive = pump(c);
+            static const struct linger at_once = {1, 0};
+            if (!alive && opt.reset) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
             if (!alive) close(c->fd), free(c);
         }
     }
@@ -167,11 +160,9 @@ static void serve(void) {
 
 /* Customers: bulk and tunnels. */
 
-enum step { DIALLING, GREETED, ASKED, STREAMING };
-
 struct customer {
     int fd, stalled;
-    enum step step;
+    enum { DIALLING, GREETED, ASKED, STREAMING } step;
     uint64_t received;
     double began_s;
     size_t held;
@@ -180,14 +171,12 @@ struct customer {
 
 static uint64_t window_bytes, all_bytes;
 static uint32_t *samples;
-static long sampled, done;
+static long sampled, done, failed;
+static char fault[128] = "";
 static int measuring, one_shot, ending, open_now;
 
 static void begin(struct customer *c) {
-    if (ending) {
-        open_now--;
-        return;
-    }
+    if (ending && open_now--) return;
     c->step = DIALLING, c->received = 0, c->held = 0, c->began_s = now_s();
     c->fd = dial(0, c);
 }
@@ -224,10 +213,8 @@ static void lost(struct customer *c, const char *why) {
 /* The proxy's answer: everything until it is whole, then the request. What follows it at once is the stream's. */
 static void answered(struct customer *c) {
     ssize_t n = recv(c->fd, c->buffer + c->held, sizeof c->buffer - 1 - c->held, 0);
-    if (n <= 0) {
-        if (n == 0 || errno != EAGAIN) lost(c, "closed before it answered");
-        return;
-    }
+    if (n <= 0 && (n == 0 || errno != EAGAIN)) return lost(c, "closed before it answered");
+    if (n < 0) return;
     c->held += n, c->buffer[c->held] = 0;
     if (c->step == GREETED && c->held >= 2) {
         c->held = 0;
@@ -243,14 +230,9 @@ static void answered(struct customer *c) {
 static void stream(struct customer *c) {
     int compared = c->received < BLOCK;
     ssize_t n = recv(c->fd, block, compared ? BLOCK : DISCARD, compared ? 0 : MSG_TRUNC);
-    if (n <= 0) {
-        if (n == 0 || errno != EAGAIN) lost(c, "the stream ended early");
-        return;
-    }
-    if (compared && memcmp(block, pattern + c->received % PATTERN, n) != 0) {
-        lost(c, "the stream was altered");
-        return;
-    }
+    if (n <= 0 && (n == 0 || errno != EAGAIN)) return lost(c, "the stream ended early");
+    if (n < 0) return;
+    if (compared && memcmp(block, pattern + c->received % PATTERN, n) != 0) return lost(c, "the stream was altered");
     c->received += n;
     window_bytes += n, all_bytes += n;
     if (one_shot && c->received >= (uint64_t)opt.size) {
@@ -263,19 +245,13 @@ static void stream(struct customer *c) {
 
 static void customer_event(struct customer *c) {
     if (c->step == DIALLING) {
-        if (!dialled(c->fd)) {
-            lost(c, "refused the connection");
-            return;
-        }
+        if (!dialled(c->fd)) return lost(c, "refused the connection");
         watch(EPOLL_CTL_MOD, c->fd, EPOLLIN, c);
         if (*opt.via == 's') put(c->fd, "\5\1\0", 3), c->step = GREETED;
         else if (*opt.via) ask(c);
         else request(c);
-    } else if (c->step == STREAMING) {
-        c->stalled ? lost(c, "the stalled one was cut") : stream(c);
-    } else {
-        answered(c);
-    }
+    } else if (c->step != STREAMING) answered(c);
+    else c->stalled ? lost(c, "the stalled one was cut") : stream(c);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -287,10 +263,7 @@ static void customers(void) {
     struct epoll_event events[EVENTS];
     struct customer *all = calloc(opt.conns + opt.stalled, sizeof *all);
     samples = calloc(SAMPLES_MAX, sizeof *samples);
-    for (int i = 0; i < opt.conns + opt.stalled; i++) {
-        all[i].stalled = i < opt.stalled;
-        begin(&all[i]);
-    }
+    for (int i = 0; i < opt.conns + opt.stalled; i++) all[i].stalled = i < opt.stalled, begin(&all[i]);
     open_now = opt.conns;
     double from = now_s() + opt.warm, end = from + opt.seconds, took = 0, now;
     /* Tunnels end with their answers, not with the window: who breaks off tells a proxy something else. */
@@ -311,13 +284,11 @@ static void customers(void) {
 
 /* Peers that only stay: WebSocket handshake with a token, device_info, and a heartbeat each 30 s. */
 
-struct peer {
+static struct peer {
     int fd, step; /* 0 dialling, 1 upgrading, 2 announced, 3 connected */
     size_t held;
     char buffer[1024];
-};
-
-static struct peer *peers;
+} *peers;
 static char **tokens;
 static int peers_begun, peers_ready, peers_known;
 
@@ -342,8 +313,7 @@ static void upgrade(struct peer *p) {
 static void peer_event(struct peer *p) {
     if (p->step == 0) {
         if (!dialled(p->fd)) die("a peer was not accepted");
-        upgrade(p);
-        return;
+        return upgrade(p);
     }
     ssize_t n = recv(p->fd, p->buffer + p->held, sizeof p->buffer - 1 - p->held, 0);
     if (n <= 0) die("a peer was closed");
@@ -410,6 +380,7 @@ int main(int argc, char **argv) {
         else if (!strncmp(name, "conns=", 6)) opt.conns = atoi(value);
         else if (!strncmp(name, "stalled=", 8)) opt.stalled = atoi(value);
         else if (!strncmp(name, "batch=", 6)) opt.batch = atoi(value);
+        else if (!strncmp(name, "reset=", 6)) opt.reset = atoi(value);
         else if (!strncmp(name, "seconds=", 8)) opt.seconds = atof(value);
         else if (!strncmp(name, "warm=", 5)) opt.warm = atof(value);
         else if (!strncmp(name, "size=", 5)) opt.size = atol(value);

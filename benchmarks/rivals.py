@@ -58,7 +58,7 @@ async def tinyproxy(bed: Bed, target: str) -> Way:
 
 
 async def dante(bed: Bed, target: str) -> Way:
-    """Dante's SOCKS5 server. It binds before it dials, so it has an address whose ports nobody else keeps waiting."""
+    """Dante's SOCKS5 server. It binds before it dials: its target resets, or its ports would be nobody's for a minute."""
     port = free_port()
     passing = "{ from: 127.0.0.0/8 to: 0.0.0.0/0 }"
     config = (

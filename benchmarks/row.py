@@ -14,8 +14,8 @@ OURS: Final = "psx"
 class Row:
     """`ratio` is ours over the first peer's, or None when that peer is missing; `ok` is whether the goal was reached.
 
-    `noise` is the range of our rounds, `ranges` everybody's. `cpu` is what a unit costs in all processes of a contender,
-    where it was read: seconds per GB, or microseconds per piece.
+    `noise` is the range of our rounds, `ranges` everybody's; `~2` after one: two rounds were disturbed by other programs.
+    `cpu` is what a unit costs in all processes of a contender, where it was read: seconds per GB, or microseconds a piece.
     """
 
     name: str
@@ -33,10 +33,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One round of one contender."""
+    """One round of one contender. `disturbed`: other programs of the machine took much of a core meanwhile."""
 
     value: float
     cpu: float | None = None
+    disturbed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def compare(
     known = {"": 1.0, **medians}
     reached = ours is not None and all(g.peer in known and g.met(ours, known[g.peer]) for g in goals)
     first = medians.get(goals[0].peer) if goals else None
-    ranges = {who: _range([r.value for r in found]) for who, found in rounds.items() if found}
+    ranges = {who: _range(found) for who, found in rounds.items() if found}
     cpu = {
         who: round(statistics.median(costs), 3)
         for who, found in rounds.items()
@@ -93,5 +94,11 @@ def compare(
     )
 
 
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.4g}-{max(values):.4g}"
+def _range(found: Sequence[Reading]) -> str:
+    values, disturbed = [r.value for r in found], sum(r.disturbed for r in found)
+    return f"{short(min(values))}-{short(max(values))}" + (f" ~{disturbed}" if disturbed else "")
+
+
+def short(value: float) -> str:
+    """Three digits or more, never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
