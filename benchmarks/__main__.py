@@ -10,13 +10,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import sale, selection
-from benchmarks.row import Row
+from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers
+from benchmarks.row import OURS, Row, short
 
-ROWS: Final[dict[str, Callable[[], Row]]] = {"selection_100k": selection.measure, "sale_402": sale.measure}
+ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
+    "gateway_bulk": gateway.bulk,
+    "gateway_tunnels": gateway.tunnels,
+    "path_bulk": path.bulk,
+    "path_tunnels": path.tunnels,
+    "path_p50": path.p50,
+    "path_vs_tunnelers": tunnelers.measure,
+    "relay_cpu": relay.cpu,
+    "stalled_customer": stall.measure,
+    "idle_peers": idle.idle,
+    "handshakes": idle.handshakes,
+    "selection_100k": selection.measure,
+    "sale_402": sale.measure,
+}
+TABLE_WIDTH: Final = 132
+CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"
 
 
 def main() -> int:
@@ -31,27 +47,43 @@ def main() -> int:
     if unknown:
         sys.stderr.write(f"psx: no such row: {', '.join(unknown)}; there are: {', '.join(ROWS)}\n")
         return 2
-    rows = []
+    rows: list[Row] = []
     for name in given.names or ROWS:
         sys.stderr.write(f"measuring {name} …\n")
-        rows.append(ROWS[name]())
+        found = ROWS[name]()
+        rows += [found] if isinstance(found, Row) else found
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    Console().print(_table(rows))
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(_table(rows))
     return 0 if all(row.ok for row in rows) else 1
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(title="psx bench: medians; noise is the range of the rounds")
-    for column in ("name", "ours", "unit", "noise", "peers", "ratio", "goal", "ok"):
-        table.add_column(column)
+    table = Table(
+        title="psx bench: medians; noise is the range of the rounds",
+        caption=CAPTION,
+        box=box.SIMPLE_HEAD,
+    )
+    for column in ("row", "", "figure", "noise", "cpu", "ratio", "goal", "ok"):
+        table.add_column(column, no_wrap=True)
     for row in rows:
-        peers = ", ".join(f"{k} {v if v is not None else 'missing'}" for k, v in row.peers.items())
-        ratio = "-" if row.ratio is None else str(row.ratio)
-        table.add_row(
-            row.name, str(row.ours), row.unit, row.noise, peers, ratio, row.goal, "yes" if row.ok else "no"
-        )
+        goals, verdict = row.goal.replace(", ", "\n"), "yes" if row.ok else "no"
+        cpu = short(row.cpu[OURS]) if OURS in row.cpu else ""
+        table.add_row(row.name, OURS, f"{short(row.ours)} {row.unit}", row.noise, cpu, "", goals, verdict)
+        for who, figure in row.peers.items():
+            table.add_row("", who, *_beside(row, who, figure))
+        table.add_section()
     return table
+
+
+def _beside(row: Row, who: str, figure: float | None) -> tuple[str, ...]:
+    if figure is None:
+        return ("missing",)
+    cpu = short(row.cpu[who]) if who in row.cpu else ""
+    ratio = f"{row.ours / figure:.2f}" if figure else ""
+    return short(figure), row.ranges.get(who, ""), cpu, ratio
 
 
 if __name__ == "__main__":

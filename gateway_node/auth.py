@@ -1,7 +1,8 @@
 """Who is this customer: keys from DynamoDB, cached, and dropped from the cache the moment a revocation is heard.
 
 While the store is down known keys go on for `STALE_MAX_S`, unknown ones are refused. Failed attempts are limited per
-address; a secret that is in the cache is never blocked by somebody else's failures behind the same address.
+address and per account (not for the house account, which strangers share); a secret that is in the cache is never blocked
+by somebody else's failures.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ FRESH_S: Final = 60.0
 STALE_MAX_S: Final = 900.0
 CACHE_MAX_KEYS: Final = 100_000
 FAILURE_WINDOW_S: Final = 60.0
-BANS: Final = ((30, 300.0), (10, 30.0))
+ADDRESS_BANS: Final = ((30, 300.0), (10, 30.0))
+ACCOUNT_BANS: Final = ((60, 300.0), (25, 30.0))
 """(failures within the window, ban in seconds), the harder one first."""
-TRACKED_ADDRESSES_MAX: Final = 100_000
+TRACKED_MAX: Final = 100_000
 
 
 @dataclass(slots=True)
@@ -35,10 +37,13 @@ class _Entry:
 
 
 class FailureLimiter:
-    """Failed authentications per address, over a sliding minute."""
+    """Failed authentications of whoever is counted (addresses, accounts), over a sliding minute."""
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, now_s: Callable[[], float], bans: tuple[tuple[int, float], ...] = ADDRESS_BANS
+    ) -> None:
         self._now_s = now_s
+        self._bans = bans
         self._failures: dict[str, deque[float]] = {}
         self._banned_until: dict[str, float] = {}
 
@@ -53,15 +58,15 @@ class FailureLimiter:
     def failed(self, address: str) -> None:
         """Count a failure, and ban when there were too many."""
         now = self._now_s()
-        if len(self._failures) >= TRACKED_ADDRESSES_MAX:
+        if len(self._failures) >= TRACKED_MAX:
             self._failures = {
                 a: times for a, times in self._failures.items() if now - times[-1] < FAILURE_WINDOW_S
             }
-        times = self._failures.setdefault(address, deque(maxlen=BANS[0][0]))
+        times = self._failures.setdefault(address, deque(maxlen=self._bans[0][0]))
         times.append(now)
         while times and now - times[0] > FAILURE_WINDOW_S:
             times.popleft()
-        for count, ban_s in BANS:
+        for count, ban_s in self._bans:
             if len(times) >= count:
                 self._banned_until[address] = now + ban_s
                 return
@@ -78,6 +83,7 @@ class Authenticator:
         now_s: Callable[[], float],
         now_ms: Callable[[], int],
         met: Callable[[Pak], Awaitable[None]],
+        house_account: str = "",
     ) -> None:
         self._dynamo = dynamo
         self._table = access_table
@@ -86,13 +92,15 @@ class Authenticator:
         self._now_ms = now_ms
         self._met = met
         self._cache: dict[str, _Entry] = {}
-        self._limiter = FailureLimiter(now_s)
+        self._house_account = house_account
+        self._addresses = FailureLimiter(now_s)
+        self._accounts = FailureLimiter(now_s, ACCOUNT_BANS)
 
     async def authenticate(self, account_id: AccountId, password: str, address: str) -> Pak | Refusal:
         """The pak of a password, or why it may not pass. Raises StoreUnavailable for a key nobody knows yet."""
         secret_hash = self._box.hash(password)
         entry = self._cache.get(secret_hash)
-        if entry is None and self._limiter.banned(address):
+        if entry is None and (self._addresses.banned(address) or self._accounts.banned(account_id)):
             return Refusal.RATE_LIMITED_AUTH
         if entry is None or self._now_s() - entry.read_s > FRESH_S:
             entry = await self._read(secret_hash, entry)
@@ -101,7 +109,9 @@ class Authenticator:
         if refusal is None and pak is not None:
             return pak
         if refusal is Refusal.AUTH_INVALID:
-            self._limiter.failed(address)
+            self._addresses.failed(address)
+            if account_id != self._house_account:
+                self._accounts.failed(account_id)
         return refusal or Refusal.AUTH_INVALID
 
     async def _read(self, secret_hash: str, known: _Entry | None) -> _Entry | None:
@@ -125,6 +135,10 @@ class Authenticator:
         """A key may have changed: read it again. None when it may no longer carry traffic at all."""
         for secret_hash in [h for h, e in self._cache.items() if e.pak.pak_id == pak_id]:
             del self._cache[secret_hash]
+        return await self.read(pak_id)
+
+    async def read(self, pak_id: PakId) -> Pak | None:
+        """A key as it is now; None when it may carry no traffic. Raises StoreUnavailable, and then forgets nothing."""
         pak = await self._dynamo.run(access.get_pak(self._table, pak_id))
         if pak is None:
             return None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final, cast
 
 from gateway_node.pipeline import Pipeline
-from gateway_node.tunnel import WRITE_HIGH_BYTES, Tunnel, pause_exit, resume_exit
+from gateway_node.tunnel import Tunnel, reset
+from shared.wire.mux import Bytes
 
+WRITE_HIGH_BYTES: Final = 512 * 1024
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
 
 
 class CustomerSide(asyncio.Protocol):
-    """One connection of a customer. A listener adds how requests are read and answered."""
+    """One connection of a customer. A listener adds how requests are read and answered; this is the tunnel's `Path`."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -23,34 +26,108 @@ class CustomerSide(asyncio.Protocol):
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._address = ""
+        self.told_address: str | None = None
+        self._ended = False
+        self._eof_sent = False
+
+    # transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
 
     def pause_writing(self) -> None:
-        pause_exit(self._tunnel)
+        if self._tunnel is not None:
+            self._tunnel.customer_full()
 
     def resume_writing(self) -> None:
-        resume_exit(self._tunnel)
+        if self._tunnel is not None:
+            self._tunnel.customer_drained()
 
     def eof_received(self) -> bool:
-        return False
+        self._ended = True
+        if self._tunnel is not None:
+            self._tunnel.customer_ended()
+        elif self._opening is None:
+            return False
+        half_closes = self._transport is not None and self._transport.can_write_eof()  # TLS does not
+        return half_closes and not self._eof_sent
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop_timer()
         if self._opening is not None:
             self._opening.cancel()
-        if self._tunnel is not None:
-            self._tunnel.finish()
+        tunnel = self._tunnel
+        if tunnel is not None:
+            if exc is None and self._ended:
+                tunnel.finish()
+            else:
+                tunnel.cut()
+
+    # path
+
+    def send(self, data: Bytes) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            with contextlib.suppress(
+                RuntimeError
+            ):  # uvloop raises when the transport closed in this very turn
+                transport.write(data)
+
+    def send_eof(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._eof_sent:
+            return
+        if not transport.can_write_eof():  # TLS in front: there is no half-close
+            transport.close()
+            return
+        self._eof_sent = True
+        with contextlib.suppress(RuntimeError, OSError):
+            transport.write_eof()
+
+    def hold(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def release(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def finish(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        reset(self._transport)
+
+    # tunnels
+
+    def attach(self, tunnel: Tunnel, answer: bytes, early: bytes) -> None:
+        """Answer the customer, pass on what it sent early, and let bytes flow."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            tunnel.cut()
+            return
+        tunnel.customer = self
+        self._tunnel = tunnel
+        if answer:
+            transport.write(answer)
+        if early:
+            tunnel.to_exit(early)
+        transport.resume_reading()
+        tunnel.exit.attach(tunnel)
+        if self._ended and tunnel.open:
+            tunnel.customer_ended()
 
     def abort_after(self, timeout_s: float) -> None:
-        """Hang up unless the timer is cancelled: slow heads hold no connection."""
-        self._timer = self._loop.call_later(timeout_s, self._too_slow)
+        """Hang up unless the timer is stopped: slow heads hold no connection."""
+        self.stop_timer()
+        self._timer = self._loop.call_later(timeout_s, self.cut)
 
-    def _too_slow(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+    def stop_timer(self) -> None:
+        """What was waited for came."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

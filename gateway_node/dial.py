@@ -1,5 +1,6 @@
-"""Reaching an exit: a peer through its relay's mesh listener, a modem through its own port. Exit faults and target faults
-are told apart here, because only the former count against an exit.
+"""Reaching an exit: a peer of v2 over a link, a peer of v1 through its relay's CONNECT, a modem through its own port.
+
+Exit faults and target faults are told apart here, because only the former count against an exit.
 """
 
 import asyncio
@@ -7,12 +8,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from gateway_node.exits import ConnectExit
+from gateway_node.links import LinkRefused, RelayLinks
 from gateway_node.refusals import RefusedRequest
-from gateway_node.tunnel import ExitSide, reset
+from gateway_node.resolve import Target
+from gateway_node.tunnel import ExitPath
 from shared.access.secrets import SealBroken, SecretBox
 from shared.kernel.codes import Pool, Refusal
+from shared.kernel.ids import DeviceId
 from shared.pool.model import Acquired
+from shared.wire import mux
 from shared.wire.http1 import ResponseHead, basic_header, connect_head
+from shared.wire.mux import MuxReason
 
 EXIT_CONNECT_TIMEOUT_S: Final = 5.0
 EXIT_ANSWER_TIMEOUT_S: Final = 12.0
@@ -31,6 +38,8 @@ class ExitFailed:
 
     fault: Fault
     reason: str
+    moving: bool = False
+    """The device is on its way to another relay: it will be back in a moment."""
 
 
 _TARGET_REASONS: Final = {
@@ -40,17 +49,30 @@ _TARGET_REASONS: Final = {
 }
 
 
+_STREAM_REASONS: Final = {
+    MuxReason.CONNECTION_REFUSED: _TARGET_REASONS["connection_refused"],
+    MuxReason.DNS_FAILED: _TARGET_REASONS["dns_failed"],
+    MuxReason.TIMEOUT: _TARGET_REASONS["timeout"],
+    MuxReason.EGRESS_POLICY: RefusedRequest(
+        Refusal.SSRF_BLOCKED, "where the exit is, the target is in a private, local or reserved network"
+    ),
+}
+
+
 class ExitDialer:
     """Opens tunnels through acquired endpoints."""
 
-    def __init__(self, mesh_token: str, box: SecretBox) -> None:
+    def __init__(self, mesh_token: str, box: SecretBox, links: RelayLinks) -> None:
         self._mesh_token = mesh_token
         self._box = box
+        self._links = links
 
     async def open(
-        self, acquired: Acquired, address: str, port: int, request_id: str
-    ) -> ExitSide | ExitFailed | RefusedRequest:
+        self, acquired: Acquired, target: Target, request_id: str
+    ) -> ExitPath | ExitFailed | RefusedRequest:
         """A connected exit whose next bytes are the target's. Cancelling closes what was opened."""
+        if acquired.protocol == mux.PROTOCOL:
+            return await self._stream(acquired, target)
         endpoint = acquired.endpoint
         if endpoint.pool is Pool.PEER:
             host, exit_port = acquired.mesh_host, acquired.mesh_port
@@ -67,24 +89,42 @@ class ExitDialer:
                 return ExitFailed(Fault.EXIT, "modem_credentials_unreadable")
             username, _, password = opened.partition(":")
             headers = [("Proxy-Authorization", basic_header(username, password))]
-        side = ExitSide(connect_head(address, port, headers))
+        request = connect_head(target.address, target.port, headers)
+        exit_ = ConnectExit(request, carries_eof=endpoint.pool is Pool.MBL)
         try:
-            await self._connect(side, host, exit_port)
-            answer = await asyncio.wait_for(side.answer, EXIT_ANSWER_TIMEOUT_S)
+            await self._connect(exit_, host, exit_port)
+            answer = await asyncio.wait_for(exit_.answer, EXIT_ANSWER_TIMEOUT_S)
         except (OSError, TimeoutError) as error:
-            reset(side.transport)
+            exit_.cut()
             return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}")
         except asyncio.CancelledError:
-            reset(side.transport)
+            exit_.cut()
             raise
         if answer.status // 100 == 2:
-            return side
-        reset(side.transport)
+            return exit_
+        exit_.cut()
         return _refused(answer, endpoint.pool)
 
-    async def _connect(self, side: ExitSide, host: str, port: int) -> None:
+    async def _connect(self, exit_: ConnectExit, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.wait_for(loop.create_connection(lambda: side, host, port), EXIT_CONNECT_TIMEOUT_S)
+        await asyncio.wait_for(loop.create_connection(lambda: exit_, host, port), EXIT_CONNECT_TIMEOUT_S)
+
+    async def _stream(self, acquired: Acquired, target: Target) -> ExitPath | ExitFailed | RefusedRequest:
+        """Peers of v2 check what they dial, so they are told the name and find the address that is near them."""
+        device_id, mesh = DeviceId(acquired.endpoint.endpoint_id), (acquired.mesh_host, acquired.mesh_port)
+        try:
+            async with asyncio.timeout(EXIT_ANSWER_TIMEOUT_S):
+                return await self._links.open(device_id, mesh, target.host, target.port)
+        except LinkRefused as refused:
+            known = _STREAM_REASONS.get(refused.reason)
+            if known is not None:
+                return known
+            fault = Fault.EITHER if refused.reason is MuxReason.UNREACHABLE else Fault.EXIT
+            moving = refused.reason in {MuxReason.DRAINING, MuxReason.UNKNOWN_DEVICE}
+            return ExitFailed(fault, refused.reason.name.lower(), moving=moving)
+        except (OSError, TimeoutError) as error:
+            moving = isinstance(error, ConnectionError)
+            return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}", moving=moving)
 
 
 def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:

@@ -1,8 +1,8 @@
-"""Customers' HTTP listener: CONNECT, and plain `http://` requests in absolute form.
+"""Customers' HTTP listener: CONNECT, and plain `http://` requests in absolute form, each connection as often as it likes.
 
-A 407 keeps the connection usable, because many clients send their credentials only after one. A plain request is forwarded
-in origin form with `Connection: close`, so its connection carries one; nothing that names the customer goes along.
-Source: RFC 9110 sections 7.6.1 and 9.3.6.
+A 407 keeps the connection usable, because many clients send their credentials only after one. A tunnel to the last target
+is kept for the next plain request to it; a request that finds it closed is sent again only when nothing can have happened.
+Source: RFC 9110 sections 7.6.1 and 9.3.6, RFC 9112 section 9.3.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
 from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
-from gateway_node.pipeline import Outcome, Pipeline, Request
+from gateway_node.forward import Exchange, plain_target
+from gateway_node.pipeline import Pipeline, Request
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
+from gateway_node.tunnel import Tunnel
 from shared.kernel.codes import Refusal
 from shared.wire.http1 import (
     HeadError,
@@ -25,21 +26,19 @@ from shared.wire.http1 import (
     split_authority,
     take_request_head,
 )
+from shared.wire.mux import Bytes
 
 HEAD_TIMEOUT_S: Final = 30.0
-_HOP_HEADERS: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "upgrade",
-        "via",
-        "forwarded",
-        "x-forwarded-for",
-        "x-real-ip",
-    }
-)
+KEEP_ALIVE_IDLE_S: Final = 75.0
+
+
+class _Upstream(NamedTuple):
+    """To whom, and as whom, a kept tunnel goes."""
+
+    username: str
+    password: str
+    host: str
+    port: int
 
 
 class HttpFront(CustomerSide):
@@ -49,129 +48,250 @@ class HttpFront(CustomerSide):
         super().__init__(pipeline)
         self._new_id = new_id
         self._buffer = bytearray()
+        self._upstream: _Upstream | None = None
+        self._exchange: Exchange | None = None
+
+    # transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.abort_after(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
-        if self._tunnel is not None:
+        if self._tunnel is not None and self._upstream is None:
             self._tunnel.to_exit(data)
             return
         self._buffer += data
-        if self._opening is None:
+        self._advance()
+
+    def eof_received(self) -> bool:
+        if self._upstream is None:
+            return super().eof_received()
+        self._ended = True
+        if self._exchange is None:
+            self._drop_upstream()
+            return False
+        return True  # the answer still goes out; then the connection is closed
+
+    def _advance(self) -> None:
+        if self._opening is None and self._exchange is not None:
+            self._pass_request(self._exchange)
+        elif self._opening is None:
             self._next_request()
-        elif len(self._buffer) > EARLY_MAX_BYTES and self._transport is not None:
-            self._transport.pause_reading()
+        if len(self._buffer) > EARLY_MAX_BYTES:
+            self.hold()
+
+    # requests
 
     def _next_request(self) -> None:
         try:
             head = take_request_head(self._buffer)
         except HeadError as error:
-            self._answer(
-                RefusedRequest(Refusal.BAD_REQUEST, error.fault.value), self._new_id(), (), keep=False
-            )
+            self._refuse(RefusedRequest(Refusal.BAD_REQUEST, error.fault.value), keep=False)
             return
-        if head is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._request(head)
+        if head is not None:
+            self.stop_timer()
+            self._request(head)
 
     def _request(self, head: RequestHead) -> None:
-        request_id = self._new_id()
         try:
-            host, port, forward = _target(head)
+            plain = head.method != "CONNECT"
+            host, port = plain_target(head) if plain else split_authority(head.target)
+            exchange = Exchange(head) if plain else None
         except (HeadError, ValueError):
             message = "send CONNECT host:port, or an absolute http:// URL"
-            self._answer(RefusedRequest(Refusal.BAD_REQUEST, message), request_id, (), keep=False)
+            self._refuse(RefusedRequest(Refusal.BAD_REQUEST, message), keep=False)
             return
         credentials = basic_credentials(head.header("proxy-authorization"))
         if credentials is None:
             # A body of a refused plain request would be read as the next head: such a connection is closed.
-            keep = head.method == "CONNECT" or (
-                head.header("content-length") in {None, "0"} and head.header("transfer-encoding") is None
-            )
+            keep = exchange is None or (exchange.request_done and exchange.keep_customer)
             refused = RefusedRequest(Refusal.AUTH_REQUIRED, "send the key's username and password")
-            self._answer(refused, request_id, (), keep=keep, body=head.method != "HEAD")
+            self._refuse(refused, keep=keep, body=head.method != "HEAD")
             return
-        request = Request(*credentials, host, port, self._address, False, request_id)
-        self._opening = self._loop.create_task(self._open(request, forward))
+        upstream = _Upstream(*credentials, host, port)
+        if (
+            exchange is not None
+            and upstream == self._upstream
+            and self._tunnel is not None
+            and self._tunnel.open
+        ):
+            self._exchange = exchange
+            exchange.reused = True
+            self._send_on(exchange, self._tunnel)
+            return
+        self._drop_upstream()
+        self._open(upstream, exchange)
 
-    async def _open(self, request: Request, forward: bytes | None) -> None:
+    def _open(self, upstream: _Upstream, exchange: Exchange | None) -> None:
+        request = Request(*upstream, self._address, False, self._new_id())
+        self._opening = self._loop.create_task(self._opened(request, upstream, exchange))
+
+    async def _opened(self, request: Request, upstream: _Upstream, exchange: Exchange | None) -> None:
         outcome = await self._pipeline.open(request)
         self._opening = None
         if isinstance(outcome.result, RefusedRequest):
-            keep = outcome.result.code is Refusal.AUTH_INVALID and forward is None
-            self._answer(outcome.result, request.request_id, outcome.corrections, keep=keep)
+            # A client that guesses credentials one after the other does so on one connection.
+            keep = outcome.result.code is Refusal.AUTH_INVALID and (exchange is None or exchange.request_done)
+            self._refuse(outcome.result, request.request_id, outcome.corrections, keep=keep)
             return
-        self._attach(outcome, request.request_id, forward)
+        tunnel = outcome.result
+        if exchange is not None:
+            exchange.corrections = outcome.corrections
+            self._attach_plain(tunnel, upstream, exchange)
+            return
+        answer = build_head(
+            "HTTP/1.1 200 Connection established",
+            [
+                *trace_headers(request.request_id, outcome.corrections),
+                ("X-PSX-Country", tunnel.acquired.endpoint.country.upper()),
+            ],
+        )
+        early, self._buffer = bytes(self._buffer), bytearray()
+        self.attach(tunnel, answer, early)
 
-    def _attach(self, outcome: Outcome, request_id: str, forward: bytes | None) -> None:
-        assert not isinstance(outcome.result, RefusedRequest)  # noqa: S101 - the caller has looked
-        tunnel, side = outcome.result
-        transport = self._transport
-        if transport is None or transport.is_closing():
+    # plain requests
+
+    def _attach_plain(self, tunnel: Tunnel, upstream: _Upstream, exchange: Exchange) -> None:
+        if self._transport is None or self._transport.is_closing():
             tunnel.cut()
             return
-        tunnel.customer = transport
-        self._tunnel = tunnel
-        if forward is None:
-            transport.write(
-                build_head(
-                    "HTTP/1.1 200 Connection established",
-                    [
-                        *trace_headers(request_id, outcome.corrections),
-                        ("X-PSX-Country", tunnel.acquired.endpoint.country.upper()),
-                    ],
-                )
-            )
-        else:
-            tunnel.to_exit(forward)
+        self._tunnel, self._upstream, self._exchange = tunnel, upstream, exchange
+        tunnel.customer = PlainPath(self, tunnel)
+        self._send_on(exchange, tunnel)
+        tunnel.exit.attach(tunnel)
+
+    def _send_on(self, exchange: Exchange, tunnel: Tunnel) -> None:
+        tunnel.to_exit(exchange.first_bytes)
+        self._pass_request(exchange)
+        self.release()
+
+    def _pass_request(self, exchange: Exchange) -> None:
+        if exchange.request_done or not self._buffer or self._tunnel is None:
+            return
+        try:
+            taken = exchange.take_request(self._buffer)
+        except HeadError:
+            self.cut()
+            return
+        body = bytes(self._buffer[:taken])
+        del self._buffer[:taken]
+        self._tunnel.to_exit(body)
+
+    def upstream_sent(self, tunnel: Tunnel, data: Bytes) -> None:
+        """Bytes of the target."""
+        exchange = self._exchange
+        if tunnel is not self._tunnel:
+            return
+        if exchange is None:
+            self._drop_upstream()  # it speaks unasked
+            return
+        try:
+            for piece in exchange.response(data):
+                self.send(piece)
+        except (HeadError, ValueError):
+            self._upstream_failed(exchange, "the target's answer is no HTTP")
+            return
+        if exchange.upgraded:
+            self._become_raw(tunnel)
+        elif exchange.response_done:
+            self._exchange_over(exchange)
+
+    def _become_raw(self, tunnel: Tunnel) -> None:
+        self._upstream = self._exchange = None
+        tunnel.customer = self
         early, self._buffer = bytes(self._buffer), bytearray()
         if early:
             tunnel.to_exit(early)
-        transport.resume_reading()
-        side.attach(tunnel)
+        self.release()
 
-    def _answer(
+    def _exchange_over(self, exchange: Exchange) -> None:
+        self._exchange = None
+        if not (exchange.keep_upstream and exchange.request_done):
+            self._drop_upstream()
+        if not (exchange.keep_customer and exchange.request_done) or self._ended:
+            self._drop_upstream()
+            self.finish()
+            return
+        self.release()
+        self.abort_after(KEEP_ALIVE_IDLE_S)
+        if self._buffer:
+            self._advance()
+
+    def upstream_gone(self, tunnel: Tunnel, *, clean: bool) -> None:
+        """The tunnel of plain requests is over."""
+        if tunnel is not self._tunnel:
+            return
+        upstream, exchange = self._upstream, self._exchange
+        self._tunnel = self._upstream = self._exchange = None
+        if exchange is None or upstream is None or self._transport is None or self._transport.is_closing():
+            return
+        if clean and exchange.upstream_ended():
+            exchange.keep_upstream = False
+            self._exchange_over(exchange)
+        elif exchange.reused and exchange.replayable and not exchange.began:
+            exchange.reused = False
+            self._open(upstream, exchange)
+        else:
+            self._upstream_failed(exchange, "the connection to the target was lost before it answered")
+
+    def _upstream_failed(self, exchange: Exchange, message: str) -> None:
+        self._exchange = None
+        self._drop_upstream()
+        if exchange.began_to_customer:
+            self.cut()
+        else:
+            self._refuse(RefusedRequest(Refusal.STOCK_DEGRADED, message), keep=False)
+
+    def _drop_upstream(self) -> None:
+        tunnel, self._tunnel, self._upstream = self._tunnel, None, None
+        if tunnel is not None:
+            tunnel.finish()
+
+    # answers
+
+    def _refuse(
         self,
         refused: RefusedRequest,
-        request_id: str,
-        corrections: tuple[str, ...],
+        request_id: str | None = None,
+        corrections: tuple[str, ...] = (),
         *,
         keep: bool,
         body: bool = True,
     ) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        self._transport.write(http_answer(refused, request_id, corrections, keep=keep, body=body))
-        if not keep:
-            self._transport.close()
+        self.send(http_answer(refused, request_id or self._new_id(), corrections, keep=keep, body=body))
+        if not keep or self._ended:
+            self.finish()
             return
-        self._transport.resume_reading()
+        self.release()
         self.abort_after(HEAD_TIMEOUT_S)
         if self._buffer:
-            self._next_request()
+            self._advance()
 
 
-def _target(head: RequestHead) -> tuple[str, int, bytes | None]:
-    """(host, port, what to send first: None for CONNECT). Raises HeadError or ValueError."""
-    if head.method == "CONNECT":
-        host, port = split_authority(head.target)
-        return host, port, None
-    url = urlsplit(head.target)
-    if url.scheme != "http" or not url.netloc or "@" in url.netloc:
-        raise ValueError("not an absolute http URL")
-    host, port = split_authority(url.netloc, 80)
-    path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    named = {part.strip().lower() for part in (head.header("connection") or "").split(",")}
-    kept = [
-        (name, value)
-        for name, value in head.headers
-        if name not in _HOP_HEADERS and name not in named and not name.startswith("proxy-") and name != "host"
-    ]
-    first = build_head(
-        f"{head.method} {path} HTTP/1.1", [("Host", url.netloc), *kept, ("Connection", "close")]
-    )
-    return host, port, first
+class PlainPath:
+    """The customer's side of a tunnel that carries plain requests: it outlives neither, and ends neither."""
+
+    def __init__(self, front: HttpFront, tunnel: Tunnel) -> None:
+        self._front = front
+        self._tunnel = tunnel
+
+    def send(self, data: Bytes) -> None:
+        self._front.upstream_sent(self._tunnel, data)
+
+    def send_eof(self) -> None:
+        self._tunnel.finish()
+
+    def hold(self) -> None:
+        self._front.hold()
+
+    def release(self) -> None:
+        self._front.release()
+
+    def finish(self) -> None:
+        self._front.upstream_gone(self._tunnel, clean=True)
+
+    def cut(self) -> None:
+        self._front.upstream_gone(self._tunnel, clean=False)

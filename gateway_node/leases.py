@@ -38,10 +38,10 @@ class Leases:
         self._wake = asyncio.Event()
 
     async def acquire(
-        self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId]
+        self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
     ) -> Acquired | NoStock:
         """Hold one connection on an endpoint that matches."""
-        call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded)
+        call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
         return await self.redis.run(call)
 
     def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
@@ -57,6 +57,10 @@ class Leases:
         if suspect:
             self._later(live.pause(endpoint.pool, endpoint.endpoint_id, FAULT_PAUSE_S))
         self._later(report_fault(DeviceId(endpoint.endpoint_id), self._now_ms()))
+
+    def path_lost(self, device_id: DeviceId) -> None:
+        """A peer with open tunnels is gone and not back: have it probed next."""
+        self._later(report_fault(device_id, self._now_ms()))
 
     def _later(self, call: RedisCall[Any]) -> None:
         self._waiting.append(call)

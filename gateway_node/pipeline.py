@@ -18,18 +18,22 @@ from gateway_node.dial import ExitDialer, ExitFailed, Fault
 from gateway_node.leases import Leases
 from gateway_node.meter import MeterService
 from gateway_node.refusals import RefusedRequest
-from gateway_node.resolve import Resolver
-from gateway_node.tunnel import ExitSide, Tunnel
+from gateway_node.resolve import Resolver, Target
+from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import Pool, Refusal
-from shared.kernel.ids import EndpointId, PakId
-from shared.pool.live import stock
-from shared.pool.model import Acquired, Failover, NoStock, Route
+from shared.kernel.ids import EndpointId
+from shared.pool.live import SESSIONS_MAX, stock
+from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
 from shared.pool.username import UsernameMissing, parse_username
 from shared.runtime.dynamo import StoreUnavailable
 
-CONNECTIONS_PER_KEY_MAX: Final = 500
+CONNECTIONS_MAX: Final = 500
+"""At once, per account; per key where strangers share the account."""
 EXIT_ATTEMPTS_MAX: Final = 3
+MOVING_RETRIES_MAX: Final = 6
+MOVING_RETRY_S: Final = 0.25
+"""Devices that change relays are back within a second or so; so long a request waits rather than fails."""
 OPEN_TOTAL_MAX_S: Final = 25.0
 BARREN_STREAK_MAX: Final = 2
 """So many tunnels in a row that an exit accepted and closed without a byte make it suspect."""
@@ -59,7 +63,7 @@ class Request:
 class Outcome:
     """A tunnel to attach to, or a refusal; with what was healed in the username."""
 
-    result: tuple[Tunnel, ExitSide] | RefusedRequest
+    result: Tunnel | RefusedRequest
     corrections: tuple[str, ...] = ()
 
 
@@ -74,14 +78,16 @@ class Pipeline:
         dialer: ExitDialer,
         meter: MeterService,
         now_ms: Callable[[], int],
+        house_account: str = "",
     ) -> None:
+        self._house_account = house_account
         self._auth = auth
         self._resolver = resolver
         self._leases = leases
         self._dialer = dialer
         self._meter = meter
         self._now_ms = now_ms
-        self._connections: dict[PakId, int] = {}
+        self._connections: dict[str, int] = {}
         self._barren: dict[EndpointId, int] = {}
 
     async def open(self, request: Request) -> Outcome:
@@ -99,64 +105,78 @@ class Pipeline:
             result = RefusedRequest(Refusal.STOCK_DEGRADED, "no exit opened the tunnel in time, please retry")
         if isinstance(result, RefusedRequest):
             return self._refuse(result, route.corrections)
-        return Outcome(result, route.corrections)
+        stood_in = result.acquired.selected is Selected.INSTEAD_OF_PIN
+        return Outcome(result, (*route.corrections, "pin=substituted") if stood_in else route.corrections)
 
     def _refuse(self, refused: RefusedRequest, corrections: tuple[str, ...] = ()) -> Outcome:
         REFUSED.labels(refused.code.value).inc()
         return Outcome(refused, corrections)
 
-    async def _open(self, request: Request, route: Route) -> tuple[Tunnel, ExitSide] | RefusedRequest:
+    async def _open(self, request: Request, route: Route) -> Tunnel | RefusedRequest:
         pak = await self._auth.authenticate(route.account_id, request.password, request.address)
         if isinstance(pak, Refusal):
             return RefusedRequest(pak, _AUTH_MESSAGES[pak])
         fault = self._standing(pak, request)
         if fault is not None:
             return fault
-        address = await self._resolver.resolve(request.host, request.port)
-        if isinstance(address, RefusedRequest):
-            return address
-        self._connections[pak.pak_id] = self._connections.get(pak.pak_id, 0) + 1
+        target = await self._resolver.resolve(request.host, request.port)
+        if isinstance(target, RefusedRequest):
+            return target
+        owner = self._limited_as(pak)
+        self._connections[owner] = self._connections.get(owner, 0) + 1
         opened = False
         try:
-            result = await self._through_some_exit(request, lock_quality(route, pak), pak, address)
+            result = await self._through_some_exit(request, lock_quality(route, pak), pak, target)
             opened = not isinstance(result, RefusedRequest)
             return result
         finally:
             if not opened:
-                self._disconnect(pak.pak_id)
+                self._disconnect(pak)
 
     def _standing(self, pak: Pak, request: Request) -> RefusedRequest | None:
         if request.socks and not pak.socks_allowed:
             return RefusedRequest(Refusal.PROTOCOL_NOT_ALLOWED, "this key works on the HTTP port only")
         if self._meter.is_spent(pak.pak_id):
             return RefusedRequest(Refusal.CAP_EXCEEDED, _AUTH_MESSAGES[Refusal.CAP_EXCEEDED])
-        if self._connections.get(pak.pak_id, 0) >= CONNECTIONS_PER_KEY_MAX:
+        if self._connections.get(self._limited_as(pak), 0) >= CONNECTIONS_MAX:
             return RefusedRequest(
-                Refusal.RATE_LIMITED_CONN, f"more than {CONNECTIONS_PER_KEY_MAX} connections at once"
+                Refusal.RATE_LIMITED_CONN, f"more than {CONNECTIONS_MAX} connections at once"
             )
         if self._meter.overloaded():
             return RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
         return None
 
     async def _through_some_exit(
-        self, request: Request, route: Route, pak: Pak, address: str
-    ) -> tuple[Tunnel, ExitSide] | RefusedRequest:
+        self, request: Request, route: Route, pak: Pak, target: Target
+    ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
-        either = False
-        attempts = 1 if route.failover in {Failover.STRICT, Failover.SAME_NODE} else EXIT_ATTEMPTS_MAX
-        for _ in range(attempts):
+        either, moves, missing = False, 0, NoStockReason.STOCK
+        attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
+        while attempts:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
-                break
-            side = await self._dial(acquired, pak, address, request)
-            if isinstance(side, ExitSide):
-                return self._opened(pak, acquired, side), side
-            self._leases.give_back(acquired, pak.pak_id)
+                missing = acquired.reason
+                if not moves or moves > MOVING_RETRIES_MAX:
+                    break
+                moves += 1
+                excluded.clear()
+                await asyncio.sleep(MOVING_RETRY_S)
+                continue
+            side = await self._dial(acquired, pak, target, request)
             if isinstance(side, RefusedRequest):
+                self._leases.give_back(acquired, pak.pak_id)
                 return side
+            if not isinstance(side, ExitFailed):
+                return self._opened(pak, acquired, side)
+            self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason).inc()
             either = either or side.fault is Fault.EITHER
+            if side.moving and moves < MOVING_RETRIES_MAX:
+                moves += 1
+                await asyncio.sleep(MOVING_RETRY_S if route.failover in _ONE_DEVICE else 0)
+                continue
+            attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
         if either:
@@ -167,25 +187,34 @@ class Pipeline:
             return RefusedRequest(
                 Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry"
             )
-        return await self._no_stock(route)
+        return await self._no_stock(route, missing)
 
     async def _dial(
-        self, acquired: Acquired, pak: Pak, address: str, request: Request
-    ) -> ExitSide | ExitFailed | RefusedRequest:
+        self, acquired: Acquired, pak: Pak, target: Target, request: Request
+    ) -> ExitPath | ExitFailed | RefusedRequest:
         try:
-            return await self._dialer.open(acquired, address, request.port, request.request_id)
+            return await self._dialer.open(acquired, target, request.request_id)
         except asyncio.CancelledError:
             self._leases.give_back(acquired, pak.pak_id)
             raise
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
+        missing = NoStock(0, NoStockReason.STOCK)
         for pool in route.pools:
-            acquired = await self._leases.acquire(route, pool, pak.pak_id, excluded)
+            acquired = await self._leases.acquire(route, pool, pak.pak_id, excluded, self._limited_as(pak))
             if isinstance(acquired, Acquired):
                 return acquired
-        return NoStock(0)
+            if acquired.reason is not NoStockReason.STOCK:
+                missing = acquired
+        return missing
 
-    async def _no_stock(self, route: Route) -> RefusedRequest:
+    async def _no_stock(self, route: Route, reason: NoStockReason) -> RefusedRequest:
+        if reason is NoStockReason.SESSIONS:
+            return RefusedRequest(Refusal.SESSION_LIMIT, f"more than {SESSIONS_MAX} sessions at once")
+        if reason is NoStockReason.LEASE:
+            return RefusedRequest(
+                Refusal.NO_STOCK, "that lease was released, has expired or is not this account's"
+            )
         counts: dict[str, int] = {}
         for pool in route.pools:
             for country, count in (await self._leases.redis.run(stock(pool))).items():
@@ -196,9 +225,8 @@ class Pipeline:
         busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
         return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
 
-    def _opened(self, pak: Pak, acquired: Acquired, side: ExitSide) -> Tunnel:
-        tunnel = Tunnel(pak, acquired, self._meter.budget(pak.pak_id), self._ended)
-        tunnel.exit = side.transport
+    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath) -> Tunnel:
+        tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
         self._meter.opened(tunnel)
         OPENED.labels(acquired.endpoint.pool.value).inc()
         OPEN.inc()
@@ -206,7 +234,7 @@ class Pipeline:
 
     def _ended(self, tunnel: Tunnel, exit_broke: bool) -> None:
         self._meter.closed(tunnel)
-        self._disconnect(tunnel.pak.pak_id)
+        self._disconnect(tunnel.pak)
         self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
         OPEN.dec()
         endpoint_id = tunnel.acquired.endpoint.endpoint_id
@@ -221,12 +249,17 @@ class Pipeline:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
             self._leases.report(tunnel.acquired, suspect=drops)
 
-    def _disconnect(self, pak_id: PakId) -> None:
-        left = self._connections.get(pak_id, 1) - 1
+    def _limited_as(self, pak: Pak) -> str:
+        """Whose connections and sessions count together: the house account is shared by strangers."""
+        return pak.pak_id if pak.account_id == self._house_account else pak.account_id
+
+    def _disconnect(self, pak: Pak) -> None:
+        owner = self._limited_as(pak)
+        left = self._connections.get(owner, 1) - 1
         if left > 0:
-            self._connections[pak_id] = left
+            self._connections[owner] = left
         else:
-            self._connections.pop(pak_id, None)
+            self._connections.pop(owner, None)
 
 
 def lock_quality(route: Route, pak: Pak) -> Route:
@@ -236,6 +269,7 @@ def lock_quality(route: Route, pak: Pak) -> Route:
     return route
 
 
+_ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {
     Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",
     Refusal.CAP_EXCEEDED: "the key has used all of its traffic; top it up to go on",

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+from dataclasses import dataclass
 from typing import Final
 
 from gateway_node.refusals import RefusedRequest
@@ -12,6 +13,15 @@ from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check
 RESOLVE_TIMEOUT_S: Final = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a customer wants to go: as it was written, and the checked literal address of it."""
+
+    host: str
+    address: str
+    port: int
+
+
 class Resolver:
     """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else."""
 
@@ -19,8 +29,8 @@ class Resolver:
         self._policy = policy
         self._hosts = hosts
 
-    async def resolve(self, host: str, port: int) -> str | RefusedRequest:
-        """The checked literal address that exits are told, or why there is none."""
+    async def resolve(self, host: str, port: int) -> Target | RefusedRequest:
+        """The target with an address that may be dialled, or why there is none."""
         if port in self._policy.blocked_ports:
             return RefusedRequest(Refusal.PORT_BLOCKED, f"port {port} is not open to anyone here")
         known = self._hosts.get(host.lower().rstrip("."))
@@ -38,7 +48,7 @@ class Resolver:
             addresses = [known or host]
         for address in addresses:
             if check_address(address, port, self._policy) is EgressVerdict.ALLOWED:
-                return address
+                return Target(host, address, port)
         return RefusedRequest(Refusal.SSRF_BLOCKED, "the target is in a private, local or reserved network")
 
 

@@ -1,6 +1,8 @@
 """What a gateway node needs from its environment."""
 
-from pydantic import SecretStr, field_validator
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
 
 from shared.runtime.settings import LabSettings, listen_address, secret_bytes
 
@@ -14,6 +16,13 @@ class GatewaySettings(LabSettings):
     gateway_http_listen: str
     gateway_socks_listen: str
     gateway_private_listen: str
+    gateway_tls_cert: Path | None = None
+    gateway_tls_key: Path | None = None
+    gateway_proxy_protocol: bool = False
+    """A load balancer in front sends PROXY protocol v2; never set where customers connect directly."""
+    gateway_workers: int = Field(default=1, ge=1, le=64)
+    gateway_drain_max_s: float = Field(default=30.0, ge=0, le=600)
+    house_account: str = ""
     mesh_token: SecretStr
     secret_pepper: SecretStr
     sealing_key: SecretStr

@@ -58,25 +58,13 @@ class SocksFront(CustomerSide):
     async def _open(self, request: Request) -> None:
         outcome = await self._pipeline.open(request)
         self._opening = None
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop_timer()
         if isinstance(outcome.result, RefusedRequest):
             self._last_word(socks5.reply(SOCKS_REPLY[outcome.result.code]))
             return
-        tunnel, side = outcome.result
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            tunnel.cut()
-            return
-        tunnel.customer = transport
-        self._tunnel = tunnel
-        transport.write(socks5.reply(socks5.Reply.SUCCEEDED))
         early = bytes(self._talk.buffer)
         self._talk.buffer.clear()
-        if early:
-            tunnel.to_exit(early)
-        transport.resume_reading()
-        side.attach(tunnel)
+        self.attach(outcome.result, socks5.reply(socks5.Reply.SUCCEEDED), early)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

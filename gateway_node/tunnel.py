@@ -1,7 +1,7 @@
-"""The byte path: a customer's transport and an exit's transport, spliced with backpressure and counted both ways.
+"""One open tunnel: a customer's connection on one side, an exit on the other, bytes counted both ways.
 
-Bytes are counted as the customer sees them, after the answer that opened the tunnel. Each side is closed by hand when the
-other ends; a broken exit aborts the customer's side, so that a cut is never taken for an end.
+Bytes are counted as the customer sees them, after the answer that opened the tunnel. Either side may end alone; a broken
+exit resets the customer's side, so that a cut is never taken for an end.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol
 
 from shared.access.model import Pak
 from shared.kernel.ids import DeviceId
 from shared.metering.model import LineKey
 from shared.pool.model import Acquired
-from shared.wire.http1 import HeadError, ResponseHead, take_response_head
+from shared.wire.mux import Bytes
 
-WRITE_HIGH_BYTES: Final = 512 * 1024
+AFTER_EXIT_ENDED_MAX_S: Final = 10.0
+"""How long a customer may leave its side open, and silent, after the target ended."""
+AFTER_CUSTOMER_ENDED_MAX_S: Final = 30.0
+"""How long a target may take, silent, to answer a customer that has ended its side."""
+AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
+"""The same where the target cannot be told of the end (binary-v1): most customers that end have left."""
+IDLE_MAX_S: Final = 900.0
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -41,15 +47,54 @@ class Budget:
             self.spent()
 
 
+class Path(Protocol):
+    """One side of a tunnel, as the tunnel uses it."""
+
+    def send(self, data: Bytes) -> None:
+        """Bytes that came from the other side."""
+
+    def send_eof(self) -> None:
+        """The other side ended; this one may go on."""
+
+    def hold(self) -> None:
+        """Read no more from this side: the other one is full."""
+
+    def release(self) -> None:
+        """Read again."""
+
+    def finish(self) -> None:
+        """A clean end: what was sent still leaves."""
+
+    def cut(self) -> None:
+        """End at once, visibly."""
+
+
+class ExitPath(Path, Protocol):
+    """The side of the exit. `carries_eof`: whether the target hears of a half-close."""
+
+    @property
+    def carries_eof(self) -> bool: ...
+
+    def attach(self, tunnel: Tunnel) -> None:
+        """Bytes flow from now on."""
+
+
 class Tunnel:
-    """One open tunnel. `ended` is called once, with whether the exit broke it."""
+    """`ended` is called once, with whether the exit broke the tunnel."""
 
     def __init__(
-        self, pak: Pak, acquired: Acquired, budget: Budget, ended: Callable[[Tunnel, bool], None]
+        self,
+        pak: Pak,
+        acquired: Acquired,
+        exit_path: ExitPath,
+        budget: Budget,
+        ended: Callable[[Tunnel, bool], None],
     ) -> None:
         endpoint = acquired.endpoint
         self.pak = pak
         self.acquired = acquired
+        self.exit = exit_path
+        self.customer: Path | None = None
         self.budget = budget
         self.up_bytes = 0
         self.down_bytes = 0
@@ -65,40 +110,103 @@ class Tunnel:
             endpoint.ip_type,
         )
         self._ended: Callable[[Tunnel, bool], None] | None = ended
-        self.customer: asyncio.Transport | None = None
-        self.exit: asyncio.Transport | None = None
+        self._customer_ended = False
+        self._exit_ended = False
+        self._seen_bytes = 0
+        self._silent_s = 0.0
 
-    def to_exit(self, data: bytes) -> None:
+    @property
+    def open(self) -> bool:
+        """Whether it still carries anything."""
+        return self._ended is not None
+
+    # from the customer
+
+    def to_exit(self, data: Bytes) -> None:
         """Customer's bytes."""
-        if self.exit is not None and not self.exit.is_closing():
+        if self._ended is not None:
             self.up_bytes += len(data)
-            self.exit.write(data)
+            self.exit.send(data)
             self.budget.add(len(data))
 
-    def to_customer(self, data: bytes) -> None:
+    def customer_ended(self) -> None:
+        """The customer sends no more."""
+        self._customer_ended = True
+        if self._exit_ended:
+            self.finish()
+        else:
+            self.exit.send_eof()
+
+    def customer_full(self) -> None:
+        """The customer does not read."""
+        self.exit.hold()
+
+    def customer_drained(self) -> None:
+        """The customer reads again."""
+        self.exit.release()
+
+    # from the exit
+
+    def to_customer(self, data: Bytes) -> None:
         """Target's bytes."""
-        if self.customer is not None and not self.customer.is_closing():
+        if self._ended is not None and self.customer is not None:
             self.down_bytes += len(data)
-            self.customer.write(data)
+            self.customer.send(data)
             self.budget.add(len(data))
+
+    def exit_ended(self) -> None:
+        """The target sends no more."""
+        self._exit_ended = True
+        if self._customer_ended or self.customer is None:
+            self.finish()
+        else:
+            self.customer.send_eof()
+
+    def exit_full(self) -> None:
+        """The exit does not take more."""
+        if self.customer is not None:
+            self.customer.hold()
+
+    def exit_drained(self) -> None:
+        """The exit takes again."""
+        if self.customer is not None:
+            self.customer.release()
+
+    # ends
 
     def finish(self) -> None:
-        """One side ended cleanly: what is written still leaves on the other."""
-        for transport in (self.customer, self.exit):
-            if transport is not None:
-                transport.close()
-        self._end(False)
+        """Both sides ended, or one is gone cleanly: what is written still leaves on the other."""
+        if self._end(exit_broke=False):
+            self.exit.finish()
+            if self.customer is not None:
+                self.customer.finish()
 
     def cut(self, *, exit_broke: bool = False) -> None:
         """End at once, visibly: revoked, spent, or broken by the exit."""
-        reset(self.customer)
-        reset(self.exit)
-        self._end(exit_broke)
+        if self._end(exit_broke=exit_broke):
+            self.exit.cut()
+            if self.customer is not None:
+                self.customer.cut()
 
-    def _end(self, exit_broke: bool) -> None:
+    def _end(self, *, exit_broke: bool) -> bool:
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self, exit_broke)
+        return ended is not None
+
+    def sweep(self, elapsed_s: float) -> None:
+        """Called every few seconds: end what has been silent for too long."""
+        carried = self.up_bytes + self.down_bytes
+        self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
+        self._seen_bytes = carried
+        limit_s = IDLE_MAX_S
+        if self._exit_ended:
+            limit_s = AFTER_EXIT_ENDED_MAX_S
+        elif self._customer_ended:
+            told = self.exit.carries_eof
+            limit_s = AFTER_CUSTOMER_ENDED_MAX_S if told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
+        if self._silent_s >= limit_s:
+            self.finish()
 
 
 def reset(transport: asyncio.Transport | None) -> None:
@@ -110,90 +218,3 @@ def reset(transport: asyncio.Transport | None) -> None:
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
-
-
-class ExitSide(asyncio.Protocol):
-    """The gateway's connection to a relay or a modem: a CONNECT answer first, then the tunnel's bytes."""
-
-    def __init__(self, request: bytes) -> None:
-        self._request = request
-        self._buffer = bytearray()
-        self.transport: asyncio.Transport | None = None
-        self.answer: asyncio.Future[ResponseHead] = asyncio.get_running_loop().create_future()
-        self._tunnel: Tunnel | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self.transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        if self._tunnel is not None:
-            self._tunnel.to_customer(data)
-            return
-        self._buffer += data
-        if self.answer.done():
-            return
-        try:
-            head = take_response_head(self._buffer)
-        except HeadError:
-            self.answer.set_exception(ConnectionAbortedError("malformed answer"))
-            return
-        if head is not None:
-            if self.transport is not None:
-                self.transport.pause_reading()
-            self.answer.set_result(head)
-
-    def attach(self, tunnel: Tunnel) -> None:
-        """The tunnel stands: what came early goes first."""
-        self._tunnel = tunnel
-        tunnel.exit = self.transport
-        if self._buffer:
-            early, self._buffer = bytes(self._buffer), bytearray()
-            tunnel.to_customer(early)
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
-
-    def pause_writing(self) -> None:
-        if self._tunnel is not None and self._tunnel.customer is not None:
-            _pause(self._tunnel.customer)
-
-    def resume_writing(self) -> None:
-        if self._tunnel is not None and self._tunnel.customer is not None:
-            _resume(self._tunnel.customer)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(exc or ConnectionAbortedError("closed before it answered"))
-            self.answer.exception()  # whoever waits has read it; nobody may be left waiting
-        if self._tunnel is not None:
-            if exc is not None:
-                self._tunnel.cut(exit_broke=True)
-            else:
-                self._tunnel.finish()
-
-
-def pause_exit(tunnel: Tunnel | None) -> None:
-    """The customer does not read."""
-    if tunnel is not None and tunnel.exit is not None:
-        _pause(tunnel.exit)
-
-
-def resume_exit(tunnel: Tunnel | None) -> None:
-    """The customer reads again."""
-    if tunnel is not None and tunnel.exit is not None:
-        _resume(tunnel.exit)
-
-
-def _pause(transport: asyncio.Transport) -> None:
-    if not transport.is_closing():
-        transport.pause_reading()
-
-
-def _resume(transport: asyncio.Transport) -> None:
-    if not transport.is_closing():
-        transport.resume_reading()

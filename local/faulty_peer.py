@@ -13,7 +13,7 @@ from typing import Final, cast
 
 from psx_peer.client import Peer
 from psx_peer.options import read_options
-from psx_peer.tunnels import DirectDialer, TargetSide
+from psx_peer.tunnels import DirectDialer
 from psx_peer.wire import egress
 
 SLOW_BYTES_PER_S: Final = 64 * 1024
@@ -24,7 +24,7 @@ ALTER_AFTER_BYTES: Final = 16 * 1024
 class Between(asyncio.Protocol):
     """Stands between the target and the tunnel."""
 
-    def __init__(self, side: TargetSide, fault: str) -> None:
+    def __init__(self, side: asyncio.Protocol, fault: str) -> None:
         self._side = side
         self._fault = fault
         self._passed = 0
@@ -57,6 +57,9 @@ class Between(asyncio.Protocol):
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def eof_received(self) -> bool | None:
+        return self._side.eof_received()
+
     def pause_writing(self) -> None:
         self._side.pause_writing()
 
@@ -73,8 +76,8 @@ class FaultyDialer(DirectDialer):
 
     fault = ""
 
-    async def __call__(self, side: TargetSide, host: str, port: int) -> asyncio.Transport:
-        return await super().__call__(Between(side, self.fault), host, port)  # type: ignore[arg-type]  # stands in for it
+    async def __call__(self, side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
+        return await super().__call__(Between(side, self.fault), host, port)
 
 
 async def main() -> None:

@@ -391,6 +391,7 @@ class LocalNetwork:
         return {
             **self._common(),
             **self._origin_settings(),
+            "PSX_RELAY_DRAIN_MAX_S": "10",
             "PSX_RELAY_ID": f"relay-{region}-1",
             "PSX_RELAY_REGION": region,
             "PSX_RELAY_PEER_LISTEN": f"{lab.RELAY_NAMES[region]}:{ports.relay_peer[region]}",
@@ -408,6 +409,8 @@ class LocalNetwork:
             **self._common(),
             **self._lab_settings(),
             **self._key_settings(),
+            "PSX_HOUSE_ACCOUNT": HOUSE,
+            "PSX_GATEWAY_DRAIN_MAX_S": "10",
             "PSX_GATEWAY_ID": "gateway-1",
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.ports.http}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{self.ports.socks}",

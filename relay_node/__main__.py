@@ -11,10 +11,11 @@ from typing import Final
 
 import uvloop
 
-from relay_node.figures import Reason
+from relay_node.drain import drain
 from relay_node.mesh import MeshConnection
-from relay_node.peers import Device, Hooks, PeerSocket, Registry
-from relay_node.presence import PresenceWriter, follow_revocations, sweep_for_ever
+from relay_node.peers import PeerSocket
+from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
+from relay_node.registry import Device, Hooks, Registry
 from relay_node.settings import RelaySettings
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
@@ -24,10 +25,7 @@ from shared.runtime.settings import listen_address, load_or_exit
 from shared.supply.origin import OriginReader
 from shared.supply.rules import assign_region
 from shared.supply.tokens import verify
-from shared.wire.websocket import CloseCode
 
-DRAIN_MAX_S: Final = 10.0
-DRAIN_POLL_S: Final = 0.05
 SESSION_ID_BYTES: Final = 8
 
 
@@ -58,6 +56,7 @@ async def serve(settings: RelaySettings) -> None:
             redirect_for=redirect_for,
         )
     )
+    presence.revoke = registry.revoke
     token = settings.mesh_token.get_secret_value()
     peer_host, peer_port = listen_address(settings.relay_peer_listen)
     private_host, private_port = listen_address(settings.relay_private_listen)
@@ -70,15 +69,15 @@ async def serve(settings: RelaySettings) -> None:
     private = await serve_private(private_host, private_port, lambda: presence.fault)
     tasks = [
         loop.create_task(presence.run()),
-        loop.create_task(follow_revocations(redis, registry)),
+        loop.create_task(follow_orders(redis, registry, presence, settings.relay_id)),
         loop.create_task(sweep_for_ever(registry, presence)),
     ]
     gc.freeze()
     logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})
     await stopping.wait()
     peers.close()
+    await drain(registry, presence, settings.relay_drain_max_s)
     mesh.close()
-    await _drain(registry)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(presence.drain(), 1.0)
     for task in tasks:
@@ -86,18 +85,6 @@ async def serve(settings: RelaySettings) -> None:
     private.close()
     await redis.close()
     origins.close()
-
-
-async def _drain(registry: Registry) -> None:
-    """Let running tunnels finish, up to a bound, then send every peer away."""
-    registry.draining = True
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + DRAIN_MAX_S
-    while any(s.tunnels for s in registry.sockets) and loop.time() < deadline_s:  # noqa: ASYNC110 - once, at the end
-        await asyncio.sleep(DRAIN_POLL_S)
-    for socket in list(registry.sockets):
-        socket.close(CloseCode.GOING_AWAY, "relay restarts", Reason.DRAIN)
-    await asyncio.sleep(DRAIN_POLL_S)
 
 
 def _tls(settings: RelaySettings) -> ssl.SSLContext | None:

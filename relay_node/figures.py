@@ -27,10 +27,16 @@ class Reason(StrEnum):
     OPEN_FAILED = "open_failed"
     OPEN_TIMEOUT = "open_timeout"
     DRAIN = "drain"
+    LINK_GONE = "link_gone"
+    OVERLOADED = "overloaded"
+    TOO_MANY_HANDSHAKES = "too_many_handshakes"
+    MOVED = "moved"
 
 
 SOCKETS = Gauge("psx_relay_sockets", "Open peer sockets")
 DEVICES = Gauge("psx_relay_devices", "Devices with at least one open socket")
+LINKS = Gauge("psx_relay_links", "Open links of gateways")
+BUFFERED = Gauge("psx_relay_buffered_bytes", "Bytes held for connections that are full")
 TUNNELS = Gauge("psx_relay_tunnels", "Open tunnels")
 BYTES = Counter("psx_relay_bytes", "Tunnel bytes relayed", ["direction"])
 UP = BYTES.labels("to_peer")

@@ -1,7 +1,8 @@
-"""The private side: gateways and probers CONNECT to a target through a named device.
+"""The private side: gateways and probers reach targets through a named device.
 
-Request: `CONNECT host:port` with `X-PSX-Mesh-Token`, `X-PSX-Device`, `X-Request-ID`. Answers: 200, then bytes both ways;
-403 wrong token, 404 device not here, 429 device is full, 502 with `X-PSX-Reason`, 504 the open took too long.
+`CONNECT host:port` with `X-PSX-Mesh-Token`, `X-PSX-Device`, `X-Request-ID` is one tunnel. Answers: 200, then bytes both
+ways; 403 wrong token, 404 device not here, 429 device is full, 502 with `X-PSX-Reason`, 503 this relay drains, 504 the open
+took too long. `GET /` with `Upgrade: psx-mux-2` and the token turns the connection into a link for many tunnels.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import struct
 from collections.abc import Callable
 from typing import Final, cast
 
+from relay_node.connect_stream import ConnectStream
 from relay_node.figures import Reason, count
-from relay_node.peers import MAX_TUNNELS_PER_DEVICE, Registry
+from relay_node.links import LinkConnection
+from relay_node.peers import PeerSocket
+from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Device, Registry
 from relay_node.tunnel import ASSUME_OPEN_AFTER_S, OPEN_TIMEOUT_S, STALL_MAX_S, Tunnel
 from shared.wire.http1 import HeadError, RequestHead, build_head, split_authority, take_request_head
+from shared.wire.mux import LINK_UPGRADE, Bytes
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 5.0
@@ -34,7 +39,7 @@ class MeshConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer: bytearray = bytearray()
-        self._tunnel: Tunnel | None = None
+        self._tunnel: Tunnel | ConnectStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._progress_s = 0.0
         self._unsent_bytes = 0
@@ -63,7 +68,7 @@ class MeshConnection(asyncio.Protocol):
             self._connect(head)
 
     def eof_received(self) -> bool:
-        return False
+        return self._tunnel is not None and self._tunnel.gateway_ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
@@ -74,11 +79,11 @@ class MeshConnection(asyncio.Protocol):
         if self._tunnel is not None and self._transport is not None:
             self._progress_s = self._loop.time()
             self._unsent_bytes = self._transport.get_write_buffer_size()
-            self._tunnel.socket.block(self._tunnel)
+            self._tunnel.block()
 
     def resume_writing(self) -> None:
         if self._tunnel is not None:
-            self._tunnel.socket.unblock(self._tunnel)
+            self._tunnel.unblock()
 
     # from the tunnel
 
@@ -95,13 +100,22 @@ class MeshConnection(asyncio.Protocol):
         status = 504 if reason == "timeout" else 502
         self._answer(status, None, reason)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Bytes) -> None:
         """Bytes for the gateway."""
         if self._transport is not None and not self._transport.is_closing():
             with contextlib.suppress(
                 RuntimeError
             ):  # uvloop raises when the transport closed in this very turn
                 self._transport.write(data)
+
+    def write_eof(self) -> None:
+        """The target says no more; the gateway may."""
+        if (
+            self._transport is not None
+            and not self._transport.is_closing()
+            and self._transport.can_write_eof()
+        ):
+            self._transport.write_eof()
 
     def finish(self) -> None:
         """A clean end: what is written still arrives."""
@@ -145,6 +159,9 @@ class MeshConnection(asyncio.Protocol):
         if not hmac.compare_digest(given, self._token):
             self._answer(403, Reason.MESH_TOKEN, "mesh_token_refused")
             return
+        if head.method == "GET" and head.header("upgrade") == LINK_UPGRADE:
+            self._become_link()
+            return
         try:
             host, port = split_authority(head.target)
         except HeadError:
@@ -156,18 +173,39 @@ class MeshConnection(asyncio.Protocol):
         peer_socket = device.least_loaded() if device else None
         if device is None or peer_socket is None:
             self._answer(404, Reason.UNKNOWN_DEVICE, "unknown_device")
+        elif device.leaving:
+            self._answer(503, Reason.DRAIN, "draining")
         elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
             self._answer(429, Reason.TOO_MANY_TUNNELS, "too_many_tunnels")
         else:
             self._cancel_timer()
+            self._tunnel = self._through(device, peer_socket)
+            self._tunnel.open(host, port)
+
+    def _through(self, device: Device, peer_socket: PeerSocket) -> Tunnel | ConnectStream:
+        tunnel: Tunnel | ConnectStream
+        if peer_socket.v2:
+            tunnel = ConnectStream(peer_socket, self)
+        else:
             tunnel = Tunnel(self._new_session_id(), peer_socket, self)
-            self._tunnel = tunnel
             peer_socket.tunnels[tunnel.session_id] = tunnel
-            if device.confirms_open:
-                self._timer = self._loop.call_later(OPEN_TIMEOUT_S, tunnel.give_up, Reason.OPEN_TIMEOUT)
-            else:
+            if not device.confirms_open:
                 self._timer = self._loop.call_later(ASSUME_OPEN_AFTER_S, tunnel.opened)
-            tunnel.open(host, port)
+                return tunnel
+        self._timer = self._loop.call_later(OPEN_TIMEOUT_S, tunnel.give_up, Reason.OPEN_TIMEOUT)
+        return tunnel
+
+    def _become_link(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        self._cancel_timer()
+        fields = [("Upgrade", LINK_UPGRADE), ("Connection", "Upgrade")]
+        self.write(build_head("HTTP/1.1 101 Switching Protocols", fields))
+        link = LinkConnection(self._registry, transport)
+        transport.set_protocol(link)
+        if self._buffer:
+            link.data_received(bytes(self._buffer))
 
     def _answer(self, status: int, reason: Reason | None, detail: str) -> None:
         self._cancel_timer()

@@ -1,7 +1,7 @@
-"""Peers' sockets: the opening handshake, frames, and which device holds which sockets.
+"""Peers' sockets: the opening handshake and frames. Which device holds which sockets is in `registry.py`.
 
-Callbacks on the transport, no task and no timer per socket: one sweeper looks at all of them. A socket belongs to the
-device its JWT names; a device has up to 8 sockets and its tunnels are spread over them by load.
+Callbacks on the transport, no task and no timer per socket: one sweeper looks at all of them. A socket speaks binary-v1 or
+binary-v2, whichever its peer asked for; tunnels of v1 are sessions here, those of v2 are ends that frames pass through.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import asyncio
 import base64
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from relay_node.figures import DEVICES, SOCKETS, Reason, count
+from relay_node.figures import SOCKETS, Reason, count
+from relay_node.forward import PeerEnd
+from relay_node.registry import MAX_SOCKETS_PER_ADDRESS, Device, Registry
 from relay_node.tunnel import Tunnel
-from shared.supply.model import Origin
-from shared.supply.tokens import Claims, TokenFault
-from shared.wire import handshake, peer
+from shared.supply.tokens import TokenFault
+from shared.wire import handshake, mux, peer
 from shared.wire.http1 import HeadError, build_head, take_request_head
 from shared.wire.peer import Binary, FrameType, MalformedFrame, Text, Type
+from shared.wire.stream import Outbox
 from shared.wire.websocket import (
     CloseCode,
     FrameReader,
@@ -35,91 +35,21 @@ from shared.wire.websocket import (
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 75.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
-MAX_TUNNELS_PER_DEVICE: Final = 256
+WRITE_HIGH_V2_BYTES: Final = 64 * 1024
+NOT_SENT_LOW_BYTES: Final = 64 * 1024
+TCP_NOTSENT_LOWAT: Final = 25
 MAX_HANDSHAKE_BYTES: Final = 8 * 1024
-MAX_SOCKETS_PER_ADDRESS: Final = 4096
+MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
+"""A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
+PING_AFTER_S: Final = 5.0
+DEAD_WITH_TUNNELS_AFTER_S: Final = 15.0
+REDIRECT_AGAIN_AFTER_S: Final = 120.0
+
+_ONLY_GATEWAYS_SEND: Final = frozenset(
+    {mux.MuxType.OPEN, mux.MuxType.RESUME, mux.MuxType.CLOSE, mux.MuxType.GOAWAY}
+)
 
 log = logging.getLogger("psx.relay")
-
-
-@dataclass(slots=True)
-class Device:
-    """One enrolled device while it has sockets here. `confirms_open`: it has said `tunnel_connected` before."""
-
-    device_id: str
-    account_id: str
-    origin: Origin
-    address: str
-    connected_ms: int
-    confirms_open: bool = False
-    sockets: list[PeerSocket] = field(default_factory=list)
-
-    def tunnel_count(self) -> int:
-        """Tunnels over all its sockets."""
-        return sum(len(s.tunnels) for s in self.sockets)
-
-    def least_loaded(self) -> PeerSocket | None:
-        """The ready socket that carries the fewest tunnels."""
-        ready = [s for s in self.sockets if s.ready]
-        return min(ready, key=lambda s: len(s.tunnels), default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the registry asks of its process: verify tokens, look addresses up, hear of arrivals and departures."""
-
-    verify: Callable[[str], Claims | TokenFault]
-    origin: Callable[[str], Origin]
-    now_ms: Callable[[], int]
-    arrived: Callable[[Device], None]
-    left: Callable[[Device], None]
-    redirect_for: Callable[[Device], str | None]
-
-
-class Registry:
-    """All devices connected to this relay."""
-
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks = hooks
-        self.devices: dict[str, Device] = {}
-        self.sockets: set[PeerSocket] = set()
-        self.per_address: dict[str, int] = {}
-        self.draining = False
-
-    def attach(self, socket: PeerSocket, claims: Claims) -> bool:
-        """Give an accepted socket to its device; False when the device has all its sockets already."""
-        device = self.devices.get(claims.device_id)
-        if device is None:
-            origin = self.hooks.origin(socket.address)
-            device = Device(claims.device_id, claims.account_id, origin, socket.address, self.hooks.now_ms())
-            self.devices[claims.device_id] = device
-            DEVICES.set(len(self.devices))
-        if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
-            return False
-        device.sockets.append(socket)
-        socket.device = device
-        return True
-
-    def detach(self, socket: PeerSocket) -> None:
-        """A socket is gone; with the last one its device leaves."""
-        device = socket.device
-        if device is None or socket not in device.sockets:
-            return
-        device.sockets.remove(socket)
-        if not device.sockets and self.devices.pop(device.device_id, None) is not None:
-            DEVICES.set(len(self.devices))
-            self.hooks.left(device)
-
-    def revoke(self, device_id: str) -> None:
-        """Close every socket of a device whose identity ended."""
-        device = self.devices.get(device_id)
-        for socket in list(device.sockets) if device else ():
-            socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
-
-    def sweep(self, now_s: float) -> None:
-        """Close what is idle, late or stalled. Called every few seconds."""
-        for socket in list(self.sockets):
-            socket.sweep(now_s)
 
 
 class PeerSocket(asyncio.Protocol):
@@ -130,6 +60,9 @@ class PeerSocket(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.device: Device | None = None
         self.tunnels: dict[str, Tunnel] = {}
+        self.ends: dict[int, PeerEnd] = {}
+        self.outbox = Outbox(self._send_frame)
+        self.v2 = False
         self.ready = False
         self.address = ""
         self.lost_reason = Reason.PEER_GONE
@@ -140,6 +73,21 @@ class PeerSocket(asyncio.Protocol):
         self._heard_s = self.loop.time()
         self._blocked: set[Tunnel] = set()
         self._closing = False
+        self._last_id = 0
+        self._follows_redirects = False
+        self._redirected_s = 0.0
+
+    @property
+    def load(self) -> int:
+        """Tunnels on this socket."""
+        return len(self.tunnels) + len(self.ends)
+
+    def next_tunnel_id(self) -> int:
+        """An id that no tunnel of this socket has."""
+        while True:
+            self._last_id = self._last_id % 0xFFFF_FFFF + 1
+            if self._last_id not in self.ends:
+                return self._last_id
 
     # transport callbacks
 
@@ -153,10 +101,16 @@ class PeerSocket(asyncio.Protocol):
         registry.per_address[self.address] = held + 1
         registry.sockets.add(self)
         SOCKETS.set(len(registry.sockets))
-        if held >= MAX_SOCKETS_PER_ADDRESS or registry.draining:
-            self._refuse("503 Service Unavailable", Reason.TOO_MANY_SOCKETS)
+        if registry.draining:
+            self._refuse("503 Service Unavailable", Reason.DRAIN)
+        elif held >= MAX_SOCKETS_PER_ADDRESS:
+            self._refuse("429 Too Many Requests", Reason.TOO_MANY_SOCKETS)
+        elif not registry.may_shake_hands(self.address, self._heard_s):
+            self._refuse("429 Too Many Requests", Reason.TOO_MANY_HANDSHAKES)
 
     def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
         self._heard_s = self.loop.time()
         if self._head is not None:
             self._head += data
@@ -165,10 +119,12 @@ class PeerSocket(asyncio.Protocol):
         self._frames_received(data)
 
     def pause_writing(self) -> None:
+        self.outbox.pause()
         for tunnel in self.tunnels.values():
             tunnel.mesh.pause_reading()
 
     def resume_writing(self) -> None:
+        self.outbox.resume()
         for tunnel in self.tunnels.values():
             tunnel.mesh.resume_reading()
 
@@ -187,6 +143,8 @@ class PeerSocket(asyncio.Protocol):
         self.ready = False
         for tunnel in list(self.tunnels.values()):
             tunnel.socket_lost(self.lost_reason)
+        for end in list(self.ends.values()):
+            end.socket_lost(self.lost_reason)
         registry.detach(self)
         count("socket", self.lost_reason)
 
@@ -234,11 +192,15 @@ class PeerSocket(asyncio.Protocol):
                 self._message(message)
         except WebSocketFault as fault:
             self.close(fault.code, fault.reason, Reason.PROTOCOL)
-        except MalformedFrame as fault:
+        except (MalformedFrame, mux.MalformedMux) as fault:
             self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
 
     def _message(self, message: Message) -> None:
         match message.opcode:
+            case Opcode.BINARY if self.v2:
+                frame = mux.parse(message.payload)
+                if frame is not None:
+                    self._mux_frame(frame)
             case Opcode.BINARY:
                 self._binary_frame(peer.parse_binary(message.payload))
             case Opcode.TEXT:
@@ -259,12 +221,23 @@ class PeerSocket(asyncio.Protocol):
         else:
             tunnel.closed_by_peer("")
 
+    def _mux_frame(self, frame: mux.Frame) -> None:
+        end = self.ends.get(frame.tunnel)
+        if end is not None:
+            if frame.type in _ONLY_GATEWAYS_SEND:
+                raise mux.MalformedMux("not for a peer to send")
+            end.from_peer(frame)
+        elif frame.type is mux.MuxType.PING:
+            self._send_frame(mux.header(mux.MuxType.PONG, 0), frame.body)
+
     def _text_frame(self, frame: Text) -> None:
         match frame.type:
             case Type.DEVICE_INFO:
                 self._device_info(frame)
             case Type.HEARTBEAT:
                 self.send_text(Type.HEARTBEAT_ACK)
+                if self.ready and self.load == 0:
+                    self._offer_redirect()
             case _:
                 tunnel = self.tunnels.get(frame.text("sessionId"))
                 if tunnel is not None:
@@ -287,19 +260,45 @@ class PeerSocket(asyncio.Protocol):
         device = self.device
         if device is None or self.ready:
             return
-        self._binary = frame.text("protocol") == peer.PROTOCOL
+        wanted = frame.text("protocol")
+        self.v2 = wanted == mux.PROTOCOL
+        self._binary = wanted == peer.PROTOCOL
         first = not any(s.ready for s in device.sockets)
+        if self.v2:
+            self._use_v2()
         self.ready = True
-        self.send_text(Type.CONNECTED, deviceId=device.device_id, ip=self.address, protocol=peer.PROTOCOL)
-        target = (
-            self.registry.hooks.redirect_for(device)
-            if frame.payload.get("supportsRelayRedirect") is True
-            else None
-        )
-        if target is not None:
-            self.send_text(Type.RELAY_REDIRECT, relay=target, reason="nearest_region")
+        chosen = mux.PROTOCOL if self.v2 else peer.PROTOCOL
+        self.send_text(Type.CONNECTED, deviceId=device.device_id, ip=self.address, protocol=chosen)
+        self._follows_redirects = frame.payload.get("supportsRelayRedirect") is True
+        self._offer_redirect()
         if first:
             self.registry.hooks.arrived(device)
+
+    def _use_v2(self) -> None:
+        """Keep little in the socket: what waits there can no longer be overtaken."""
+        transport = self._transport
+        if transport is not None:
+            transport.set_write_buffer_limits(high=WRITE_HIGH_V2_BYTES)
+            raw = transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):  # a kernel without it only queues more
+                raw.setsockopt(6, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_BYTES)
+
+    def _offer_redirect(self) -> None:
+        """Send a peer that belongs elsewhere there; again now and then, because it may have had reasons to stay."""
+        device, now_s = self.device, self.loop.time()
+        if device is None or not self._follows_redirects:
+            return
+        if self._redirected_s and now_s - self._redirected_s < REDIRECT_AGAIN_AFTER_S:
+            return
+        target = self.registry.hooks.redirect_for(device)
+        if target is not None:
+            self.redirect(target, "nearest_region")
+
+    def redirect(self, relay: str, reason: str) -> None:
+        """Ask the peer to go to another relay."""
+        if self.ready and self._follows_redirects:
+            self._redirected_s = self.loop.time()
+            self.send_text(Type.RELAY_REDIRECT, relay=relay, reason=reason)
 
     # frames out
 
@@ -315,12 +314,27 @@ class PeerSocket(asyncio.Protocol):
         else:
             self.send_text(Type.TUNNEL_DATA, sessionId=session_id, data=base64.b64encode(data).decode())
 
+    def _send_frame(self, head: bytes, payload: mux.Bytes = b"") -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        envelope = frame_header(Opcode.BINARY, len(head) + len(payload)) + head
+        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
+            if payload:
+                transport.writelines((envelope, payload))
+            else:
+                transport.write(envelope)
+
     def send_close(self, session_id: str) -> None:
         """End a session at the peer."""
         self.send_text(Type.TUNNEL_CLOSE, sessionId=session_id)
 
-    def forget(self, tunnel: Tunnel) -> None:
-        """A tunnel ended."""
+    def forget(self, tunnel_id: int) -> None:
+        """A tunnel of v2 is over."""
+        self.ends.pop(tunnel_id, None)
+
+    def forget_session(self, tunnel: Tunnel) -> None:
+        """A tunnel of v1 is over."""
         self.tunnels.pop(tunnel.session_id, None)
         self.unblock(tunnel)
 
@@ -348,17 +362,36 @@ class PeerSocket(asyncio.Protocol):
         self._write(encode_close(code, text))
         self._transport.close()
 
+    def go_away(self, reconnect_in_ms: int, try_for_ms: int) -> None:
+        """This relay drains: a peer of v2 comes back elsewhere and its tunnels are resumed there."""
+        self._send_frame(mux.goaway_frame(reconnect_in_ms, try_for_ms))
+
     def sweep(self, now_s: float) -> None:
-        """Close a socket that was silent for too long, or whose handshake is late; end stalled tunnels."""
-        limit = HANDSHAKE_TIMEOUT_S if self._head is not None else IDLE_TIMEOUT_S
-        if self._closing or (now_s - self._heard_s > limit and not self._blocked):
-            late = self._head is not None
-            if not self._closing:
-                self.lost_reason = Reason.HANDSHAKE_TIMEOUT if late else Reason.IDLE
-            if self._transport:
-                self._transport.abort()
+        """Close a socket that is silent or stuck for too long, or whose handshake is late; end stalled tunnels."""
+        transport = self._transport
+        if transport is None:
+            return
+        silent_s = now_s - self._heard_s
+        if self._closing:
+            transport.abort()
+        elif self._head is not None:
+            self._abort_if(silent_s > HANDSHAKE_TIMEOUT_S, Reason.HANDSHAKE_TIMEOUT)
+        elif transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            self._abort_if(True, Reason.STALLED)
+        elif not self._blocked:
+            with_tunnels = self.v2 and self.ends
+            self._abort_if(
+                silent_s > (DEAD_WITH_TUNNELS_AFTER_S if with_tunnels else IDLE_TIMEOUT_S), Reason.IDLE
+            )
+            if with_tunnels and silent_s >= PING_AFTER_S:
+                self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
         for tunnel in list(self._blocked):
             tunnel.mesh.sweep(now_s)
+
+    def _abort_if(self, late: bool, reason: Reason) -> None:
+        if late and self._transport is not None:
+            self.lost_reason = reason
+            self._transport.abort()
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from relay_node.peers import Device, Registry
+from relay_node.registry import Device, Registry
 from shared.grading.live import enqueue_probe
 from shared.kernel.ids import AccountId, DeviceId, RelayId
-from shared.pool.live import REVOKE_DEVICE, drop_presence, put_presence
+from shared.pool.live import MOVE_PEERS, REVOKE_DEVICE, drop_presence, put_presence
 from shared.pool.model import Presence
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
@@ -29,12 +29,17 @@ class PresenceWriter:
     """Writes arrivals, departures and refreshes of devices to Redis, in order per device."""
 
     def __init__(
-        self, redis: AsyncRedis, relay_id: str, mesh: tuple[str, int], now_ms: Callable[[], int]
+        self,
+        redis: AsyncRedis,
+        relay_id: str,
+        mesh: tuple[str, int],
+        now_ms: Callable[[], int],
     ) -> None:
         self._redis = redis
         self._relay_id = RelayId(relay_id)
         self._mesh = mesh
         self._now_ms = now_ms
+        self.revoke: Callable[[str, int], None] = lambda device_id, generation: None
         self._wishes: dict[str, Device | None] = {}
         self._new: set[str] = set()
         self._wake = asyncio.Event()
@@ -53,7 +58,7 @@ class PresenceWriter:
     def refresh(self, registry: Registry) -> None:
         """Renew every device that is here; also what heals a Redis that lost everything."""
         for device in registry.devices.values():
-            if device.least_loaded() is not None:
+            if device.least_loaded() is not None and not device.leaving:
                 self._wish(device.device_id, device)
 
     def _wish(self, device_id: str, device: Device | None) -> None:
@@ -85,8 +90,10 @@ class PresenceWriter:
         if device is None:
             await self._redis.run(drop_presence(device_id, self._relay_id))
             return
-        for call in put_presence(self._presence(device_id, device)):
-            await self._redis.run(call)
+        revoked = await self._redis.run(put_presence(self._presence(device_id, device)))
+        if revoked > device.generation:
+            self.revoke(device_id, revoked)
+            return
         if device_id in self._new:
             await self._redis.run(enqueue_probe(device_id, self._now_ms()))
             self._new.discard(device_id)
@@ -104,18 +111,29 @@ class PresenceWriter:
             asn=device.origin.asn,
             isp=device.origin.isp,
             connected_at_ms=device.connected_ms,
+            protocol=device.protocol,
         )
 
 
-async def follow_revocations(redis: AsyncRedis, registry: Registry) -> None:
-    """Close devices as they are revoked; subscribes again whenever the connection is lost."""
+async def follow_orders(
+    redis: AsyncRedis, registry: Registry, presence: PresenceWriter, relay_id: str
+) -> None:
+    """Close devices as they are revoked, and move peers as operators say. A subscription that was lost and stands again
+    is followed by a refresh of every device, which tells what was revoked meanwhile.
+    """
     while True:
         try:
-            async for _, device_id in redis.messages(REVOKE_DEVICE):
-                if device_id:
-                    registry.revoke(device_id)
+            async for channel, text in redis.messages(REVOKE_DEVICE, MOVE_PEERS):
+                name, _, rest = text.partition(" ")
+                if channel == REVOKE_DEVICE and rest.isdecimal():
+                    registry.revoke(name, int(rest))
+                elif channel == MOVE_PEERS and name == relay_id:
+                    for socket in list(registry.sockets):
+                        socket.redirect(rest, "operator")
+                elif not channel:
+                    presence.refresh(registry)
         except StoreUnavailable as error:
-            log.warning("revocations not heard", extra={"reason": str(error)})
+            log.warning("orders not heard", extra={"reason": str(error)})
         await asyncio.sleep(RETRY_S)
 
 

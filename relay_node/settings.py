@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from shared.runtime.settings import LabSettings, listen_address
 from shared.supply.model import Region, parse_regions
@@ -20,6 +20,7 @@ class RelaySettings(LabSettings):
     relay_peer_listen: str
     relay_mesh_listen: str
     relay_private_listen: str
+    relay_drain_max_s: float = Field(default=30.0, ge=0, le=600)
     relay_tls_cert: Path | None = None
     relay_tls_key: Path | None = None
     relays: str

@@ -1,4 +1,4 @@
-"""One tunnel: a gateway's CONNECT on one side, a session on a peer's socket on the other.
+"""One tunnel of binary-v1: a gateway's CONNECT on one side, a session on a peer's socket on the other.
 
 States: OPENING -> OPEN -> CLOSED, or OPENING -> CLOSED. v1 has no flow control, so a gateway that does not read makes the
 relay stop reading that peer socket; after `STALL_MAX_S` without progress the tunnel is closed instead.
@@ -82,6 +82,18 @@ class Tunnel:
             self._leave(Reason.TARGET_CLOSED)
             self.mesh.finish()
 
+    def gateway_ended(self) -> bool:
+        """The gateway sends no more. v1 cannot say so to the peer; what the target still answers comes through."""
+        return self.state is not State.CLOSED
+
+    def block(self) -> None:
+        """The gateway does not read: stop reading the peer's socket, v1 has no other way."""
+        self.socket.block(self)
+
+    def unblock(self) -> None:
+        """The gateway reads again."""
+        self.socket.unblock(self)
+
     def closed_by_gateway(self) -> None:
         """The gateway hung up."""
         if self.state is not State.CLOSED:
@@ -110,6 +122,6 @@ class Tunnel:
 
     def _leave(self, reason: Reason) -> None:
         self.state = State.CLOSED
-        self.socket.forget(self)
+        self.socket.forget_session(self)
         TUNNELS.dec()
         count("tunnel", reason)

@@ -17,19 +17,26 @@ from shared.pool.model import (
     Endpoint,
     Failover,
     NoStock,
+    NoStockReason,
     Presence,
+    Reservation,
     Rotation,
     Route,
+    Selected,
     caps_of,
 )
 from shared.runtime.redis import RedisCall, Script, command, ok
 
 REVOKE_PAK: Final = "revoke"
 REVOKE_DEVICE: Final = "revoke:dev"
+MOVE_PEERS: Final = "move:relay"
+REVOKED_TTL_S: Final = 2 * 3600
 GATEWAY_ALIVE_TTL_S: Final = 30
 REAP_BATCH: Final = 500
 FACTS_BOUND: Final = 2000
-AUTO_SESSION_TTL_S: Final = 300
+SESSIONS_MAX: Final = 250
+"""Sessions with a name that one account (or key of a shared account) has at once, per pool."""
+STRICT_STABILITY_MIN: Final = 40
 _WINDOW_MS: Final = {
     Rotation.AUTO5: 5 * 60_000,
     Rotation.AUTO10: 10 * 60_000,
@@ -45,6 +52,9 @@ _REAP: Final = Script.load("shared.pool", "reap")
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _STOCK: Final = Script.load("shared.pool", "stock")
+_PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
+_RESERVE: Final = Script.load("shared.pool", "reserve")
+_UNRESERVE: Final = Script.load("shared.pool", "unreserve")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
 _FACTS: Final = Script.load("shared.pool", "facts")
 
@@ -64,8 +74,11 @@ def _text_map(answer: Any) -> dict[str, str]:
 # Presence
 
 
-def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
-    """A device is on a relay; run again before `PRESENCE_TTL_S` is over."""
+def put_presence(presence: Presence) -> RedisCall[int]:
+    """A device is on a relay; run again before `PRESENCE_TTL_S` is over. The relay it came to last wins.
+
+    Answers the generation below which the device's tokens are revoked: 0 is none.
+    """
     key = f"{_prefix(Pool.PEER)}live:{presence.device_id}"
     fields: list[str | int] = []
     for name, value in (
@@ -73,6 +86,7 @@ def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
         ("relay_id", presence.relay_id),
         ("mesh_host", presence.mesh_host),
         ("mesh_port", presence.mesh_port),
+        ("protocol", presence.protocol),
         ("ip", presence.ip),
         ("country", presence.country),
         ("ip_type", presence.ip_type.value),
@@ -81,7 +95,16 @@ def put_presence(presence: Presence) -> Sequence[RedisCall[None]]:
         ("connected_at_ms", presence.connected_at_ms),
     ):
         fields += [name, value]
-    return (command("HSET", key, *fields, parse=ok), command("EXPIRE", key, PRESENCE_TTL_S, parse=ok))
+    return RedisCall(
+        lambda answer: int(answer[1]),
+        script=_PUT_PRESENCE,
+        keys=[key, _revoked_key(presence.device_id)],
+        args=[PRESENCE_TTL_S, presence.relay_id, presence.connected_at_ms, *fields],
+    )
+
+
+def _revoked_key(device_id: DeviceId) -> str:
+    return f"{_prefix(Pool.PEER)}revoked:{device_id}"
 
 
 def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
@@ -104,6 +127,7 @@ def read_presence(device_id: DeviceId) -> RedisCall[Presence | None]:
             relay_id=RelayId(row["relay_id"]),
             mesh_host=row["mesh_host"],
             mesh_port=int(row["mesh_port"]),
+            protocol=row["protocol"],
             ip=row["ip"],
             country=Country(row["country"]),
             ip_type=IpType(row["ip_type"]),
@@ -130,6 +154,8 @@ def list_endpoint(endpoint: Endpoint) -> RedisCall[bool]:
         "isp_slug": endpoint.isp.lower().replace(" ", "_"),
         "ip_type": endpoint.ip_type.value,
         "tier": endpoint.tier.value,
+        "city": endpoint.city,
+        "stability": "" if endpoint.stability is None else endpoint.stability,
         "max_connections": caps.connections,
         "max_customers": caps.customers,
         "modem_host": endpoint.modem_host,
@@ -164,6 +190,31 @@ def pause(pool: Pool, endpoint_id: EndpointId, ttl_s: int) -> RedisCall[None]:
 def unpause(pool: Pool, endpoint_id: EndpointId) -> RedisCall[None]:
     """Let selection have an endpoint again."""
     return command("DEL", f"{_prefix(pool)}pause:{endpoint_id}", parse=ok)
+
+
+# Reservations (private-pool leases): a device held for one account
+
+
+def reserve(pool: Pool, held: Reservation, now_ms: int) -> RedisCall[bool]:
+    """Hold an endpoint for an account, or move or extend a hold. False when another one has it."""
+    prefix = _prefix(pool)
+    keys = [f"{prefix}reserved:{held.lease_id}", f"{prefix}ep:{held.endpoint_id}"]
+    args: list[str | int] = [
+        prefix,
+        held.lease_id,
+        held.endpoint_id,
+        held.account_id,
+        held.expires_at_ms,
+        now_ms,
+        int(held.private),
+    ]
+    return RedisCall(bool, script=_RESERVE, keys=keys, args=args)
+
+
+def unreserve(pool: Pool, lease_id: str) -> RedisCall[bool]:
+    """End a hold: its credentials fail closed from now on. False when there was none."""
+    prefix = _prefix(pool)
+    return RedisCall(bool, script=_UNRESERVE, keys=[f"{prefix}reserved:{lease_id}"], args=[prefix, lease_id])
 
 
 # Stock
@@ -211,16 +262,19 @@ def acquire(
     gateway_id: GatewayId,
     now_ms: int,
     excluded: Iterable[EndpointId] = (),
+    limited_as: str = "",
 ) -> RedisCall[Acquired | NoStock]:
-    """Choose an endpoint of one pool and hold a connection on it until `release`."""
+    """Choose an endpoint of one pool and hold a connection on it until `release`.
+
+    `limited_as` is whose sessions count together: the account, or the key where strangers share an account.
+    """
     prefix = _prefix(pool)
     sid = route.session_id or ""
     free = f"{prefix}free:{route.country or 'any'}"
-    keeps_device = (
-        route.failover in {Failover.STRICT, Failover.SAME_NODE} and route.rotation is Rotation.STICKY
-    )
+    one_device = route.failover in {Failover.STRICT, Failover.SAME_NODE}
+    sticky = route.rotation is Rotation.STICKY
     carrier_is_hard = route.failover in {Failover.SAME_CARRIER, Failover.STRICT}
-    pinned = route.pin[1] if route.pin and route.pin[0] in {"device", "port"} else ""
+    pin_kind, pin_id = route.pin or ("", "")
     args: list[str | int] = [
         prefix,
         pak_id,
@@ -235,8 +289,15 @@ def acquire(
         route.carrier or "",
         int(carrier_is_hard),
         route.country or "",
-        int(keeps_device),
-        pinned,
+        int(one_device and sticky),
+        pin_kind,
+        pin_id,
+        int(route.failover is Failover.STRICT),
+        route.city or "",
+        STRICT_STABILITY_MIN if route.strict and sticky else 0,
+        route.account_id,
+        limited_as or route.account_id,
+        SESSIONS_MAX,
         *excluded,
     ]
     keys = [free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}"]
@@ -244,9 +305,9 @@ def acquire(
 
 
 def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
-    if not answer or not answer[0]:
-        return NoStock(int(answer[1]) if answer and len(answer) > 1 else 0)
-    endpoint_id, fields, live, reused = answer
+    if not answer[0]:
+        return NoStock(int(answer[1]), NoStockReason(answer[2].decode()))
+    endpoint_id, fields, live, how = answer
     row, presence = _text_map(fields), _text_map(live)
     endpoint = Endpoint(
         endpoint_id=EndpointId(endpoint_id.decode()),
@@ -266,8 +327,9 @@ def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
         endpoint,
         presence.get("mesh_host", ""),
         int(presence.get("mesh_port", "0")),
+        presence.get("protocol", ""),
         presence.get("ip", ""),
-        bool(reused),
+        Selected(int(how)),
     )
 
 
@@ -330,6 +392,14 @@ def publish_revoke_pak(pak_id: PakId) -> RedisCall[None]:
     return command("PUBLISH", REVOKE_PAK, pak_id, parse=ok)
 
 
-def publish_revoke_device(device_id: DeviceId) -> RedisCall[None]:
-    """Tell every relay that a device's identity ended."""
-    return command("PUBLISH", REVOKE_DEVICE, device_id, parse=ok)
+def revoke_device(device_id: DeviceId, generation: int) -> Sequence[RedisCall[None]]:
+    """A device's tokens before `generation` ended: keep that for as long as such a token lives, and tell every relay."""
+    return (
+        command("SET", _revoked_key(device_id), generation, "EX", REVOKED_TTL_S, parse=ok),
+        command("PUBLISH", REVOKE_DEVICE, f"{device_id} {generation}", parse=ok),
+    )
+
+
+def publish_move(relay_id: RelayId, url: str) -> RedisCall[None]:
+    """An operator's wish: every peer of a relay that follows redirects goes to another one."""
+    return command("PUBLISH", MOVE_PEERS, f"{relay_id} {url}", parse=ok)

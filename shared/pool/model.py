@@ -1,7 +1,7 @@
 """Endpoints, presence and what selection answers."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
@@ -47,6 +47,7 @@ class Presence:
     asn: int
     isp: str
     connected_at_ms: int
+    protocol: str = "binary-v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ class Endpoint:
     modem_host: str = ""
     modem_port: int = 0
     modem_credentials_sealed: str = ""
+    city: str = ""
+    stability: int | None = None
+    """How rarely its address changes, 0 to 100; None while nobody knows."""
 
 
 class Rotation(StrEnum):
@@ -109,6 +113,23 @@ class Route:
     corrections: tuple[str, ...] = ()
 
 
+class Selected(IntEnum):
+    """How an endpoint came to be selected."""
+
+    FRESH = 0
+    SESSION = 1
+    PIN = 2
+    INSTEAD_OF_PIN = 3
+
+
+class NoStockReason(StrEnum):
+    """Why nothing was selected."""
+
+    STOCK = "stock"
+    SESSIONS = "sessions"
+    LEASE = "lease"
+
+
 @dataclass(frozen=True, slots=True)
 class Acquired:
     """One connection on one endpoint, held until released. `mesh_*` is set for peers, `modem_*` for modems."""
@@ -116,12 +137,25 @@ class Acquired:
     endpoint: Endpoint
     mesh_host: str
     mesh_port: int
+    protocol: str
     exit_ip: str
-    reused_session: bool
+    selected: Selected
 
 
 @dataclass(frozen=True, slots=True)
 class NoStock:
-    """Nothing matches: what was asked for was not there, or was full."""
+    """Nothing was selected; `listed` endpoints of that country have room, whether they match or not."""
 
     listed: int
+    reason: NoStockReason
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A device held for one account. `private`: nobody else is routed to it meanwhile."""
+
+    lease_id: str
+    endpoint_id: EndpointId
+    account_id: AccountId
+    expires_at_ms: int
+    private: bool

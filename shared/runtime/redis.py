@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 SOCKET_TIMEOUT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 2
-POOL_MAX_CONNECTIONS: Final = 16
+_KEYLESS: Final = frozenset({"PUBLISH", "PING", "CONFIG", "INFO", "KEYS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,12 @@ class SyncRedis:
     def __init__(self, url: str) -> None:
         import redis  # noqa: PLC0415 - the nodes use redis.asyncio
 
-        self._errors = (redis.RedisError, OSError)
+        self._errors = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
         self._missing = redis.exceptions.NoScriptError
-        self._client = redis.Redis.from_url(
-            url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+        self._client: Any = (redis.RedisCluster if "+cluster" in url else redis.Redis).from_url(
+            url.replace("+cluster", ""),
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
         )
 
     def run(self, call: RedisCall[T]) -> T:
@@ -78,12 +80,12 @@ class SyncRedis:
 
     def _answer(self, call: RedisCall[Any]) -> Any:
         if call.script is None:
-            return self._client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py
+            return self._client.execute_command(*call.command)
         arguments = _arguments(call)
         try:
-            return self._client.execute_command("EVALSHA", call.script.sha1, *arguments)  # type: ignore[no-untyped-call]  # redis-py
+            return self._client.execute_command("EVALSHA", call.script.sha1, *arguments)
         except self._missing:
-            return self._client.execute_command("EVAL", call.script.text, *arguments)  # type: ignore[no-untyped-call]  # redis-py
+            return self._client.execute_command("EVAL", call.script.text, *arguments)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -91,47 +93,41 @@ class SyncRedis:
 
 
 class AsyncRedis:
-    """Runs calls on an asyncio loop; waits for a free connection instead of failing when all are busy."""
+    """Runs calls on an asyncio loop, pipelined over one connection per server; see `redis_wire.py`."""
 
     def __init__(self, url: str) -> None:
-        import redis.asyncio as aio  # noqa: PLC0415 - Lambda does not need it
-        from redis import RedisError  # noqa: PLC0415
-        from redis.exceptions import NoScriptError  # noqa: PLC0415
+        from shared.runtime.redis_wire import Servers  # noqa: PLC0415 - Lambda does not need it
 
-        self._errors = (RedisError, OSError, TimeoutError)
-        self._missing = NoScriptError
-        pool = aio.BlockingConnectionPool.from_url(
-            url,
-            max_connections=POOL_MAX_CONNECTIONS,
-            timeout=SOCKET_TIMEOUT_S,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-        )
-        self._client = aio.Redis.from_pool(pool)
-        self._url = url
+        self._servers = Servers(url)
+        self._url = url.replace("+cluster", "")
 
     async def run(self, call: RedisCall[T]) -> T:
-        """Run one call. Raises StoreUnavailable when nothing is known of its outcome."""
+        """Run one call. Raises StoreUnavailable when nothing is known of its outcome; cancelling is safe."""
         try:
-            return call.parse(await self._answer(call))
-        except self._errors as error:
+            answer = await self._answer(call)
+        except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"redis: {type(error).__name__}") from error
+        if isinstance(answer, Exception):
+            raise StoreUnavailable("redis: ResponseError")
+        return call.parse(answer)
 
     async def _answer(self, call: RedisCall[Any]) -> Any:
         if call.script is None:
-            return await self._client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py
-        arguments = _arguments(call)
-        try:
-            return await self._client.execute_command("EVALSHA", call.script.sha1, *arguments)  # type: ignore[no-untyped-call]  # redis-py
-        except self._missing:
-            return await self._client.execute_command("EVAL", call.script.text, *arguments)  # type: ignore[no-untyped-call]  # redis-py
+            key = None if call.command[0] in _KEYLESS else str(call.command[1])
+            return await self._servers.call(key, *call.command)
+        arguments, key = _arguments(call), call.keys[0]
+        answer = await self._servers.call(key, "EVALSHA", call.script.sha1, *arguments)
+        if isinstance(answer, Exception) and str(answer).startswith("NOSCRIPT"):
+            answer = await self._servers.call(key, "EVAL", call.script.text, *arguments)
+        return answer
 
     async def messages(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
         """(channel, text) as they are published; ends by raising StoreUnavailable when the connection is lost.
 
         A first pair `("", "")` says that the subscription stands: whatever was missed before it must be swept.
         """
-        import redis.asyncio as aio  # noqa: PLC0415
+        import redis.asyncio as aio  # noqa: PLC0415 - Lambda does not need it
+        from redis import RedisError  # noqa: PLC0415
 
         # No read timeout here: a quiet channel is not a broken one; health_check_interval finds a dead connection.
         client = aio.Redis.from_url(
@@ -144,15 +140,15 @@ class AsyncRedis:
             async for message in subscription.listen():
                 if message["type"] == "message":
                     yield message["channel"].decode(), message["data"].decode()
-        except self._errors as error:
+        except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"redis: {type(error).__name__}") from error
         finally:
             await subscription.aclose()  # type: ignore[no-untyped-call]  # redis-py
             await client.aclose()
 
     async def close(self) -> None:
-        """Give the connections back."""
-        await self._client.aclose()
+        """Hang up."""
+        await self._servers.close()
 
 
 def command(*parts: Argument, parse: Callable[[Any], T]) -> RedisCall[T]:

@@ -8,7 +8,7 @@ from shared.access import table as access
 from shared.access.model import Account, AccountKind
 from shared.access.secrets import token_hash
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
-from shared.pool.live import publish_revoke_device
+from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis
@@ -142,8 +142,7 @@ class Enrolment:
             return self._enrolled(changed, fresh, created=False)
         device = self.dynamo.run(devices.get_device(table, device_id))
         if device is not None and device.spent_refresh_hash == spent:
-            self.dynamo.run(devices.revoke(table, device_id))
-            self._tell(device_id)
+            self._tell(self.dynamo.run(devices.revoke(table, device_id)))
             return EnrolFault.REFRESH_REUSED
         return EnrolFault.REFRESH_INVALID
 
@@ -193,9 +192,12 @@ class Enrolment:
         self.dynamo.run(access.put_account(self.table("access"), account))
         return account_id
 
-    def _tell(self, device_id: DeviceId) -> None:
+    def _tell(self, revoked: Device | None) -> None:
+        if revoked is None:
+            return
         try:
-            self.redis.run(publish_revoke_device(device_id))
+            for call in revoke_device(revoked.device_id, revoked.generation):
+                self.redis.run(call)
         except StoreUnavailable:
             return
 

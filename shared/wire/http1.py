@@ -1,7 +1,8 @@
 """HTTP/1.x heads of proxy requests and answers: parsed incrementally, bounded, strictly; built without surprises.
 
-Leaves out bodies: a tunnel has none, and absolute-form forwarding copies them. Tolerates CONNECT as HTTP/1.0 and without
-Host, as common clients send it. Source: RFC 9112 (sections 2-5), RFC 9110 section 9.3.6, RFC 7617.
+Leaves out bodies (`http1_body.py`). Tolerates CONNECT as HTTP/1.0 and without Host, as common clients send it. The names of
+headers are kept as they were written, beside the lower-case ones: what is forwarded looks as its sender wrote it.
+Source: RFC 9112 (sections 2-5), RFC 9110 section 9.3.6, RFC 7617.
 """
 
 import base64
@@ -32,6 +33,7 @@ class HeadFault(StrEnum):
     BAD_LINE = "malformed_start_line"
     BAD_HEADER = "malformed_header"
     BAD_AUTHORITY = "malformed_authority"
+    BAD_FRAMING = "ambiguous_body_framing"
 
 
 class HeadError(ValueError):
@@ -44,12 +46,13 @@ class HeadError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """Method, target and headers; `minor` is the x of HTTP/1.x."""
+    """Method, target and headers (names lower-case); `minor` is the x of HTTP/1.x; `names` are as written."""
 
     method: str
     target: str
     minor: int
     headers: Headers
+    names: tuple[str, ...] = ()
 
     def header(self, name: str) -> str | None:
         """The first value of a header, by lower-case name."""
@@ -58,11 +61,13 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """Status and headers of an answer."""
+    """Status and headers of an answer, as `RequestHead` has them."""
 
     status: int
     reason: str
     headers: Headers
+    minor: int = 1
+    names: tuple[str, ...] = ()
 
     def header(self, name: str) -> str | None:
         """The first value of a header, by lower-case name."""
@@ -83,7 +88,8 @@ def take_request_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Req
         raise HeadError(HeadFault.BAD_LINE)
     if not parts[1] or not parts[1].isascii() or any(c <= 0x20 or c == 0x7F for c in parts[1]):
         raise HeadError(HeadFault.BAD_LINE)
-    return RequestHead(parts[0].decode(), parts[1].decode(), parts[2][-1] - ord("0"), _headers(lines[1:]))
+    headers, names = _headers(lines[1:])
+    return RequestHead(parts[0].decode(), parts[1].decode(), parts[2][-1] - ord("0"), headers, names)
 
 
 def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> ResponseHead | None:
@@ -95,7 +101,8 @@ def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Re
     code, _, reason = rest.partition(b" ")
     if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
         raise HeadError(HeadFault.BAD_LINE)
-    return ResponseHead(int(code), reason.decode("latin-1"), _headers(lines[1:]))
+    headers, names = _headers(lines[1:])
+    return ResponseHead(int(code), reason.decode("latin-1"), headers, version[-1] - ord("0"), names)
 
 
 def _take_lines(buffer: bytearray, max_bytes: int) -> list[bytes] | None:
@@ -113,14 +120,21 @@ def _take_lines(buffer: bytearray, max_bytes: int) -> list[bytes] | None:
     return lines
 
 
-def _headers(lines: Sequence[bytes]) -> Headers:
-    headers = []
+def _headers(lines: Sequence[bytes]) -> tuple[Headers, tuple[str, ...]]:
+    headers, names = [], []
     for line in lines:
         name, colon, value = line.partition(b":")
         if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
             raise HeadError(HeadFault.BAD_HEADER)
-        headers.append((name.decode().lower(), value.strip(b" \t").decode("latin-1")))
-    return tuple(headers)
+        names.append(name.decode())
+        headers.append((names[-1].lower(), value.strip(b" \t").decode("latin-1")))
+    return tuple(headers), tuple(names)
+
+
+def named_options(head: RequestHead | ResponseHead) -> frozenset[str]:
+    """What `Connection` names, lower-case: options and hop-by-hop headers."""
+    values = (value for name, value in head.headers if name == "connection")
+    return frozenset(part.strip().lower() for value in values for part in value.split(",") if part.strip())
 
 
 def split_authority(text: str, default_port: int | None = None) -> tuple[str, int]:

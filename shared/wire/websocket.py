@@ -10,10 +10,10 @@ from enum import IntEnum
 from typing import Final
 
 try:
-    from websockets.speedups import apply_mask as _apply_mask
+    from websockets.speedups import apply_mask
 except ImportError:  # a peer without the C extension masks with big integers: slower, the same bytes
 
-    def _apply_mask(data: bytes | bytearray | memoryview, mask: bytes | bytearray) -> bytes:
+    def apply_mask(data: bytes | bytearray | memoryview, mask: bytes | bytearray) -> bytes:
         size = len(data)
         pattern = (bytes(mask) * (size // 4 + 1))[:size]
         return (int.from_bytes(data, "big") ^ int.from_bytes(pattern, "big")).to_bytes(size, "big")
@@ -129,7 +129,7 @@ class FrameReader:
             return 0
         view = memoryview(buffer)
         payload = (
-            _apply_mask(view[body:end], bytes(view[body - 4 : body]))
+            apply_mask(view[body:end], bytes(view[body - 4 : body]))
             if self._masked
             else bytes(view[body:end])
         )
@@ -195,7 +195,7 @@ def frame_header(opcode: Opcode, size: int, mask: bytes = b"") -> bytes:
 
 def encode_frame(opcode: Opcode, payload: bytes, mask: bytes = b"") -> bytes:
     """A final frame, masked when `mask` is given."""
-    return frame_header(opcode, len(payload), mask) + (_apply_mask(payload, mask) if mask else payload)
+    return frame_header(opcode, len(payload), mask) + (apply_mask(payload, mask) if mask else payload)
 
 
 def encode_close(code: int, reason: str = "", mask: bytes = b"") -> bytes:

@@ -36,8 +36,8 @@ FAIL = ProbeResult(NOW, failure=Failure.CONNECT_REFUSED)
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(valkey_url)
+def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
+    executor = SyncRedis(any_valkey_url)
     yield executor
     executor.close()
 
@@ -102,7 +102,7 @@ def test_three_failures_take_an_exit_off_with_its_reason(listing: ListingRun) ->
 def test_a_peer_is_listed_while_it_is_online(listing: ListingRun) -> None:
     enrol(listing, "p", PASS, PASS, kind=Kind.SDK)
     assert listing.run(NOW).reasons == {"offline": 1}
-    for call in live.put_presence(presence("p")):
+    for call in [live.put_presence(presence("p"))]:
         listing.redis.run(call)
     assert listing.run(NOW).newly_listed == ["p"]
 

@@ -26,8 +26,8 @@ def batch(sequence: int) -> FlushBatch:
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(valkey_url)
+def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
+    executor = SyncRedis(any_valkey_url)
     yield executor
     executor.close()
 

@@ -8,7 +8,15 @@ import pytest
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
 from shared.pool import live
-from shared.pool.model import Acquired, Endpoint, NoStock, Presence
+from shared.pool.model import (
+    Acquired,
+    Endpoint,
+    NoStock,
+    NoStockReason,
+    Presence,
+    Reservation,
+    Selected,
+)
 from shared.pool.username import parse_username
 from shared.runtime.redis import RedisCall, SyncRedis, command
 
@@ -19,8 +27,8 @@ NOW = 1_800_000_000_000
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(valkey_url)
+def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
+    executor = SyncRedis(any_valkey_url)
     yield executor
     executor.close()
 
@@ -81,7 +89,7 @@ def taken(redis: SyncRedis, username: str, **more: Any) -> str:
 
 
 def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -> None:
-    run(redis, *live.put_presence(presence("d1")))
+    run(redis, live.put_presence(presence("d1")))
     assert redis.run(live.read_presence(DeviceId("d1"))) == presence("d1")
     assert not redis.run(live.drop_presence(DeviceId("d1"), RelayId("r2")))
     assert redis.run(live.drop_presence(DeviceId("d1"), RelayId("r1")))
@@ -89,7 +97,7 @@ def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -
 
 
 def test_presence_ends_by_itself(redis: SyncRedis) -> None:
-    run(redis, *live.put_presence(presence("d1")))
+    run(redis, live.put_presence(presence("d1")))
     assert 0 < redis.run(command("TTL", "{peer}:live:d1", parse=int)) <= 90
 
 
@@ -98,13 +106,13 @@ def test_an_acquired_modem_comes_with_where_it_listens(redis: SyncRedis) -> None
     result = take(redis, "psx_a-mbl-us")
     assert isinstance(result, Acquired)
     assert result.endpoint == modem("m1")
-    assert not result.reused_session
+    assert result.selected is Selected.FRESH
 
 
 def test_a_peer_is_selectable_only_while_it_is_present(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(peer("d1")))
     assert isinstance(take(redis, "psx_a-peer-us", Pool.PEER), NoStock)
-    run(redis, *live.put_presence(presence("d1")))
+    run(redis, live.put_presence(presence("d1")))
     result = take(redis, "psx_a-peer-us", Pool.PEER)
     assert isinstance(result, Acquired)
     assert (result.mesh_host, result.mesh_port, result.exit_ip) == ("127.0.0.1", 9000, "127.10.1.1")
@@ -118,7 +126,7 @@ def test_a_peer_is_selectable_only_while_it_is_present(redis: SyncRedis) -> None
         "us-isp-nobody",
         "de",
         "us-carrier-other-failover-samecarrier",
-        "us-pin-device-other",
+        "us-failover-strict-pin-device-other",
     ],
 )
 def test_hard_wishes_that_nothing_meets_find_nothing(redis: SyncRedis, wish: str) -> None:
@@ -172,7 +180,7 @@ def test_a_sticky_session_keeps_its_device(redis: SyncRedis) -> None:
     first = taken(redis, "psx_a-mbl-us-sid-x-rot-sticky")
     again = [take(redis, "psx_a-mbl-us-sid-x-rot-sticky", now=NOW + 10**7) for _ in range(4)]
     assert {a.endpoint.endpoint_id for a in again if isinstance(a, Acquired)} == {first}
-    assert all(isinstance(a, Acquired) and a.reused_session for a in again)
+    assert all(isinstance(a, Acquired) and a.selected is Selected.SESSION for a in again)
 
 
 def test_sessions_of_two_keys_are_not_one(redis: SyncRedis) -> None:
@@ -180,7 +188,7 @@ def test_sessions_of_two_keys_are_not_one(redis: SyncRedis) -> None:
     taken(redis, "psx_a-mbl-us-sid-x-rot-sticky", pak=PakId("a"))
     second = take(redis, "psx_a-mbl-us-sid-x-rot-sticky", pak=PakId("b"))
     assert isinstance(second, Acquired)
-    assert not second.reused_session
+    assert second.selected is Selected.FRESH
 
 
 def test_a_session_changes_its_device_when_its_window_is_over(redis: SyncRedis) -> None:
@@ -259,3 +267,110 @@ def test_listing_again_refreshes_and_moves_between_countries(redis: SyncRedis) -
     assert not redis.run(live.list_endpoint(modem("m1", "de")))
     assert redis.run(live.stock(Pool.MBL)) == {"de": 1}
     assert isinstance(take(redis, "psx_a-mbl-us"), NoStock)
+
+
+def test_a_city_is_preferred_and_not_required(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}", city="austin" if n == 3 else "reno")) for n in range(6)))
+    for _ in range(8):
+        assert taken(redis, "psx_a-mbl-us-city-austin") == "m3"
+        run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m3"), PAK, 1)]))
+    assert taken(redis, "psx_a-mbl-us-city-austin", excluded=("m3",)) != "m3"
+
+
+def test_strict_sticky_sessions_want_a_stable_address(redis: SyncRedis) -> None:
+    run(
+        redis,
+        live.list_endpoint(modem("unknown")),
+        live.list_endpoint(modem("shaky", stability=39)),
+        live.list_endpoint(modem("stable", stability=40)),
+    )
+    assert {taken(redis, f"psx_a-mbl-us-rot-sticky-strict-sid-s{n}") for n in range(3)} == {"stable"}
+    seen = {taken(redis, "psx_a-mbl-us-strict") for _ in range(9)}
+    assert seen == {"unknown", "shaky", "stable"}, "without sticky the flag means nothing"
+
+
+def test_an_account_has_so_many_sessions_and_no_more(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(3)))
+    for number in range(live.SESSIONS_MAX):
+        endpoint = taken(redis, f"psx_a-mbl-us-sid-s{number}-ttl-60")
+        run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId(endpoint), PAK, 1)]))
+    refused = take(redis, "psx_a-mbl-us-sid-onemore")
+    assert isinstance(refused, NoStock)
+    assert refused.reason is NoStockReason.SESSIONS
+    assert isinstance(take(redis, "psx_a-mbl-us-sid-s7"), Acquired), "a session that stands goes on"
+    assert isinstance(take(redis, "psx_a-mbl-us"), Acquired), "a nameless one does not count"
+    assert isinstance(take(redis, "psx_b-mbl-us-sid-other"), Acquired), "another account has its own"
+    assert isinstance(take(redis, "psx_a-mbl-us-sid-later", now=NOW + 61_000), Acquired)
+
+
+def pin(redis: SyncRedis, username: str, pool: Pool = Pool.MBL, **more: Any) -> Acquired | NoStock:
+    return take(redis, username, pool=pool, **more)
+
+
+def test_a_port_pin_selects_the_port_and_is_substituted_when_it_is_gone(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(3)))
+    pinned = pin(redis, "psx_a-mbl-us-pin-port-m1")
+    assert isinstance(pinned, Acquired)
+    assert (pinned.endpoint.endpoint_id, pinned.selected) == ("m1", Selected.PIN)
+    run(redis, live.unlist_endpoint(Pool.MBL, EndpointId("m1")))
+    instead = pin(redis, "psx_a-mbl-us-pin-port-m1")
+    assert isinstance(instead, Acquired)
+    assert instead.selected is Selected.INSTEAD_OF_PIN
+    assert isinstance(pin(redis, "psx_a-mbl-us-failover-strict-pin-port-m1"), NoStock)
+
+
+def test_a_device_pin_works_for_its_owner_alone_and_while_unlisted(redis: SyncRedis) -> None:
+    run(redis, live.put_presence(presence("d1")))
+    own = pin(redis, "psx_farm-peer-us-failover-strict-pin-device-d1", Pool.PEER)
+    assert isinstance(own, Acquired)
+    assert (own.endpoint.endpoint_id, own.endpoint.account_id) == ("d1", "psx_farm")
+    assert isinstance(pin(redis, "psx_a-peer-us-failover-strict-pin-device-d1", Pool.PEER), NoStock)
+
+
+def held(lease: str, endpoint: str, private: bool = True, until: int = NOW + 60_000) -> Reservation:
+    return Reservation(lease, EndpointId(endpoint), AccountId("psx_a"), until, private)
+
+
+def test_a_private_lease_keeps_everybody_else_away(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
+    far = 1 << 52
+    assert redis.run(live.reserve(Pool.MBL, held("l1234567890", "m0", until=far), NOW))
+    assert not redis.run(live.reserve(Pool.MBL, held("lother67890", "m0", until=far), NOW))
+    assert {taken(redis, "psx_b-mbl-us") for _ in range(5)} == {"m1"}
+    leased = pin(redis, "psx_a-mbl-us-pin-lease-l1234567890")
+    assert isinstance(leased, Acquired)
+    assert leased.endpoint.endpoint_id == "m0"
+    stolen = pin(redis, "psx_b-mbl-us-pin-lease-l1234567890")
+    assert isinstance(stolen, NoStock)
+    assert stolen.reason is NoStockReason.LEASE
+
+
+def test_a_lease_that_is_released_fails_closed_and_one_that_moved_goes_along(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
+    far = 1 << 52
+    run(redis, live.reserve(Pool.MBL, held("l1234567890", "m0", until=far), NOW))
+    run(redis, live.reserve(Pool.MBL, held("l1234567890", "m1", until=far), NOW))
+    assert taken(redis, "psx_a-mbl-us-pin-lease-l1234567890") == "m1"
+    assert taken(redis, "psx_b-mbl-us", excluded=("m1",)) == "m0", "what it left is free again"
+    assert redis.run(live.unreserve(Pool.MBL, "l1234567890"))
+    assert not redis.run(live.unreserve(Pool.MBL, "l1234567890"))
+    gone = pin(redis, "psx_a-mbl-us-pin-lease-l1234567890")
+    assert isinstance(gone, NoStock)
+    assert gone.reason is NoStockReason.LEASE
+
+
+def test_the_relay_that_a_device_came_to_last_has_it(redis: SyncRedis) -> None:
+    old, new = presence("d1", "r1"), presence("d1", "r2")
+    newer = Presence(
+        **{**{f: getattr(new, f) for f in Presence.__dataclass_fields__}, "connected_at_ms": NOW + 1}
+    )
+    run(redis, live.put_presence(old), live.put_presence(newer), live.put_presence(old))
+    found = redis.run(live.read_presence(DeviceId("d1")))
+    assert found is not None
+    assert found.relay_id == "r2"
+
+
+def test_a_revoked_generation_is_told_when_a_device_arrives(redis: SyncRedis) -> None:
+    assert redis.run(live.put_presence(presence("d1"))) == 0
+    run(redis, *live.revoke_device(DeviceId("d1"), 3))
+    assert redis.run(live.put_presence(presence("d1"))) == 3

@@ -111,7 +111,7 @@ def test_refresh_rotates_and_reuse_ends_the_family(functions: Functions) -> None
 def test_a_device_is_read_by_its_token_or_its_owners_key_and_nobody_else(functions: Functions) -> None:
     body = register(functions).body
     ident = body["deviceId"]
-    for call in put_presence(presence(ident)):
+    for call in [put_presence(presence(ident))]:
         functions.redis.run(call)
     by_token = functions.call(
         f"/v1/peer/agents/{ident}/status", headers={"authorization": f"Bearer {body['jwt']}"}

@@ -51,16 +51,22 @@ def _valkey_command() -> str:
 
 
 @pytest.fixture
-def dynoxide(tmp_path: Path) -> Iterator[SyncDynamo]:
+def dynoxide_url() -> str:
+    """Where this test's embedded server will listen."""
+    return f"http://127.0.0.1:{_free_port()}"
+
+
+@pytest.fixture
+def dynoxide(tmp_path: Path, dynoxide_url: str) -> Iterator[SyncDynamo]:
     """An executor on an embedded DynamoDB API that is right about races and transactions, with the same empty tables."""
-    port = _free_port()
+    port = int(dynoxide_url.rpartition(":")[2])
     with (tmp_path / "dynamodb.log").open("wb") as log:
         process = subprocess.Popen([DYNOXIDE, "serve", "--port", str(port)], stdout=log, stderr=log)
     try:
         _await_port(process, port)
         client: Any = boto3.client(
             "dynamodb",
-            endpoint_url=f"http://127.0.0.1:{port}",
+            endpoint_url=dynoxide_url,
             region_name="eu-central-1",
             aws_access_key_id="test",
             aws_secret_access_key="test",
@@ -128,3 +134,66 @@ def valkey_url(valkey_server: str) -> str:
     client.flushall()
     client.close()
     return valkey_server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Cluster of three real servers without replicas, on loopback."""
+    folder = tmp_path_factory.mktemp("cluster")
+    ports, buses = [_free_port() for _ in range(3)], [_free_port() for _ in range(3)]
+    processes = []
+    try:
+        for port, bus in zip(ports, buses, strict=True):
+            where = [
+                "--port",
+                str(port),
+                "--cluster-port",
+                str(bus),
+                "--bind",
+                "127.0.0.1",
+                "--dir",
+                str(folder),
+            ]
+            how = ["--save", "", "--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"]
+            log = (folder / f"log-{port}").open("wb")
+            processes.append(subprocess.Popen([_valkey_command(), *where, *how], stdout=log, stderr=log))
+            log.close()
+            _await_port(processes[-1], port)
+        _join(ports, buses)
+        yield f"redis+cluster://127.0.0.1:{ports[0]}/0"
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(5)
+
+
+def _join(ports: list[int], buses: list[int]) -> None:
+    """Give each server its third of the slots and make them know one another."""
+    import redis
+
+    clients: list[Any] = [redis.Redis(port=port) for port in ports]
+    bounds = [0, 5461, 10923, 16384]
+    for number, client in enumerate(clients):
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+    for port, bus in list(zip(ports, buses, strict=True))[1:]:
+        clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
+    deadline = time.monotonic() + SERVER_START_BOUND_S
+    while any(b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO") for client in clients):
+        assert time.monotonic() < deadline, "the cluster does not form"
+        time.sleep(0.05)
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(params=["one server", "cluster"])
+def any_valkey_url(request: pytest.FixtureRequest) -> str:
+    """An empty server, and an empty Cluster: whatever runs on one must run on the other."""
+    import redis
+
+    if request.param == "one server":
+        return str(request.getfixturevalue("valkey_url"))
+    url = str(request.getfixturevalue("valkey_cluster"))
+    client = redis.RedisCluster.from_url(url.replace("+cluster", ""))
+    client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
+    client.close()
+    return url

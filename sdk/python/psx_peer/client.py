@@ -13,10 +13,13 @@ from typing import Final
 from psx_peer.identity import ApiRefused, Identity, IdentityKeeper
 from psx_peer.options import Options
 from psx_peer.relay import RelaySocket
+from psx_peer.streams import StreamTable
 from psx_peer.tunnels import Dialer, DirectDialer
 from psx_peer.wire import egress, peer, websocket
 
 API_RETRY_MAX_S: Final = 60.0
+HURRY_MIN_S: Final = 0.05
+HURRY_MAX_S: Final = 0.5
 
 log = logging.getLogger("psx_peer")
 
@@ -24,12 +27,15 @@ log = logging.getLogger("psx_peer")
 class Peer:
     """Runs until `stop` is called. `dialer` is how targets are reached; the default obeys the egress policy."""
 
-    def __init__(self, options: Options, dialer: Dialer | None = None) -> None:
+    def __init__(
+        self, options: Options, dialer: Dialer | None = None, keeper: IdentityKeeper | None = None
+    ) -> None:
         policy = egress.EgressPolicy(lab_allow=options.lab_allow)
         self._options = options
         self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts)
-        self._keeper = IdentityKeeper(options)
+        self._keeper = keeper or IdentityKeeper(options)
         self._sockets: set[RelaySocket] = set()
+        self._table = StreamTable()
         self._stopping = asyncio.Event()
         self._relay: str | None = None
         self._redirected_s: float | None = None
@@ -39,6 +45,7 @@ class Peer:
         lines = [asyncio.ensure_future(self._line()) for _ in range(self._options.connections)]
         stopped = asyncio.ensure_future(self._stopping.wait())
         done, _ = await asyncio.wait([*lines, stopped], return_when=asyncio.FIRST_COMPLETED)
+        self._table.stop()
         for socket in list(self._sockets):
             socket.stop()
         for task in (*lines, stopped):
@@ -54,14 +61,23 @@ class Peer:
     async def _line(self) -> None:
         """One of the parallel sockets, for ever."""
         identity = await self._identity()
+        hurried = False
         while True:
             url = self._relay or identity.relay
-            socket = RelaySocket(self._options, identity, self._dialer, partial(self._may_follow, identity))
+            socket = RelaySocket(
+                self._options,
+                identity,
+                self._dialer,
+                self._table,
+                partial(self._may_follow, identity),
+                partial(self._move_on, identity, url),
+            )
             self._sockets.add(socket)
             try:
                 code = await socket.run(url)
             except (OSError, TimeoutError) as error:
                 log.warning("relay not reached: %s", type(error).__name__)
+                self._move_on(identity, url)
                 code = 1006
             finally:
                 self._sockets.discard(socket)
@@ -71,7 +87,17 @@ class Peer:
                 continue
             if code in {websocket.CloseCode.IDENTITY_INVALID, websocket.CloseCode.IDENTITY_REVOKED}:
                 identity = await self._identity(identity)
-            await asyncio.sleep(random.uniform(self._options.redial_min_s, self._options.redial_max_s))  # noqa: S311
+            hurried = bool(len(self._table)) and not hurried
+            await asyncio.sleep(self._pause_s(hurried=hurried))
+
+    def _pause_s(self, *, hurried: bool) -> float:
+        """How long to wait before dialling again: hurried while tunnels wait to be resumed, but never twice in a row."""
+        low, high = (
+            (HURRY_MIN_S, HURRY_MAX_S)
+            if hurried
+            else (self._options.redial_min_s, self._options.redial_max_s)
+        )
+        return random.uniform(low, max(low, high))  # noqa: S311 - jitter, not a secret
 
     def _may_follow(self, identity: Identity, target: str) -> bool:
         """Only to relays that the API named, and once a minute; the other sockets follow the first one."""
@@ -85,6 +111,16 @@ class Peer:
         self._relay = target
         log.info("moving to relay %s", target)
         return True
+
+    def _move_on(self, identity: Identity, url: str) -> None:
+        """A relay goes away or is not reached: every socket tries the next one that the API named."""
+        relays = identity.relays
+        if self._options.relay is not None or (self._relay or identity.relay) != url or len(relays) < 2:
+            return
+        following = relays.index(url) + 1 if url in relays else 0
+        self._relay = relays[following % len(relays)]
+        self._redirected_s = time.monotonic()
+        log.info("moving on to relay %s", self._relay)
 
     async def _identity(self, stale: Identity | None = None) -> Identity:
         """The identity, however long the API takes; a refusal that will not change ends the peer."""

@@ -37,6 +37,7 @@ class Options:
     redial_min_s: float = 5.0
     redial_max_s: float = 7.0
     heartbeat_s: float = 30.0
+    protocol: str = "binary-v2"
     lab_allow: frozenset[tuple[str, int]] = frozenset()
     lab_hosts: tuple[tuple[str, str], ...] = ()
     verbose: bool = False
@@ -111,12 +112,18 @@ def read_options(argv: list[str] | None = None) -> Options:
         wallet=given.wallet or None,
         bind=given.bind or None,
         ca_file=given.ca_file,
+        protocol=_protocol(),
         redial_min_s=float(os.environ.get("PSX_REDIAL_MIN_S", "5")) if lab else 5.0,
         redial_max_s=float(os.environ.get("PSX_REDIAL_MAX_S", "7")) if lab else 7.0,
         lab_allow=_pairs(os.environ.get("PSX_EGRESS_LAB_ALLOW", "")) if lab else frozenset(),
         lab_hosts=_hosts(os.environ.get("PSX_LAB_HOSTS", "")) if lab else (),
         verbose=given.verbose,
     )
+
+
+def _protocol() -> str:
+    """What this device asks for; a relay that knows only v1 answers so."""
+    return "binary-v1" if os.environ.get("PSX_PROTOCOL") == "binary-v1" else "binary-v2"
 
 
 def _ask(parser: argparse.ArgumentParser) -> str:

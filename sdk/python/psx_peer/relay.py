@@ -1,8 +1,13 @@
-"""One socket to a relay: upgrade, device_info, heartbeats, tunnels; callbacks on the transport."""
+"""One socket to a relay: upgrade, device_info, heartbeats, and its tunnels; callbacks on the transport.
+
+The relay chooses binary-v1 or binary-v2 in `connected`. Tunnels of v1 end with the socket; streams of v2 are handed back to
+the device's table and wait there to be resumed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -12,12 +17,18 @@ from urllib.parse import urlsplit
 from psx_peer import __version__
 from psx_peer.identity import Identity, tls_context
 from psx_peer.options import Options
+from psx_peer.streams import StreamTable, StreamTarget
 from psx_peer.tunnels import Dialer, TargetSide
-from psx_peer.wire import handshake, http1, peer, websocket
+from psx_peer.wire import handshake, http1, mux, peer, stream, websocket
 
 CONNECT_TIMEOUT_S: Final = 15.0
+TICK_S: Final = 5.0
 DEAD_AFTER_S: Final = 45.0
+DEAD_WITH_STREAMS_AFTER_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
+WRITE_HIGH_V2_BYTES: Final = 64 * 1024
+NOT_SENT_LOW_BYTES: Final = 64 * 1024
+TCP_NOTSENT_LOWAT: Final = 25
 MAX_TUNNELS: Final = 256
 
 log = logging.getLogger("psx_peer")
@@ -27,21 +38,32 @@ class RelaySocket(asyncio.Protocol):
     """Await `run` for the close code; `redirect_to` holds the relay's wish when the code is 4100."""
 
     def __init__(
-        self, options: Options, identity: Identity, dialer: Dialer, allow_redirect: Callable[[str], bool]
+        self,
+        options: Options,
+        identity: Identity,
+        dialer: Dialer,
+        table: StreamTable,
+        allow_redirect: Callable[[str], bool],
+        elsewhere: Callable[[], None],
     ) -> None:
         self._options = options
         self._identity = identity
         self._dialer = dialer
+        self._table = table
         self._allow_redirect = allow_redirect
+        self._elsewhere = elsewhere
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
         self._key = os.urandom(16)
         self._frames = websocket.FrameReader(masked=False)
         self._tunnels: dict[str, TargetSide] = {}
+        self._streams: dict[int, StreamTarget] = {}
         self._blocked: set[TargetSide] = set()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._heard_s = self._loop.time()
+        self._v2 = False
+        self.outbox = stream.Outbox(self._send_frame)
         self.write_paused = False
         self.redirect_to: str | None = None
         self.connected = asyncio.Event()
@@ -62,9 +84,10 @@ class RelaySocket(asyncio.Protocol):
         finally:
             beat.cancel()
             transport.abort()
+            self._leave_tunnels()
 
     def stop(self) -> None:
-        """End the socket and every tunnel on it, at once."""
+        """End the socket and every tunnel of v1 on it, at once."""
         for tunnel in list(self._tunnels.values()):
             tunnel.abort()
         self._finish(websocket.CloseCode.NORMAL, "stopped by its owner")
@@ -85,24 +108,36 @@ class RelaySocket(asyncio.Protocol):
             if data:
                 for message in self._frames.receive(data):
                     self._message(message)
-        except (websocket.WebSocketFault, peer.MalformedFrame, http1.HeadError) as fault:
+        except (
+            websocket.WebSocketFault,
+            peer.MalformedFrame,
+            mux.MalformedMux,
+            http1.HeadError,
+        ) as fault:
             self._finish(websocket.CloseCode.PROTOCOL_ERROR, str(fault))
 
     def pause_writing(self) -> None:
+        self.outbox.pause()
         self.write_paused = True
         for tunnel in self._tunnels.values():
             tunnel.pause_reading()
 
     def resume_writing(self) -> None:
+        self.outbox.resume()
         self.write_paused = False
         for tunnel in self._tunnels.values():
             tunnel.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._leave_tunnels()
+        self._end(1006)
+
+    def _leave_tunnels(self) -> None:
         for tunnel in list(self._tunnels.values()):
             tunnel.abort()
         self._tunnels.clear()
-        self._end(1006)
+        streams, self._streams = list(self._streams.values()), {}
+        self._table.path_lost(streams)
 
     def _end(self, code: int) -> None:
         if not self._ended.done():
@@ -127,7 +162,7 @@ class RelaySocket(asyncio.Protocol):
             country="",
             carrier="",
             currentIp="auto",
-            protocol=peer.PROTOCOL,
+            protocol=self._options.protocol,
             supportsRelayRedirect=True,
             sdkVersion=f"python-{__version__}",
         )
@@ -135,11 +170,15 @@ class RelaySocket(asyncio.Protocol):
 
     def _message(self, message: websocket.Message) -> None:
         match message.opcode:
+            case websocket.Opcode.BINARY if self._v2:
+                frame = mux.parse(message.payload)
+                if frame is not None:
+                    self._frame(frame)
             case websocket.Opcode.BINARY:
-                frame = peer.parse_binary(message.payload)
-                tunnel = self._tunnels.get(frame.session_id)
-                if tunnel is not None and frame.type is peer.FrameType.DATA:
-                    tunnel.to_target(frame.payload)
+                binary = peer.parse_binary(message.payload)
+                tunnel = self._tunnels.get(binary.session_id)
+                if tunnel is not None and binary.type is peer.FrameType.DATA:
+                    tunnel.to_target(binary.payload)
                 elif tunnel is not None:
                     self._drop(tunnel)
             case websocket.Opcode.TEXT:
@@ -155,8 +194,7 @@ class RelaySocket(asyncio.Protocol):
         session_id = text.text("sessionId")
         match text.type:
             case peer.Type.CONNECTED:
-                self.connected.set()
-                log.info("connected to relay as %s", text.text("deviceId"))
+                self._connected(text)
             case peer.Type.TUNNEL_CONNECT:
                 self._tunnel_connect(session_id, text.text("host"), text.integer("port"))
             case peer.Type.TUNNEL_DATA if session_id in self._tunnels:
@@ -168,6 +206,72 @@ class RelaySocket(asyncio.Protocol):
                 self._finish(websocket.CloseCode.REDIRECTED, "redirect followed")
             case peer.Type.ERROR:
                 log.warning("relay says: %s", text.text("message")[:200])
+
+    def _connected(self, text: peer.Text) -> None:
+        self._v2 = text.text("protocol") == mux.PROTOCOL == self._options.protocol
+        if self._v2 and self._transport is not None:
+            self._transport.set_write_buffer_limits(high=WRITE_HIGH_V2_BYTES)
+            raw = self._transport.get_extra_info("socket")
+            with contextlib.suppress(OSError, AttributeError):  # a kernel without it only queues more
+                raw.setsockopt(6, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_BYTES)
+        self.connected.set()
+        log.info("connected to relay as %s", text.text("deviceId"))
+
+    # tunnels of v2
+
+    def _frame(self, frame: mux.Frame) -> None:
+        target = self._streams.get(frame.tunnel)
+        if target is not None and frame.type not in {mux.MuxType.OPEN, mux.MuxType.RESUME}:
+            self._with_rules(target, lambda: target.receive(frame))
+            return
+        match frame.type:
+            case mux.MuxType.OPEN if target is None:
+                self._open(frame)
+            case mux.MuxType.RESUME if target is None:
+                self._resume(frame)
+            case mux.MuxType.OPEN | mux.MuxType.RESUME:
+                raise mux.MalformedMux("tunnel id is in use")
+            case mux.MuxType.PING:
+                self._send_frame(mux.header(mux.MuxType.PONG, 0), frame.body)
+            case mux.MuxType.GOAWAY:
+                reconnect_in_ms, _ = mux.read_goaway(frame.body)
+                self._loop.call_later(reconnect_in_ms / 1000, self._go_away)
+
+    def _open(self, frame: mux.Frame) -> None:
+        given = mux.read_open(frame.body)
+        if len(self._streams) >= MAX_TUNNELS or self._table.find(given.token) is not None:
+            self._send_frame(mux.refused_frame(frame.tunnel, mux.MuxReason.TOO_MANY_TUNNELS))
+            return
+        target = StreamTarget(self._table, given.token, self, frame.tunnel)
+        self._streams[frame.tunnel] = target
+        target.start(self._dialer, given)
+
+    def _resume(self, frame: mux.Frame) -> None:
+        given = mux.read_resume(frame.body)
+        target = self._table.find(given.token)
+        if target is None:
+            self._send_frame(mux.refused_frame(frame.tunnel, mux.MuxReason.UNKNOWN_TUNNEL))
+            return
+        self._streams[frame.tunnel] = target
+        self._with_rules(target, lambda: target.resume(self, frame.tunnel, given.received, given.limit))
+
+    def _with_rules(self, target: StreamTarget, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except stream.FlowViolation as fault:
+            log.warning("tunnel ended: %s", fault)
+            target.violated()
+
+    def _go_away(self) -> None:
+        if not self._ended.done():
+            self._elsewhere()
+            self._finish(websocket.CloseCode.REDIRECTED, "relay goes away")
+
+    def forget(self, tunnel_id: int) -> None:
+        """A stream is over, or moved to another socket."""
+        self._streams.pop(tunnel_id, None)
+
+    # tunnels of v1
 
     def _tunnel_connect(self, session_id: str, host: str, port: int) -> None:
         if not session_id or session_id in self._tunnels:
@@ -228,16 +332,41 @@ class RelaySocket(asyncio.Protocol):
     # frames out
 
     async def _heartbeats(self) -> None:
+        beat_s = self._loop.time()
         while True:
-            await asyncio.sleep(self._options.heartbeat_s)
-            if self._loop.time() - self._heard_s > DEAD_AFTER_S and not self._blocked:
+            await asyncio.sleep(min(TICK_S, self._options.heartbeat_s))
+            now_s = self._loop.time()
+            silent_s = now_s - self._heard_s
+            if (
+                silent_s > (DEAD_WITH_STREAMS_AFTER_S if self._streams else DEAD_AFTER_S)
+                and not self._blocked
+            ):
                 log.warning("relay is silent: dialling again")
                 self._end(1006)
                 return
-            self._send_text(peer.Type.HEARTBEAT)
+            if self._streams and silent_s >= TICK_S:
+                self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
+            if now_s - beat_s >= self._options.heartbeat_s - TICK_S / 2:
+                beat_s = now_s
+                self._send_text(peer.Type.HEARTBEAT)
 
     def _send_text(self, kind: peer.Type, **payload: Any) -> None:
         self._send(websocket.Opcode.TEXT, peer.encode_text(kind, **payload))
+
+    def _send_frame(self, head: bytes, payload: mux.Bytes = b"") -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        mask = os.urandom(4)
+        turn = len(head) % 4
+        parts = [
+            websocket.frame_header(websocket.Opcode.BINARY, len(head) + len(payload), mask)
+            + websocket.apply_mask(head, mask)
+        ]
+        if payload:
+            parts.append(websocket.apply_mask(payload, mask[turn:] + mask[:turn]))
+        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
+            transport.writelines(parts)
 
     def _send(self, opcode: websocket.Opcode, payload: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -1,4 +1,4 @@
-"""Tunnels of a peer: dial what the relay names, if the egress policy lets it, and carry bytes both ways."""
+"""Dialling targets as the egress policy lets, and tunnels of binary-v1; those of v2 are in `streams.py`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ log = logging.getLogger("psx_peer")
 class DialRefused(Exception):
     """The target may not, or could not, be dialled."""
 
-    def __init__(self, reason: peer.OpenFailure, detail: str) -> None:
+    def __init__(self, reason: peer.OpenFailure, detail: str, *, policy: bool = False) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.policy = policy
 
 
-Dialer = Callable[["TargetSide", str, int], Awaitable[asyncio.Transport]]
+Dialer = Callable[[asyncio.Protocol, str, int], Awaitable[asyncio.Transport]]
+"""Connects a protocol to (host, port); the protocol is not used before the answer. Raises DialRefused."""
 
 
 class DirectDialer:
@@ -43,7 +45,7 @@ class DirectDialer:
         self._bind = bind
         self._hosts = dict(hosts)
 
-    async def __call__(self, side: TargetSide, host: str, port: int) -> asyncio.Transport:
+    async def __call__(self, side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
         """A connected transport to the target. Raises DialRefused."""
         loop = asyncio.get_running_loop()
         address = await self._resolve(host, port)
@@ -74,7 +76,8 @@ class DirectDialer:
         for address in found:
             verdict = egress.check_address(str(address), port, self._policy)
             if verdict is not egress.EgressVerdict.ALLOWED:
-                raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, f"egress policy: {verdict.value}")
+                detail = f"egress policy: {verdict.value}"
+                raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, detail, policy=True)
         return str(found[0])
 
 

@@ -3,12 +3,18 @@
 --       3 lease hash of this gateway. All other keys are computed from the pool's prefix and so share its hash slot.
 -- ARGV: 1 prefix "{pool}:", 2 pak, 3 sid ("" = none), 4 now ms, 5 session ttl s, 6 rotation window ms (0 = never),
 --       7 needs presence (1/0), 8 ip type, 9 asn, 10 isp, 11 carrier, 12 carrier is hard (1/0), 13 country ("" = any),
---       14 session must keep its device (1/0), 15 pinned endpoint ("" = none), 16.. endpoints to leave out
--- Answer: {endpoint, fields of its row, fields of its presence, reused (1/0)} or {false, listed count}
+--       14 session must keep its device (1/0), 15 pin kind ("" = none), 16 pin id, 17 pin is strict (1/0), 18 city,
+--       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
+--       23.. endpoints to leave out
+-- Answer: {endpoint, fields of its row, fields of its presence, how (0 fresh, 1 session, 2 pin, 3 instead of the pin)}
+--         or {false, listed count, why ("stock", "sessions", "lease")}
 local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local window, presence_needed = tonumber(ARGV[6]), ARGV[7] == '1'
+local window, presence_needed, city = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[18]
+local least_stability, account = tonumber(ARGV[19]), ARGV[20]
+local pin_kind, pin_id, pin_strict = ARGV[15], ARGV[16], ARGV[17] == '1'
+local lease = ''
 local excluded = {}
-for i = 16, #ARGV do excluded[ARGV[i]] = true end
+for i = 23, #ARGV do excluded[ARGV[i]] = true end
 
 local function row(id)
   local fields = redis.call('HGETALL', prefix .. 'ep:' .. id)
@@ -24,7 +30,20 @@ local function matches(ep, with_carrier)
   if ARGV[10] ~= '' and not string.find(ep.isp_slug, ARGV[10], 1, true) then return false end
   if ARGV[13] ~= '' and ep.country ~= ARGV[13] then return false end
   if with_carrier and ARGV[11] ~= '' and ep.carrier ~= ARGV[11] then return false end
+  if least_stability > 0 and (tonumber(ep.stability or '') or 0) < least_stability then return false end
   return true
+end
+
+-- An owner's own device answers to its pin although it is not on sale.
+local function unlisted(id)
+  local live = redis.call('HMGET', prefix .. 'live:' .. id, 'account_id', 'country', 'ip_type', 'asn', 'isp')
+  if live[1] ~= account then return nil end
+  local fields = { 'account_id', live[1], 'country', live[2], 'ip_type', live[3], 'asn', live[4], 'isp', live[5],
+    'carrier', '', 'tier', 'unknown', 'max_connections', '2', 'max_customers', '1', 'modem_host', '',
+    'modem_port', '0', 'modem_credentials_sealed', '' }
+  local map = {}
+  for i = 1, #fields, 2 do map[fields[i]] = fields[i + 1] end
+  return map, fields
 end
 
 local function room(id, ep)
@@ -38,11 +57,20 @@ local function room(id, ep)
   return total
 end
 
-local function usable(id, with_carrier)
+local function usable(id, with_carrier, pinned)
   if excluded[id] then return nil end
   local ep, fields = row(id)
-  if not ep or not matches(ep, with_carrier) then return nil end
-  if redis.call('EXISTS', prefix .. 'pause:' .. id) == 1 then return nil end
+  if not ep and pinned == 'device' then ep, fields = unlisted(id) end
+  if not ep then return nil end
+  if pinned then
+    if ARGV[13] ~= '' and ep.country ~= ARGV[13] then return nil end
+  elseif not matches(ep, with_carrier) then
+    return nil
+  end
+  if ep.reserved and ep.reserved ~= lease and redis.call('EXISTS', prefix .. 'reserved:' .. ep.reserved) == 1 then
+    return nil
+  end
+  if not pinned and redis.call('EXISTS', prefix .. 'pause:' .. id) == 1 then return nil end
   local live = {}
   if presence_needed then
     live = redis.call('HGETALL', prefix .. 'live:' .. id)
@@ -50,7 +78,7 @@ local function usable(id, with_carrier)
   end
   local total = room(id, ep)
   if not total then return nil end
-  return { id = id, ep = ep, fields = fields, live = live, total = total }
+  return { id = id, ep = ep, fields = fields, live = live, total = total, near = city ~= '' and ep.city == city }
 end
 
 local function take(choice, reused)
@@ -71,16 +99,31 @@ local function least_loaded(count, with_carrier)
   local best
   for _, id in ipairs(redis.call('SRANDMEMBER', KEYS[1], count)) do
     local choice = usable(id, with_carrier)
-    if choice and (not best or choice.total < best.total) then best = choice end
-    if best and best.total == 0 then break end
+    if choice then
+      local nearer = best and choice.near and not best.near
+      local farther = best and best.near and not choice.near
+      if not best or nearer or (not farther and choice.total < best.total) then best = choice end
+      if best.total == 0 and (best.near or city == '') then break end
+    end
   end
   return best
 end
 
-if ARGV[15] ~= '' then
-  local choice = usable(ARGV[15], false)
-  if choice then return take(choice, 0) end
-  return { false, 0 }
+local stood_in = 0
+if pin_kind ~= '' then
+  local wanted = pin_id
+  if pin_kind == 'lease' then
+    local held = redis.call('HMGET', prefix .. 'reserved:' .. pin_id, 'account_id', 'endpoint_id', 'expires_at_ms')
+    if held[1] ~= account or tonumber(held[3]) <= now then return { false, 0, 'lease' } end
+    wanted, lease = held[2], pin_id
+  elseif redis.call('HGET', prefix .. 'ep:' .. wanted, 'account_id') ~= account and pin_kind == 'device' and
+    redis.call('HGET', prefix .. 'live:' .. wanted, 'account_id') ~= account then
+    wanted = ''
+  end
+  local choice = wanted ~= '' and usable(wanted, false, pin_kind)
+  if choice then return take(choice, 2) end
+  if pin_strict then return { false, redis.call('SCARD', KEYS[1]), 'stock' } end
+  stood_in = 3
 end
 
 local session = sid ~= '' and redis.call('HMGET', KEYS[2], 'endpoint', 'picked') or { false, false }
@@ -90,26 +133,35 @@ if session[1] and (window == 0 or now - tonumber(session[2]) < window) then
     redis.call('HSET', KEYS[2], 'seen', now)
     return take(choice, 1)
   end
-  if ARGV[14] == '1' then return { false, redis.call('SCARD', KEYS[1]) } end
+  if ARGV[14] == '1' then return { false, redis.call('SCARD', KEYS[1]), 'stock' } end
 elseif session[1] then
   -- the window is over: the next device must be another one where there is another one
   excluded[session[1]] = true
 end
 
+local sessions = prefix .. 'sessions:' .. ARGV[21]
+if sid ~= '' and redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('ZREMRANGEBYSCORE', sessions, '-inf', now)
+  if redis.call('ZCARD', sessions) >= tonumber(ARGV[22]) then return { false, 0, 'sessions' } end
+end
+
 -- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
-local best = least_loaded(-8, true) or least_loaded(256, true)
+local best = city == '' and least_loaded(-8, true) or least_loaded(256, true)
 if not best and ARGV[11] ~= '' and ARGV[12] == '0' then best = least_loaded(256, false) end
 if not best and session[1] then
   excluded[session[1]] = nil
   best = least_loaded(256, false)
 end
-if not best then return { false, redis.call('SCARD', KEYS[1]) } end
+if not best then return { false, redis.call('SCARD', KEYS[1]), 'stock' } end
 if sid ~= '' then
   local created = redis.call('EXISTS', KEYS[2]) == 0
   redis.call('HSET', KEYS[2], 'endpoint', best.id, 'picked', now, 'seen', now)
   if created then
+    local ttl = tonumber(ARGV[5])
     redis.call('HSET', KEYS[2], 'created', now)
-    redis.call('EXPIRE', KEYS[2], tonumber(ARGV[5]))
+    redis.call('EXPIRE', KEYS[2], ttl)
+    redis.call('ZADD', sessions, now + ttl * 1000, pak .. ':' .. sid)
+    redis.call('EXPIRE', sessions, 2592000)
   end
 end
-return take(best, 0)
+return take(best, stood_in)

@@ -1,5 +1,9 @@
 """binary-v1 as peers in the field speak it."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,3 +91,31 @@ def test_no_bytes_break_the_parsers(data: bytes) -> None:
             parse(data)
         except MalformedFrame:
             continue
+
+
+VECTORS: dict[str, Any] = json.loads(Path("docs/protocol/binary-v1.json").read_text())
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, id=r["name"]) for r in VECTORS["frames"]])
+def test_a_frame_reads_and_writes_as_its_vector_says(row: dict[str, Any]) -> None:
+    kind, payload = FrameType[row["type"].upper()], bytes.fromhex(row["payloadHex"])
+    assert parse_binary(bytes.fromhex(row["hex"])) == Binary(kind, row["sessionId"], payload)
+    assert (binary_prefix(kind, row["sessionId"]) + payload).hex() == row["hex"]
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, id=r["name"]) for r in VECTORS["malformed"]])
+def test_a_malformed_vector_is_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(MalformedFrame):
+        parse_binary(bytes.fromhex(row["hex"]))
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, id=r["name"]) for r in VECTORS["texts"]])
+def test_a_text_reads_as_its_vector_says(row: dict[str, Any]) -> None:
+    text = parse_text(row["json"].encode())
+    assert (text and (text.type, text.payload)) == (row["type"] and (Type(row["type"]), row["payload"]))
+
+
+@pytest.mark.parametrize("raw", VECTORS["malformedTexts"])
+def test_a_malformed_text_is_refused(raw: str) -> None:
+    with pytest.raises(MalformedFrame):
+        parse_text(raw.encode())

@@ -1,0 +1,121 @@
+"""An exit behind a CONNECT of its own: a modem's proxy, or the relay for a peer of binary-v1."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final, cast
+
+from gateway_node.tunnel import Tunnel, reset
+from shared.wire.http1 import HeadError, ResponseHead, take_response_head
+from shared.wire.mux import Bytes
+
+WRITE_HIGH_BYTES: Final = 512 * 1024
+
+
+class ConnectExit(asyncio.Protocol):
+    """The gateway's connection: a CONNECT answer first (`answer`), then the tunnel's bytes."""
+
+    def __init__(self, request: bytes, *, carries_eof: bool) -> None:
+        self.carries_eof = carries_eof
+        self._request = request
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self.answer: asyncio.Future[ResponseHead] = asyncio.get_running_loop().create_future()
+        self._tunnel: Tunnel | None = None
+        self._ended = False
+        self._eof_sent = False
+
+    def attach(self, tunnel: Tunnel) -> None:
+        """The tunnel stands: what came early goes first."""
+        self._tunnel = tunnel
+        if self._buffer:
+            early, self._buffer = bytes(self._buffer), bytearray()
+            tunnel.to_customer(early)
+        if self._ended:
+            tunnel.exit_ended()
+        self.release()
+
+    # transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel.to_customer(data)
+            return
+        self._buffer += data
+        if self.answer.done():
+            return
+        try:
+            head = take_response_head(self._buffer)
+        except HeadError:
+            self.answer.set_exception(ConnectionAbortedError("malformed answer"))
+            return
+        if head is not None:
+            self.hold()
+            self.answer.set_result(head)
+
+    def pause_writing(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.exit_full()
+
+    def resume_writing(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.exit_drained()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        if not self.answer.done():
+            return False
+        if self._tunnel is not None:
+            self._tunnel.exit_ended()
+        return not self._eof_sent
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(exc or ConnectionAbortedError("closed before it answered"))
+            self.answer.exception()  # whoever waits has read it; nobody may be left waiting
+        tunnel = self._tunnel
+        if tunnel is None:
+            return
+        if exc is not None or not self._ended:
+            tunnel.cut(exit_broke=True)
+        else:
+            tunnel.finish()
+
+    # path
+
+    def send(self, data: Bytes) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            with contextlib.suppress(
+                RuntimeError
+            ):  # uvloop raises when the transport closed in this very turn
+                transport.write(data)
+
+    def send_eof(self) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing() and not self._eof_sent:
+            self._eof_sent = True
+            with contextlib.suppress(RuntimeError, OSError):
+                transport.write_eof()
+
+    def hold(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def release(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def finish(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        reset(self._transport)

@@ -1,0 +1,164 @@
+"""binary-v2 through the relay: frames pass between a gateway's link and a peer's socket, with the tunnel ids changed.
+
+The relay keeps no windows and no replay: those are the ends' business. It shares each connection fairly, bounds what it
+holds for a tunnel and for all of them, and says PATH_LOST to one side when the other is gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+from relay_node.figures import BUFFERED, DOWN, TUNNELS, UP, Reason, count
+from shared.wire.mux import HEADER_BYTES, Bytes, Frame, MuxReason, MuxType, header, reset_frame
+from shared.wire.stream import WINDOW_MAX_BYTES, Outbox
+
+TUNNEL_BUFFER_MAX_BYTES: Final = WINDOW_MAX_BYTES + 64 * 1024
+"""A tunnel holds at most one window here; whoever sends more ignores its limit."""
+PROCESS_BUFFER_MAX_BYTES: Final = 512 * 1024 * 1024
+_PEER_ENDS: Final = frozenset({MuxType.RESET, MuxType.REFUSED})
+_GATEWAY_ENDS: Final = frozenset({MuxType.RESET, MuxType.CLOSE})
+_SEQUENCED: Final = frozenset({MuxType.DATA, MuxType.EOF})
+
+
+class PeerEnd(Protocol):
+    """What a peer's socket holds per tunnel of v2: a forward to a link, or a CONNECT of a prober."""
+
+    def from_peer(self, frame: Frame) -> None:
+        """A frame of the peer for this tunnel."""
+
+    def socket_lost(self, reason: Reason) -> None:
+        """The peer's socket is gone."""
+
+
+class Side(Protocol):
+    """A connection that carries many tunnels."""
+
+    outbox: Outbox
+
+    def forget(self, tunnel_id: int) -> None:
+        """A tunnel left this connection."""
+
+
+class Buffers:
+    """What all tunnels of this process hold."""
+
+    def __init__(self, max_bytes: int = PROCESS_BUFFER_MAX_BYTES) -> None:
+        self.held_bytes = 0
+        self.max_bytes = max_bytes
+
+    def crowded(self) -> bool:
+        """Whether new tunnels should go elsewhere."""
+        return self.held_bytes > self.max_bytes // 2
+
+
+class _Lane:
+    """Sequenced frames of one tunnel in one direction; queued only while the way out is full."""
+
+    __slots__ = ("_buffers", "_frames", "_held_bytes", "outbox", "queued", "tunnel_id")
+
+    def __init__(self, outbox: Outbox, tunnel_id: int, buffers: Buffers) -> None:
+        self.outbox = outbox
+        self.tunnel_id = tunnel_id
+        self.queued = False
+        self._buffers = buffers
+        self._frames: deque[tuple[MuxType, bytes]] = deque()
+        self._held_bytes = 0
+
+    def push(self, kind: MuxType, body: Bytes) -> bool:
+        """Send or queue; False when this tunnel, or the process, holds too much."""
+        outbox = self.outbox
+        if not outbox.paused and not self.queued:
+            outbox.send(header(kind, self.tunnel_id), body)
+            return True
+        held = HEADER_BYTES + len(body)
+        buffers = self._buffers
+        if self._held_bytes + held > TUNNEL_BUFFER_MAX_BYTES or buffers.held_bytes + held > buffers.max_bytes:
+            return False
+        self._held_bytes += held
+        buffers.held_bytes += held
+        BUFFERED.set(buffers.held_bytes)
+        self._frames.append((kind, bytes(body)))  # a copy, so that no large read is kept for a small frame
+        outbox.offer(self)
+        return True
+
+    def take(self) -> tuple[bytes, Bytes] | None:
+        if not self._frames:
+            return None
+        kind, body = self._frames.popleft()
+        self._let_go(HEADER_BYTES + len(body))
+        return header(kind, self.tunnel_id), body
+
+    def clear(self) -> None:
+        """Drop what is queued."""
+        self.outbox.withdraw(self)
+        self._frames.clear()
+        self._let_go(self._held_bytes)
+
+    def _let_go(self, size: int) -> None:
+        self._held_bytes -= size
+        self._buffers.held_bytes -= size
+        BUFFERED.set(self._buffers.held_bytes)
+
+
+class Forward:
+    """One tunnel between a link and a peer's socket."""
+
+    __slots__ = ("_link", "_over", "_socket", "_to_link", "_to_peer")
+
+    def __init__(self, socket: Side, peer_id: int, link: Side, link_id: int, buffers: Buffers) -> None:
+        self._socket = socket
+        self._link = link
+        self._to_peer = _Lane(socket.outbox, peer_id, buffers)
+        self._to_link = _Lane(link.outbox, link_id, buffers)
+        self._over = False
+        TUNNELS.inc()
+
+    def from_link(self, frame: Frame) -> None:
+        """A frame of the gateway for this tunnel."""
+        kind, lane = frame.type, self._to_peer
+        if kind in _SEQUENCED:
+            UP.inc(len(frame.body))
+            if not lane.push(kind, frame.body):
+                self._overrun()
+            return
+        lane.outbox.send(header(kind, lane.tunnel_id), frame.body)
+        if kind in _GATEWAY_ENDS:
+            self._leave(Reason.GATEWAY_CLOSED)
+
+    def from_peer(self, frame: Frame) -> None:
+        """A frame of the peer for this tunnel."""
+        kind, lane = frame.type, self._to_link
+        if kind in _SEQUENCED:
+            DOWN.inc(len(frame.body))
+            if not lane.push(kind, frame.body):
+                self._overrun()
+            return
+        lane.outbox.send(header(kind, lane.tunnel_id), frame.body)
+        if kind in _PEER_ENDS:
+            self._leave(Reason.OPEN_FAILED if kind is MuxType.REFUSED else Reason.TARGET_CLOSED)
+
+    def socket_lost(self, reason: Reason) -> None:
+        """The peer's socket is gone: the gateway may resume elsewhere."""
+        self._to_link.outbox.send(reset_frame(self._to_link.tunnel_id, MuxReason.PATH_LOST))
+        self._leave(reason)
+
+    def link_lost(self) -> None:
+        """The gateway's link is gone: the peer waits for it to come back."""
+        self._to_peer.outbox.send(reset_frame(self._to_peer.tunnel_id, MuxReason.PATH_LOST))
+        self._leave(Reason.LINK_GONE)
+
+    def _overrun(self) -> None:
+        for lane in (self._to_peer, self._to_link):
+            lane.outbox.send(reset_frame(lane.tunnel_id, MuxReason.OVERLOADED))
+        self._leave(Reason.OVERLOADED)
+
+    def _leave(self, reason: Reason) -> None:
+        if self._over:
+            return
+        self._over = True
+        for side, lane in ((self._socket, self._to_peer), (self._link, self._to_link)):
+            lane.clear()
+            side.forget(lane.tunnel_id)
+        TUNNELS.dec()
+        count("tunnel", reason)

@@ -1,0 +1,137 @@
+"""A gateway's link: one TCP connection on the mesh that carries the tunnels of binary-v2 peers.
+
+Frames and their order are in `shared/wire/mux.py`; OPEN and RESUME name the device, and the relay chooses its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from relay_node.figures import LINKS, Reason, count
+from relay_node.forward import Forward
+from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Registry
+from shared.wire.mux import (
+    Bytes,
+    Frame,
+    LinkReader,
+    MalformedMux,
+    MuxReason,
+    MuxType,
+    header,
+    link_header,
+    refused_frame,
+    split_device,
+)
+from shared.wire.stream import Outbox
+
+LINK_HIGH_BYTES: Final = 256 * 1024
+LINK_IDLE_MAX_S: Final = 45.0
+"""Gateways ping their links; one that is silent for longer is gone."""
+LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
+
+log = logging.getLogger("psx.relay")
+
+
+class LinkConnection(asyncio.Protocol):
+    """Takes over a mesh connection after its upgrade."""
+
+    def __init__(self, registry: Registry, transport: asyncio.Transport) -> None:
+        self._registry = registry
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._reader = LinkReader()
+        self._forwards: dict[int, Forward] = {}
+        self._heard_s = self._loop.time()
+        self.outbox = Outbox(self._send)
+        transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
+        registry.links.add(self)
+        LINKS.set(len(registry.links))
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_s = self._loop.time()
+        try:
+            for frame in self._reader.receive(data):
+                self._frame(frame)
+        except MalformedMux as fault:
+            log.error("link closed", extra={"reason": str(fault)})
+            count("link", Reason.PROTOCOL)
+            self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self.outbox.pause()
+
+    def resume_writing(self) -> None:
+        self.outbox.resume()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._registry.links.discard(self)
+        LINKS.set(len(self._registry.links))
+        for forward in list(self._forwards.values()):
+            forward.link_lost()
+
+    def forget(self, tunnel_id: int) -> None:
+        """A tunnel is over."""
+        self._forwards.pop(tunnel_id, None)
+
+    def sweep(self, now_s: float) -> None:
+        """Close a link that nobody holds any more, or that does not read."""
+        stuck = self._transport.get_write_buffer_size() > LINK_BUFFER_MAX_BYTES
+        if now_s - self._heard_s > LINK_IDLE_MAX_S or stuck:
+            count("link", Reason.STALLED if stuck else Reason.IDLE)
+            self._transport.abort()
+
+    def close(self) -> None:
+        """The relay ends."""
+        self._transport.close()
+
+    def _frame(self, frame: Frame) -> None:
+        forward = self._forwards.get(frame.tunnel)
+        if frame.type is MuxType.OPEN or frame.type is MuxType.RESUME:
+            if forward is not None:
+                raise MalformedMux("tunnel id is in use")
+            self._begin(frame)
+        elif forward is not None:
+            forward.from_link(frame)
+        elif frame.type is MuxType.PING:
+            self._send(header(MuxType.PONG, 0), frame.body)
+
+    def _begin(self, frame: Frame) -> None:
+        registry = self._registry
+        device_id, body = split_device(frame.body)
+        device = registry.devices.get(device_id)
+        socket = device.least_loaded(v2=True) if device else None
+        if device is None or socket is None:
+            self._refuse(frame.tunnel, MuxReason.UNKNOWN_DEVICE, Reason.UNKNOWN_DEVICE)
+        elif device.leaving:
+            self._refuse(frame.tunnel, MuxReason.DRAINING, Reason.DRAIN)
+        elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
+            self._refuse(frame.tunnel, MuxReason.TOO_MANY_TUNNELS, Reason.TOO_MANY_TUNNELS)
+        elif registry.buffers.crowded():
+            self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
+        else:
+            peer_id = socket.next_tunnel_id()
+            forward = Forward(socket, peer_id, self, frame.tunnel, registry.buffers)
+            self._forwards[frame.tunnel] = forward
+            socket.ends[peer_id] = forward
+            socket.outbox.send(header(frame.type, peer_id), body)
+
+    def _refuse(self, tunnel_id: int, reason: MuxReason, counted: Reason) -> None:
+        count("tunnel", counted)
+        self._send(refused_frame(tunnel_id, reason))
+
+    def _send(self, head: bytes, payload: Bytes = b"") -> None:
+        transport = self._transport
+        if transport.is_closing():
+            return
+        size = len(head) + len(payload)
+        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
+            if payload:
+                transport.writelines((link_header(size) + head, payload))
+            else:
+                transport.write(link_header(size) + head)

@@ -1,0 +1,139 @@
+"""Which devices are connected to this relay, by which sockets; and what may connect at all.
+
+A socket belongs to the device its JWT names; a device has up to 8 sockets and its tunnels are spread over them by load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from relay_node.figures import DEVICES, Reason
+from relay_node.forward import Buffers
+from shared.supply.model import Origin
+from shared.supply.tokens import Claims, TokenFault
+from shared.wire import mux, peer
+from shared.wire.websocket import CloseCode
+
+if TYPE_CHECKING:
+    from relay_node.links import LinkConnection
+    from relay_node.peers import PeerSocket
+
+MAX_TUNNELS_PER_DEVICE: Final = 256
+MAX_SOCKETS_PER_ADDRESS: Final = 4096
+HANDSHAKES_PER_S_MAX: Final = 5000
+HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
+"""A token costs a signature check: an address that hammers is refused before it."""
+
+
+@dataclass(slots=True)
+class Device:
+    """One enrolled device while it has sockets here.
+
+    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before.
+    """
+
+    device_id: str
+    account_id: str
+    origin: Origin
+    address: str
+    connected_ms: int
+    generation: int = 0
+    leaving: bool = False
+    confirms_open: bool = False
+    sockets: list[PeerSocket] = field(default_factory=list)
+
+    def tunnel_count(self) -> int:
+        """Tunnels over all its sockets."""
+        return sum(s.load for s in self.sockets)
+
+    def least_loaded(self, *, v2: bool = False) -> PeerSocket | None:
+        """The ready socket (of v2 only, if asked) that carries the fewest tunnels."""
+        ready = [s for s in self.sockets if s.ready and (s.v2 or not v2)]
+        return min(ready, key=lambda s: s.load, default=None)
+
+    @property
+    def protocol(self) -> str:
+        """What gateways may speak to it: v2 when any ready socket does."""
+        return mux.PROTOCOL if self.least_loaded(v2=True) is not None else peer.PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the registry asks of its process: verify tokens, look addresses up, hear of arrivals and departures."""
+
+    verify: Callable[[str], Claims | TokenFault]
+    origin: Callable[[str], Origin]
+    now_ms: Callable[[], int]
+    arrived: Callable[[Device], None]
+    left: Callable[[Device], None]
+    redirect_for: Callable[[Device], str | None]
+
+
+class Registry:
+    """All devices connected to this relay."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self.devices: dict[str, Device] = {}
+        self.sockets: set[PeerSocket] = set()
+        self.per_address: dict[str, int] = {}
+        self.links: set[LinkConnection] = set()
+        self.buffers = Buffers()
+        self.draining = False
+        self._window_s = 0
+        self._handshakes: dict[str, int] = {}
+        self._handshakes_total = 0
+
+    def may_shake_hands(self, address: str, now_s: float) -> bool:
+        """Count a handshake of this second; False when there were too many, of this address or of all."""
+        if int(now_s) != self._window_s:
+            self._window_s, self._handshakes_total = int(now_s), 0
+            self._handshakes.clear()
+        count = self._handshakes.get(address, 0) + 1
+        self._handshakes[address] = count
+        self._handshakes_total += 1
+        return count <= HANDSHAKES_PER_S_PER_ADDRESS_MAX and self._handshakes_total <= HANDSHAKES_PER_S_MAX
+
+    def attach(self, socket: PeerSocket, claims: Claims) -> bool:
+        """Give an accepted socket to its device; False when the device has all its sockets already."""
+        device = self.devices.get(claims.device_id)
+        if device is None:
+            origin = self.hooks.origin(socket.address)
+            now_ms = self.hooks.now_ms()
+            device = Device(
+                claims.device_id, claims.account_id, origin, socket.address, now_ms, claims.generation
+            )
+            self.devices[claims.device_id] = device
+            DEVICES.set(len(self.devices))
+        if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
+            return False
+        device.sockets.append(socket)
+        device.generation = max(device.generation, claims.generation)
+        socket.device = device
+        return True
+
+    def detach(self, socket: PeerSocket) -> None:
+        """A socket is gone; with the last one its device leaves."""
+        device = socket.device
+        if device is None or socket not in device.sockets:
+            return
+        device.sockets.remove(socket)
+        if not device.sockets and self.devices.pop(device.device_id, None) is not None:
+            DEVICES.set(len(self.devices))
+            self.hooks.left(device)
+
+    def revoke(self, device_id: str, generation: int) -> None:
+        """Close every socket of a device whose tokens before `generation` ended."""
+        device = self.devices.get(device_id)
+        if device is not None and device.generation < generation:
+            for socket in list(device.sockets):
+                socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
+
+    def sweep(self, now_s: float) -> None:
+        """Close what is idle, late or stalled. Called every few seconds."""
+        for socket in list(self.sockets):
+            socket.sweep(now_s)
+        for link in list(self.links):
+            link.sweep(now_s)

@@ -1,0 +1,248 @@
+"""Tunnels of binary-v2: one target each, kept over the loss of a relay socket and resumed on another one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final, Protocol
+
+from psx_peer.tunnels import Dialer, DialRefused
+from psx_peer.wire import mux, peer, stream
+
+TARGET_HIGH_BYTES: Final = 256 * 1024
+WINDOWS_MAX_BYTES: Final = 64 * 1024 * 1024
+"""What all windows of this device may grow by together."""
+
+_REASONS: Final = {
+    peer.OpenFailure.CONNECTION_REFUSED: mux.MuxReason.CONNECTION_REFUSED,
+    peer.OpenFailure.DNS_FAILED: mux.MuxReason.DNS_FAILED,
+    peer.OpenFailure.TIMEOUT: mux.MuxReason.TIMEOUT,
+    peer.OpenFailure.UNKNOWN: mux.MuxReason.UNREACHABLE,
+}
+
+log = logging.getLogger("psx_peer")
+
+
+class Carrier(Protocol):
+    """A relay socket, as its streams see it."""
+
+    outbox: stream.Outbox
+
+    def forget(self, tunnel_id: int) -> None:
+        """A stream left this socket."""
+
+
+class StreamTable:
+    """All streams of a device by token, whichever socket they are on."""
+
+    def __init__(self) -> None:
+        self.budget = stream.WindowBudget(WINDOWS_MAX_BYTES)
+        self._by_token: dict[bytes, StreamTarget] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_token)
+
+    def add(self, target: StreamTarget) -> None:
+        """A stream begins."""
+        self._by_token[target.stream.token] = target
+
+    def find(self, token: bytes) -> StreamTarget | None:
+        """The stream of a token, if it still stands."""
+        return self._by_token.get(token)
+
+    def drop(self, target: StreamTarget) -> None:
+        """A stream is over."""
+        self._by_token.pop(target.stream.token, None)
+
+    def path_lost(self, targets: list[StreamTarget]) -> None:
+        """A socket is gone: its streams wait for a resumption, for a while."""
+        waiting = [target for target in targets if target.detach()]
+        if waiting:
+            loop = asyncio.get_running_loop()
+            epochs = [(target, target.epoch) for target in waiting]
+            loop.call_later(mux.RESUME_WITHIN_S, self._expire, epochs)
+
+    def _expire(self, epochs: list[tuple[StreamTarget, int]]) -> None:
+        for target, epoch in epochs:
+            if target.epoch == epoch and not target.stream.attached:
+                target.abort()
+
+    def stop(self) -> None:
+        """The owner stopped: end everything at once."""
+        for target in list(self._by_token.values()):
+            target.abort()
+
+
+class StreamTarget(asyncio.Protocol):
+    """One stream on one side, a target's connection on the other."""
+
+    def __init__(self, table: StreamTable, token: bytes, carrier: Carrier, tunnel_id: int) -> None:
+        self.stream = stream.Stream(self, token, table.budget)
+        self.tunnel_id = tunnel_id
+        self.epoch = 0
+        self._table = table
+        self._carrier: Carrier | None = carrier
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._target_ended = False
+        self._held = False
+        self._ended = False
+        table.add(self)
+
+    # life
+
+    def start(self, dialer: Dialer, given: mux.Open) -> None:
+        """Dial in the background, and answer OPENED or REFUSED."""
+        self._task = asyncio.get_running_loop().create_task(self._dial(dialer, given))
+
+    async def _dial(self, dialer: Dialer, given: mux.Open) -> None:
+        began = time.monotonic()
+        try:
+            transport = await dialer(self, given.host, given.port)
+        except DialRefused as refusal:
+            took_ms = int((time.monotonic() - began) * 1000)
+            log.debug("tunnel refused after %d ms: %s", took_ms, refusal.detail)
+            self._say(mux.refused_frame(self.tunnel_id, _reason(refusal), refusal.detail))
+            self._leave()
+            return
+        if self._ended or self._carrier is None:
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=TARGET_HIGH_BYTES)
+        self._transport = transport
+        if self._held:
+            transport.pause_reading()
+        self._say(mux.opened_frame(self.tunnel_id, self.stream.told_limit))
+        self.stream.attach(
+            self._carrier.outbox, self.tunnel_id
+        )  # not before: what the target said first waits
+        self.stream.on_opened(given.limit)
+
+    def resume(self, carrier: Carrier, tunnel_id: int, received: int, limit: int) -> None:
+        """Go on over another socket. Raises stream.FlowViolation."""
+        if self._carrier is not None:
+            self._carrier.forget(self.tunnel_id)
+        self._carrier, self.tunnel_id = carrier, tunnel_id
+        self.epoch += 1
+        self.stream.attach(carrier.outbox, tunnel_id)
+        self._say(mux.resumed_frame(tunnel_id, self.stream.received, self.stream.told_limit))
+        self.stream.resume(received, limit)
+        self._finish_if_over()
+
+    def detach(self) -> bool:
+        """The socket is gone. False when there was nothing yet to wait for."""
+        self._carrier = None
+        self.stream.detach()
+        self.epoch += 1
+        if self._transport is None:
+            self.abort()
+            return False
+        return True
+
+    def abort(self) -> None:
+        """Over, and not cleanly."""
+        transport, task = self._transport, self._task
+        self._leave()
+        if transport is not None:
+            transport.abort()
+        elif task is not None:
+            task.cancel()
+
+    def _leave(self) -> None:
+        self._ended = True
+        if self._carrier is not None:
+            self._carrier.forget(self.tunnel_id)
+            self._carrier = None
+        self.stream.close()
+        self._table.drop(self)
+
+    def _finish_if_over(self) -> None:
+        if self.stream.over and not self._ended:
+            self._leave()
+            if self._transport is not None:
+                self._transport.close()
+
+    def _say(self, frame: bytes) -> None:
+        if self._carrier is not None:
+            self._carrier.outbox.send(frame)
+
+    # frames of the gateway; raise stream.FlowViolation and mux.MalformedMux
+
+    def receive(self, frame: mux.Frame) -> None:
+        """A frame for this stream."""
+        match frame.type:
+            case mux.MuxType.DATA:
+                self.stream.on_data(frame.body)
+            case mux.MuxType.WINDOW:
+                self.stream.on_window(*mux.read_window(frame.body))
+                self._finish_if_over()
+            case mux.MuxType.BLOCKED:
+                self.stream.on_blocked()
+            case mux.MuxType.EOF:
+                self.stream.on_eof()
+                self._finish_if_over()
+            case mux.MuxType.RESET if mux.read_reason(frame.body) is mux.MuxReason.PATH_LOST:
+                self._table.path_lost([self])
+            case mux.MuxType.RESET:
+                self.abort()
+
+    def violated(self) -> None:
+        """The gateway broke the rules of flow control: this stream ends, the socket goes on."""
+        self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.FLOW_VIOLATION))
+        self.abort()
+
+    # sink
+
+    def deliver(self, data: mux.Bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def ended(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._target_ended:
+            self._transport.close()  # uvloop must not be left with both directions half-closed
+        elif self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def pause_source(self) -> None:
+        self._held = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_source(self) -> None:
+        self._held = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # target
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The dialer hands the transport over when it is done."""
+
+    def data_received(self, data: bytes) -> None:
+        self.stream.write(data)
+
+    def eof_received(self) -> bool:
+        self._target_ended = True
+        self.stream.write_eof()
+        return not self.stream.eof_received
+
+    def pause_writing(self) -> None:
+        self.stream.stall()
+
+    def resume_writing(self) -> None:
+        self.stream.drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._ended or self._target_ended:
+            return
+        self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TARGET_RESET))
+        self._leave()
+
+
+def _reason(refusal: DialRefused) -> mux.MuxReason:
+    if refusal.policy:
+        return mux.MuxReason.EGRESS_POLICY
+    return _REASONS[refusal.reason]

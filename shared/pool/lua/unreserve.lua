@@ -1,0 +1,7 @@
+-- End a hold. KEYS: 1 reservation. ARGV: 1 prefix, 2 lease
+local id = redis.call('HGET', KEYS[1], 'endpoint_id')
+if not id then return 0 end
+if redis.call('HGET', ARGV[1] .. 'ep:' .. id, 'reserved') == ARGV[2] then
+  redis.call('HDEL', ARGV[1] .. 'ep:' .. id, 'reserved')
+end
+return redis.call('DEL', KEYS[1])

@@ -1,0 +1,219 @@
+"""Connections to Redis for the nodes: pipelining, one per server, and the slot map of a Cluster.
+
+Calls of one loop turn leave in one write, answers come back in order; there is no pool to wait for, and a call costs a
+future. A lost connection fails what was under way (its outcome is unknown) and is made again by the next call.
+Source: the Redis serialization protocol (RESP2) by hiredis; the Cluster specification, "Key distribution model".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import ssl
+from collections import deque
+from typing import Any, Final, cast
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+
+CONNECT_TIMEOUT_S: Final = 2.0
+ANSWER_TIMEOUT_S: Final = 5.0
+SLOTS: Final = 16_384
+MOVED_RETRIES_MAX: Final = 3
+CLUSTER_SCHEMES: Final = frozenset({"redis+cluster", "rediss+cluster"})
+
+Argument = str | int | bytes
+_NOTHING: Final = object()
+
+
+class ConnectionGone(OSError):
+    """The connection was lost, or did not answer, before the answer came."""
+
+
+class Address:
+    """What a Redis URL says: `redis[s][+cluster]://[user:password@]host[:port][/db]`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.host = parts.hostname or "127.0.0.1"
+        self.port = parts.port or 6379
+        self.tls = parts.scheme.startswith("rediss")
+        self.cluster = parts.scheme in CLUSTER_SCHEMES
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        self.greeting: list[tuple[Argument, ...]] = []
+        if password:
+            self.greeting.append(("AUTH", user, password) if user else ("AUTH", password))
+        database = parts.path.strip("/")
+        if database not in {"", "0"} and not self.cluster:
+            self.greeting.append(("SELECT", database))
+
+
+class Connection(asyncio.Protocol):
+    """One pipelined connection."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._out: list[bytes] = []
+        self._watch: asyncio.TimerHandle | None = None
+        self.lost = False
+
+    def call(self, *arguments: Argument) -> asyncio.Future[Any]:
+        """The answer to come: bytes, int, None, lists; an error as a `hiredis.ReplyError`. Cancelling forgets it."""
+        future = self._loop.create_future()
+        if self.lost:
+            future.set_exception(ConnectionGone("connection lost"))
+            return future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(hiredis.pack_command(cast(Any, arguments)))
+        self._waiting.append((future, self._loop.time()))
+        if self._watch is None:
+            self._watch = self._loop.call_later(ANSWER_TIMEOUT_S, self._check)
+        return future
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's own are no subclass of it
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (answer := self._reader.gets()) is not _NOTHING:
+                future, _ = self._waiting.popleft()
+                if not future.done():
+                    future.set_result(answer)
+        except (hiredis.ProtocolError, IndexError):
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._watch is not None:
+            self._watch.cancel()
+        waiting, self._waiting = self._waiting, deque()
+        for future, _ in waiting:
+            if not future.done():
+                future.set_exception(ConnectionGone("connection lost"))
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
+
+    def _check(self) -> None:
+        self._watch = None
+        if not self._waiting:
+            return
+        age_s = self._loop.time() - self._waiting[0][1]
+        if age_s >= ANSWER_TIMEOUT_S:
+            self.close()
+        else:
+            self._watch = self._loop.call_later(ANSWER_TIMEOUT_S - age_s, self._check)
+
+
+class Server:
+    """One Redis server: its connection, made when first needed and again after a loss."""
+
+    def __init__(self, address: Address, host: str, port: int) -> None:
+        self._address = address
+        self._host = host
+        self._port = port
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
+
+    async def call(self, *arguments: Argument) -> Any:
+        """The server's answer. Raises OSError or TimeoutError when it is not known."""
+        connection = self._connection
+        if connection is None or connection.lost:
+            connection = await self._connected()
+        return await connection.call(*arguments)
+
+    async def _connected(self) -> Connection:
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        tls = ssl.create_default_context() if self._address.tls else None
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=tls)
+            for greeting in self._address.greeting:
+                answer = await connection.call(*greeting)
+                if isinstance(answer, hiredis.ReplyError):
+                    connection.close()
+                    raise ConnectionGone("refused by the server")
+        self._connection = connection
+        return connection
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._connecting is not None and not self._connecting.done():
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.close()
+            await asyncio.sleep(0)
+
+
+class Servers:
+    """Where a key is: always the same server, or by the slot map of a Cluster."""
+
+    def __init__(self, url: str) -> None:
+        self._address = Address(url)
+        self._seed = Server(self._address, self._address.host, self._address.port)
+        self._by_address: dict[tuple[str, int], Server] = {
+            (self._address.host, self._address.port): self._seed
+        }
+        self._slots: list[tuple[int, int, Server]] = []
+
+    async def call(self, key: str | None, *arguments: Argument) -> Any:
+        """The answer of the server that has the key. Raises OSError or TimeoutError."""
+        if not self._address.cluster:
+            return await self._seed.call(*arguments)
+        answer: Any = None
+        for _ in range(MOVED_RETRIES_MAX):
+            if not self._slots:
+                await self._read_slots()
+            answer = await self._server(key).call(*arguments)
+            if not (isinstance(answer, hiredis.ReplyError) and str(answer).startswith("MOVED ")):
+                return answer
+            self._slots = []
+        return answer
+
+    def _server(self, key: str | None) -> Server:
+        slot = key_slot(key) if key is not None else 0
+        return next((server for first, last, server in self._slots if first <= slot <= last), self._seed)
+
+    async def _read_slots(self) -> None:
+        for server in list(self._by_address.values()):
+            try:
+                rows = await server.call("CLUSTER", "SLOTS")
+            except (OSError, TimeoutError):
+                continue
+            if not isinstance(rows, hiredis.ReplyError):
+                self._slots = [(int(row[0]), int(row[1]), self._known(row[2])) for row in rows]
+                return
+        raise ConnectionGone("no server of the cluster answers")
+
+    def _known(self, node: Any) -> Server:
+        host, port = node[0].decode() or self._address.host, int(node[1])
+        return self._by_address.setdefault((host, port), Server(self._address, host, port))
+
+    async def close(self) -> None:
+        """Hang up everywhere."""
+        for server in self._by_address.values():
+            await server.close()
+
+
+def key_slot(key: str) -> int:
+    """The Cluster slot of a key, by its hash tag when it has one."""
+    start = key.find("{")
+    end = key.find("}", start + 1) if start >= 0 else -1
+    tag = key[start + 1 : end] if end > start + 1 else key
+    return binascii.crc_hqx(tag.encode(), 0) % SLOTS

@@ -1,0 +1,373 @@
+"""One end of a binary-v2 tunnel: what may be sent, what was taken, what must be kept for a resumption. No I/O, no clock.
+
+    IDLE --attach--> ATTACHED --detach--> DETACHED --attach--> ATTACHED ... --> over (both directions acknowledged)
+
+A `Stream` has a `Sink`: the connection it feeds (a customer, a target). `Outbox` shares one connection among its streams:
+control frames leave at once, data goes round-robin, a frame each, while the connection has room. So a bulk transfer never
+delays another tunnel's bytes by more than the connection's own small buffer.
+
+Windows: the receiver lets `WINDOW_START_BYTES` in, and doubles that each time the sender says BLOCKED while the sink keeps
+up, so that the window finds bandwidth x delay without a clock; to `WINDOW_MAX_BYTES`, and as long as the process's
+`WindowBudget` allows. A sink that stalls is granted nothing. What was sent is kept until acknowledged: at most one window,
+so resumption costs no more memory than flow control does.
+Source: the frames in `mux.py`; BLOCKED after QUIC's STREAM_DATA_BLOCKED (RFC 9000 section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+from shared.wire.mux import (
+    DATA_MAX_BYTES,
+    Bytes,
+    MuxType,
+    blocked_frame,
+    header,
+    window_frame,
+)
+
+WINDOW_START_BYTES: Final = 256 * 1024
+WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
+PENDING_HIGH_BYTES: Final = 64 * 1024
+"""Bytes that wait for credit or room before the source is held."""
+
+
+class FlowViolation(Exception):
+    """The other end sent beyond its limit, or acknowledged what was never sent."""
+
+
+class Sink(Protocol):
+    """The connection that a stream feeds and is fed by."""
+
+    def deliver(self, data: Bytes) -> None:
+        """Bytes from the other end."""
+
+    def ended(self) -> None:
+        """The other end will send no more."""
+
+    def pause_source(self) -> None:
+        """Read no more from this side: the path is full."""
+
+    def resume_source(self) -> None:
+        """The path has room again."""
+
+
+class Lane(Protocol):
+    """Something with data frames to send over a shared connection. `queued` belongs to the Outbox."""
+
+    queued: bool
+
+    def take(self) -> tuple[bytes, Bytes] | None:
+        """The next (header, payload), or None when there is nothing to send now."""
+
+
+class FrameWriter(Protocol):
+    """Writes one frame, in two parts so that no payload is copied, to a connection."""
+
+    def __call__(self, head: bytes, payload: Bytes = b"") -> None: ...
+
+
+class Outbox:
+    """One connection's way out. The owner calls `pause` and `resume` as its transport does."""
+
+    __slots__ = ("_ready", "paused", "send")
+
+    def __init__(self, send: FrameWriter) -> None:
+        self.send = send
+        self.paused = False
+        self._ready: deque[Lane] = deque()
+
+    def offer(self, lane: Lane) -> None:
+        """A lane has something to send."""
+        if not lane.queued:
+            lane.queued = True
+            self._ready.append(lane)
+            if not self.paused and len(self._ready) == 1:
+                self._pump()
+
+    def withdraw(self, lane: Lane) -> None:
+        """A lane is gone."""
+        if lane.queued:
+            lane.queued = False
+            self._ready.remove(lane)
+
+    def pause(self) -> None:
+        """The connection is full."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """The connection has room."""
+        self.paused = False
+        self._pump()
+
+    def _pump(self) -> None:
+        ready = self._ready
+        while ready and not self.paused:
+            lane = ready[0]
+            parts = lane.take()
+            if parts is None:
+                lane.queued = False
+                if ready and ready[0] is lane:
+                    ready.popleft()
+            else:
+                ready.rotate(-1)
+                self.send(*parts)
+
+
+class WindowBudget:
+    """How much all windows of a process may add up to beyond their start; one that grows draws on it."""
+
+    __slots__ = ("_left_bytes",)
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left_bytes = max_bytes
+
+    def draw(self, size: int) -> bool:
+        """Take from the budget; False when that much is not left."""
+        if size > self._left_bytes:
+            return False
+        self._left_bytes -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """A stream that had drawn is over."""
+        self._left_bytes += size
+
+
+class Stream:
+    """One end of one tunnel. Attach it to an outbox under a tunnel id; feed it frames and the sink's bytes."""
+
+    __slots__ = (
+        "_acked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_held", "_limit", "_outbox", "_pending",
+        "_pending_bytes", "_received", "_sent", "_sink", "_stalled", "_told", "_unacked", "_window", "eof_received",
+        "queued", "token", "tunnel_id",
+    )  # fmt: skip
+
+    def __init__(
+        self, sink: Sink, token: bytes, budget: WindowBudget, window_bytes: int = WINDOW_START_BYTES
+    ) -> None:
+        self._sink = sink
+        self.token = token
+        self.queued = False
+        self.tunnel_id = 0
+        self._outbox: Outbox | None = None
+        self._budget = budget
+        self._window = window_bytes
+        self._drawn = 0
+        # sending: [_acked, _sent) is kept in _unacked, then comes _pending
+        self._limit = 0
+        self._blocked_at = -1
+        self._acked = 0
+        self._sent = 0
+        self._unacked: deque[Bytes] = deque()
+        self._pending: deque[Bytes] = deque()
+        self._pending_bytes = 0
+        self._held = False
+        self._eof_wanted = False
+        self._eof_sent = False
+        # receiving
+        self._received = 0
+        self._told = window_bytes
+        self._stalled = False
+        self.eof_received = False
+
+    # state
+
+    @property
+    def told_limit(self) -> int:
+        """What the other end has been told it may send up to."""
+        return self._told
+
+    @property
+    def received(self) -> int:
+        """Units taken so far; EOF counts as one."""
+        return self._received
+
+    @property
+    def attached(self) -> bool:
+        """Whether frames can leave now."""
+        return self._outbox is not None
+
+    @property
+    def over(self) -> bool:
+        """Both directions ended and ours is acknowledged: nothing can be asked for again."""
+        return self.eof_received and self._eof_sent and self._acked == self._sent
+
+    # path
+
+    def attach(self, outbox: Outbox, tunnel_id: int) -> None:
+        """Frames go this way from now on."""
+        self.detach()
+        self._outbox = outbox
+        self.tunnel_id = tunnel_id
+
+    def detach(self) -> None:
+        """The path is lost; everything waits."""
+        if self._outbox is not None:
+            self._outbox.withdraw(self)
+            self._outbox = None
+
+    def resume(self, received: int, limit: int) -> None:
+        """The other end has `received` units: what came after is sent again. Raises FlowViolation."""
+        self._acknowledge(received)
+        if self._eof_sent and self._acked < self._sent:
+            self._eof_sent = False
+            self._sent -= 1
+        self._pending.extendleft(reversed(self._unacked))
+        self._pending_bytes += self._sent - self._acked
+        self._unacked.clear()
+        self._sent = self._acked
+        self._limit = max(self._limit, limit)
+        self._blocked_at = -1
+        self._hold_or_release()
+        self._offer()
+
+    def close(self) -> None:
+        """Give back what the windows drew; the stream is not used again."""
+        self.detach()
+        self._budget.give_back(self._drawn)
+        self._drawn = 0
+        self._eof_wanted = True
+        self._pending.clear()
+        self._unacked.clear()
+
+    # from the sink
+
+    def write(self, data: Bytes) -> None:
+        """Bytes for the other end."""
+        if self._eof_wanted:
+            return
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self._offer()
+        self._hold_or_release()
+
+    def write_eof(self) -> None:
+        """Nothing follows."""
+        if not self._eof_wanted:
+            self._eof_wanted = True
+            self._offer()
+
+    def stall(self) -> None:
+        """The sink is full: grant nothing until it has drained."""
+        self._stalled = True
+
+    def drained(self) -> None:
+        """The sink has room again."""
+        self._stalled = False
+        self._grant()
+
+    # from the other end
+
+    def on_opened(self, limit: int) -> None:
+        """The first limit."""
+        self._limit = max(self._limit, limit)
+        self._offer()
+
+    def on_data(self, data: Bytes) -> None:
+        """DATA. Raises FlowViolation."""
+        size = len(data)
+        if self.eof_received or self._received + size > self._told:
+            raise FlowViolation("data beyond the limit")
+        self._received += size
+        self._sink.deliver(data)
+        if not self._stalled:
+            self._grant()
+
+    def on_eof(self) -> None:
+        """EOF; a second one is a violation. Raises FlowViolation."""
+        if self.eof_received:
+            raise FlowViolation("second EOF")
+        self.eof_received = True
+        self._received += 1
+        self._tell(max(self._told, self._received))
+        self._sink.ended()
+
+    def on_window(self, received: int, limit: int) -> None:
+        """WINDOW. Raises FlowViolation."""
+        self._acknowledge(received)
+        if limit > self._limit:
+            self._limit = limit
+            if self._pending:
+                self._offer()
+
+    def on_blocked(self) -> None:
+        """BLOCKED: the window is smaller than what the path can hold, unless it is the sink that does not keep up."""
+        if self._stalled or self.eof_received or self._window >= WINDOW_MAX_BYTES:
+            return
+        if self._budget.draw(self._window):
+            self._drawn += self._window
+            self._window *= 2
+            self._tell(self._received + self._window)
+
+    # frames out
+
+    def take(self) -> tuple[bytes, Bytes] | None:
+        """The next DATA or EOF frame that credit allows."""
+        if not self._pending:
+            if self._eof_wanted and not self._eof_sent:
+                self._eof_sent = True
+                self._sent += 1
+                return header(MuxType.EOF, self.tunnel_id), b""
+            return None
+        credit = min(self._limit - self._sent, DATA_MAX_BYTES)
+        if credit <= 0:
+            if self._blocked_at != self._limit and self._outbox is not None:
+                self._blocked_at = self._limit
+                self._outbox.send(blocked_frame(self.tunnel_id, self._limit))
+            return None
+        chunk = self._pending.popleft()
+        if len(chunk) > credit:
+            view = memoryview(chunk)
+            self._pending.appendleft(view[credit:])
+            chunk = view[:credit]
+        size = len(chunk)
+        self._sent += size
+        self._pending_bytes -= size
+        self._unacked.append(chunk)
+        self._hold_or_release()
+        return header(MuxType.DATA, self.tunnel_id), chunk
+
+    def _offer(self) -> None:
+        if self._outbox is not None and not self.queued:
+            self._outbox.offer(self)
+
+    def _hold_or_release(self) -> None:
+        full = self._pending_bytes > PENDING_HIGH_BYTES
+        if full is not self._held:
+            self._held = full
+            if full:
+                self._sink.pause_source()
+            else:
+                self._sink.resume_source()
+
+    def _acknowledge(self, received: int) -> None:
+        if received > self._sent:
+            raise FlowViolation("acknowledges what was not sent")
+        if received <= self._acked:
+            return
+        gone = received - self._acked
+        self._acked = received
+        unacked = self._unacked
+        while gone and unacked:
+            size = len(unacked[0])
+            if size <= gone:
+                gone -= size
+                unacked.popleft()
+            else:
+                unacked[0] = memoryview(unacked[0])[gone:]
+                gone = 0
+
+    def _grant(self) -> None:
+        """Tell the other end of new room, when it is worth a frame."""
+        if self.eof_received:
+            return
+        limit = self._received + self._window
+        if limit - self._told >= self._window // 2:
+            self._tell(limit)
+
+    def _tell(self, limit: int) -> None:
+        self._told = limit
+        if self._outbox is not None:
+            self._outbox.send(window_frame(self.tunnel_id, self._received, limit))

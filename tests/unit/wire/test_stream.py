@@ -1,0 +1,304 @@
+"""Ends of a v2 tunnel: the scripts, two ends back to back over a path that breaks, and the sharing of one connection."""
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shared.wire import mux
+from shared.wire.mux import Bytes, Frame, MuxType
+from shared.wire.stream import (
+    PENDING_HIGH_BYTES,
+    WINDOW_MAX_BYTES,
+    WINDOW_START_BYTES,
+    FlowViolation,
+    Outbox,
+    Stream,
+    WindowBudget,
+)
+
+SCRIPTS: list[dict[str, Any]] = json.loads(Path("docs/protocol/binary-v2-stream.json").read_text())["scripts"]
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.got = bytearray()
+        self.eof = False
+        self.held = False
+
+    def deliver(self, data: Bytes) -> None:
+        assert not self.eof
+        self.got += data
+
+    def ended(self) -> None:
+        self.eof = True
+
+    def pause_source(self) -> None:
+        assert not self.held
+        self.held = True
+
+    def resume_source(self) -> None:
+        assert self.held
+        self.held = False
+
+
+def feed(stream: Stream, frame: Frame) -> None:
+    match frame.type:
+        case MuxType.OPENED:
+            stream.on_opened(mux.read_limit(frame.body))
+        case MuxType.DATA:
+            stream.on_data(frame.body)
+        case MuxType.EOF:
+            stream.on_eof()
+        case MuxType.WINDOW:
+            stream.on_window(*mux.read_window(frame.body))
+        case MuxType.BLOCKED:
+            stream.on_blocked()
+        case _:
+            raise AssertionError(frame)
+
+
+def step(stream: Stream, outbox: Outbox, given: dict[str, Any]) -> None:
+    match given["do"]:
+        case "attach":
+            stream.attach(outbox, given["tunnel"])
+        case "detach":
+            stream.detach()
+        case "write":
+            stream.write(bytes.fromhex(given["hex"]))
+        case "eof":
+            stream.write_eof()
+        case "opened":
+            stream.on_opened(given["limit"])
+        case "data":
+            stream.on_data(bytes.fromhex(given["hex"]))
+        case "peer_eof":
+            stream.on_eof()
+        case "window":
+            stream.on_window(given["received"], given["limit"])
+        case "blocked":
+            stream.on_blocked()
+        case "resume":
+            stream.resume(given["received"], given["limit"])
+        case "stall":
+            stream.stall()
+        case "drained":
+            stream.drained()
+
+
+@pytest.mark.parametrize("script", [pytest.param(s, id=s["name"]) for s in SCRIPTS])
+def test_an_end_does_what_its_script_says(script: dict[str, Any]) -> None:
+    sent: list[str] = []
+    outbox = Outbox(lambda head, payload=b"": sent.append((head + bytes(payload)).hex()))
+    sink = Recorder()
+    stream = Stream(sink, bytes(16), WindowBudget(1 << 20), script["window"])
+    for given in script["steps"]:
+        sent.clear()
+        sink.got.clear()
+        if given.get("violates"):
+            with pytest.raises(FlowViolation):
+                step(stream, outbox, given)
+            return
+        step(stream, outbox, given)
+        assert sent == given["sends"], given
+        assert sink.got.hex() == given.get("delivers", ""), given
+        assert stream.over is given.get("over", False)
+
+
+class End:
+    """One end, its connection as a queue of frames, and what it wrote."""
+
+    def __init__(self) -> None:
+        self.sink = Recorder()
+        self.out: deque[bytes] = deque()
+        self.stream = Stream(self.sink, bytes(16), WindowBudget(64), 16)
+        self.outbox = Outbox(lambda head, payload=b"": self.out.append(head + bytes(payload)))
+        self.wrote = bytearray()
+        self.eof = False
+        self.stalled = False
+
+
+class TwoEnds(RuleBasedStateMachine):
+    """A gateway's end and a peer's end: whatever happens to the path, no byte is lost, repeated or reordered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = End(), End()
+        self.connected = False
+        self.tunnel = 1
+
+    @initialize()
+    def open(self) -> None:
+        for one, other in ((self.a, self.b), (self.b, self.a)):
+            one.stream.attach(one.outbox, self.tunnel)
+            one.stream.on_opened(other.stream.told_limit)
+        self.connected = True
+
+    def other(self, end: End) -> End:
+        return self.b if end is self.a else self.a
+
+    ends = st.sampled_from(["a", "b"])
+
+    @rule(end=ends, data=st.binary(min_size=1, max_size=40))
+    def write(self, end: str, data: bytes) -> None:
+        mine: End = getattr(self, end)
+        if not mine.eof:
+            mine.wrote += data
+            mine.stream.write(data)
+
+    @rule(end=ends)
+    def finish(self, end: str) -> None:
+        mine: End = getattr(self, end)
+        mine.eof = True
+        mine.stream.write_eof()
+
+    @rule(end=ends)
+    def stall(self, end: str) -> None:
+        mine: End = getattr(self, end)
+        mine.stalled = True
+        mine.stream.stall()
+
+    @rule(end=ends)
+    def drain(self, end: str) -> None:
+        mine: End = getattr(self, end)
+        mine.stalled = False
+        mine.stream.drained()
+
+    @rule(end=ends)
+    def full(self, end: str) -> None:
+        getattr(self, end).outbox.pause()
+
+    @rule(end=ends)
+    def room(self, end: str) -> None:
+        getattr(self, end).outbox.resume()
+
+    @rule(end=ends, count=st.integers(1, 5))
+    def carry(self, end: str, count: int) -> None:
+        mine: End = getattr(self, end)
+        for _ in range(min(count, len(mine.out))):
+            frame = mux.parse(mine.out.popleft())
+            assert frame is not None
+            assert frame.tunnel == self.tunnel
+            feed(self.other(mine).stream, frame)
+
+    @precondition(lambda self: self.connected)
+    @rule()
+    def lose_the_path(self) -> None:
+        for end in (self.a, self.b):
+            end.stream.detach()
+            end.out.clear()
+            end.outbox = Outbox(end.outbox.send)
+        self.connected = False
+
+    @precondition(lambda self: not self.connected)
+    @rule()
+    def resume(self) -> None:
+        self.tunnel += 1
+        facts = {id(e): (e.stream.received, e.stream.told_limit) for e in (self.a, self.b)}
+        for end in (self.a, self.b):
+            end.stream.attach(end.outbox, self.tunnel)
+        for end in (self.a, self.b):
+            end.stream.resume(*facts[id(self.other(end))])
+        self.connected = True
+
+    @invariant()
+    def what_arrived_is_a_prefix_of_what_was_written(self) -> None:
+        for end in (self.a, self.b):
+            got = self.other(end).sink.got
+            assert end.wrote[: len(got)] == got
+            assert not self.other(end).sink.eof or (end.eof and got == end.wrote)
+
+    def teardown(self) -> None:
+        if not self.connected:
+            self.resume()
+        for name in ("a", "b"):
+            self.drain(name)
+            self.room(name)
+            self.finish(name)
+        for _ in range(2000):
+            if not (self.a.out or self.b.out):
+                break
+            self.carry("a", 5)
+            self.carry("b", 5)
+        for end in (self.a, self.b):
+            assert self.other(end).sink.got == end.wrote
+            assert end.stream.over
+            assert not end.sink.held
+
+
+TestTwoEnds = TwoEnds.TestCase
+TestTwoEnds.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_a_bulk_stream_takes_turns_with_a_small_one() -> None:
+    sent: list[bytes] = []
+    outbox = Outbox(lambda head, payload=b"": sent.append(head))
+    streams = [Stream(Recorder(), bytes(16), WindowBudget(0)) for _ in range(2)]
+    outbox.pause()
+    for number, stream in enumerate(streams):
+        stream.attach(outbox, number)
+        stream.on_opened(1 << 30)
+    streams[0].write(bytes(10 * mux.DATA_MAX_BYTES))
+    streams[1].write(b"small")
+    outbox.resume()
+    assert sent[:2] == [mux.header(MuxType.DATA, 0), mux.header(MuxType.DATA, 1)]
+    assert len(sent) == 11
+
+
+def test_control_frames_leave_while_data_waits() -> None:
+    sent: list[bytes] = []
+    outbox = Outbox(lambda head, payload=b"": sent.append(head))
+    outbox.pause()
+    stream = Stream(Recorder(), bytes(16), WindowBudget(0), 8)
+    stream.attach(outbox, 1)
+    stream.on_opened(100)
+    stream.write(b"waits")
+    stream.on_data(b"1234")
+    assert sent == [mux.window_frame(1, 4, 12)]
+
+
+def test_a_source_is_held_while_too_much_waits_and_let_go_after() -> None:
+    outbox = Outbox(lambda head, payload=b"": None)
+    sink = Recorder()
+    stream = Stream(sink, bytes(16), WindowBudget(0))
+    stream.attach(outbox, 1)
+    stream.write(bytes(PENDING_HIGH_BYTES + 1))
+    assert sink.held
+    stream.on_opened(WINDOW_START_BYTES)
+    assert not sink.held
+
+
+def test_windows_grow_no_further_than_their_ceiling_and_their_budget() -> None:
+    budget = WindowBudget(WINDOW_START_BYTES)
+    first, second = (Stream(Recorder(), bytes(16), budget) for _ in range(2))
+    for stream in (first, second):
+        stream.on_blocked()
+    assert first.told_limit == 2 * WINDOW_START_BYTES
+    assert second.told_limit == WINDOW_START_BYTES
+    first.close()
+    second.on_blocked()
+    assert second.told_limit == 2 * WINDOW_START_BYTES
+    wide = Stream(Recorder(), bytes(16), WindowBudget(1 << 40))
+    for _ in range(20):
+        wide.on_blocked()
+    assert wide.told_limit == WINDOW_MAX_BYTES
+
+
+def test_a_withdrawn_stream_sends_nothing() -> None:
+    sent: list[bytes] = []
+    outbox = Outbox(lambda head, payload=b"": sent.append(head))
+    outbox.pause()
+    stream = Stream(Recorder(), bytes(16), WindowBudget(0))
+    stream.attach(outbox, 1)
+    stream.on_opened(10)
+    stream.write(b"x")
+    stream.close()
+    outbox.resume()
+    assert sent == []
