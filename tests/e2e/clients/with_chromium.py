@@ -179,7 +179,7 @@ class Tab:
 def main() -> None:
     """All URLs in one tab."""
     signal.alarm(ALL_TIMEOUT_S)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+    with tempfile.TemporaryDirectory(dir=os.environ["HOME"], ignore_cleanup_errors=True) as profile:
         browser = Browser(profile)
         try:
             tab = Tab(browser, os.environ["PROXY"])
