@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -26,6 +27,8 @@ STOP_TIMEOUT_S: Final = 4.0
 READY_TIMEOUT_S: Final = 20.0
 READY_POLL_S: Final = 0.02
 LOG_TAIL_BYTES: Final = 2000
+_PORTS: Final = range(12_000, 32_000)
+_TURN: Final = itertools.count(secrets.randbelow(len(_PORTS)))  # runs side by side ask in different places
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _PRESET: Final = (
@@ -54,10 +57,13 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now, below those that the kernel hands out: no outgoing connection takes it meanwhile."""
+    for _ in range(len(_PORTS)):
+        port = _PORTS[next(_TURN) % len(_PORTS)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise PartFailed("no port is free")
 
 
 def _dies_with(parent: int) -> Callable[[], None]:

@@ -186,7 +186,19 @@ class Clients:
 
     async def _build(self) -> Path:
         built = self._home / "with_nethttp"
-        command = [program("go"), "build", "-o", str(built), str(PROGRAMS / "with_nethttp.go")]
+        # Politely: the network starts at the same time, and a cold cache takes all processors.
+        command = [
+            program("nice"),
+            "-n",
+            "19",
+            program("go"),
+            "build",
+            "-p",
+            "1",
+            "-o",
+            str(built),
+            str(PROGRAMS / "with_nethttp.go"),
+        ]
         env = self.environment(CGO_ENABLED="0", GOTOOLCHAIN="local", GOFLAGS="", GO111MODULE="off")
         ran = await run(command, env, timeout_s=BUILD_TIMEOUT_S)
         assert ran.exit_code == 0, ran.err
