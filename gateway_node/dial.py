@@ -16,13 +16,14 @@ from gateway_node.tunnel import ExitPath
 from shared.access.secrets import SealBroken, SecretBox
 from shared.kernel.codes import Pool, Refusal
 from shared.kernel.ids import DeviceId
-from shared.pool.model import Acquired
+from shared.pool.model import Acquired, Endpoint
 from shared.wire import mux
 from shared.wire.http1 import ResponseHead, basic_header, connect_head
 from shared.wire.mux import MuxReason
 
 EXIT_CONNECT_TIMEOUT_S: Final = 5.0
 EXIT_ANSWER_TIMEOUT_S: Final = 12.0
+OPENED_KEPT: Final = 10_000
 
 
 class Fault(StrEnum):
@@ -66,6 +67,7 @@ class ExitDialer:
         self._mesh_token = mesh_token
         self._box = box
         self._links = links
+        self._opened: dict[str, str] = {}
 
     async def open(
         self, acquired: Acquired, target: Target, request_id: str
@@ -84,16 +86,17 @@ class ExitDialer:
         else:
             host, exit_port = endpoint.modem_host, endpoint.modem_port
             try:
-                opened = self._box.open(endpoint.modem_credentials_sealed, f"modem#{endpoint.endpoint_id}")
+                headers = [("Proxy-Authorization", self._modem_header(endpoint))]
             except SealBroken:
                 return ExitFailed(Fault.EXIT, "modem_credentials_unreadable")
-            username, _, password = opened.partition(":")
-            headers = [("Proxy-Authorization", basic_header(username, password))]
         request = connect_head(target.address, target.port, headers)
         exit_ = ConnectExit(request, carries_eof=endpoint.pool is Pool.MBL)
+        loop = asyncio.get_running_loop()
         try:
-            await self._connect(exit_, host, exit_port)
-            answer = await asyncio.wait_for(exit_.answer, EXIT_ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(EXIT_CONNECT_TIMEOUT_S) as bound:
+                await loop.create_connection(lambda: exit_, host, exit_port)
+                bound.reschedule(loop.time() + EXIT_ANSWER_TIMEOUT_S)
+                answer = await exit_.answer
         except (OSError, TimeoutError) as error:
             exit_.cut()
             return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}")
@@ -105,9 +108,17 @@ class ExitDialer:
         exit_.cut()
         return _refused(answer, endpoint.pool)
 
-    async def _connect(self, exit_: ConnectExit, host: str, port: int) -> None:
-        loop = asyncio.get_running_loop()
-        await asyncio.wait_for(loop.create_connection(lambda: exit_, host, port), EXIT_CONNECT_TIMEOUT_S)
+    def _modem_header(self, endpoint: Endpoint) -> str:
+        """The modem's own credentials; opened once, because each opening costs as much as a dial. Raises SealBroken."""
+        sealed = endpoint.modem_credentials_sealed
+        header = self._opened.get(sealed)
+        if header is None:
+            username, _, password = self._box.open(sealed, f"modem#{endpoint.endpoint_id}").partition(":")
+            header = basic_header(username, password)
+            if len(self._opened) >= OPENED_KEPT:
+                self._opened.clear()
+            self._opened[sealed] = header
+        return header
 
     async def _stream(self, acquired: Acquired, target: Target) -> ExitPath | ExitFailed | RefusedRequest:
         """Peers of v2 check what they dial, so they are told the name and find the address that is near them."""

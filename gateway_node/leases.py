@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -22,6 +22,9 @@ from shared.runtime.redis import AsyncRedis, RedisCall
 FAULT_PAUSE_S: Final = 10
 BEAT_S: Final = 10.0
 RETRY_S: Final = 1.0
+GATHER_S: Final = 0.005
+"""What ends within this time is given back in one call."""
+RELEASE_BATCH: Final = 500
 WAITING_MAX: Final = 100_000
 
 log = logging.getLogger("psx.gateway")
@@ -35,6 +38,7 @@ class Leases:
         self._gateway_id = gateway_id
         self._now_ms = now_ms
         self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
+        self._returned: dict[Pool, Counter[tuple[EndpointId, PakId]]] = {pool: Counter() for pool in Pool}
         self._wake = asyncio.Event()
 
     async def acquire(
@@ -47,7 +51,8 @@ class Leases:
     def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
         """The connection ended."""
         endpoint = acquired.endpoint
-        self._later(live.release(endpoint.pool, self._gateway_id, [(endpoint.endpoint_id, pak_id, 1)]))
+        self._returned[endpoint.pool][endpoint.endpoint_id, pak_id] += 1
+        self._wake.set()
 
     def report(self, acquired: Acquired, *, suspect: bool) -> None:
         """The exit failed a customer: have it probed next. A stream that broke may be the target's doing or the last
@@ -70,11 +75,19 @@ class Leases:
         """Send what waits, until cancelled."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
             self._wake.clear()
             await self.drain()
 
     async def drain(self) -> None:
-        """Send everything that waits now."""
+        """Send everything that waits now: what is given back in one call per pool, the rest one by one."""
+        for pool, returned in self._returned.items():
+            held = [(endpoint_id, pak_id, count) for (endpoint_id, pak_id), count in returned.items()]
+            returned.clear()
+            for start in range(0, len(held), RELEASE_BATCH):
+                self._waiting.append(
+                    live.release(pool, self._gateway_id, held[start : start + RELEASE_BATCH])
+                )
         while self._waiting:
             call = self._waiting.popleft()
             try:

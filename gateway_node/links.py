@@ -25,7 +25,7 @@ from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
 from shared.wire.stream import FlowViolation, Outbox, Stream, WindowBudget
 
 CONNECT_TIMEOUT_S: Final = 3.0
-LINK_HIGH_BYTES: Final = 256 * 1024
+LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 PING_EVERY_S: Final = 5.0
 DEAD_AFTER_S: Final = 15.0

@@ -43,6 +43,8 @@ REFUSED = Counter("psx_gateway_refused", "Requests refused", ["code"])
 OPEN = Gauge("psx_gateway_open_tunnels", "Tunnels open now")
 EXIT_FAULTS = Counter("psx_gateway_exit_faults", "Exits that failed a customer", ["reason"])
 
+_OPENED_IN: Final = {pool: OPENED.labels(pool.value) for pool in Pool}
+
 log = logging.getLogger("psx.gateway")
 
 
@@ -228,7 +230,7 @@ class Pipeline:
     def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath) -> Tunnel:
         tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
         self._meter.opened(tunnel)
-        OPENED.labels(acquired.endpoint.pool.value).inc()
+        _OPENED_IN[acquired.endpoint.pool].inc()
         OPEN.inc()
         return tunnel
 

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from gateway_node.refusals import RefusedRequest
@@ -11,6 +12,8 @@ from shared.kernel.codes import Refusal
 from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check_name
 
 RESOLVE_TIMEOUT_S: Final = 5.0
+FRESH_S: Final = 5.0
+NAMES_KEPT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,18 @@ class Resolver:
     def __init__(self, policy: EgressPolicy, hosts: dict[str, str]) -> None:
         self._policy = policy
         self._hosts = hosts
+        self._found: dict[str, tuple[float, list[str]]] = {}
+
+    async def _lookup(self, host: str, port: int) -> list[str]:
+        """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked."""
+        now_s = asyncio.get_running_loop().time()
+        found = self._found.get(host)
+        if found is None or now_s - found[0] > FRESH_S:
+            found = (now_s, await _lookup(host, port))
+            if len(self._found) >= NAMES_KEPT:
+                self._found.clear()
+            self._found[host] = found
+        return found[1]
 
     async def resolve(self, host: str, port: int) -> Target | RefusedRequest:
         """The target with an address that may be dialled, or why there is none."""
@@ -37,7 +52,7 @@ class Resolver:
         if known is None and not _is_address(host):
             if check_name(host) is not EgressVerdict.ALLOWED:
                 return RefusedRequest(Refusal.SSRF_BLOCKED, "that name belongs to a private network")
-            addresses = await _lookup(host, port)
+            addresses = await self._lookup(host, port)
             if not addresses:
                 return RefusedRequest(Refusal.TARGET_DNS, "the target's name does not resolve")
         else:
@@ -52,6 +67,7 @@ class Resolver:
         return RefusedRequest(Refusal.SSRF_BLOCKED, "the target is in a private, local or reserved network")
 
 
+@lru_cache(maxsize=4096)
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

@@ -27,7 +27,7 @@ from shared.wire.mux import (
 )
 from shared.wire.stream import Outbox
 
-LINK_HIGH_BYTES: Final = 256 * 1024
+LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_IDLE_MAX_S: Final = 45.0
 """Gateways ping their links; one that is silent for longer is gone."""
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024

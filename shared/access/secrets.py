@@ -32,7 +32,7 @@ class SecretBox:
 
     def hash(self, secret: str) -> str:
         """The keyed hash that a pak secret is found by."""
-        return hmac.new(self._pepper, secret.encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._pepper, secret.encode(), "sha256").hex()
 
     def seal(self, text: str, context: str) -> str:
         """A secret as it may be stored."""

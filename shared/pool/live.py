@@ -7,6 +7,7 @@ Key table: docs/architecture.md.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
@@ -34,6 +35,7 @@ REVOKED_TTL_S: Final = 2 * 3600
 GATEWAY_ALIVE_TTL_S: Final = 30
 REAP_BATCH: Final = 500
 FACTS_BOUND: Final = 2000
+ENDPOINTS_KEPT: Final = 8192
 SESSIONS_MAX: Final = 250
 """Sessions with a name that one account (or key of a shared account) has at once, per pool."""
 STRICT_STABILITY_MIN: Final = 40
@@ -308,8 +310,22 @@ def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
     if not answer[0]:
         return NoStock(int(answer[1]), NoStockReason(answer[2].decode()))
     endpoint_id, fields, live, how = answer
-    row, presence = _text_map(fields), _text_map(live)
-    endpoint = Endpoint(
+    presence = _text_map(live) if live else {}
+    return Acquired(
+        _endpoint(pool, endpoint_id, tuple(fields)),
+        presence.get("mesh_host", ""),
+        int(presence.get("mesh_port", "0")),
+        presence.get("protocol", ""),
+        presence.get("ip", ""),
+        Selected(int(how)),
+    )
+
+
+@lru_cache(maxsize=ENDPOINTS_KEPT)
+def _endpoint(pool: Pool, endpoint_id: bytes, fields: tuple[bytes, ...]) -> Endpoint:
+    """An endpoint as its row has it; the row's own bytes are the key, so a change is never missed."""
+    row = _text_map(fields)
+    return Endpoint(
         endpoint_id=EndpointId(endpoint_id.decode()),
         pool=pool,
         account_id=AccountId(row["account_id"]),
@@ -322,14 +338,8 @@ def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
         modem_host=row["modem_host"],
         modem_port=int(row["modem_port"]),
         modem_credentials_sealed=row["modem_credentials_sealed"],
-    )
-    return Acquired(
-        endpoint,
-        presence.get("mesh_host", ""),
-        int(presence.get("mesh_port", "0")),
-        presence.get("protocol", ""),
-        presence.get("ip", ""),
-        Selected(int(how)),
+        city=row.get("city", ""),
+        stability=int(row["stability"]) if row.get("stability") else None,
     )
 
 

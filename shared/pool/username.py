@@ -7,6 +7,7 @@ longer than 256 characters, is refused.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from shared.kernel.codes import IpType, Pool
@@ -15,6 +16,7 @@ from shared.pool.model import Failover, Rotation, Route
 
 MAX_USERNAME_CHARS: Final = 256
 MAX_SLUG_CHARS: Final = 64
+PARSED_KEPT: Final = 4096
 TTL_MIN_S: Final = 60
 TTL_MAX_S: Final = 2_592_000
 TTL_DEFAULT_S: Final = 3600
@@ -51,6 +53,7 @@ class _Draft:
         self.corrections.append(what)
 
 
+@lru_cache(maxsize=PARSED_KEPT)
 def parse_username(text: str) -> Route:
     """What a username asks for. Raises UsernameMissing; everything else is healed and told in `corrections`."""
     if not text or len(text) > MAX_USERNAME_CHARS:

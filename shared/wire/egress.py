@@ -8,10 +8,12 @@ Source: RFC 6890 and the IANA special-purpose registries (by `ipaddress`), RFC 6
 import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 MAIL_PORTS: Final = frozenset({25, 465, 587, 2525})
 MAX_PORT: Final = 65_535
+VERDICTS_KEPT: Final = 4096
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
@@ -47,6 +49,7 @@ class EgressPolicy:
     lab_allow: frozenset[tuple[str, int]] = frozenset()
 
 
+@lru_cache(maxsize=VERDICTS_KEPT)
 def check_name(name: str) -> EgressVerdict:
     """The verdict on a name before it is resolved; a literal is checked as one that a customer wrote."""
     try:
@@ -59,6 +62,7 @@ def check_name(name: str) -> EgressVerdict:
     return EgressVerdict.EMBEDDED_ADDRESS if embedded else EgressVerdict.ALLOWED
 
 
+@lru_cache(maxsize=VERDICTS_KEPT)
 def check_address(address: str, port: int, policy: EgressPolicy) -> EgressVerdict:
     """The verdict on the address and port that are about to be dialled."""
     try:

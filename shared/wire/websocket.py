@@ -5,9 +5,8 @@ between them, masks are undone, UTF-8 of text is checked. A fault raises `WebSoc
 Leaves out the opening handshake (`handshake.py`) and timers. Source: RFC 6455 sections 5, 7 and 8.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 try:
     from websockets.speedups import apply_mask
@@ -60,8 +59,7 @@ class WebSocketFault(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A whole message: TEXT or BINARY, or a control frame."""
 
     opcode: Opcode
@@ -83,27 +81,39 @@ class FrameReader:
         self._masked = masked
         self._max = max_message_bytes
         self._buffer = bytearray()
+        self._need = 2
         self._opcode: Opcode | None = None
         self._parts: list[bytes] = []
         self._parts_bytes = 0
 
     def receive(self, data: bytes) -> list[Message]:
         """All messages that `data` completes, in order. Raises WebSocketFault; what came before it is lost with it."""
-        self._buffer += data
         messages: list[Message] = []
-        offset = 0
-        while True:
-            taken = self._frame(offset, messages)
-            if taken == 0:
-                break
-            offset += taken
-        if offset:
-            del self._buffer[:offset]
+        offset = self._complete(data, messages) if self._buffer else 0
+        if offset >= 0:
+            while taken := self._frame(data, offset, messages):
+                offset += taken
+            if offset < len(data):
+                self._buffer += memoryview(data)[offset:]
         return messages
 
-    def _frame(self, start: int, messages: list[Message]) -> int:
-        buffer = self._buffer
+    def _complete(self, data: bytes, messages: list[Message]) -> int:
+        """Give the frame that began in an earlier read what it lacks; how much that was, or -1 when it lacks more."""
+        buffer, offset = self._buffer, 0
+        while True:
+            lacking = self._need - len(buffer)
+            buffer += memoryview(data)[offset : offset + lacking]
+            if len(buffer) < self._need:
+                return -1
+            offset += lacking
+            if self._frame(buffer, 0, messages):
+                self._buffer = bytearray()
+                return offset
+
+    def _frame(self, buffer: bytes | bytearray, start: int, messages: list[Message]) -> int:
+        """Length of the frame at `start`, now in `messages`; 0 when it is incomplete: `_need` says how much it needs."""
         have = len(buffer) - start
+        self._need = 2
         if have < 2:
             return 0
         first, second = buffer[start], buffer[start + 1]
@@ -114,7 +124,7 @@ class FrameReader:
         if opcode >= Opcode.CLOSE and size > MAX_CONTROL_BYTES:
             raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "control frame too long")
         if size >= _LENGTH_16:
-            header = 4 if size == _LENGTH_16 else 10
+            self._need = header = 4 if size == _LENGTH_16 else 10
             if have < header:
                 return 0
             long = int.from_bytes(buffer[start + 2 : start + header], "big")
@@ -123,19 +133,20 @@ class FrameReader:
             size = long
         if size + self._parts_bytes > self._max:
             raise WebSocketFault(CloseCode.TOO_BIG, "message too big")
-        body = start + header + (4 if self._masked else 0)
-        end = body + size
-        if len(buffer) < end:
+        body = header + (4 if self._masked else 0)
+        self._need = body + size
+        if have < body + size:
             return 0
-        view = memoryview(buffer)
-        payload = (
-            apply_mask(view[body:end], bytes(view[body - 4 : body]))
-            if self._masked
-            else bytes(view[body:end])
-        )
-        view.release()
-        self._deliver(opcode, bool(first & 0x80), payload, messages)
-        return end - start
+        with memoryview(buffer) as view:
+            payload = view[start + body : start + body + size]
+            whole = (
+                apply_mask(payload, bytes(view[start + header : start + body]))
+                if self._masked
+                else bytes(payload)
+            )
+            payload.release()
+        self._deliver(opcode, bool(first & 0x80), whole, messages)
+        return body + size
 
     def _check_first(self, first: int) -> Opcode:
         opcode = _VALID_OPCODES.get(first & 0x0F)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import time
@@ -51,9 +52,8 @@ class DirectDialer:
         address = await self._resolve(host, port)
         local = (self._bind, 0) if self._bind else None
         try:
-            transport, _ = await asyncio.wait_for(
-                loop.create_connection(lambda: side, address, port, local_addr=local), DIAL_TIMEOUT_S
-            )
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                transport, _ = await loop.create_connection(lambda: side, address, port, local_addr=local)
         except TimeoutError:
             raise DialRefused(peer.OpenFailure.TIMEOUT, "dial timed out") from None
         except ConnectionRefusedError:
@@ -66,11 +66,7 @@ class DirectDialer:
         loop = asyncio.get_running_loop()
         known = self._hosts.get(host.lower())
         try:
-            found = (
-                [known]
-                if known
-                else [i[4][0] for i in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-            )
+            found = [known] if known else await _lookup(loop, host, port)
         except OSError:
             raise DialRefused(peer.OpenFailure.DNS_FAILED, "name not found") from None
         for address in found:
@@ -79,6 +75,14 @@ class DirectDialer:
                 detail = f"egress policy: {verdict.value}"
                 raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, detail, policy=True)
         return str(found[0])
+
+
+async def _lookup(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[str]:
+    """Addresses of a name; a literal is one already, and asking a resolver's thread for it would cost a dial."""
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        return [str(i[4][0]) for i in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class TargetSide(asyncio.Protocol):
