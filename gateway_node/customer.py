@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final, cast
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final, cast
 
 from gateway_node.pipeline import Pipeline
 from gateway_node.tunnel import Tunnel, reset
@@ -13,6 +15,8 @@ from shared.wire.mux import Bytes
 WRITE_HIGH_BYTES: Final = 512 * 1024
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
+
+log = logging.getLogger("psx.gateway")
 
 
 class CustomerSide(asyncio.Protocol):
@@ -120,6 +124,16 @@ class CustomerSide(asyncio.Protocol):
         tunnel.exit.attach(tunnel)
         if self._ended and tunnel.open:
             tunnel.customer_ended()
+
+    def open_in_background(self, opening: Coroutine[Any, Any, None]) -> None:
+        """Run what opens the tunnel; a fault in it ends the connection, visibly."""
+        self._opening = self._loop.create_task(opening)
+        self._opening.add_done_callback(self._opened_or_broke)
+
+    def _opened_or_broke(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("connection failed", exc_info=task.exception())
+            self.cut()
 
     def abort_after(self, timeout_s: float) -> None:
         """Hang up unless the timer is stopped: slow heads hold no connection."""

@@ -31,12 +31,12 @@ _NAMES_SOMEBODY: Final = frozenset(
 
 
 def plain_target(head: RequestHead) -> tuple[str, int]:
-    """(host, port) of an absolute `http://` request. Raises HeadError."""
+    """(host, port) of an absolute `http://` (or, as some clients write it, `ws://`) request. Raises HeadError."""
     try:
         url = urlsplit(head.target)
     except ValueError:
         raise HeadError(HeadFault.BAD_AUTHORITY) from None
-    if url.scheme != "http" or not url.netloc or "@" in url.netloc:
+    if url.scheme not in {"http", "ws"} or not url.netloc or "@" in url.netloc:
         raise HeadError(HeadFault.BAD_AUTHORITY)
     return split_authority(url.netloc, 80)
 

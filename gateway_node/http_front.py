@@ -125,7 +125,7 @@ class HttpFront(CustomerSide):
 
     def _open(self, upstream: _Upstream, exchange: Exchange | None) -> None:
         request = Request(*upstream, self._address, False, self._new_id())
-        self._opening = self._loop.create_task(self._opened(request, upstream, exchange))
+        self.open_in_background(self._opened(request, upstream, exchange))
 
     async def _opened(self, request: Request, upstream: _Upstream, exchange: Exchange | None) -> None:
         outcome = await self._pipeline.open(request)

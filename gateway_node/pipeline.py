@@ -105,6 +105,9 @@ class Pipeline:
             result = RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
         except TimeoutError:
             result = RefusedRequest(Refusal.STOCK_DEGRADED, "no exit opened the tunnel in time, please retry")
+        except Exception:  # a fault of ours: the customer gets an answer, the log the whole story
+            log.exception("request failed", extra={"request": request.request_id})
+            result = RefusedRequest(Refusal.INTERNAL, "something went wrong here, please retry")
         if isinstance(result, RefusedRequest):
             return self._refuse(result, route.corrections)
         stood_in = result.acquired.selected is Selected.INSTEAD_OF_PIN

@@ -53,7 +53,7 @@ class SocksFront(CustomerSide):
                 request = Request(
                     given.username, given.password, host, port, self._address, True, str(uuid.uuid4())
                 )
-                self._opening = self._loop.create_task(self._open(request))
+                self.open_in_background(self._open(request))
 
     async def _open(self, request: Request) -> None:
         outcome = await self._pipeline.open(request)

@@ -62,24 +62,32 @@ def check_name(name: str) -> EgressVerdict:
     return EgressVerdict.EMBEDDED_ADDRESS if embedded else EgressVerdict.ALLOWED
 
 
-@lru_cache(maxsize=VERDICTS_KEPT)
 def check_address(address: str, port: int, policy: EgressPolicy) -> EgressVerdict:
     """The verdict on the address and port that are about to be dialled."""
+    verdict, canonical = _address_verdict(address)
+    if (canonical, port) in policy.lab_allow:
+        return EgressVerdict.ALLOWED
+    if verdict is EgressVerdict.NOT_AN_ADDRESS:
+        return verdict
+    if port in policy.blocked_ports or not 0 < port <= MAX_PORT:
+        return EgressVerdict.BLOCKED_PORT
+    return verdict
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _address_verdict(address: str) -> tuple[EgressVerdict, str]:
+    """(verdict on an address whatever the port, its canonical text)."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return EgressVerdict.NOT_AN_ADDRESS
-    if (str(parsed), port) in policy.lab_allow:
-        return EgressVerdict.ALLOWED
-    if port in policy.blocked_ports or not 0 < port <= MAX_PORT:
-        return EgressVerdict.BLOCKED_PORT
+        return EgressVerdict.NOT_AN_ADDRESS, ""
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.scope_id is not None or parsed in _NAT64_LOCAL:
-            return EgressVerdict.PRIVATE_ADDRESS
+            return EgressVerdict.PRIVATE_ADDRESS, str(parsed)
         embedded = _embedded_ipv4(parsed)
         if embedded is not None:
-            return _public(embedded)
-    return _public(parsed)
+            return _public(embedded), str(parsed)
+    return _public(parsed), str(parsed)
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

@@ -270,11 +270,7 @@ async def test_plain_posts_share_one_connection(psx: Lab, client: str) -> None:
         ("websockets", "wss"),
         ("websockets", "ws"),  # by CONNECT
         ("aiohttp", "wss"),
-        pytest.param(
-            "aiohttp",
-            "ws",  # in absolute form
-            marks=pytest.mark.xfail(strict=False, reason="absolute-form takes Upgrade away"),
-        ),
+        ("aiohttp", "ws"),  # in absolute form
     ],
 )
 async def test_a_websocket_passes(psx: Lab, client: str, scheme: str) -> None:

@@ -1,0 +1,225 @@
+"""How customers come in: TLS, balancers, SOCKS5, limits, revocation; and what one bad exit costs them."""
+
+import asyncio
+import base64
+import socket
+import ssl
+import struct
+
+import pytest
+
+from gateway_node.http_front import HttpFront
+from gateway_node.listen import listen, tls_context
+from gateway_node.pipeline import CONNECTIONS_MAX
+from local import lab
+from shared.access import table as access
+from shared.kernel.ids import PakId
+from shared.pool.live import publish_revoke_pak
+from shared.runtime.clock import now_ms
+from shared.wire.proxy_protocol import SIGNATURE
+from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
+from tests.support.stores import PREFIX
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+CREDENTIALS = base64.b64encode(f"{ACCOUNT}-peer-us:{SECRET}".encode()).decode()
+
+
+def connect(port: int) -> bytes:
+    return f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nProxy-Authorization: Basic {CREDENTIALS}\r\n\r\n".encode()
+
+
+def proxied(address: str) -> bytes:
+    body = socket.inet_aton(address) + socket.inet_aton("192.0.2.1") + struct.pack("!HH", 4000, 7000)
+    return SIGNATURE + b"\x21\x11" + struct.pack("!H", len(body)) + body
+
+
+async def front(plane: Plane, *, tls: ssl.SSLContext | None = None, proxied: bool = False) -> int:
+    server = await listen(lambda: HttpFront(plane.pipeline), "127.0.0.1", 0, tls=tls, proxied=proxied)
+    plane.servers.append(server)
+    return int(server.sockets[0].getsockname()[1])
+
+
+def client_context(files: lab.LabFiles) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(files.ca))
+    context.check_hostname = False
+    return context
+
+
+async def tls_client(
+    port: int, context: ssl.SSLContext, first: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A TLS connection, after some plain bytes."""
+    raw = socket.create_connection(("127.0.0.1", port))
+    raw.sendall(first)
+    raw.setblocking(False)
+    await asyncio.sleep(0.1)
+    return await asyncio.open_connection(sock=raw, ssl=context, server_hostname=lab.TARGET_NAME)
+
+
+@pytest.mark.parametrize("behind_balancer", [False, True])
+async def test_tls_in_front_carries_tunnels(
+    plane: Plane, lab_files: lab.LabFiles, behind_balancer: bool
+) -> None:
+    await plane.add_peer("p1")
+    target = await plane.target(echo)
+    port = await front(
+        plane, tls=tls_context(lab_files.target_cert, lab_files.target_cert), proxied=behind_balancer
+    )
+    reader, writer = await tls_client(
+        port, client_context(lab_files), proxied("203.0.113.9") if behind_balancer else b""
+    )
+    writer.write(connect(target))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.write(b"x" * 100_000)
+    assert await reader.readexactly(100_000) == b"x" * 100_000
+    writer.close()
+
+
+async def test_behind_a_balancer_bans_meet_the_customer_and_not_the_balancer(plane: Plane) -> None:
+    port = await front(plane, proxied=True)
+    wrong = connect(1).replace(CREDENTIALS.encode(), base64.b64encode(b"psx_other:pak_wrong"))
+
+    async def ask(address: str) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(proxied(address) + wrong)
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+        return head[:12]
+
+    answers = [await ask("203.0.113.9") for _ in range(11)]
+    assert answers[:10] == [b"HTTP/1.1 407"] * 10
+    assert answers[10] == b"HTTP/1.1 429"
+    assert await ask("203.0.113.10") == b"HTTP/1.1 407"
+
+
+async def test_behind_a_balancer_nobody_comes_in_without_its_header(plane: Plane) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", await front(plane, proxied=True))
+    writer.write(connect(1))
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+        await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def test_an_account_has_so_many_connections_and_no_more(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    plane.pipeline._connections[ACCOUNT] = CONNECTIONS_MAX - 1
+    _, writer = await plane.tunnel(port)
+    _, refused, head = await plane.connect(port)
+    assert head.startswith("HTTP/1.1 429 ")
+    assert "E_RATE_LIMITED_CONN" in head
+    writer.close()
+    refused.close()
+    await until(lambda: plane.pipeline._connections[ACCOUNT] == CONNECTIONS_MAX - 1)
+
+
+async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    _, writer, head = await plane.connect(
+        await plane.target(echo), username=f"{ACCOUNT}-peer-us-ttl-5-foo-bar"
+    )
+    assert head.startswith("HTTP/1.1 200 ")
+    assert "X-PSX-Corrections: ttl=60, foo=unknown" in head
+    assert "X-Request-ID: " in head
+    writer.close()
+
+
+async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    plane.names["target.lab"] = "127.0.0.1"
+    port = await plane.target(echo)
+    for address in (b"\x01\x7f\x00\x00\x01", b"\x03\x0atarget.lab"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", plane.socks_port)
+        user, password = f"{ACCOUNT}-peer-us".encode(), SECRET.encode()
+        writer.write(b"\x05\x02\x00\x02")
+        assert await reader.readexactly(2) == b"\x05\x02"
+        writer.write(bytes((1, len(user))) + user + bytes((len(password),)) + password)
+        assert await reader.readexactly(2) == b"\x01\x00"
+        writer.write(b"\x05\x01\x00" + address + struct.pack("!H", port) + b"early")
+        assert (await reader.readexactly(10))[:2] == b"\x05\x00"
+        assert await reader.readexactly(5) == b"early"
+        writer.close()
+
+
+async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) -> None:
+    from gateway_node.__main__ import follow_revocations
+
+    follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
+    plane.tasks.append(follower)
+    await plane.add_peer("p1")
+    reader, writer = await plane.tunnel(await plane.target(echo))
+    await asyncio.sleep(0.2)
+    await plane.dynamo.run(access.change(PREFIX + "access", PakId("pak1"), {"enabled": False}, now_ms()))
+    await plane.redis.run(publish_revoke_pak(PakId("pak1")))
+    async with asyncio.timeout(1):
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+    writer.close()
+
+
+async def test_a_key_that_expires_loses_its_tunnels_within_a_second(plane: Plane) -> None:
+    from gateway_node.__main__ import sweep_keys
+
+    plane.tasks.append(asyncio.create_task(sweep_keys(plane.auth, plane.meter)))
+    expires = now_ms() + 1500
+    await plane.dynamo.run(
+        access.change(PREFIX + "access", PakId("pak1"), {"expires_at_ms": expires}, now_ms())
+    )
+    await plane.add_peer("p1")
+    reader, writer = await plane.tunnel(await plane.target(echo))
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 5)
+    assert expires <= now_ms() <= expires + 1000
+    writer.close()
+
+
+async def test_another_exit_steps_in_before_the_first_byte(plane: Plane) -> None:
+    await plane.add_peer("good")
+    for number in range(3):
+        name = f"gone{number}"
+        await plane.list_peer(name)
+        await plane.add_peer(name)
+    for socket_ in [s for n in range(3) for s in plane.sockets_of(f"gone{n}")]:
+        socket_.ready = False  # the relay refuses them, Redis does not know it yet
+    port = await plane.target(echo)
+    for _ in range(4):
+        _, writer = await plane.tunnel(port)
+        writer.close()
+
+
+async def test_an_exit_that_accepts_and_drops_is_kept_from_customers(plane: Plane) -> None:
+    from shared.runtime.redis import command
+
+    async def drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    await plane.add_peer("p1")
+    port = await plane.target(drops)
+    for _ in range(2):
+        reader, writer = await plane.tunnel(port)
+        writer.write(b"hello")
+        await reader.read()
+        writer.close()
+        await until(lambda: not plane.meter.all_tunnels())
+    paused = command("EXISTS", "{peer}:pause:p1", parse=int)
+    async with asyncio.timeout(5):
+        while not await plane.redis.run(paused):
+            await asyncio.sleep(0.01)
+
+
+async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, writer = await plane.tunnel(port)
+    writer.close()
+    table, plane.auth._table = plane.auth._table, "no-such-table"
+    for entry in plane.auth._cache.values():
+        entry.read_s -= 120
+    _, writer, head = await plane.connect(port)
+    assert head.startswith("HTTP/1.1 200 "), head
+    writer.close()
+    _, writer, head = await plane.connect(port, secret="pak_unknown")
+    assert head.startswith("HTTP/1.1 503 ")
+    writer.close()
+    plane.auth._table = table
