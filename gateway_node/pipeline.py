@@ -34,6 +34,9 @@ EXIT_ATTEMPTS_MAX: Final = 3
 MOVING_RETRIES_MAX: Final = 6
 MOVING_RETRY_S: Final = 0.25
 """Devices that change relays are back within a second or so; so long a request waits rather than fails."""
+BUSY_RETRIES_MAX: Final = 3
+BUSY_RETRY_S: Final = 0.05
+"""A connection that its customer just closed gives its place back a moment later."""
 OPEN_TOTAL_MAX_S: Final = 25.0
 BARREN_STREAK_MAX: Final = 2
 """So many tunnels in a row that an exit accepted and closed without a byte make it suspect."""
@@ -155,17 +158,24 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
-        either, moves, missing = False, 0, NoStockReason.STOCK
+        either, moves, busy, missing = False, 0, 0, NoStockReason.STOCK
         attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
         while attempts:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
                 missing = acquired.reason
-                if not moves or moves > MOVING_RETRIES_MAX:
+                if moves:
+                    wait_s, moves = MOVING_RETRY_S, moves + 1
+                    excluded.clear()
+                else:
+                    wait_s, busy = BUSY_RETRY_S, busy + 1
+                if (
+                    missing is not NoStockReason.STOCK
+                    or moves > MOVING_RETRIES_MAX
+                    or busy > BUSY_RETRIES_MAX
+                ):
                     break
-                moves += 1
-                excluded.clear()
-                await asyncio.sleep(MOVING_RETRY_S)
+                await asyncio.sleep(wait_s)
                 continue
             side = await self._dial(acquired, pak, target, request)
             if isinstance(side, RefusedRequest):

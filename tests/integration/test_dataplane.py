@@ -241,7 +241,7 @@ async def test_tunnels_leave_nothing_behind(plane: Plane) -> None:
         writer.write(b"x")
         await reader.readexactly(1)
         writer.close()
-    await until(lambda: not plane.meter.all_tunnels())
+        await until(lambda: not plane.meter.all_tunnels())
     await until(lambda: all(s.load == 0 for s in plane.sockets_of("p1")))
     peer, _ = plane.peers[0]
     await until(lambda: len(peer._table) == 0)

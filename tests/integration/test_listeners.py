@@ -125,8 +125,8 @@ async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> Non
 
 
 async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
-    await plane.add_peer("p1")
     plane.names["target.lab"] = "127.0.0.1"
+    await plane.add_peer("p1")
     port = await plane.target(echo)
     for address in (b"\x01\x7f\x00\x00\x01", b"\x03\x0atarget.lab"):
         reader, writer = await asyncio.open_connection("127.0.0.1", plane.socks_port)
