@@ -285,16 +285,18 @@ class StreamExit:
     # from the link
 
     def receive(self, frame: Frame) -> None:
-        """A frame for this tunnel. Raises MalformedMux."""
+        """A frame for this tunnel. What a peer does wrong ends its tunnel and never the link, which others use."""
         try:
             self._frame(frame)
-        except FlowViolation as fault:
-            log.warning("exit broke flow control", extra={"device": self._device_id, "reason": str(fault)})
+        except (FlowViolation, mux.MalformedMux) as fault:
+            log.warning("exit broke the protocol", extra={"device": self._device_id, "reason": str(fault)})
             self._say(mux.reset_frame(self._id, MuxReason.FLOW_VIOLATION))
             self._broke()
 
     def _frame(self, frame: Frame) -> None:
         match frame.type:
+            case MuxType.DATA | MuxType.EOF if self._opening is None or not self._opening.done():
+                raise mux.MalformedMux("bytes before OPENED")
             case MuxType.DATA:
                 self._stream.on_data(frame.body)
             case MuxType.WINDOW:

@@ -209,7 +209,9 @@ class Stream:
             self._outbox = None
 
     def resume(self, received: int, limit: int) -> None:
-        """The other end has `received` units: what came after is sent again. Raises FlowViolation."""
+        """The other end has `received` units: what came after is sent again, after an acknowledgement of what came here
+        meanwhile. Raises FlowViolation.
+        """
         self._acknowledge(received)
         if self._eof_sent and self._acked < self._sent:
             self._eof_sent = False
@@ -220,6 +222,8 @@ class Stream:
         self._sent = self._acked
         self._limit = max(self._limit, limit)
         self._blocked_at = -1
+        grants = not self._stalled and not self.eof_received
+        self._tell(max(self._told, self._received + self._window if grants else self._received))
         self._hold_or_release()
         self._offer()
 
@@ -268,8 +272,8 @@ class Stream:
     def on_data(self, data: Bytes) -> None:
         """DATA. Raises FlowViolation."""
         size = len(data)
-        if self.eof_received or self._received + size > self._told:
-            raise FlowViolation("data beyond the limit")
+        if not size or self.eof_received or self._received + size > self._told:
+            raise FlowViolation("data beyond the limit, after EOF, or none")
         self._received += size
         self._sink.deliver(data)
         if not self._stalled:
@@ -368,6 +372,7 @@ class Stream:
             self._tell(limit)
 
     def _tell(self, limit: int) -> None:
-        self._told = limit
+        """Acknowledge and grant. What cannot be told now is told by `resume`."""
         if self._outbox is not None:
+            self._told = limit
             self._outbox.send(window_frame(self.tunnel_id, self._received, limit))

@@ -198,14 +198,17 @@ class TwoEnds(RuleBasedStateMachine):
         self.connected = False
 
     @precondition(lambda self: not self.connected)
-    @rule()
-    def resume(self) -> None:
+    @rule(early=st.integers(0, 9))
+    def resume(self, early: int = 0) -> None:
+        """As it goes: the peer attaches first, and what it sends may arrive before the gateway has attached."""
         self.tunnel += 1
-        facts = {id(e): (e.stream.received, e.stream.told_limit) for e in (self.a, self.b)}
-        for end in (self.a, self.b):
-            end.stream.attach(end.outbox, self.tunnel)
-        for end in (self.a, self.b):
-            end.stream.resume(*facts[id(self.other(end))])
+        asked = (self.a.stream.received, self.a.stream.told_limit)
+        answered = (self.b.stream.received, self.b.stream.told_limit)
+        self.b.stream.attach(self.b.outbox, self.tunnel)
+        self.b.stream.resume(*asked)
+        self.carry("b", early)
+        self.a.stream.attach(self.a.outbox, self.tunnel)
+        self.a.stream.resume(*answered)
         self.connected = True
 
     @invariant()
@@ -277,8 +280,10 @@ def test_a_source_is_held_while_too_much_waits_and_let_go_after() -> None:
 
 def test_windows_grow_no_further_than_their_ceiling_and_their_budget() -> None:
     budget = WindowBudget(WINDOW_START_BYTES)
+    outbox = Outbox(lambda head, payload=b"": None)
     first, second = (Stream(Recorder(), bytes(16), budget) for _ in range(2))
     for stream in (first, second):
+        stream.attach(outbox, 1)
         stream.on_blocked()
     assert first.told_limit == 2 * WINDOW_START_BYTES
     assert second.told_limit == WINDOW_START_BYTES
@@ -286,6 +291,7 @@ def test_windows_grow_no_further_than_their_ceiling_and_their_budget() -> None:
     second.on_blocked()
     assert second.told_limit == 2 * WINDOW_START_BYTES
     wide = Stream(Recorder(), bytes(16), WindowBudget(1 << 40))
+    wide.attach(outbox, 1)
     for _ in range(20):
         wide.on_blocked()
     assert wide.told_limit == WINDOW_MAX_BYTES
