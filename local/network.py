@@ -236,9 +236,9 @@ class LocalNetwork:
     async def start_network(self) -> None:
         """Target, functions, relays, gateway and prober."""
         await asyncio.gather(
-            self._start_target(), self._start_cloud(), *(self._start_relay(r) for r in lab.RELAY_NAMES)
+            self._start_target(), self._start_cloud(), *(self.start_relay(r) for r in lab.RELAY_NAMES)
         )
-        await asyncio.gather(self._start_gateway(), self._start_prober(), self._start_modems())
+        await asyncio.gather(self.start_gateway(), self._start_prober(), self._start_modems())
 
     async def _start_target(self) -> None:
         self.site_files.mkdir()
@@ -258,13 +258,15 @@ class LocalNetwork:
         self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings())
         await self.cloud.start("127.0.0.1", self.ports.api)
 
-    async def _start_relay(self, region: str) -> None:
+    async def start_relay(self, region: str) -> None:
+        """Start a region's relay; again after it was stopped."""
         part = await self.supervisor.start(
             f"relay-{region}", [sys.executable, "-m", "relay_node"], self._relay_settings(region)
         )
         await self.supervisor.says(part, "relay ready")
 
-    async def _start_gateway(self) -> None:
+    async def start_gateway(self) -> None:
+        """Start the gateway; again after it was stopped."""
         part = await self.supervisor.start(
             "gateway", [sys.executable, "-m", "gateway_node"], self._gateway_settings()
         )
@@ -391,7 +393,7 @@ class LocalNetwork:
         return {
             **self._common(),
             **self._origin_settings(),
-            "PSX_RELAY_DRAIN_MAX_S": "10",
+            "PSX_RELAY_DRAIN_MAX_S": "3",
             "PSX_RELAY_ID": f"relay-{region}-1",
             "PSX_RELAY_REGION": region,
             "PSX_RELAY_PEER_LISTEN": f"{lab.RELAY_NAMES[region]}:{ports.relay_peer[region]}",
@@ -410,7 +412,7 @@ class LocalNetwork:
             **self._lab_settings(),
             **self._key_settings(),
             "PSX_HOUSE_ACCOUNT": HOUSE,
-            "PSX_GATEWAY_DRAIN_MAX_S": "10",
+            "PSX_GATEWAY_DRAIN_MAX_S": "3",
             "PSX_GATEWAY_ID": "gateway-1",
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.ports.http}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{self.ports.socks}",

@@ -1,0 +1,81 @@
+"""Nodes are restarted and killed under load: relays one after the other, then a gateway without a word."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from local import lab
+from local.client import call, curl
+from local.network import LocalNetwork
+from shared.runtime.redis import command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+LISTED_TIMEOUT_S = 40
+STREAM_BYTES = 12_000_000
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def net() -> AsyncIterator[LocalNetwork]:
+    async with LocalNetwork() as made:
+        await asyncio.gather(*(made.start_peer(plan) for plan in lab.PEERS[:8]))
+        async with asyncio.timeout(LISTED_TIMEOUT_S):
+            while (await made.cloud.fire("list_exits"))["listed"] < 8:
+                await asyncio.sleep(0.25)
+        yield made
+
+
+async def key(net: LocalNetwork) -> dict[str, Any]:
+    headers = {"X-API-Key": net.keys.reseller}
+    body = {"label": "restarts", "trafficCapGB": 1}
+    made: dict[str, Any] = (await call(net.api_url + "/v1/reseller/pool-keys", "POST", headers, body)).body
+    return made
+
+
+async def test_restarting_both_relays_costs_no_stream_and_no_request(net: LocalNetwork) -> None:
+    secret, ca = (await key(net))["key"], str(net.files.ca)
+    proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
+    streams = [
+        asyncio.create_task(curl(proxy, f"{net.target_url}/slow/{STREAM_BYTES}", ca, keep_body=False))
+        for _ in range(4)
+    ]
+    stop = asyncio.Event()
+    finished: list[Any] = []
+    failed: list[Any] = []
+
+    async def requests() -> None:
+        while not stop.is_set():
+            done = await curl(proxy, net.target_url + "/ip", ca)
+            (finished if done.status == 200 else failed).append(done)
+
+    asking = asyncio.create_task(requests())
+    await asyncio.sleep(1)
+    for region in lab.RELAY_NAMES:
+        await net.supervisor.stop_part(f"relay-{region}", signal.SIGTERM)
+        await net.start_relay(region)
+        await asyncio.sleep(1)
+    done = await asyncio.gather(*streams)
+    stop.set()
+    await asyncio.gather(asking)
+    assert [(d.exit_code, d.size) for d in done] == [(0, STREAM_BYTES)] * 4
+    assert failed == []
+    assert len(finished) > 10
+
+
+async def test_a_killed_gateway_leaves_no_place_taken(net: LocalNetwork) -> None:
+    secret, ca = (await key(net))["key"], str(net.files.ca)
+    proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
+    stream = asyncio.create_task(curl(proxy, f"{net.target_url}/slow/60000000", ca, keep_body=False))
+    async with asyncio.timeout(10):
+        while not net.redis.run(command("KEYS", "*:lease:*", parse=list)):
+            await asyncio.sleep(0.05)
+    await net.supervisor.stop_part("gateway", signal.SIGKILL)
+    assert (await stream).exit_code != 0
+    await net.start_gateway()
+    async with asyncio.timeout(10):
+        while net.redis.run(command("KEYS", "*:lease:*", parse=list)):
+            await asyncio.sleep(0.05)
+    assert (await curl(proxy, net.target_url + "/ip", ca)).status == 200
