@@ -1,8 +1,9 @@
-"""Nodes are restarted and killed under load: relays one after the other, then a gateway without a word."""
+"""Nodes under load: memory comes back, relays are restarted one after the other, a gateway is killed without a word."""
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from shared.runtime.redis import command
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
 LISTED_TIMEOUT_S = 40
 STREAM_BYTES = 12_000_000
+GROWTH_MAX_MB = 25
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -33,6 +35,37 @@ async def key(net: LocalNetwork) -> dict[str, Any]:
     body = {"label": "restarts", "trafficCapGB": 1}
     made: dict[str, Any] = (await call(net.api_url + "/v1/reseller/pool-keys", "POST", headers, body)).body
     return made
+
+
+def resident_mb(net: LocalNetwork) -> dict[str, float]:
+    """Resident memory of the nodes."""
+    found = {}
+    for name in ("gateway", *(f"relay-{region}" for region in lab.RELAY_NAMES)):
+        status = Path(f"/proc/{net.supervisor.parts[name].process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        found[name] = int(line.split()[1]) / 1024
+    return found
+
+
+async def test_memory_comes_back_after_load(net: LocalNetwork) -> None:
+    secret, ca = (await key(net))["key"], str(net.files.ca)
+    proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
+
+    async def load() -> None:
+        for _ in range(3):
+            fetched = await asyncio.gather(
+                *(curl(proxy, f"{net.target_url}/bytes/8000000", ca, keep_body=False) for _ in range(12))
+            )
+            assert [f.size for f in fetched] == [8_000_000] * 12
+
+    await load()
+    before = resident_mb(net)
+    await load()
+    await load()
+    after = resident_mb(net)
+    assert {
+        name: after[name] - before[name] for name in before if after[name] - before[name] > GROWTH_MAX_MB
+    } == {}
 
 
 async def test_restarting_both_relays_costs_no_stream_and_no_request(net: LocalNetwork) -> None:
