@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers
+from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers, uplink
 from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -26,6 +26,7 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "path_vs_tunnelers": tunnelers.measure,
     "relay_cpu": relay.cpu,
     "stalled_customer": stall.measure,
+    "loaded_uplink": uplink.measure,
     "idle_peers": idle.idle,
     "handshakes": idle.handshakes,
     "selection_100k": selection.measure,
