@@ -1,7 +1,7 @@
 """A small request beside four downloads, on a peer whose uplink carries 40 Mbit/s: how long it takes, how full the link is.
 
-The link is `benchmarks.link` between a peer with one socket and the relay; the unloaded figure is the same request without
-the downloads, by turns.
+The link is `benchmarks.link` between a peer with one socket and the relay. The requests follow one another on an open
+tunnel; the unloaded figure is the same without the downloads, by turns.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def _rows() -> list[Row]:
 
 
 async def _request(way: Way) -> Reading:
-    figures = await run_load("tunnels", way, conns=1, seconds=SECONDS - WARM_S, warm=WARM_S)
+    figures = await run_load("tunnels", way, conns=1, keep=1, seconds=SECONDS - WARM_S, warm=WARM_S)
     return Reading(figures.p50_us / 1000)
 
 
