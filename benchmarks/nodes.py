@@ -146,6 +146,8 @@ class Nodes:
             "PEER_STATE_FILE": str(self.bed.folder.path / f"{device_id}.json"),
             "PSX_ACCEPT_TERMS": "2026-11",
             "PSX_EGRESS_LAB_ALLOW": allow,
+            "PSX_REDIAL_MIN_S": "0.2",
+            "PSX_REDIAL_MAX_S": "0.5",
         }
         part = await self.bed.supervisor.start(device_id, [sys.executable, "-m", "psx_peer"], env)
         deadline = time.monotonic() + PRESENT_TIMEOUT_S
