@@ -76,6 +76,4 @@ def _link_use(use: list[float]) -> Row:
     median = statistics.median(use) if use else 0.0
     noise = f"{min(use):.2f}-{max(use):.2f}" if use else ""
     goal = f">= {LINK_USE_MIN:g}"
-    return Row(
-        "uplink_use", "of the link", round(median, 3), {}, None, goal, median >= LINK_USE_MIN, noise=noise
-    )
+    return Row("uplink_use", "of link", round(median, 3), {}, None, goal, median >= LINK_USE_MIN, noise=noise)
