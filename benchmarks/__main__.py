@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from rich import box
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers
+from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers, uplink
 from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -26,12 +26,13 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "path_vs_tunnelers": tunnelers.measure,
     "relay_cpu": relay.cpu,
     "stalled_customer": stall.measure,
+    "loaded_uplink": uplink.measure,
     "idle_peers": idle.idle,
     "handshakes": idle.handshakes,
     "selection_100k": selection.measure,
     "sale_402": sale.measure,
 }
-TABLE_WIDTH: Final = 132
+TABLE_WIDTH: Final = 120
 CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"
 
 
@@ -61,26 +62,42 @@ def main() -> int:
 
 
 def _table(rows: list[Row]) -> Table:
+    """A line for each contender; a goal stands on the line of the peer that it names."""
     table = Table(
-        title="psx bench: medians; noise is the range of the rounds",
-        caption=CAPTION,
-        box=box.SIMPLE_HEAD,
+        title="psx bench: medians; noise is the range of the rounds", caption=CAPTION, box=SIMPLE_HEAD
     )
     for column in ("row", "", "figure", "noise", "cpu", "ratio", "goal", "ok"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for row in rows:
-        goals, verdict = row.goal.replace(", ", "\n"), "yes" if row.ok else "no"
-        cpu = short(row.cpu[OURS]) if OURS in row.cpu else ""
-        table.add_row(row.name, OURS, f"{short(row.ours)} {row.unit}", row.noise, cpu, "", goals, verdict)
+        goals = _goals(row)
+        table.add_row(
+            row.name,
+            OURS,
+            f"{short(row.ours)} {row.unit}",
+            row.noise,
+            short(row.cpu[OURS]) if OURS in row.cpu else "",
+            "",
+            goals.get(OURS, ""),
+            "yes" if row.ok else "NO",
+        )
         for who, figure in row.peers.items():
-            table.add_row("", who, *_beside(row, who, figure))
+            table.add_row("", who, *_beside(row, who, figure), goals.get(who, ""))
         table.add_section()
     return table
 
 
-def _beside(row: Row, who: str, figure: float | None) -> tuple[str, ...]:
+def _goals(row: Row) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in row.goal.split(", "):
+        bound, _, peer = text.partition(" x ")
+        who, kept = (peer, bound) if peer in row.peers else (OURS, text)
+        found[who] = ", ".join(filter(None, (found.get(who), kept)))
+    return found
+
+
+def _beside(row: Row, who: str, figure: float | None) -> tuple[str, str, str, str]:
     if figure is None:
-        return ("missing",)
+        return "missing", "", "", ""
     cpu = short(row.cpu[who]) if who in row.cpu else ""
     ratio = f"{row.ours / figure:.2f}" if figure else ""
     return short(figure), row.ranges.get(who, ""), cpu, ratio

@@ -18,8 +18,8 @@ from benchmarks.row import Reading
 from local.supervisor import Part, PartFailed, RunFolder, Supervisor, free_port
 
 ROUNDS: Final = 5
-REPEATS_MAX: Final = 12
-REPEAT_AFTER_S: Final = 1.0
+REPEATS_MAX: Final = 20
+REPEAT_AFTER_S: Final = 2.0
 FOREIGN_SHARE_MAX: Final = 0.2
 """Of one core. Below it lies what the kernel does by itself."""
 QUIET_POLL_S: Final = 0.1

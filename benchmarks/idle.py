@@ -89,7 +89,7 @@ async def _handshakes() -> Row:
         tokens = _tokens(bed, nodes, HANDSHAKES_PER_ROUND)
         rounds = await interleave({who: partial(_take_in, relay, tokens) for who, relay in relays.items()})
     goal = Goal("", 3000)
-    return compare("handshakes", "handshakes/s per core", rounds, [goal], bed.missing)
+    return compare("handshakes", "/s per core", rounds, [goal], bed.missing)
 
 
 async def _take_in(relay: Listening, tokens: str) -> Reading:
@@ -126,7 +126,7 @@ async def _idle() -> list[Row]:
     core = {who: [found[who] for found in slices] for who in relays if memory[who]}
     means = {who: [Reading(statistics.mean(found))] for who, found in core.items()}
     spread = {who: f"{min(found):.3g}-{max(found):.3g}" for who, found in core.items()}
-    row = compare("idle_core", "% of a core per 10k", means, [Goal("", 1.5, at_most=True)], bed.missing)
+    row = compare("idle_core", "% core per 10k", means, [Goal("", 1.5, at_most=True)], bed.missing)
     return [
         compare("idle_memory", "KB per peer", memory, [Goal("", 4, at_most=True)], bed.missing),
         replace(row, noise=spread.get(OURS, ""), ranges=spread),

@@ -2,7 +2,7 @@
  *
  *   load serve   at=ADDRESS:PORT [reset=1]        (reset: its ends leave no port of a proxy in TIME_WAIT)
  *   load bulk    at=PROXY [via=connect|socks5 target=T head=LINES] conns=8 stalled=0 seconds=1 warm=0.3
- *   load tunnels at=PROXY [via=...] conns=16 seconds=1 warm=0.2 size=64        (conns=1: latency of one at a time)
+ *   load tunnels at=PROXY [via=...] conns=16 seconds=1 warm=0.3 size=64 [keep=1]   (keep: requests on open tunnels)
  *   load peers   at=RELAY tokens=FILE batch=1000                               (each line on stdin: one more batch)
  *
  * `serve` is target and exit in one: any CONNECT is answered 200, and `GET /N` with N bytes (0: endless) of a pattern that
@@ -37,12 +37,13 @@ enum {
 static struct {
     struct sockaddr_in at, target;
     const char *via, *head, *tokens;
-    int conns, stalled, batch, reset;
+    int conns, stalled, batch, reset, keep;
     double seconds, warm;
     long size;
 } opt = {.via = "", .head = "", .conns = 8, .batch = 1000, .seconds = 1, .warm = 0.3, .size = 64};
 
 static uint8_t pattern[BLOCK + PATTERN], block[BLOCK];
+static struct epoll_event events[EVENTS];
 static int loop_fd;
 
 static void die(const char *what) {
@@ -136,7 +137,6 @@ static void serve(void) {
     if (bind(listener, (struct sockaddr *)&opt.at, sizeof opt.at) < 0 || listen(listener, 4096) < 0) die("listen");
     watch(EPOLL_CTL_ADD, listener, EPOLLIN, NULL);
     printf("{\"serving\": true}\n");
-    struct epoll_event events[EVENTS];
     for (double end = now_s() + SERVE_MAX_S; now_s() < end;) {
         int count = epoll_wait(loop_fd, events, EVENTS, 1000);
         for (int i = 0; i < count; i++) {
@@ -151,8 +151,7 @@ static void serve(void) {
             int alive = !(events[i].events & (EPOLLERR | EPOLLHUP));
             if (alive && events[i].events & EPOLLIN) alive = serve_requests(c);
             if (alive && events[i].events & EPOLLOUT) alive = pump(c);
-            static const struct linger at_once = {1, 0};
-            if (!alive && opt.reset) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+            if (!alive && opt.reset) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
             if (!alive) close(c->fd), free(c);
         }
     }
@@ -238,6 +237,8 @@ static void stream(struct customer *c) {
     if (one_shot && c->received >= (uint64_t)opt.size) {
         done++;
         if (measuring && sampled < SAMPLES_MAX) samples[sampled++] = (now_s() - c->began_s) * 1e6;
+        c->received = 0, c->began_s = now_s();
+        if (opt.keep && !ending) return request(c);
         close(c->fd);
         begin(c);
     }
@@ -260,7 +261,6 @@ static int ascending(const void *a, const void *b) {
 }
 
 static void customers(void) {
-    struct epoll_event events[EVENTS];
     struct customer *all = calloc(opt.conns + opt.stalled, sizeof *all);
     samples = calloc(SAMPLES_MAX, sizeof *samples);
     for (int i = 0; i < opt.conns + opt.stalled; i++) all[i].stalled = i < opt.stalled, begin(&all[i]);
@@ -332,7 +332,6 @@ static void peer_event(struct peer *p) {
 
 static void hold_peers(void) {
     static char line[HEAD_MAX];
-    struct epoll_event events[EVENTS];
     peers = calloc(PEERS_MAX, sizeof *peers), tokens = calloc(PEERS_MAX, sizeof *tokens);
     FILE *file = fopen(opt.tokens, "r");
     if (!file) die(opt.tokens);
@@ -381,6 +380,7 @@ int main(int argc, char **argv) {
         else if (!strncmp(name, "stalled=", 8)) opt.stalled = atoi(value);
         else if (!strncmp(name, "batch=", 6)) opt.batch = atoi(value);
         else if (!strncmp(name, "reset=", 6)) opt.reset = atoi(value);
+        else if (!strncmp(name, "keep=", 5)) opt.keep = atoi(value);
         else if (!strncmp(name, "seconds=", 8)) opt.seconds = atof(value);
         else if (!strncmp(name, "warm=", 5)) opt.warm = atof(value);
         else if (!strncmp(name, "size=", 5)) opt.size = atol(value);

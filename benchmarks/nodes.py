@@ -73,6 +73,7 @@ class Nodes:
             "PSX_EGRESS_LAB_ALLOW": allow,
             "PSX_SECRET_PEPPER": self.secrets.pepper,
             "PSX_SEALING_KEY": self.secrets.sealing_key,
+            "PSX_GATEWAY_DRAIN_MAX_S": "1",
             "PSX_GATEWAY_ID": "gateway-bench",
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.gateway_port}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{free_port()}",
@@ -114,6 +115,7 @@ class Nodes:
             "PSX_ASN_MMDB": str(self.files.asn_mmdb),
             "PSX_COUNTRY_MMDB": str(self.files.country_mmdb),
             "PSX_ASN_CLASSES": str(self.files.asn_classes),
+            "PSX_RELAY_DRAIN_MAX_S": "1",
             "PSX_RELAY_ID": "relay-bench",
             "PSX_RELAY_REGION": "all",
             "PSX_RELAY_PEER_LISTEN": f"127.0.0.1:{self.peer_port}",
@@ -144,6 +146,8 @@ class Nodes:
             "PEER_STATE_FILE": str(self.bed.folder.path / f"{device_id}.json"),
             "PSX_ACCEPT_TERMS": "2026-11",
             "PSX_EGRESS_LAB_ALLOW": allow,
+            "PSX_REDIAL_MIN_S": "0.2",
+            "PSX_REDIAL_MAX_S": "0.5",
         }
         part = await self.bed.supervisor.start(device_id, [sys.executable, "-m", "psx_peer"], env)
         deadline = time.monotonic() + PRESENT_TIMEOUT_S

@@ -55,7 +55,7 @@ async def _rows() -> list[Row]:
                 OURS: partial(fresh, relay, 1, peaks[OURS]),
             }
         )
-    speed = compare("stalled_customer", "MB/s of others", rounds, [Goal(ALONE, KEEP_SHARE)], bed.missing)
+    speed = compare("stalled_customer", "MB/s", rounds, [Goal(ALONE, KEEP_SHARE)], bed.missing)
     return [speed, _memory(peaks)]
 
 
@@ -76,6 +76,6 @@ def _memory(peaks: dict[str, list[float]]) -> Row:
     """Peak against peak, because running downloads have buffers of their own."""
     alone, stalled = peaks[ALONE], peaks[OURS]
     growth = statistics.median(stalled) - statistics.median(alone)
-    noise = f"peak {statistics.median(stalled):.1f} beside {statistics.median(alone):.1f} MB"
+    noise = f"{statistics.median(stalled):.1f} beside {statistics.median(alone):.1f} MB"
     goal, reached = f"< {GROWTH_MAX_MB:.0f} MB", growth < GROWTH_MAX_MB
-    return Row("stalled_memory", "MB growth", round(growth, 1), {}, None, goal, reached, noise=noise)
+    return Row("stalled_memory", "MB more", round(growth, 1), {}, None, goal, reached, noise=noise)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import uvloop
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from shared.supply.tokens import Claims, verify
@@ -99,8 +100,10 @@ class Relay:
         if message[0] == CLOSE:
             session.answer(False)
             return
-        session.writer.write(message[end:])
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # uvloop raises on a transport that closed in this very turn
+            session.writer.write(message[end:])
             await session.writer.drain()
 
     async def mesh(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,12 +122,13 @@ class Relay:
             prefix = DATA + bytes([len(session_id)]) + session_id.encode()
             while opened and (data := await reader.read(READ_BYTES)):
                 await socket.send(prefix + data)
-        except (OSError, EOFError, KeyError, ZeroDivisionError, TimeoutError):
+        except (OSError, RuntimeError, EOFError, KeyError, ZeroDivisionError, TimeoutError, ConnectionClosed):
             pass  # whoever breaks off gets no answer
         finally:
             writer.close()
             if self._sessions.pop(session_id, None) and socket is not None:
-                await _say(socket, "tunnel_close", sessionId=session_id)
+                with contextlib.suppress(ConnectionClosed):
+                    await _say(socket, "tunnel_close", sessionId=session_id)
 
 
 async def _say(socket: ServerConnection, kind: str, **payload: Any) -> None:
