@@ -253,8 +253,7 @@ class Pipeline:
         self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
         OPEN.dec()
         endpoint_id = tunnel.acquired.endpoint.endpoint_id
-        barren = tunnel.up_bytes > 0 and tunnel.down_bytes == 0
-        streak = self._barren.pop(endpoint_id, 0) + 1 if barren else 0
+        streak = self._barren.pop(endpoint_id, 0) + 1 if tunnel.barren else 0
         if streak:
             self._barren[endpoint_id] = streak
         else:

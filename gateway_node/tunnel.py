@@ -26,6 +26,8 @@ AFTER_CUSTOMER_ENDED_MAX_S: Final = 30.0
 AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
 """The same where the target cannot be told of the end (binary-v1): most customers that end have left."""
 IDLE_MAX_S: Final = 900.0
+BARREN_AFTER_S: Final = 4.0
+"""A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -114,6 +116,12 @@ class Tunnel:
         self._exit_ended = False
         self._seen_bytes = 0
         self._silent_s = 0.0
+
+    @property
+    def barren(self) -> bool:
+        """Whether the exit took bytes, gave none back, and is to blame: it hung up, or was silent for long."""
+        took = self.up_bytes > 0 and self.down_bytes == 0
+        return took and (self._exit_ended or self._silent_s >= BARREN_AFTER_S)
 
     @property
     def open(self) -> bool:

@@ -82,7 +82,7 @@ class _Lane:
         outbox.offer(self)
         return True
 
-    def take(self) -> tuple[bytes, Bytes] | None:
+    def take(self, max_bytes: int) -> tuple[bytes, Bytes] | None:
         if not self._frames:
             return None
         kind, body = self._frames.popleft()

@@ -45,6 +45,8 @@ PING_AFTER_S: Final = 5.0
 DEAD_WITH_TUNNELS_AFTER_S: Final = 15.0
 REDIRECT_AGAIN_AFTER_S: Final = 120.0
 
+_BARE_HEARTBEAT: Final = peer.encode_text(Type.HEARTBEAT)
+_HEARTBEAT_ACK: Final = encode_frame(Opcode.TEXT, peer.encode_text(Type.HEARTBEAT_ACK))
 _ONLY_GATEWAYS_SEND: Final = frozenset(
     {mux.MuxType.OPEN, mux.MuxType.RESUME, mux.MuxType.CLOSE, mux.MuxType.GOAWAY}
 )
@@ -203,6 +205,8 @@ class PeerSocket(asyncio.Protocol):
                     self._mux_frame(frame)
             case Opcode.BINARY:
                 self._binary_frame(peer.parse_binary(message.payload))
+            case Opcode.TEXT if message.payload == _BARE_HEARTBEAT:
+                self._heartbeat()
             case Opcode.TEXT:
                 text = peer.parse_text(message.payload)
                 if text is not None:
@@ -235,13 +239,16 @@ class PeerSocket(asyncio.Protocol):
             case Type.DEVICE_INFO:
                 self._device_info(frame)
             case Type.HEARTBEAT:
-                self.send_text(Type.HEARTBEAT_ACK)
-                if self.ready and self.load == 0:
-                    self._offer_redirect()
+                self._heartbeat()
             case _:
                 tunnel = self.tunnels.get(frame.text("sessionId"))
                 if tunnel is not None:
                     self._tunnel_frame(tunnel, frame)
+
+    def _heartbeat(self) -> None:
+        self._write(_HEARTBEAT_ACK)
+        if self.ready and self.load == 0:
+            self._offer_redirect()
 
     def _tunnel_frame(self, tunnel: Tunnel, frame: Text) -> None:
         match frame.type:

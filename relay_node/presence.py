@@ -13,7 +13,7 @@ from typing import Final
 from relay_node.registry import Device, Registry
 from shared.grading.live import enqueue_probe
 from shared.kernel.ids import AccountId, DeviceId, RelayId
-from shared.pool.live import MOVE_PEERS, REVOKE_DEVICE, drop_presence, put_presence
+from shared.pool.live import MOVE_PEERS, REVOKE_DEVICE, drop_presence, put_presence, renew_presence
 from shared.pool.model import Presence
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
@@ -21,6 +21,7 @@ from shared.runtime.redis import AsyncRedis
 RETRY_S: Final = 1.0
 REFRESH_S: Final = 30.0
 SWEEP_S: Final = 5.0
+BATCH: Final = 100
 
 log = logging.getLogger("psx.relay")
 
@@ -73,18 +74,45 @@ class PresenceWriter:
             await self.drain()
 
     async def drain(self) -> None:
-        """Write all wishes that stand now; retries while Redis is away."""
+        """Write all wishes that stand now, many at once but one per device; retries while Redis is away."""
         while self._wishes:
-            device_id, device = self._wishes.popitem()
-            try:
-                await self._write(DeviceId(device_id), device)
-                self.fault = None
-            except StoreUnavailable as error:
-                self._wishes.setdefault(device_id, device)
-                if self.fault is None:
-                    log.warning("redis away", extra={"reason": str(error)})
-                self.fault = str(error)
+            batch = [self._wishes.popitem() for _ in range(min(len(self._wishes), BATCH))]
+            results = await asyncio.gather(
+                *(self._write(DeviceId(device_id), device) for device_id, device in batch),
+                return_exceptions=True,
+            )
+            fault = None
+            for (device_id, device), result in zip(batch, results, strict=True):
+                if isinstance(result, StoreUnavailable):
+                    fault = str(result)
+                    self._wishes.setdefault(device_id, device)
+                elif isinstance(result, BaseException):
+                    raise result
+            if fault is not None and self.fault is None:
+                log.warning("redis away", extra={"reason": fault})
+            self.fault = fault
+            if fault is not None:
                 await asyncio.sleep(RETRY_S)
+
+    async def renew(self, registry: Registry, now_s: float) -> None:
+        """Keep the presence of devices that were written a while ago; each has its own time, so the work is spread."""
+        due = [
+            d
+            for d in registry.devices.values()
+            if now_s - d.renewed_s >= REFRESH_S and not d.leaving and d.least_loaded() is not None
+        ]
+        for start in range(0, len(due), BATCH):
+            part = due[start : start + BATCH]
+            ids = [DeviceId(device.device_id) for device in part]
+            try:
+                kept = await self._redis.run(renew_presence(ids, self._relay_id))
+            except StoreUnavailable as error:
+                self.fault = str(error)
+                return
+            for device, is_kept in zip(part, kept, strict=True):
+                device.renewed_s = now_s
+                if not is_kept:
+                    self._wish(device.device_id, device)
 
     async def _write(self, device_id: DeviceId, device: Device | None) -> None:
         if device is None:
@@ -140,10 +168,7 @@ async def follow_orders(
 async def sweep_for_ever(registry: Registry, presence: PresenceWriter) -> None:
     """The one timer of the relay: idle sockets, late handshakes, stalled tunnels, presence."""
     loop = asyncio.get_running_loop()
-    refreshed_s = loop.time()
     while True:
         await asyncio.sleep(SWEEP_S)
         registry.sweep(loop.time())
-        if loop.time() - refreshed_s >= REFRESH_S:
-            refreshed_s = loop.time()
-            presence.refresh(registry)
+        await presence.renew(registry, loop.time())

@@ -41,6 +41,7 @@ class Device:
     connected_ms: int
     generation: int = 0
     leaving: bool = False
+    renewed_s: float = 0.0
     confirms_open: bool = False
     sockets: list[PeerSocket] = field(default_factory=list)
 
@@ -105,6 +106,7 @@ class Registry:
             device = Device(
                 claims.device_id, claims.account_id, origin, socket.address, now_ms, claims.generation
             )
+            device.renewed_s = socket.loop.time()
             self.devices[claims.device_id] = device
             DEVICES.set(len(self.devices))
         if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:

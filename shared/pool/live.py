@@ -54,6 +54,7 @@ _REAP: Final = Script.load("shared.pool", "reap")
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _STOCK: Final = Script.load("shared.pool", "stock")
+_RENEW_PRESENCE: Final = Script.load("shared.pool", "renew_presence")
 _PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
 _RESERVE: Final = Script.load("shared.pool", "reserve")
 _UNRESERVE: Final = Script.load("shared.pool", "unreserve")
@@ -102,6 +103,17 @@ def put_presence(presence: Presence) -> RedisCall[int]:
         script=_PUT_PRESENCE,
         keys=[key, _revoked_key(presence.device_id)],
         args=[PRESENCE_TTL_S, presence.relay_id, presence.connected_at_ms, *fields],
+    )
+
+
+def renew_presence(device_ids: Sequence[DeviceId], relay_id: RelayId) -> RedisCall[list[bool]]:
+    """Devices are still on this relay. False for each that Redis has forgotten, or has elsewhere: put it again."""
+    keys = [f"{_prefix(Pool.PEER)}live:{device_id}" for device_id in device_ids]
+    return RedisCall(
+        lambda answer: [bool(kept) for kept in answer],
+        script=_RENEW_PRESENCE,
+        keys=keys,
+        args=[relay_id, PRESENCE_TTL_S],
     )
 
 

@@ -6,9 +6,12 @@ redirect may name, `exp` one hour. Source: RFC 7519, RFC 8037.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from shared.kernel.ids import AccountId, DeviceId
 
@@ -50,12 +53,21 @@ def issue(claims: Claims, relays: tuple[str, ...], private_key_pem: str, now_s: 
     return jwt.encode(payload, private_key_pem, algorithm=_ALGORITHM)
 
 
+@lru_cache(maxsize=8)
+def _public_key(pem: str) -> Ed25519PublicKey:
+    """The key of a PEM, read once: reading it costs as much as checking a signature."""
+    key = load_pem_public_key(pem.encode())
+    if not isinstance(key, Ed25519PublicKey):
+        raise TypeError("not an Ed25519 public key")
+    return key
+
+
 def verify(token: str, public_key_pem: str) -> Claims | TokenFault:
     """The claims of a token that this key signed and that has not expired (the library reads the clock)."""
     try:
         payload = jwt.decode(
             token,
-            public_key_pem,
+            _public_key(public_key_pem),
             algorithms=[_ALGORITHM],
             audience=AUDIENCE,
             issuer=ISSUER,

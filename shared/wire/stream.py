@@ -58,8 +58,8 @@ class Lane(Protocol):
 
     queued: bool
 
-    def take(self) -> tuple[bytes, Bytes] | None:
-        """The next (header, payload), or None when there is nothing to send now."""
+    def take(self, max_bytes: int) -> tuple[bytes, Bytes] | None:
+        """The next (header, payload of at most `max_bytes`), or None when there is nothing to send now."""
 
 
 class FrameWriter(Protocol):
@@ -71,10 +71,11 @@ class FrameWriter(Protocol):
 class Outbox:
     """One connection's way out. The owner calls `pause` and `resume` as its transport does."""
 
-    __slots__ = ("_ready", "paused", "send")
+    __slots__ = ("_ready", "frame_bytes", "paused", "send")
 
-    def __init__(self, send: FrameWriter) -> None:
+    def __init__(self, send: FrameWriter, frame_bytes: int = DATA_MAX_BYTES) -> None:
         self.send = send
+        self.frame_bytes = frame_bytes
         self.paused = False
         self._ready: deque[Lane] = deque()
 
@@ -105,7 +106,7 @@ class Outbox:
         ready = self._ready
         while ready and not self.paused:
             lane = ready[0]
-            parts = lane.take()
+            parts = lane.take(self.frame_bytes)
             if parts is None:
                 lane.queued = False
                 if ready and ready[0] is lane:
@@ -307,7 +308,7 @@ class Stream:
 
     # frames out
 
-    def take(self) -> tuple[bytes, Bytes] | None:
+    def take(self, max_bytes: int = DATA_MAX_BYTES) -> tuple[bytes, Bytes] | None:
         """The next DATA or EOF frame that credit allows."""
         if not self._pending:
             if self._eof_wanted and not self._eof_sent:
@@ -315,7 +316,7 @@ class Stream:
                 self._sent += 1
                 return header(MuxType.EOF, self.tunnel_id), b""
             return None
-        credit = min(self._limit - self._sent, DATA_MAX_BYTES)
+        credit = min(self._limit - self._sent, max_bytes)
         if credit <= 0:
             if self._blocked_at != self._limit and self._outbox is not None:
                 self._blocked_at = self._limit

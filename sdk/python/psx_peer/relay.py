@@ -26,8 +26,12 @@ TICK_S: Final = 5.0
 DEAD_AFTER_S: Final = 45.0
 DEAD_WITH_STREAMS_AFTER_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
-WRITE_HIGH_V2_BYTES: Final = 64 * 1024
-NOT_SENT_LOW_BYTES: Final = 64 * 1024
+FRAME_SLOW_BYTES: Final = 16 * 1024
+FAST_BYTES_PER_S: Final = 20_000_000
+PACE_BYTES: Final = 2 * 1024 * 1024
+"""So often the uplink is judged: on a slow one small frames and little in the socket let small answers pass; on a fast one
+large frames cost less.
+"""
 TCP_NOTSENT_LOWAT: Final = 25
 MAX_TUNNELS: Final = 256
 
@@ -63,7 +67,9 @@ class RelaySocket(asyncio.Protocol):
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._heard_s = self._loop.time()
         self._v2 = False
-        self.outbox = stream.Outbox(self._send_frame)
+        self.outbox = stream.Outbox(self._send_frame, FRAME_SLOW_BYTES)
+        self._paced_bytes = 0
+        self._paced_s = self._heard_s
         self.write_paused = False
         self.redirect_to: str | None = None
         self.connected = asyncio.Event()
@@ -210,10 +216,7 @@ class RelaySocket(asyncio.Protocol):
     def _connected(self, text: peer.Text) -> None:
         self._v2 = text.text("protocol") == mux.PROTOCOL == self._options.protocol
         if self._v2 and self._transport is not None:
-            self._transport.set_write_buffer_limits(high=WRITE_HIGH_V2_BYTES)
-            raw = self._transport.get_extra_info("socket")
-            with contextlib.suppress(OSError, AttributeError):  # a kernel without it only queues more
-                raw.setsockopt(6, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_BYTES)
+            self._keep_unsent(self._transport, FRAME_SLOW_BYTES)
         self.connected.set()
         log.info("connected to relay as %s", text.text("deviceId"))
 
@@ -353,10 +356,31 @@ class RelaySocket(asyncio.Protocol):
     def _send_text(self, kind: peer.Type, **payload: Any) -> None:
         self._send(websocket.Opcode.TEXT, peer.encode_text(kind, **payload))
 
+    def _pace(self, transport: asyncio.Transport, sent: int) -> None:
+        """Judge the uplink by what it took."""
+        self._paced_bytes += sent
+        if self._paced_bytes < PACE_BYTES:
+            return
+        now_s = self._loop.time()
+        fast = self._paced_bytes > FAST_BYTES_PER_S * (now_s - self._paced_s)
+        frame_bytes = mux.DATA_MAX_BYTES if fast else FRAME_SLOW_BYTES
+        if frame_bytes != self.outbox.frame_bytes:
+            self.outbox.frame_bytes = frame_bytes
+            self._keep_unsent(transport, frame_bytes)
+        self._paced_bytes, self._paced_s = 0, now_s
+
+    @staticmethod
+    def _keep_unsent(transport: asyncio.Transport, size: int) -> None:
+        transport.set_write_buffer_limits(high=size)
+        raw = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError):  # a kernel without it only queues more
+            raw.setsockopt(6, TCP_NOTSENT_LOWAT, size)
+
     def _send_frame(self, head: bytes, payload: mux.Bytes = b"") -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        self._pace(transport, len(payload))
         mask = os.urandom(4)
         turn = len(head) % 4
         parts = [
