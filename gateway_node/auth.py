@@ -7,9 +7,11 @@ by somebody else's failures.
 
 from __future__ import annotations
 
+import ipaddress
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from shared.access import table as access
@@ -34,6 +36,14 @@ TRACKED_MAX: Final = 100_000
 class _Entry:
     pak: Pak
     read_s: float
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What failures are counted by: an IPv4 address, or the /64 that one customer has of IPv6."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 class FailureLimiter:
@@ -99,6 +109,7 @@ class Authenticator:
     async def authenticate(self, account_id: AccountId, password: str, address: str) -> Pak | Refusal:
         """The pak of a password, or why it may not pass. Raises StoreUnavailable for a key nobody knows yet."""
         secret_hash = self._box.hash(password)
+        address = network_of(address)
         entry = self._cache.get(secret_hash)
         if entry is None and (self._addresses.banned(address) or self._accounts.banned(account_id)):
             return Refusal.RATE_LIMITED_AUTH

@@ -13,6 +13,7 @@ from gateway_node.tunnel import Tunnel, reset
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
+FLUSH_MAX_S: Final = 30.0
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
 
@@ -33,6 +34,7 @@ class CustomerSide(asyncio.Protocol):
         self.told_address: str | None = None
         self._ended = False
         self._eof_sent = False
+        self._full = False
 
     # transport callbacks
 
@@ -43,10 +45,12 @@ class CustomerSide(asyncio.Protocol):
         self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._tunnel is not None:
             self._tunnel.customer_full()
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._tunnel is not None:
             self._tunnel.customer_drained()
 
@@ -102,6 +106,7 @@ class CustomerSide(asyncio.Protocol):
     def finish(self) -> None:
         if self._transport is not None:
             self._transport.close()
+            self.abort_after(FLUSH_MAX_S)  # a customer that never reads would keep its socket for ever
 
     def cut(self) -> None:
         reset(self._transport)
@@ -121,9 +126,16 @@ class CustomerSide(asyncio.Protocol):
         if early:
             tunnel.to_exit(early)
         transport.resume_reading()
+        self.tell_if_full(tunnel)
         tunnel.exit.attach(tunnel)
+        self.tell_if_full(tunnel)
         if self._ended and tunnel.open:
             tunnel.customer_ended()
+
+    def tell_if_full(self, tunnel: Tunnel) -> None:
+        """A tunnel that begins while the customer does not read must know it."""
+        if self._full:
+            tunnel.customer_full()
 
     def open_in_background(self, opening: Coroutine[Any, Any, None]) -> None:
         """Run what opens the tunnel; a fault in it ends the connection, visibly."""

@@ -24,6 +24,9 @@ from shared.wire.http1_body import BodyScanner, Framing, request_framing, respon
 from shared.wire.mux import Bytes
 
 REPLAYABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_NEVER_DROPPED: Final = frozenset({"content-length", "transfer-encoding", "host"})
+"""What frames or addresses a message is no hop's own, whatever `Connection` says."""
+INTERIM_MAX: Final = 10
 _THIS_HOP: Final = frozenset({"connection", "proxy-connection", "keep-alive", "te", "upgrade"})
 _NAMES_SOMEBODY: Final = frozenset(
     {"via", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "client-ip"}
@@ -49,6 +52,7 @@ class Exchange:
         self._method = head.method
         self.corrections: tuple[str, ...] = ()
         self.reused = False
+        self._interim = 0
         self._request = BodyScanner(*request_framing(head))
         self._wants_upgrade = "upgrade" in named_options(head) and head.header("upgrade") is not None
         self._answer: BodyScanner | None = None
@@ -102,6 +106,9 @@ class Exchange:
             self.upgraded = True
             return _passed_on(head, [], upgrade=True)
         if head.status // 100 == 1:
+            self._interim += 1
+            if self._interim > INTERIM_MAX:
+                raise HeadError(HeadFault.TOO_MANY_HEADERS)
             return _passed_on(head, [])
         framing, length = response_framing(head, self._method)
         self._answer = BodyScanner(framing, length)
@@ -131,7 +138,7 @@ def _proxy_options(head: RequestHead) -> frozenset[str]:
 def _origin_form(head: RequestHead, *, upgrade: bool) -> bytes:
     url = urlsplit(head.target)
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    dropped = _NAMES_SOMEBODY | (named_options(head) - {"upgrade"} if upgrade else named_options(head))
+    dropped = _NAMES_SOMEBODY | (named_options(head) - _NEVER_DROPPED - ({"upgrade"} if upgrade else set()))
     kept: list[tuple[str, str]] = []
     hosted = connected = False
     for written, (name, value) in zip(head.names, head.headers, strict=True):
@@ -153,7 +160,7 @@ def _origin_form(head: RequestHead, *, upgrade: bool) -> bytes:
 
 
 def _passed_on(head: ResponseHead, own: list[tuple[str, str]], *, upgrade: bool = False) -> bytes:
-    dropped = named_options(head) | {"proxy-authenticate", "proxy-authentication-info"}
+    dropped = (named_options(head) - _NEVER_DROPPED) | {"proxy-authenticate", "proxy-authentication-info"}
     kept = [
         (written, value)
         for written, (name, value) in zip(head.names, head.headers, strict=True)

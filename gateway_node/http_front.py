@@ -30,6 +30,8 @@ from shared.wire.mux import Bytes
 
 HEAD_TIMEOUT_S: Final = 30.0
 KEEP_ALIVE_IDLE_S: Final = 75.0
+REFUSALS_MAX: Final = 20
+"""So many refused requests are answered on one connection."""
 
 
 class _Upstream(NamedTuple):
@@ -50,6 +52,7 @@ class HttpFront(CustomerSide):
         self._buffer = bytearray()
         self._upstream: _Upstream | None = None
         self._exchange: Exchange | None = None
+        self._refusals = 0
 
     # transport callbacks
 
@@ -160,6 +163,8 @@ class HttpFront(CustomerSide):
         tunnel.customer = PlainPath(self, tunnel)
         self._send_on(exchange, tunnel)
         tunnel.exit.attach(tunnel)
+        if tunnel.open:
+            self.tell_if_full(tunnel)
 
     def _send_on(self, exchange: Exchange, tunnel: Tunnel) -> None:
         tunnel.to_exit(exchange.first_bytes)
@@ -261,7 +266,9 @@ class HttpFront(CustomerSide):
     ) -> None:
         if self._transport is None or self._transport.is_closing():
             return
+        keep = keep and self._refusals < REFUSALS_MAX
         self.send(http_answer(refused, request_id or self._new_id(), corrections, keep=keep, body=body))
+        self._refusals += 1
         if not keep or self._ended:
             self.finish()
             return

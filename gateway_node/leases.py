@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from shared.grading.live import report_fault
@@ -39,6 +40,7 @@ class Leases:
         self._now_ms = now_ms
         self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
         self._returned: dict[Pool, Counter[tuple[EndpointId, PakId]]] = {pool: Counter() for pool in Pool}
+        self._orphans: set[asyncio.Future[Acquired | NoStock]] = set()
         self._wake = asyncio.Event()
 
     async def acquire(
@@ -46,7 +48,22 @@ class Leases:
     ) -> Acquired | NoStock:
         """Hold one connection on an endpoint that matches."""
         call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
-        return await self.redis.run(call)
+        asked = asyncio.ensure_future(self.redis.run(call))
+        try:
+            return await asyncio.shield(asked)
+        except (
+            asyncio.CancelledError
+        ):  # the customer left while the answer was on its way: it is held all the same
+            self._orphans.add(asked)
+            asked.add_done_callback(partial(self._orphaned, pak_id))
+            raise
+
+    def _orphaned(self, pak_id: PakId, asked: asyncio.Future[Acquired | NoStock]) -> None:
+        self._orphans.discard(asked)
+        if not asked.cancelled() and asked.exception() is None:
+            acquired = asked.result()
+            if isinstance(acquired, Acquired):
+                self.give_back(acquired, pak_id)
 
     def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
         """The connection ended."""

@@ -203,9 +203,14 @@ class RelayLinks:
 
     async def _connect(self, host: str, port: int) -> RelayLink:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, link = await loop.create_connection(lambda: RelayLink(self._token), host, port)
-            await link.ready
+        link = RelayLink(self._token)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.create_connection(lambda: link, host, port)
+                await link.ready
+        except BaseException:
+            link.close()
+            raise
         return link
 
     async def open(self, device_id: DeviceId, mesh: tuple[str, int], host: str, port: int) -> StreamExit:
@@ -263,6 +268,7 @@ class StreamExit:
         self._tunnel: Tunnel | None = None
         self._early: list[Bytes] = []
         self._eof_early = False
+        self._finishing = False
         self._over = False
 
     async def open(self, link: RelayLink, host: str, port: int) -> None:
@@ -275,6 +281,9 @@ class StreamExit:
 
     def attach(self, tunnel: Tunnel) -> None:
         """The tunnel stands: what came early goes first."""
+        if self._over:  # the target reset it in the same breath as it accepted
+            tunnel.cut()
+            return
         self._tunnel = tunnel
         early, self._early = self._early, []
         for data in early:
@@ -290,40 +299,53 @@ class StreamExit:
             self._frame(frame)
         except (FlowViolation, mux.MalformedMux) as fault:
             log.warning("exit broke the protocol", extra={"device": self._device_id, "reason": str(fault)})
-            self._say(mux.reset_frame(self._id, MuxReason.FLOW_VIOLATION))
             self._broke()
 
     def _frame(self, frame: Frame) -> None:
+        opened = self._opening is not None and self._opening.done()
         match frame.type:
-            case MuxType.DATA | MuxType.EOF if self._opening is None or not self._opening.done():
-                raise mux.MalformedMux("bytes before OPENED")
-            case MuxType.DATA:
+            case MuxType.DATA if opened:
                 self._stream.on_data(frame.body)
             case MuxType.WINDOW:
                 self._stream.on_window(*mux.read_window(frame.body))
                 self._close_if_over()
-            case MuxType.EOF:
+                if self._finishing and self._stream.delivered:
+                    self.cut()
+            case MuxType.EOF if opened:
                 self._stream.on_eof()
                 self._close_if_over()
             case MuxType.BLOCKED:
-                self._stream.on_blocked()
-            case MuxType.OPENED if self._opening is not None and not self._opening.done():
-                if self._link is not None:
-                    self._stream.attach(self._link.outbox, self._id)
-                self._stream.on_opened(mux.read_limit(frame.body))
-                self._opening.set_result(None)
-            case MuxType.RESUMED | MuxType.REFUSED if self._resuming is not None:
-                if not self._resuming.done():
-                    self._resuming.set_result(frame._replace(body=bytes(frame.body)))
-            case MuxType.REFUSED if self._opening is not None and not self._opening.done():
-                detail = bytes(frame.body[1:]).decode("utf-8", "replace")
-                self._opening.set_exception(LinkRefused(mux.read_reason(frame.body), detail))
-            case MuxType.RESET if mux.read_reason(frame.body) is MuxReason.PATH_LOST:
-                self._leave_link()
-                self.path_lost()
+                self._stream.on_blocked(mux.read_limit(frame.body))
+            case MuxType.DATA | MuxType.EOF:
+                raise mux.MalformedMux("bytes before OPENED")
             case MuxType.RESET:
                 self._leave_link()
-                self._broke(by_exit=mux.read_reason(frame.body) is not MuxReason.TARGET_RESET)
+                self._reset(mux.read_reason(frame.body))
+            case MuxType.OPENED | MuxType.REFUSED | MuxType.RESUMED:
+                self._answered(frame)
+
+    def _answered(self, frame: Frame) -> None:
+        """OPEN or RESUME was answered; what nobody asked for is ignored."""
+        opening = self._opening
+        if self._resuming is not None:
+            if not self._resuming.done() and frame.type is not MuxType.OPENED:
+                self._resuming.set_result(frame._replace(body=bytes(frame.body)))
+        elif opening is None or opening.done():
+            return
+        elif frame.type is MuxType.OPENED:
+            if self._link is not None:
+                self._stream.attach(self._link.outbox, self._id)
+            self._stream.on_opened(mux.read_limit(frame.body))
+            opening.set_result(None)
+        elif frame.type is MuxType.REFUSED:
+            detail = bytes(frame.body[1:]).decode("utf-8", "replace")
+            opening.set_exception(LinkRefused(mux.read_reason(frame.body), detail))
+
+    def _reset(self, reason: MuxReason) -> None:
+        if reason is MuxReason.PATH_LOST:
+            self.path_lost()
+        else:
+            self._broke(by_exit=reason is not MuxReason.TARGET_RESET)
 
     def path_lost(self) -> None:
         """The way to the peer is gone; an open tunnel looks for another one."""
@@ -364,12 +386,19 @@ class StreamExit:
             if presence is None or presence.protocol != mux.PROTOCOL:
                 return False
             link = await self._links.link(presence.mesh_host, presence.mesh_port)
+            if self._is_over():
+                return True
             answer = await self._ask(link)
         except (StoreUnavailable, OSError, TimeoutError):
+            self._say(
+                mux.reset_frame(self._id, MuxReason.PATH_LOST)
+            )  # should it still come, it is not wanted
             self._leave_link()
             return False
-        if self._over:
+        if self._is_over():
             return True
+        if not self._holds(link):
+            return False
         if answer.type is MuxType.REFUSED:
             self._leave_link()
             reason = mux.read_reason(answer.body)
@@ -381,6 +410,13 @@ class StreamExit:
         RESUMED.labels("resumed").inc()
         self._close_if_over()
         return True
+
+    def _is_over(self) -> bool:
+        return self._over
+
+    def _holds(self, link: RelayLink) -> bool:
+        """Whether the path stands that was just answered on: it may be lost again, right behind the answer."""
+        return self._link is link
 
     async def _ask(self, link: RelayLink) -> Frame:
         stream = self._stream
@@ -431,8 +467,12 @@ class StreamExit:
 
     def finish(self) -> None:
         """What was sent still reaches the target, over another path if need be, within a bound."""
+        self._finishing = True
+        self._stream.stall()  # nobody wants what may still come: it is granted nothing
         self._stream.write_eof()
-        if not self._over:
+        if self._stream.delivered and not self._stream.eof_received:
+            self.cut()
+        elif not self._over:
             asyncio.get_running_loop().call_later(FINISH_WITHIN_S, self.cut)
             self._close_if_over()
 
@@ -451,6 +491,7 @@ class StreamExit:
     def _broke(self, *, by_exit: bool = True) -> None:
         if self._over:
             return
+        self._say(mux.reset_frame(self._id, MuxReason.CUSTOMER_RESET))
         self._leave()
         if self._opening is not None and not self._opening.done():
             self._opening.set_exception(LinkLost("reset before the tunnel opened"))

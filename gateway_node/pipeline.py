@@ -27,6 +27,7 @@ from shared.pool.live import SESSIONS_MAX, stock
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
 from shared.pool.username import UsernameMissing, parse_username
 from shared.runtime.dynamo import StoreUnavailable
+from shared.wire.mux import MuxReason
 
 CONNECTIONS_MAX: Final = 500
 """At once, per account; per key where strangers share the account."""
@@ -38,8 +39,10 @@ BUSY_RETRIES_MAX: Final = 3
 BUSY_RETRY_S: Final = 0.05
 """A connection that its customer just closed gives its place back a moment later."""
 OPEN_TOTAL_MAX_S: Final = 25.0
-BARREN_STREAK_MAX: Final = 2
-"""So many tunnels in a row that an exit accepted and closed without a byte make it suspect."""
+BARREN_CUSTOMERS: Final = 2
+"""So many different customers whose tunnels an exit accepted and closed without a byte make it suspect at once; one alone,
+who may own the target, only has it probed.
+"""
 
 OPENED = Counter("psx_gateway_tunnels", "Tunnels opened", ["pool"])
 REFUSED = Counter("psx_gateway_refused", "Requests refused", ["code"])
@@ -93,7 +96,7 @@ class Pipeline:
         self._meter = meter
         self._now_ms = now_ms
         self._connections: dict[str, int] = {}
-        self._barren: dict[EndpointId, int] = {}
+        self._barren: dict[EndpointId, set[str]] = {}
 
     async def open(self, request: Request) -> Outcome:
         """Open a tunnel, or say why not. Never raises for anything a customer, an exit or a store can do."""
@@ -127,13 +130,13 @@ class Pipeline:
         fault = self._standing(pak, request)
         if fault is not None:
             return fault
-        target = await self._resolver.resolve(request.host, request.port)
-        if isinstance(target, RefusedRequest):
-            return target
         owner = self._limited_as(pak)
         self._connections[owner] = self._connections.get(owner, 0) + 1
         opened = False
         try:
+            target = await self._resolver.resolve(request.host, request.port)
+            if isinstance(target, RefusedRequest):
+                return target
             result = await self._through_some_exit(request, lock_quality(route, pak), pak, target)
             opened = not isinstance(result, RefusedRequest)
             return result
@@ -185,7 +188,7 @@ class Pipeline:
                 return self._opened(pak, acquired, side)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
-            EXIT_FAULTS.labels(side.reason).inc()
+            EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
             either = either or side.fault is Fault.EITHER
             if side.moving and moves < MOVING_RETRIES_MAX:
                 moves += 1
@@ -209,7 +212,7 @@ class Pipeline:
     ) -> ExitPath | ExitFailed | RefusedRequest:
         try:
             return await self._dialer.open(acquired, target, request.request_id)
-        except asyncio.CancelledError:
+        except BaseException:
             self._leases.give_back(acquired, pak.pak_id)
             raise
 
@@ -253,12 +256,14 @@ class Pipeline:
         self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
         OPEN.dec()
         endpoint_id = tunnel.acquired.endpoint.endpoint_id
-        streak = self._barren.pop(endpoint_id, 0) + 1 if tunnel.barren else 0
-        if streak:
-            self._barren[endpoint_id] = streak
-        else:
+        if tunnel.barren:
+            self._barren.setdefault(endpoint_id, set()).add(self._limited_as(tunnel.pak))
+        elif tunnel.down_bytes:
             self._barren.pop(endpoint_id, None)
-        drops = streak >= BARREN_STREAK_MAX
+        drops = len(self._barren.get(endpoint_id, ())) >= BARREN_CUSTOMERS
+        if drops:
+            del self._barren[endpoint_id]
+        exit_broke = exit_broke or tunnel.barren
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
             self._leases.report(tunnel.acquired, suspect=drops)
@@ -283,6 +288,22 @@ def lock_quality(route: Route, pak: Pak) -> Route:
     return route
 
 
+_KNOWN_REASONS: Final = frozenset(
+    {
+        *(reason.name.lower() for reason in MuxReason),
+        *(
+            "modem_credentials_unreadable",
+            "peer_gone",
+            "unknown_device",
+            "draining",
+            "too_many_tunnels",
+            "unknown",
+        ),
+        *("exit_timeouterror", "exit_connectionrefusederror", "exit_connectionreseterror", "exit_linklost"),
+        *("exit_connectionabortederror", "modem_407", "modem_502", "modem_503", "modem_504"),
+    }
+)
+"""Reasons that become a metric's label; what a peer makes up does not."""
 _ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {
     Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",

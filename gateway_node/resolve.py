@@ -3,8 +3,9 @@
 import asyncio
 import ipaddress
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 from gateway_node.refusals import RefusedRequest
@@ -14,6 +15,8 @@ from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check
 RESOLVE_TIMEOUT_S: Final = 5.0
 FRESH_S: Final = 5.0
 NAMES_KEPT: Final = 10_000
+LOOKUP_THREADS: Final = 64
+LOOKUPS_MAX: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +35,38 @@ class Resolver:
         self._policy = policy
         self._hosts = hosts
         self._found: dict[str, tuple[float, list[str]]] = {}
+        self._looking: dict[str, asyncio.Future[list[str]]] = {}
+        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, "names")
 
     async def _lookup(self, host: str, port: int) -> list[str]:
-        """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked."""
-        now_s = asyncio.get_running_loop().time()
+        """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked.
+
+        Lookups have threads of their own, one per name however many ask: a name server that does not answer holds up
+        those who ask for its names, and nobody else.
+        """
+        loop = asyncio.get_running_loop()
         found = self._found.get(host)
-        if found is None or now_s - found[0] > FRESH_S:
-            found = (now_s, await _lookup(host, port))
-            if len(self._found) >= NAMES_KEPT:
-                self._found.clear()
-            self._found[host] = found
-        return found[1]
+        if found is not None and loop.time() - found[0] <= FRESH_S:
+            return found[1]
+        looking = self._looking.get(host)
+        if looking is None:
+            if len(self._looking) >= LOOKUPS_MAX:
+                return []
+            looking = loop.run_in_executor(self._threads, _addresses, host, port)
+            self._looking[host] = looking
+            looking.add_done_callback(partial(self._looked_up, host))
+        try:
+            return await asyncio.wait_for(asyncio.shield(looking), RESOLVE_TIMEOUT_S)
+        except TimeoutError:
+            return []
+
+    def _looked_up(self, host: str, looking: asyncio.Future[list[str]]) -> None:
+        del self._looking[host]
+        if looking.cancelled() or looking.exception() is not None:
+            return
+        if len(self._found) >= NAMES_KEPT:
+            self._found.clear()
+        self._found[host] = (looking.get_loop().time(), looking.result())
 
     async def resolve(self, host: str, port: int) -> Target | RefusedRequest:
         """The target with an address that may be dialled, or why there is none."""
@@ -76,14 +100,11 @@ def _is_address(host: str) -> bool:
     return True
 
 
-async def _lookup(host: str, port: int) -> list[str]:
+def _addresses(host: str, port: int) -> list[str]:
     """Addresses of a name, IPv4 first: not every device has IPv6."""
-    loop = asyncio.get_running_loop()
     try:
-        found = await asyncio.wait_for(
-            loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), RESOLVE_TIMEOUT_S
-        )
-    except (OSError, TimeoutError, UnicodeError):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
         return []
     ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
     return list(dict.fromkeys(str(entry[4][0]) for entry in ordered))

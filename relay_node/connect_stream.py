@@ -46,7 +46,7 @@ class ConnectStream:
         self._open = False
         self._over = False
         self._gateway_ended = False
-        socket.ends[self._id] = self
+        socket.carry(self._id, self)
         TUNNELS.inc()
 
     def open(self, host: str, port: int) -> None:
@@ -113,7 +113,7 @@ class ConnectStream:
                 self._stream.on_window(*read_window(frame.body))
                 self._close_if_over()
             case MuxType.BLOCKED:
-                self._stream.on_blocked()
+                self._stream.on_blocked(read_limit(frame.body))
             case MuxType.EOF if self._open:
                 self._stream.on_eof()
                 self._close_if_over()

@@ -18,7 +18,9 @@ TUNNEL_BUFFER_MAX_BYTES: Final = WINDOW_MAX_BYTES + 64 * 1024
 PROCESS_BUFFER_MAX_BYTES: Final = 512 * 1024 * 1024
 _PEER_ENDS: Final = frozenset({MuxType.RESET, MuxType.REFUSED})
 _GATEWAY_ENDS: Final = frozenset({MuxType.RESET, MuxType.CLOSE})
-_SEQUENCED: Final = frozenset({MuxType.DATA, MuxType.EOF})
+_SEQUENCED: Final = frozenset({MuxType.DATA, MuxType.EOF, MuxType.BLOCKED})
+CONTROL_WHILE_FULL_MAX: Final = 4096
+"""Control frames of one tunnel towards a connection that takes nothing; an honest end has no reason for more."""
 
 
 class PeerEnd(Protocol):
@@ -104,7 +106,7 @@ class _Lane:
 class Forward:
     """One tunnel between a link and a peer's socket."""
 
-    __slots__ = ("_link", "_over", "_socket", "_to_link", "_to_peer")
+    __slots__ = ("_controls", "_link", "_over", "_socket", "_to_link", "_to_peer")
 
     def __init__(self, socket: Side, peer_id: int, link: Side, link_id: int, buffers: Buffers) -> None:
         self._socket = socket
@@ -112,6 +114,7 @@ class Forward:
         self._to_peer = _Lane(socket.outbox, peer_id, buffers)
         self._to_link = _Lane(link.outbox, link_id, buffers)
         self._over = False
+        self._controls = 0
         TUNNELS.inc()
 
     def from_link(self, frame: Frame) -> None:
@@ -134,7 +137,17 @@ class Forward:
             if not lane.push(kind, frame.body):
                 self._overrun()
             return
-        lane.outbox.send(header(kind, lane.tunnel_id), frame.body)
+        body = frame.body
+        if lane.outbox.paused:
+            self._controls += 1
+            if self._controls > CONTROL_WHILE_FULL_MAX:
+                self._overrun()
+                return
+        else:
+            self._controls = 0
+        if kind is MuxType.RESET and body[0] == MuxReason.PATH_LOST:
+            body = bytes((MuxReason.UNKNOWN,))  # which path is lost is the relay's to say
+        lane.outbox.send(header(kind, lane.tunnel_id), body)
         if kind in _PEER_ENDS:
             self._leave(Reason.OPEN_FAILED if kind is MuxType.REFUSED else Reason.TARGET_CLOSED)
 

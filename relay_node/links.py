@@ -118,7 +118,7 @@ class LinkConnection(asyncio.Protocol):
             peer_id = socket.next_tunnel_id()
             forward = Forward(socket, peer_id, self, frame.tunnel, registry.buffers)
             self._forwards[frame.tunnel] = forward
-            socket.ends[peer_id] = forward
+            socket.carry(peer_id, forward)
             socket.outbox.send(header(frame.type, peer_id), body)
 
     def _refuse(self, tunnel_id: int, reason: MuxReason, counted: Reason) -> None:

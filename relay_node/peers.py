@@ -39,6 +39,7 @@ WRITE_HIGH_V2_BYTES: Final = 64 * 1024
 NOT_SENT_LOW_BYTES: Final = 64 * 1024
 TCP_NOTSENT_LOWAT: Final = 25
 MAX_HANDSHAKE_BYTES: Final = 8 * 1024
+FRAMES_PER_S_MAX: Final = 20_000
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
 PING_AFTER_S: Final = 5.0
@@ -76,6 +77,11 @@ class PeerSocket(asyncio.Protocol):
         self._blocked: set[Tunnel] = set()
         self._closing = False
         self._last_id = 0
+        self.generation = 0
+        self._born_s = self._heard_s
+        self._busy_since_s = self._heard_s
+        self._second = 0
+        self._frames_in_second = 0
         self._follows_redirects = False
         self._redirected_s = 0.0
 
@@ -90,6 +96,12 @@ class PeerSocket(asyncio.Protocol):
             self._last_id = self._last_id % 0xFFFF_FFFF + 1
             if self._last_id not in self.ends:
                 return self._last_id
+
+    def carry(self, tunnel_id: int, end: PeerEnd) -> None:
+        """A tunnel of v2 begins; from its first one on the peer is expected to answer pings soon."""
+        if not self.ends:
+            self._busy_since_s = self.loop.time()
+        self.ends[tunnel_id] = end
 
     # transport callbacks
 
@@ -169,8 +181,10 @@ class PeerSocket(asyncio.Protocol):
         if isinstance(claims, TokenFault):
             self._refuse("401 Unauthorized", Reason.TOKEN_REFUSED)
             return
-        if not self.registry.attach(self, claims):
-            self._refuse("429 Too Many Requests", Reason.TOO_MANY_SOCKETS)
+        refused = self.registry.attach(self, claims)
+        if refused is not None:
+            stale = refused is Reason.TOKEN_REFUSED
+            self._refuse("401 Unauthorized" if stale else "429 Too Many Requests", refused)
             return
         rest, self._head = bytes(head), None
         self._write(handshake.accept_answer(request, subprotocol))
@@ -188,7 +202,9 @@ class PeerSocket(asyncio.Protocol):
 
     def _frames_received(self, data: bytes) -> None:
         try:
-            for message in self._frames.receive(data):
+            messages = self._frames.receive(data)
+            self._count_frames(len(messages))
+            for message in messages:
                 if self._closing:
                     return
                 self._message(message)
@@ -196,6 +212,14 @@ class PeerSocket(asyncio.Protocol):
             self.close(fault.code, fault.reason, Reason.PROTOCOL)
         except (MalformedFrame, mux.MalformedMux) as fault:
             self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
+
+    def _count_frames(self, count: int) -> None:
+        """A peer may not keep this process busy with tiny frames."""
+        if int(self._heard_s) != self._second:
+            self._second, self._frames_in_second = int(self._heard_s), 0
+        self._frames_in_second += count
+        if self._frames_in_second > FRAMES_PER_S_MAX:
+            raise WebSocketFault(CloseCode.POLICY, "too many frames")
 
     def _message(self, message: Message) -> None:
         match message.opcode:
@@ -231,7 +255,7 @@ class PeerSocket(asyncio.Protocol):
             if frame.type in _ONLY_GATEWAYS_SEND:
                 raise mux.MalformedMux("not for a peer to send")
             end.from_peer(frame)
-        elif frame.type is mux.MuxType.PING:
+        elif frame.type is mux.MuxType.PING and not self.outbox.paused:
             self._send_frame(mux.header(mux.MuxType.PONG, 0), frame.body)
 
     def _text_frame(self, frame: Text) -> None:
@@ -382,15 +406,17 @@ class PeerSocket(asyncio.Protocol):
         if self._closing:
             transport.abort()
         elif self._head is not None:
-            self._abort_if(silent_s > HANDSHAKE_TIMEOUT_S, Reason.HANDSHAKE_TIMEOUT)
+            self._abort_if(now_s - self._born_s > HANDSHAKE_TIMEOUT_S, Reason.HANDSHAKE_TIMEOUT)
         elif transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             self._abort_if(True, Reason.STALLED)
         elif not self._blocked:
             with_tunnels = self.v2 and self.ends
+            if with_tunnels:
+                silent_s = now_s - max(self._heard_s, self._busy_since_s)
             self._abort_if(
                 silent_s > (DEAD_WITH_TUNNELS_AFTER_S if with_tunnels else IDLE_TIMEOUT_S), Reason.IDLE
             )
-            if with_tunnels and silent_s >= PING_AFTER_S:
+            if with_tunnels and now_s - self._heard_s >= PING_AFTER_S:
                 self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
         for tunnel in list(self._blocked):
             tunnel.mesh.sweep(now_s)

@@ -118,7 +118,7 @@ class PresenceWriter:
         if device is None:
             await self._redis.run(drop_presence(device_id, self._relay_id))
             return
-        revoked = await self._redis.run(put_presence(self._presence(device_id, device)))
+        revoked = await self._redis.run(put_presence(self._presence(device_id, device), device.generation))
         if revoked > device.generation:
             self.revoke(device_id, revoked)
             return

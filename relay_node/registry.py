@@ -97,8 +97,11 @@ class Registry:
         self._handshakes_total += 1
         return count <= HANDSHAKES_PER_S_PER_ADDRESS_MAX and self._handshakes_total <= HANDSHAKES_PER_S_MAX
 
-    def attach(self, socket: PeerSocket, claims: Claims) -> bool:
-        """Give an accepted socket to its device; False when the device has all its sockets already."""
+    def attach(self, socket: PeerSocket, claims: Claims) -> Reason | None:
+        """Give an accepted socket to its device, or say why not: it has all its sockets already, or newer tokens.
+
+        Sockets with older tokens than the newest are closed.
+        """
         device = self.devices.get(claims.device_id)
         if device is None:
             origin = self.hooks.origin(socket.address)
@@ -109,12 +112,15 @@ class Registry:
             device.renewed_s = socket.loop.time()
             self.devices[claims.device_id] = device
             DEVICES.set(len(self.devices))
+        if claims.generation < device.generation:
+            return Reason.TOKEN_REFUSED
         if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
-            return False
+            return Reason.TOO_MANY_SOCKETS
         device.sockets.append(socket)
-        device.generation = max(device.generation, claims.generation)
+        device.generation = socket.generation = claims.generation
+        self.revoke(device.device_id, claims.generation)
         socket.device = device
-        return True
+        return None
 
     def detach(self, socket: PeerSocket) -> None:
         """A socket is gone; with the last one its device leaves."""
@@ -129,8 +135,8 @@ class Registry:
     def revoke(self, device_id: str, generation: int) -> None:
         """Close every socket of a device whose tokens before `generation` ended."""
         device = self.devices.get(device_id)
-        if device is not None and device.generation < generation:
-            for socket in list(device.sockets):
+        for socket in list(device.sockets) if device else ():
+            if socket.generation < generation:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
     def sweep(self, now_s: float) -> None:

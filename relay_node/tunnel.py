@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPEN_TIMEOUT_S: Final = 10.0
 ASSUME_OPEN_AFTER_S: Final = 0.75
-STALL_MAX_S: Final = 15.0
+STALL_MAX_S: Final = 5.0
 
 
 class State(Enum):

@@ -77,7 +77,7 @@ def _text_map(answer: Any) -> dict[str, str]:
 # Presence
 
 
-def put_presence(presence: Presence) -> RedisCall[int]:
+def put_presence(presence: Presence, generation: int = 0) -> RedisCall[int]:
     """A device is on a relay; run again before `PRESENCE_TTL_S` is over. The relay it came to last wins.
 
     Answers the generation below which the device's tokens are revoked: 0 is none.
@@ -102,7 +102,7 @@ def put_presence(presence: Presence) -> RedisCall[int]:
         lambda answer: int(answer[1]),
         script=_PUT_PRESENCE,
         keys=[key, _revoked_key(presence.device_id)],
-        args=[PRESENCE_TTL_S, presence.relay_id, presence.connected_at_ms, *fields],
+        args=[PRESENCE_TTL_S, presence.relay_id, presence.connected_at_ms, generation, *fields],
     )
 
 

@@ -99,6 +99,28 @@ class MuxReason(IntEnum):
     STOPPED = 24
 
 
+_BODY_MAX_BYTES: Final = {
+    MuxType.OPEN: _OPEN.size + HOST_MAX_BYTES + 256,
+    MuxType.OPENED: _LIMIT.size,
+    MuxType.REFUSED: 1 + DETAIL_MAX_BYTES,
+    MuxType.DATA: DATA_MAX_BYTES,
+    MuxType.WINDOW: _WINDOW.size,
+    MuxType.EOF: 0,
+    MuxType.RESET: 1,
+    MuxType.PING: 8,
+    MuxType.PONG: 8,
+    MuxType.GOAWAY: _GOAWAY.size,
+    MuxType.RESUME: _RESUME.size + 256,
+    MuxType.RESUMED: _WINDOW.size,
+    MuxType.BLOCKED: _LIMIT.size,
+    MuxType.CLOSE: 0,
+}
+_BODY_MIN_BYTES: Final = _BODY_MAX_BYTES | {
+    MuxType.OPEN: _OPEN.size,
+    MuxType.REFUSED: 1,
+    MuxType.DATA: 0,
+    MuxType.RESUME: _RESUME.size,
+}
 _REASONS: Final = {int(r): r for r in MuxReason}
 _TYPES: Final = {int(t): t for t in MuxType}
 
@@ -139,6 +161,9 @@ def parse(data: Bytes) -> Frame | None:
     kind = _TYPES.get(data[0])
     if kind is None:
         return None
+    size = len(data) - HEADER_BYTES
+    if not _BODY_MIN_BYTES[kind] <= size <= _BODY_MAX_BYTES[kind]:
+        raise MalformedMux(f"{kind.name} has a wrong length")
     return Frame(kind, int.from_bytes(data[1:HEADER_BYTES], "big"), memoryview(data)[HEADER_BYTES:])
 
 

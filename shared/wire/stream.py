@@ -140,9 +140,9 @@ class Stream:
     """One end of one tunnel. Attach it to an outbox under a tunnel id; feed it frames and the sink's bytes."""
 
     __slots__ = (
-        "_acked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_held", "_limit", "_outbox", "_pending",
-        "_pending_bytes", "_received", "_sent", "_sink", "_stalled", "_told", "_unacked", "_window", "eof_received",
-        "queued", "token", "tunnel_id",
+        "_acked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_grown_at", "_held",
+        "_limit", "_limits", "_outbox", "_pending", "_pending_bytes", "_received", "_sent", "_sink",
+        "_stalled", "_told", "_unacked", "_window", "eof_received", "queued", "token", "tunnel_id",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +170,8 @@ class Stream:
         # receiving
         self._received = 0
         self._told = window_bytes
+        self._limits: tuple[int, ...] = (window_bytes,)
+        self._grown_at = 0
         self._stalled = False
         self.eof_received = False
 
@@ -189,6 +191,11 @@ class Stream:
     def attached(self) -> bool:
         """Whether frames can leave now."""
         return self._outbox is not None
+
+    @property
+    def delivered(self) -> bool:
+        """All that was written here, and the EOF after it, has been taken by the other end."""
+        return self._eof_sent and self._acked == self._sent
 
     @property
     def over(self) -> bool:
@@ -297,11 +304,17 @@ class Stream:
             if self._pending:
                 self._offer()
 
-    def on_blocked(self) -> None:
-        """BLOCKED: the window is smaller than what the path can hold, unless it is the sink that does not keep up."""
+    def on_blocked(self, limit: int) -> None:
+        """BLOCKED: the window is smaller than what the path can hold, unless it is the sink that does not keep up.
+
+        Believed once per limit, and only of a sender that has filled one of the last limits that it was told.
+        """
         if self._stalled or self.eof_received or self._window >= WINDOW_MAX_BYTES:
             return
+        if limit not in self._limits or self._received < limit or limit <= self._grown_at:
+            return
         if self._budget.draw(self._window):
+            self._grown_at = limit
             self._drawn += self._window
             self._window *= 2
             self._tell(self._received + self._window)
@@ -316,7 +329,7 @@ class Stream:
                 self._sent += 1
                 return header(MuxType.EOF, self.tunnel_id), b""
             return None
-        credit = min(self._limit - self._sent, max_bytes)
+        credit = min(self._limit - self._sent, self._acked + WINDOW_MAX_BYTES - self._sent, max_bytes)
         if credit <= 0:
             if self._blocked_at != self._limit and self._outbox is not None:
                 self._blocked_at = self._limit
@@ -375,5 +388,6 @@ class Stream:
     def _tell(self, limit: int) -> None:
         """Acknowledge and grant. What cannot be told now is told by `resume`."""
         if self._outbox is not None:
-            self._told = limit
+            if limit > self._told:
+                self._told, self._limits = limit, (limit, *self._limits[:3])
             self._outbox.send(window_frame(self.tunnel_id, self._received, limit))

@@ -20,6 +20,7 @@ except ImportError:  # a peer without the C extension masks with big integers: s
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 512
 MAX_CONTROL_BYTES: Final = 125
+MAX_FRAGMENTS: Final = 4096
 _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
 
@@ -166,6 +167,8 @@ class FrameReader:
             raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "continuation out of place")
         kind = self._opcode or opcode
         if not final or self._opcode is not None:
+            if len(self._parts) >= MAX_FRAGMENTS:
+                raise WebSocketFault(CloseCode.TOO_BIG, "too many fragments")
             self._parts.append(payload)
             self._parts_bytes += len(payload)
             self._opcode = kind

@@ -268,3 +268,56 @@ def _presence(name: str):  # type: ignore[no-untyped-def]
     from shared.pool.live import read_presence
 
     return read_presence(DeviceId(name))
+
+
+async def test_a_token_older_than_the_devices_newest_gets_no_socket(plane: Plane) -> None:
+    plane.generation = 2
+    await plane.add_peer("p1")
+    newest = plane.sockets_of("p1")
+    plane.generation = 1
+    await plane.add_peer("p1")
+    await asyncio.sleep(0.3)
+    assert {s.generation for s in plane.sockets_of("p1") if s.ready} == {2}
+    assert newest[0] in plane.sockets_of("p1")
+
+
+async def test_a_peer_that_floods_with_tiny_frames_is_cut_off_and_others_go_on(plane: Plane) -> None:
+    from relay_node.peers import FRAMES_PER_S_MAX
+    from shared.wire import mux
+    from shared.wire.websocket import Opcode, encode_frame
+
+    await plane.add_peer("p1")
+    peer = await plane.add_peer("p2", sockets=1)
+    port = await plane.target(echo)
+    reader, writer = await plane.tunnel(port, username="psx_buyer-peer-us-pin-port-p1")
+    (socket,) = peer._sockets
+    assert socket._transport is not None
+    ping = encode_frame(Opcode.BINARY, mux.header(mux.MuxType.PING, 0) + bytes(8), b"mask")
+    socket._transport.write(ping * (FRAMES_PER_S_MAX * 2))
+    writer.write(b"x" * 1000)
+    assert await asyncio.wait_for(reader.readexactly(1000), 5) == b"x" * 1000
+    await until(lambda: socket not in peer._sockets)
+    writer.close()
+
+
+async def test_an_aborted_download_is_not_poured_out_uncounted(plane: Plane) -> None:
+    sent = 0
+
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+                sent += 65536
+
+    await plane.add_peer("p1")
+    reader, writer = await plane.tunnel(await plane.target(pours))
+    await reader.readexactly(1_000_000)
+    (tunnel,) = plane.meter.all_tunnels()
+    tunnel.finish()
+    await until(lambda: all(s.load == 0 for s in plane.sockets_of("p1")), 5)
+    before = sent
+    await asyncio.sleep(0.3)
+    assert sent == before
+    writer.transport.abort()

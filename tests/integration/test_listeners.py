@@ -5,6 +5,7 @@ import base64
 import socket
 import ssl
 import struct
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,11 @@ from gateway_node.listen import listen, tls_context
 from gateway_node.pipeline import CONNECTIONS_MAX
 from local import lab
 from shared.access import table as access
-from shared.kernel.ids import PakId
+from shared.access.secrets import SecretBox
+from shared.kernel.ids import AccountId, PakId
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import now_ms
+from shared.runtime.redis import command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
 from tests.support.stores import PREFIX
@@ -187,25 +190,84 @@ async def test_another_exit_steps_in_before_the_first_byte(plane: Plane) -> None
         writer.close()
 
 
-async def test_an_exit_that_accepts_and_drops_is_kept_from_customers(plane: Plane) -> None:
-    from shared.runtime.redis import command
-
+async def test_an_exit_that_drops_two_customers_is_kept_from_others_and_one_alone_cannot_do_that(
+    plane: Plane,
+) -> None:
     async def drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.close()
 
     await plane.add_peer("p1")
+    await plane.mint(SecretBox(bytes(32), bytes(32)), PakId("pak2"), "pak_other", AccountId("psx_other"))
     port = await plane.target(drops)
-    for _ in range(2):
-        reader, writer = await plane.tunnel(port)
+
+    async def dropped(**more: str) -> None:
+        reader, writer = await plane.tunnel(port, **more)
         writer.write(b"hello")
         await reader.read()
         writer.close()
         await until(lambda: not plane.meter.all_tunnels())
+
     paused = command("EXISTS", "{peer}:pause:p1", parse=int)
+    for _ in range(4):
+        await dropped()
+    await asyncio.sleep(0.1)
+    assert not await plane.redis.run(paused)
+    await dropped(username="psx_other-peer-us", secret="pak_other")
     async with asyncio.timeout(5):
         while not await plane.redis.run(paused):
             await asyncio.sleep(0.01)
+
+
+async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    real = plane.redis.run
+
+    async def slow(call: Any) -> Any:
+        answer = await real(call)
+        await asyncio.sleep(0.05)
+        return answer
+
+    plane.redis.run = slow  # type: ignore[method-assign]  # a far Redis
+    for _ in range(6):
+        _, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
+        writer.write(connect(port))
+        await asyncio.sleep(0.03)
+        writer.transport.abort()
+    await asyncio.sleep(0.5)
+    plane.redis.run = real  # type: ignore[method-assign]
+    assert await real(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+
+
+async def test_a_customer_that_never_reads_is_let_go(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gateway_node.customer
+
+    monkeypatch.setattr(gateway_node.customer, "FLUSH_MAX_S", 0.3)
+
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(3_000_000))
+        writer.close()
+
+    await plane.add_peer("p1")
+    _, writer = await plane.tunnel(await plane.target(pours))
+    writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads
+    (tunnel,) = plane.meter.all_tunnels()
+    await asyncio.sleep(0.3)
+    tunnel.finish()
+    customer: Any = tunnel.customer
+    await until(
+        lambda: customer._transport.is_closing() and customer._transport.get_write_buffer_size() == 0, 3
+    )
+    writer.transport.abort()
+
+
+async def test_a_flood_of_unpaid_requests_ends_with_the_connection(plane: Plane) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
+    writer.write(b"CONNECT 192.0.2.1:443 HTTP/1.1\r\n\r\n" * 300)
+    answers = await asyncio.wait_for(reader.read(), 5)
+    assert answers.count(b"HTTP/1.1 407 ") == 21
+    writer.close()
 
 
 async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:

@@ -210,11 +210,11 @@ class Plane:
             loop.create_task(self.links.sweep_for_ever()),
         ]
 
-    async def mint(self, box: SecretBox, pak_id: PakId, secret: str) -> None:
+    async def mint(self, box: SecretBox, pak_id: PakId, secret: str, account: AccountId = ACCOUNT) -> None:
         """A key without a cap."""
         now = now_ms()
         pak = Pak(
-            pak_id, ACCOUNT, "test", box.hash(secret), box.seal(secret, pak_id), None, 0, True, None, None,
+            pak_id, account, "test", box.hash(secret), box.seal(secret, pak_id), None, 0, True, None, None,
             Quality.STANDARD, True, now, now,
         )  # fmt: skip
         assert await self.dynamo.run(access.mint(PREFIX + "access", pak)) is None

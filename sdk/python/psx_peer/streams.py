@@ -11,6 +11,8 @@ from psx_peer.tunnels import Dialer, DialRefused
 from psx_peer.wire import mux, peer, stream
 
 TARGET_HIGH_BYTES: Final = 256 * 1024
+FLUSH_MAX_S: Final = 30.0
+"""A target that never reads what is left for it would keep its socket for ever."""
 WINDOWS_MAX_BYTES: Final = 64 * 1024 * 1024
 """What all windows of this device may grow by together."""
 
@@ -131,8 +133,10 @@ class StreamTarget(asyncio.Protocol):
         self._finish_if_over()
 
     def detach(self) -> bool:
-        """The socket is gone. False when there was nothing yet to wait for."""
-        self._carrier = None
+        """The path is gone. False when there was nothing yet to wait for."""
+        if self._carrier is not None:
+            self._carrier.forget(self.tunnel_id)
+            self._carrier = None
         self.stream.detach()
         self.epoch += 1
         if self._transport is None:
@@ -162,6 +166,7 @@ class StreamTarget(asyncio.Protocol):
             self._leave()
             if self._transport is not None:
                 self._transport.close()
+                asyncio.get_running_loop().call_later(FLUSH_MAX_S, self._transport.abort)
 
     def _say(self, frame: bytes) -> None:
         if self._carrier is not None:
@@ -178,7 +183,7 @@ class StreamTarget(asyncio.Protocol):
                 self.stream.on_window(*mux.read_window(frame.body))
                 self._finish_if_over()
             case mux.MuxType.BLOCKED:
-                self.stream.on_blocked()
+                self.stream.on_blocked(mux.read_limit(frame.body))
             case mux.MuxType.EOF:
                 self.stream.on_eof()
                 self._finish_if_over()

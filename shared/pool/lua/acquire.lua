@@ -70,7 +70,7 @@ local function usable(id, with_carrier, pinned)
   if ep.reserved and ep.reserved ~= lease and redis.call('EXISTS', prefix .. 'reserved:' .. ep.reserved) == 1 then
     return nil
   end
-  if not pinned and redis.call('EXISTS', prefix .. 'pause:' .. id) == 1 then return nil end
+  if pinned ~= 'device' and redis.call('EXISTS', prefix .. 'pause:' .. id) == 1 then return nil end
   local live = {}
   if presence_needed then
     live = redis.call('HGETALL', prefix .. 'live:' .. id)
@@ -116,6 +116,8 @@ if pin_kind ~= '' then
     local held = redis.call('HMGET', prefix .. 'reserved:' .. pin_id, 'account_id', 'endpoint_id', 'expires_at_ms')
     if held[1] ~= account or tonumber(held[3]) <= now then return { false, 0, 'lease' } end
     wanted, lease = held[2], pin_id
+  elseif pin_kind == 'port' and presence_needed then
+    wanted = ''
   elseif redis.call('HGET', prefix .. 'ep:' .. wanted, 'account_id') ~= account and pin_kind == 'device' and
     redis.call('HGET', prefix .. 'live:' .. wanted, 'account_id') ~= account then
     wanted = ''

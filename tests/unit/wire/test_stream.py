@@ -60,7 +60,7 @@ def feed(stream: Stream, frame: Frame) -> None:
         case MuxType.WINDOW:
             stream.on_window(*mux.read_window(frame.body))
         case MuxType.BLOCKED:
-            stream.on_blocked()
+            stream.on_blocked(mux.read_limit(frame.body))
         case _:
             raise AssertionError(frame)
 
@@ -84,7 +84,7 @@ def step(stream: Stream, outbox: Outbox, given: dict[str, Any]) -> None:
         case "window":
             stream.on_window(given["received"], given["limit"])
         case "blocked":
-            stream.on_blocked()
+            stream.on_blocked(given["limit"])
         case "resume":
             stream.resume(given["received"], given["limit"])
         case "stall":
@@ -278,23 +278,43 @@ def test_a_source_is_held_while_too_much_waits_and_let_go_after() -> None:
     assert not sink.held
 
 
+def starve(stream: Stream) -> None:
+    """The sender fills what it was told, and says so."""
+    limit = stream.told_limit
+    while stream.received < limit:
+        stream.on_data(bytes(min(limit - stream.received, 65536)))
+    stream.on_blocked(limit)
+
+
 def test_windows_grow_no_further_than_their_ceiling_and_their_budget() -> None:
     budget = WindowBudget(WINDOW_START_BYTES)
     outbox = Outbox(lambda head, payload=b"": None)
     first, second = (Stream(Recorder(), bytes(16), budget) for _ in range(2))
     for stream in (first, second):
         stream.attach(outbox, 1)
-        stream.on_blocked()
-    assert first.told_limit == 2 * WINDOW_START_BYTES
-    assert second.told_limit == WINDOW_START_BYTES
+        starve(stream)
+    assert first.told_limit - first.received == 2 * WINDOW_START_BYTES
+    assert second.told_limit - second.received == WINDOW_START_BYTES
     first.close()
-    second.on_blocked()
-    assert second.told_limit == 2 * WINDOW_START_BYTES
+    starve(second)
+    assert second.told_limit - second.received == 2 * WINDOW_START_BYTES
     wide = Stream(Recorder(), bytes(16), WindowBudget(1 << 40))
     wide.attach(outbox, 1)
-    for _ in range(20):
-        wide.on_blocked()
-    assert wide.told_limit == WINDOW_MAX_BYTES
+    for _ in range(8):
+        starve(wide)
+    assert wide.told_limit - wide.received == WINDOW_MAX_BYTES
+
+
+def test_a_sender_keeps_no_more_than_the_largest_window_whatever_it_is_told() -> None:
+    sent: list[int] = []
+    outbox = Outbox(lambda head, payload=b"": sent.append(len(payload)))
+    sink = Recorder()
+    stream = Stream(sink, bytes(16), WindowBudget(0))
+    stream.attach(outbox, 1)
+    stream.on_opened(1 << 62)
+    stream.write(bytes(WINDOW_MAX_BYTES + 200_000))
+    assert sum(sent) == WINDOW_MAX_BYTES
+    assert sink.held
 
 
 def test_a_withdrawn_stream_sends_nothing() -> None:
