@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from gateway_node.customer import CustomerSide
-from shared.wire.proxy_protocol import NotProxied, read_header
+from shared.wire.proxy_protocol import NotProxied, Proxied, missing_bytes, read_header
 
 HEADER_TIMEOUT_S: Final = 5.0
 TLS_HANDSHAKE_TIMEOUT_S: Final = 10.0
 BACKLOG: Final = 1024
+ACCEPT_RETRY_S: Final = 0.05
 
 
 def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -34,85 +36,80 @@ async def listen(
     tls: ssl.SSLContext | None = None,
     proxied: bool = False,
     shared_port: bool = False,
-) -> asyncio.Server:
+) -> asyncio.Server | BehindBalancer:
     """A listening server; `shared_port` lets several workers accept on one port."""
     loop = asyncio.get_running_loop()
     reuse = True if shared_port else None
     if proxied:
-        return await loop.create_server(
-            lambda: BehindBalancer(make, tls), host, port, backlog=BACKLOG, reuse_port=reuse
-        )
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared_port)
+        return BehindBalancer(listening, make, tls)
     timeout_s = TLS_HANDSHAKE_TIMEOUT_S if tls else None
     return await loop.create_server(
         make, host, port, ssl=tls, ssl_handshake_timeout=timeout_s, backlog=BACKLOG, reuse_port=reuse
     )
 
 
-class BehindBalancer(asyncio.Protocol):
-    """Reads the balancer's header, then hands the connection to a customer's side, through TLS if that is set."""
+class BehindBalancer:
+    """Accepts connections of a balancer, reads exactly its header, and hands them to customers' sides.
 
-    def __init__(self, make: Callable[[], CustomerSide], tls: ssl.SSLContext | None) -> None:
+    Not a byte more is read: what follows may be the beginning of TLS, which must see all of it.
+    """
+
+    def __init__(
+        self, listening: socket.socket, make: Callable[[], CustomerSide], tls: ssl.SSLContext | None
+    ) -> None:
+        listening.setblocking(False)
+        self.sockets = (listening,)
         self._make = make
         self._tls = tls
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._running: set[asyncio.Task[None]] = set()
+        self._accepting = self._loop.create_task(self._accept())
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._timer = asyncio.get_running_loop().call_later(HEADER_TIMEOUT_S, self._transport.abort)
+    def close(self) -> None:
+        """Accept no more; connections that were handed over go on."""
+        self._accepting.cancel()
+        for task in self._running:
+            task.cancel()
+        self.sockets[0].close()
 
-    def data_received(self, data: bytes) -> None:
-        transport = self._transport
-        if transport is None or self._starting is not None:
-            return
-        self._buffer += data
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self.sockets[0])
+            except OSError:  # it was gone before it was accepted, or there are no descriptors left
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            task = self._loop.create_task(self._hand_over(connection))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        timeout_s = TLS_HANDSHAKE_TIMEOUT_S if self._tls else None
         try:
-            header = read_header(self._buffer)
-        except NotProxied:
-            transport.abort()
-            return
-        if header is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        if header.address is None:
-            transport.close()  # a health check: it connected, that was all it wanted
-            return
-        rest = bytes(self._buffer[header.size :])
-        front = self._make()
-        front.told_address = header.address
-        if self._tls is None:
-            transport.set_protocol(front)
-            front.connection_made(transport)
-            if rest:
-                front.data_received(rest)
-        elif rest:
-            transport.abort()  # TLS cannot be begun on bytes that were already read; balancers send the header alone
-        else:
-            transport.pause_reading()
-            self._starting = asyncio.get_running_loop().create_task(self._start_tls(transport, front))
+            async with asyncio.timeout(HEADER_TIMEOUT_S):
+                header = await self._header(connection)
+            if header.address is not None:
+                front = self._make()
+                front.told_address = header.address
+                await self._loop.connect_accepted_socket(
+                    lambda: front, connection, ssl=self._tls, ssl_handshake_timeout=timeout_s
+                )
+                return
+        except (NotProxied, OSError, TimeoutError):  # not the balancer, or a customer that left at once
+            pass
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+        connection.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._starting is not None:
-            self._starting.cancel()
-
-    async def _start_tls(self, transport: asyncio.Transport, front: CustomerSide) -> None:
-        assert self._tls is not None  # noqa: S101 - the caller has looked
-        loop = asyncio.get_running_loop()
-        try:
-            secure = await loop.start_tls(
-                transport,
-                front,
-                self._tls,
-                server_side=True,
-                ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
-            )
-        except (OSError, ssl.SSLError):
-            transport.abort()
-            return
-        if secure is not None:
-            front.connection_made(secure)
+    async def _header(self, connection: socket.socket) -> Proxied:
+        raw = b""
+        while (header := read_header(raw)) is None:
+            piece = await self._loop.sock_recv(connection, missing_bytes(raw))
+            if not piece:
+                raise NotProxied("closed")
+            raw += piece
+        return header

@@ -42,3 +42,10 @@ def read_header(data: bytes | bytearray) -> Proxied | None:
     if width is None or size < HEADER_BYTES + 2 * width + 4:
         raise NotProxied("address family")
     return Proxied(str(ipaddress.ip_address(bytes(data[HEADER_BYTES : HEADER_BYTES + width]))), size)
+
+
+def missing_bytes(data: bytes) -> int:
+    """How many bytes to read next of an incomplete header, and not one more."""
+    if len(data) < HEADER_BYTES:
+        return HEADER_BYTES - len(data)
+    return HEADER_BYTES + int.from_bytes(data[14:16], "big") - len(data)

@@ -55,7 +55,6 @@ async def tls_client(
     raw = socket.create_connection(("127.0.0.1", port))
     raw.sendall(first)
     raw.setblocking(False)
-    await asyncio.sleep(0.1)
     return await asyncio.open_connection(sock=raw, ssl=context, server_hostname=lab.TARGET_NAME)
 
 

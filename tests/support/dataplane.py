@@ -170,7 +170,7 @@ class Plane:
     http_port: int = 0
     socks_port: int = 0
     generation: int = 0
-    servers: list[asyncio.Server] = field(default_factory=list)
+    servers: list[Any] = field(default_factory=list)
     meter: MeterService = field(init=False)
     links: RelayLinks = field(init=False)
     leases: Leases = field(init=False)

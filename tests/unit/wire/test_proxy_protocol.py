@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.wire.proxy_protocol import SIGNATURE, NotProxied, Proxied, read_header
+from shared.wire.proxy_protocol import HEADER_BYTES, SIGNATURE, NotProxied, Proxied, missing_bytes, read_header
 
 
 def header(address: str, command: int = 1, extra: bytes = b"") -> bytes:
@@ -28,6 +28,7 @@ def test_the_clients_address_is_read_and_the_rest_left(address: str) -> None:
     assert read_header(raw + b"CONNECT") == Proxied(address, len(raw))
     for cut in range(len(raw)):
         assert read_header(raw[:cut]) is None
+        assert cut + missing_bytes(raw[:cut]) == (HEADER_BYTES if cut < HEADER_BYTES else len(raw))
 
 
 def test_a_health_check_of_the_balancer_has_no_address() -> None:
