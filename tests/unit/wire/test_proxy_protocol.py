@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.wire.proxy_protocol import HEADER_BYTES, SIGNATURE, NotProxied, Proxied, missing_bytes, read_header
+from shared.wire.proxy_protocol import (
+    HEADER_BYTES,
+    SIGNATURE,
+    NotProxied,
+    Proxied,
+    missing_bytes,
+    read_header,
+)
 
 
 def header(address: str, command: int = 1, extra: bytes = b"") -> bytes:
