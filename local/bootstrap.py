@@ -38,6 +38,14 @@ RATES: Final[dict[str, Any]] = {
     "unknown": 100_000,
     "overrides": {},
 }
+CONFIRMATIONS: Final[dict[str, Any]] = {
+    "base": [
+        {"up_to_micro": 20_000_000, "confirmations": 1},
+        {"up_to_micro": 1_000_000_000, "confirmations": 5},
+        {"confirmations": 30},
+    ],
+    "solana": [{"up_to_micro": 100_000_000, "commitment": "confirmed"}, {"commitment": "finalized"}],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,7 @@ def bootstrap(dynamo: RunsDynamo, prefix: str, now_ms: int) -> Keys:
         dynamo.run(access.put_account(f"{prefix}access", Account(account_id, kind, now_ms)))
     dynamo.run(write_setting(f"{prefix}guard", "prices", PRICES, now_ms))
     dynamo.run(write_setting(f"{prefix}guard", "rates", RATES, now_ms))
+    dynamo.run(write_setting(f"{prefix}guard", "confirmations", CONFIRMATIONS, now_ms))
     keys = []
     for account_id, scope in ((ADMIN, Scope.ADMIN), (RESELLER, Scope.RESELL), (SUPPLIER, Scope.SUPPLY)):
         text = new_api_key()

@@ -17,7 +17,7 @@ CHECKS: Final = (
     ("import contracts", ("lint-imports", "--no-logo")),
     ("types", ("mypy",)),
 )
-LOCKS: Final = ("bootstrap", "dev", "api", "x402", "nodes")
+LOCKS: Final = ("bootstrap", "dev", "api", "x402", "nodes", "stock_x402")
 
 
 def check() -> int:
@@ -52,7 +52,7 @@ def check() -> int:
 def lock() -> int:
     """Compile every lock; the deployables are held to the versions that development tests."""
     for name in LOCKS:
-        held = ["-c", "requirements/dev.txt"] if name not in {"bootstrap", "dev"} else []
+        held = ["-c", "requirements/dev.txt"] if name not in {"bootstrap", "dev", "stock_x402"} else []
         command = [
             str(BIN / "uv"),
             "pip",

@@ -104,6 +104,7 @@ class LocalNetwork:
         self.files = lab.write_files(self.folder.path)
         self.secrets = lab.fresh_secrets()
         self.evm_recipient = evm.new_address()
+        self.gas_wallet = evm.new_account()
         self.solana_recipient = solana.new_address()
         self.evm: evm.EvmChain
         self.solana: solana.SolanaChain
@@ -220,6 +221,7 @@ class LocalNetwork:
         await self.supervisor.accepts(part, "127.0.0.1", port)
         self.evm = evm.EvmChain(f"http://127.0.0.1:{port}")
         await self.evm.prepare()
+        await self.evm.give_gas(self.gas_wallet.address)
 
     async def _start_solana(self) -> None:
         node = shutil.which("node")
@@ -236,7 +238,7 @@ class LocalNetwork:
     async def start_network(self) -> None:
         """Target, functions, relays, gateway and prober."""
         await asyncio.gather(
-            self._start_target(), self._start_cloud(), *(self.start_relay(r) for r in lab.RELAY_NAMES)
+            self._start_target(), self.start_cloud(), *(self.start_relay(r) for r in lab.RELAY_NAMES)
         )
         await asyncio.gather(self.start_gateway(), self._start_prober(), self._start_modems())
 
@@ -254,7 +256,8 @@ class LocalNetwork:
         part = await self.supervisor.start("target", [sys.executable, "-m", "local.target"], env)
         await self.supervisor.says(part, "target ready")
 
-    async def _start_cloud(self) -> None:
+    async def start_cloud(self) -> None:
+        """The functions, behind the API's address."""
         self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings())
         await self.cloud.start("127.0.0.1", self.ports.api)
 
@@ -383,6 +386,7 @@ class LocalNetwork:
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_EVM_RPC_URLS": self.evm.url,
             "PSX_EVM_RECIPIENT": self.evm_recipient,
+            "PSX_GAS_KEY": self.gas_wallet.key.hex(),
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
         }

@@ -18,7 +18,7 @@ from shared.guard.table import read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 
-SETTABLE = frozenset({"prices", "rates"})
+SETTABLE = frozenset({"prices", "rates", "confirmations"})
 
 
 class AccountBody(BaseModel):

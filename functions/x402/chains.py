@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from shared.chain.model import Network, ReadFailed, Verdict
+from shared.chain.model import Depth, Network, ReadFailed, UnknownReason, Verdict
+from shared.runtime.settings import secret_bytes
 from shared.sale.model import Payment
 from shared.sale.rules import proof_text
 
 if TYPE_CHECKING:
     from functions.x402.wiring import SaleSettings
+    from shared.chain.nodes import Nodes
     from shared.chain.reader import EvmReader, SolanaReader
+    from shared.chain.settler import EvmSettler
+
+GAS_KEY_BYTES: Final = 32
 
 
 class Chains:
@@ -21,12 +27,17 @@ class Chains:
         self._settings = settings
 
     @functools.cached_property
+    def _evm_nodes(self) -> Nodes[Any]:
+        from shared.chain.reader import evm_nodes  # noqa: PLC0415 - see the module's docstring
+
+        return evm_nodes(self._settings.evm_rpc_urls.split(","))
+
+    @functools.cached_property
     def _evm(self) -> EvmReader:
         from shared.chain.reader import EvmReader  # noqa: PLC0415 - see the module's docstring
 
         s = self._settings
-        urls = s.evm_rpc_urls.split(",")
-        return EvmReader(urls, s.evm_chain_id, s.evm_asset, s.evm_recipient, s.evm_confirmations)
+        return EvmReader(self._evm_nodes, s.evm_chain_id, s.evm_asset, s.evm_recipient)
 
     @functools.cached_property
     def _solana(self) -> SolanaReader:
@@ -35,10 +46,24 @@ class Chains:
         s = self._settings
         return SolanaReader(s.solana_rpc_urls.split(","), s.solana_asset, s.solana_recipient)
 
-    def judge(self, payment: Payment) -> Verdict:
+    @functools.cached_property
+    def _settler(self) -> EvmSettler:
+        from shared.chain.settler import EvmSettler  # noqa: PLC0415 - see the module's docstring
+
+        s = self._settings
+        key = secret_bytes(s.gas_key, GAS_KEY_BYTES)
+        return EvmSettler(self._evm_nodes, s.evm_chain_id, s.evm_asset, key)
+
+    def settler(self) -> EvmSettler:
+        """The gas wallet. Raises ReadFailed when there is none."""
+        if not self._settings.gas_key.get_secret_value():
+            raise ReadFailed(UnknownReason.RAIL_CLOSED)
+        return self._settler
+
+    def judge(self, payment: Payment, depths: Sequence[Depth]) -> Verdict:
         """The verdict on a payment."""
         reader = self._evm if payment.network == Network.BASE else self._solana
-        return reader.judge(payment.tx_hash)
+        return reader.judge(payment.tx_hash, depths)
 
     def proves(self, payment: Payment, payer: str) -> bool:
         """Whether `proof` is the payer's signature of this payment: EIP-191 on EVM, Ed25519 on Solana."""
@@ -59,6 +84,13 @@ class Chains:
             except ReadFailed as failed:
                 found.append(f"{name}: {failed.reason.value}")
         return found
+
+    def exact_faults(self) -> list[str]:
+        """What keeps us from offering `exact`; the other rails do not depend on it."""
+        try:
+            return self.settler().faults()
+        except ReadFailed as failed:
+            return [f"exact: {failed.reason.value}"]
 
 
 def _evm_signer(text: str, proof: str) -> str:

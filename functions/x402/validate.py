@@ -9,7 +9,7 @@ from shared.guard.service import enter_loop
 from shared.guard.table import write_setting
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
-from shared.sale.rules import read_prices
+from shared.sale.rules import read_depths, read_prices
 
 SETTING = "sale"
 
@@ -28,6 +28,30 @@ def validate_sale(wiring: Wiring) -> dict[str, Any]:
     if read_prices(wiring.live.get("prices")) is None:
         faults.append("prices: not set")
     faults += wiring.chains.faults()
+    faults += depth_faults(wiring)
+    exact_faults = wiring.chains.exact_faults()
     now = now_ms()
-    wiring.dynamo.run(write_setting(guard, SETTING, {"ok": not faults, "faults": faults, "at_ms": now}, now))
-    return {"ok": not faults, "faults": faults}
+    found = {
+        "ok": not faults,
+        "faults": faults,
+        "exact": not faults and not exact_faults,
+        "exactFaults": exact_faults,
+        "at_ms": now,
+    }
+    wiring.dynamo.run(write_setting(guard, SETTING, found, now))
+    return found
+
+
+def depth_faults(wiring: Wiring) -> list[str]:
+    """Amount bands that no payment could ever satisfy."""
+    faults = []
+    for network, urls in (
+        ("base", wiring.settings.evm_rpc_urls),
+        ("solana", wiring.settings.solana_rpc_urls),
+    ):
+        depths = read_depths(wiring.live.get("confirmations"), network)
+        if max(d.quorum for d in depths) > len(urls.split(",")):
+            faults.append(f"{network}: confirmations ask for more nodes than there are")
+        if depths[-1].up_to_micro is not None:
+            faults.append(f"{network}: confirmations say nothing about the largest amounts")
+    return faults

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import SecretStr, field_validator
 
-from functions.x402.chains import Chains
+from functions.x402.chains import GAS_KEY_BYTES, Chains
 from shared.access.secrets import SecretBox
 from shared.guard.service import LiveSettings
 from shared.kernel.ids import AccountId
@@ -15,7 +15,10 @@ from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.runtime.settings import Settings, load, secret_bytes
 from shared.sale.answers import Place
+from shared.sale.exact import ExactRail
+from shared.sale.minting import Mint
 from shared.sale.model import Rail
+from shared.sale.rules import read_depths
 from shared.sale.service import Counter
 
 KEY_BYTES: Final = 32
@@ -36,10 +39,17 @@ class SaleSettings(Settings):
     evm_chain_id: int = 8453
     evm_asset: str = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
     evm_recipient: str
-    evm_confirmations: int = 1
+    gas_key: SecretStr = SecretStr("")
     solana_rpc_urls: str
     solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
     solana_recipient: str
+
+    @field_validator("gas_key")
+    @classmethod
+    def _gas_key(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            secret_bytes(value, GAS_KEY_BYTES)
+        return value
 
     @field_validator("secret_pepper", "sealing_key", "quote_secret")
     @classmethod
@@ -84,20 +94,20 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
         ),
     )
     chains = Chains(settings)
+    live = LiveSettings(dynamo, settings.table("guard"), now_ms)
     counter = Counter(
-        dynamo=dynamo,
+        mint=Mint(dynamo, redis, settings.table, box, AccountId(settings.house_account), now_ms),
         redis=redis,
-        table=settings.table,
-        box=box,
         quote_secret=secret_bytes(settings.quote_secret, KEY_BYTES),
-        house=AccountId(settings.house_account),
         chain=lambda: chains,
+        exact=ExactRail(dynamo, settings.table("sales"), chains.settler, now_ms, settings.evm_recipient),
+        exact_rail=rails[0],
+        depths=lambda network: read_depths(live.get("confirmations"), network),
         now_ms=now_ms,
     )
     place = Place(
         settings.api_base_url, settings.gateway_host, settings.gateway_http_port, settings.gateway_socks_port
     )
-    live = LiveSettings(dynamo, settings.table("guard"), now_ms)
     return Wiring(settings, dynamo, redis, live, counter, chains, rails, place)
 
 

@@ -2,17 +2,37 @@
 
 EVM: Transfer logs of the pinned contract to the pinned recipient in a successful, canonical, confirmed transaction.
 Solana: the balance change of token accounts that our wallet owns, of the pinned mint, under the legacy Token program.
-Source: ERC-20 (EIP-20), execution-apis `eth_getTransactionReceipt`, Solana RPC `getTransaction` (jsonParsed).
+Source: ERC-20 (EIP-20), EIP-3009, execution-apis `eth_getTransactionReceipt`, Solana RPC `getTransaction` (jsonParsed).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
-from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
+from shared.chain.model import (
+    SHALLOW,
+    Authorization,
+    Depth,
+    Invalid,
+    InvalidReason,
+    Unknown,
+    UnknownReason,
+    Valid,
+    Verdict,
+)
 
 TRANSFER_TOPIC: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+USED_TOPIC: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
+CANCELED_TOPIC: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81"
 TOKEN_PROGRAM: Final = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"  # noqa: S105 - a public program id
 USDC_DECIMALS: Final = 6
+
+
+def depth_for(amount_micro: int, depths: Sequence[Depth]) -> Depth:
+    """What is asked of a payment of this amount: the first band that reaches it, else the last one."""
+    reaching = (d for d in depths if d.up_to_micro is None or amount_micro <= d.up_to_micro)
+    return next(reaching, depths[-1])
 
 
 def judge_evm(
@@ -22,18 +42,12 @@ def judge_evm(
     *,
     contract: str,
     recipient: str,
-    confirmations: int,
+    depths: Sequence[Depth],
 ) -> Verdict:
     """The verdict on a receipt; `block` is the canonical block at the receipt's height, `head` the newest height."""
-    if receipt is None:
-        return Unknown(UnknownReason.NOT_FOUND)
-    number = receipt.get("blockNumber")
-    if number is None or block is None:
-        return Unknown(UnknownReason.NOT_CONFIRMED)
-    if block["hash"].lower() != receipt["blockHash"].lower():
-        return Unknown(UnknownReason.NOT_CANONICAL)
-    if head - _number(number) + 1 < confirmations:
-        return Unknown(UnknownReason.NOT_CONFIRMED)
+    unsettled = _unsettled(receipt, block, head, min(d.confirmations for d in depths))
+    if unsettled is not None or receipt is None or block is None:
+        return unsettled or Unknown(UnknownReason.NOT_FOUND)
     if _number(receipt["status"]) != 1:
         return Invalid(InvalidReason.FAILED)
     paid: dict[str, int] = {}
@@ -41,7 +55,61 @@ def judge_evm(
         payer = _evm_transfer(log, contract.lower(), recipient.lower())
         if payer is not None:
             paid[payer] = paid.get(payer, 0) + _number(log["data"])
-    return _one_payer(paid, _number(block["timestamp"]))
+    verdict = _one_payer(paid, _number(block["timestamp"]))
+    if isinstance(verdict, Valid):
+        wanted = depth_for(verdict.amount_micro, depths).confirmations
+        spent = _authorizations(receipt["logs"], contract.lower(), verdict.payer)
+        verdict = replace(verdict, tx_hash=str(receipt["transactionHash"]).lower(), authorizations=spent)
+        return _unsettled(receipt, block, head, wanted) or verdict
+    return verdict
+
+
+def judge_authorization(
+    receipt: Mapping[str, Any] | None,
+    block: Mapping[str, Any] | None,
+    head: int,
+    authorization: Authorization,
+    *,
+    contract: str,
+    depths: Sequence[Depth],
+) -> Verdict:
+    """The verdict on the transaction that used an authorization, whoever sent it.
+
+    The contract writes AuthorizationUsed and, right after it, the transfer. Only that pair counts: a payer may sign two
+    transfers with one nonce, and one of them is not to us.
+    """
+    wanted = depth_for(authorization.amount_micro, depths).confirmations
+    unsettled = _unsettled(receipt, block, head, wanted)
+    if unsettled is not None or receipt is None or block is None:
+        return unsettled or Unknown(UnknownReason.NOT_FOUND)
+    if _number(receipt["status"]) != 1:
+        return Invalid(InvalidReason.AUTH_REVERTED)
+    logs = list(receipt["logs"])
+    for used, moved in pairwise(logs):
+        if _authorization_key(used, contract.lower(), USED_TOPIC) != authorization.key:
+            continue
+        payer = _evm_transfer(moved, contract.lower(), authorization.recipient)
+        if payer == authorization.payer and _number(moved["data"]) == authorization.amount_micro:
+            tx_hash = str(receipt["transactionHash"]).lower()
+            at_s = _number(block["timestamp"])
+            return Valid(payer, authorization.amount_micro, at_s, tx_hash, (authorization.key,))
+    return Invalid(InvalidReason.AUTH_USED_OTHERWISE)
+
+
+def _unsettled(
+    receipt: Mapping[str, Any] | None, block: Mapping[str, Any] | None, head: int, confirmations: int
+) -> Unknown | None:
+    """Why a receipt cannot be judged yet: it, or its block, is not known, not canonical or not deep enough."""
+    if receipt is None:
+        return Unknown(UnknownReason.NOT_FOUND)
+    number = receipt.get("blockNumber")
+    if number is None or block is None:
+        return Unknown(UnknownReason.NOT_CONFIRMED)
+    if block["hash"].lower() != receipt["blockHash"].lower() or block["number"] != number:
+        return Unknown(UnknownReason.NOT_CANONICAL)
+    if head - _number(number) + 1 < confirmations:
+        return Unknown(UnknownReason.NOT_CONFIRMED)
+    return None
 
 
 def _evm_transfer(log: Mapping[str, Any], contract: str, recipient: str) -> str | None:
@@ -58,8 +126,27 @@ def _evm_transfer(log: Mapping[str, Any], contract: str, recipient: str) -> str 
     return payer if to == recipient and payer != recipient else None
 
 
-def judge_solana(answer: Mapping[str, Any] | None, *, mint: str, owner: str) -> Verdict:
-    """The verdict on a `getTransaction` answer; absent balances are zero."""
+def _authorization_key(log: Mapping[str, Any], contract: str, event: str) -> str:
+    """The key of the authorization that a log of the pinned contract names; empty for any other log."""
+    topics = [str(t).lower() for t in log["topics"]]
+    named = not log.get("removed") and log["address"].lower() == contract and len(topics) == 3
+    return f"auth:0x{topics[1][-40:]}:{topics[2]}" if named and topics[0] == event else ""
+
+
+def _authorizations(logs: Sequence[Mapping[str, Any]], contract: str, payer: str) -> tuple[str, ...]:
+    keys = (_authorization_key(log, contract, USED_TOPIC) for log in logs)
+    return tuple(dict.fromkeys(k for k in keys if k.startswith(f"auth:{payer}:")))
+
+
+def judge_solana(
+    answer: Mapping[str, Any] | None,
+    *,
+    mint: str,
+    owner: str,
+    commitment: str = "finalized",
+    depths: Sequence[Depth] = SHALLOW,
+) -> Verdict:
+    """The verdict on a `getTransaction` answer that the chain holds at `commitment`; absent balances are zero."""
     if answer is None or answer.get("meta") is None:
         return Unknown(UnknownReason.NOT_FOUND)
     meta = answer["meta"]
@@ -80,6 +167,8 @@ def judge_solana(answer: Mapping[str, Any] | None, *, mint: str, owner: str) -> 
         return Invalid(InvalidReason.NO_TRANSFER)
     if len(payers) > 1:
         return Invalid(InvalidReason.SEVERAL_PAYERS)
+    if depth_for(received, depths).commitment == "finalized" and commitment != "finalized":
+        return Unknown(UnknownReason.NOT_CONFIRMED)
     return Valid(next(iter(payers)), received, int(answer.get("blockTime") or 0))
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shared.access.model import Pak
+from shared.chain.eip3009 import DOMAIN_NAME, DOMAIN_VERSION
 from shared.kernel.ids import Country
 from shared.kernel.money import MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
-from shared.sale.model import Claim, Prices, Rail
+from shared.sale.model import Bought, Claim, Prices, Rail
 from shared.sale.rules import QUOTE_TTL_S
 
 PAYMENT_HEADER_MAX_BYTES: Final = 2048
@@ -24,6 +25,9 @@ CAVEATS: Final = (
     "A payment is honoured for whoever asked for the price before paying, from the same address; "
     "or for whoever signs it with the paying wallet (X-Payment-Proof), which is safer behind a shared address.",
 )
+EXACT_TTL_S: Final = 300
+"""How long a signed transfer may wait for us; short, because it is money in a header."""
+_DOMAIN: Final = {"name": DOMAIN_NAME, "version": DOMAIN_VERSION}
 _USERNAME_DSL: Final = (
     "psx_<account>-<pool>-<country>[-sid-<1-64 a-z0-9_>][-rot-<mode>][-carrier-..][-city-..]"
 )
@@ -79,86 +83,113 @@ def price_sheet(prices: Prices, rails: Sequence[Rail], place: Place) -> dict[str
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One priced request: what for, how much, under which quote."""
+
+    resource: str
+    description: str
+    due: int
+    quote: str
+    error: str | None = None
+
+
 def payment_required(
-    resource: str,
-    description: str,
-    due: int,
-    quote: str,
-    rails: Sequence[Rail],
-    stock: Mapping[Country, int],
-    error: str | None,
+    asked: Asked, rails: Sequence[Rail], exact: Rail | None, stock: Mapping[Country, int]
 ) -> dict[str, Any]:
-    """The body of a 402."""
-    accepts = [
-        {
-            "scheme": "txhash",
-            "network": rail.network,
-            "chainId": rail.chain_id,
-            "maxAmountRequired": str(due),
-            "resource": resource,
-            "description": description,
-            "mimeType": "application/json",
-            "payTo": rail.recipient,
-            "maxTimeoutSeconds": QUOTE_TTL_S,
-            "asset": rail.asset,
-        }
-        for rail in rails
-    ]
-    return {
+    """The body of a 402. `accepts` on top is for v1 clients, which read nothing but `exact` there."""
+    signed = [] if exact is None else [_accept_v1("exact", asked, exact)]
+    accepts = [*(_accept_v1("txhash", asked, rail) for rail in rails), *signed]
+    body = {
         "x402Version": 1,
-        "error": error or "payment required",
-        "amountUSDC": format_usdc(MicroUsdc(due)),
+        "error": asked.error or "payment required",
+        "amountUSDC": format_usdc(MicroUsdc(asked.due)),
         "paymentRequirement": {
             "x402Version": 1,
             "accepts": accepts,
-            "extra": {"quoteId": quote, "quoteExpiresInSeconds": QUOTE_TTL_S},
+            "extra": {"quoteId": asked.quote, "quoteExpiresInSeconds": QUOTE_TTL_S},
         },
         "countries": {country.upper(): count for country, count in sorted(stock.items())},
         "howToPay": [
             "transfer exactly maxAmountRequired micro-USDC of asset to payTo on one of the networks",
             "repeat this request with the header Payment-Signature: <transaction hash>",
             "if the answer says that the payment is not known yet, repeat it again; do not pay again",
+            *(["or let any x402 client sign a transfer (scheme exact): it needs no gas"] if signed else []),
         ],
         "caveats": list(CAVEATS),
     }
+    return body | ({"accepts": signed} if signed else {})
 
 
-def payment_required_header(resource: str, description: str, due: int, rails: Sequence[Rail]) -> str:
+def _accept_v1(scheme: str, asked: Asked, rail: Rail) -> dict[str, Any]:
+    entry = {
+        "scheme": scheme,
+        "network": rail.network,
+        "chainId": rail.chain_id,
+        "maxAmountRequired": str(asked.due),
+        "resource": asked.resource,
+        "description": asked.description,
+        "mimeType": "application/json",
+        "payTo": rail.recipient,
+        "maxTimeoutSeconds": EXACT_TTL_S if scheme == "exact" else QUOTE_TTL_S,
+        "asset": rail.asset,
+    }
+    return entry | ({"extra": _DOMAIN} if scheme == "exact" else {})
+
+
+def payment_required_header(asked: Asked, rails: Sequence[Rail], exact: Rail | None) -> str:
     """The x402 v2 header of the same answer."""
+    signed = [] if exact is None else [_accept_v2("exact", asked, exact) | {"extra": _DOMAIN}]
     value = {
         "x402Version": 2,
         "error": "payment required",
-        "resource": {"url": resource, "description": description, "mimeType": "application/json"},
-        "accepts": [
-            {
-                "scheme": "txhash",
-                "network": rail.caip2,
-                "amount": str(due),
-                "asset": rail.asset,
-                "payTo": rail.recipient,
-                "maxTimeoutSeconds": QUOTE_TTL_S,
-            }
-            for rail in rails
-        ],
+        "resource": {
+            "url": asked.resource,
+            "description": asked.description,
+            "mimeType": "application/json",
+        },
+        "accepts": [*signed, *(_accept_v2("txhash", asked, rail) for rail in rails)],
     }
-    encoded = base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+    encoded = _base64_json(value)
     if len(encoded) >= PAYMENT_HEADER_MAX_BYTES:
         raise ValueError("PAYMENT-REQUIRED would be too long")
     return encoded
 
 
+def _accept_v2(scheme: str, asked: Asked, rail: Rail) -> dict[str, Any]:
+    return {
+        "scheme": scheme,
+        "network": rail.caip2,
+        "amount": str(asked.due),
+        "asset": rail.asset,
+        "payTo": rail.recipient,
+        "maxTimeoutSeconds": EXACT_TTL_S if scheme == "exact" else QUOTE_TTL_S,
+    }
+
+
+def payment_response_headers(claim: Claim, caip2: str) -> dict[str, str]:
+    """What was settled, for v2 clients and under the older name for v1 clients."""
+    told = {
+        "success": True,
+        "transaction": claim.tx_hash,
+        "payer": claim.payer,
+        "amount": str(claim.amount_micro),
+    }
+    return {
+        "PAYMENT-RESPONSE": _base64_json({**told, "network": caip2}),
+        "X-PAYMENT-RESPONSE": _base64_json({**told, "network": claim.network}),
+    }
+
+
+def _base64_json(value: Mapping[str, Any]) -> str:
+    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+
+
 def credentials(
-    pak: Pak,
-    username: str,
-    secret: str,
-    token: str,
-    claim: Claim,
-    prices: Prices,
-    place: Place,
-    used_bytes: int,
-    countries: Sequence[str],
+    bought: Bought, prices: Prices, place: Place, used_bytes: int, countries: Sequence[str]
 ) -> dict[str, Any]:
     """Bought, topped up, regenerated or recovered: always the same shape."""
+    pak, username, secret, claim = bought.pak, bought.username, bought.secret, bought.claim
     at = f"{username}:{secret}@{place.gateway_host}"
     socks = f"socks5://{at}:{place.socks_port}" if pak.socks_allowed else None
     manage = f"{place.api_base_url}/v1/x402/manage/pool"
@@ -175,7 +206,7 @@ def credentials(
             "allowed": {"tier": prices.tier, "ipTypes": ["mobile"], "countries": list(countries)},
         },
         "credit": credit(pak, prices, used_bytes),
-        "sessionToken": token,
+        "sessionToken": bought.session_token,
         "manage": {
             name: f"{manage}/{name}" for name in ("credit", "usage", "topup", "regenerate", "connection")
         },

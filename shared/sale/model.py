@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shared.access.model import Pak
+from shared.chain.model import Authorization
 from shared.kernel.ids import Country, PakId
 
 Network = str
@@ -52,12 +54,42 @@ class FieldFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """The terms that an x402 v2 client says it accepted. Nobody signed them, so they only ever refuse."""
+
+    asset: str
+    recipient: str
+    amount: str
+
+
+@dataclass(frozen=True, slots=True)
 class Payment:
-    """What a buyer shows as paid: a hash on a network, and perhaps the payer's signature over it."""
+    """What a buyer shows as paid: a hash on a network and perhaps the payer's signature over it, or a signed transfer that
+    we send ourselves (`exact`; then `tx_hash` is empty).
+    """
 
     network: Network
     tx_hash: str
     proof: str = ""
+    authorization: Authorization | None = None
+    echo: Echo | None = None
+
+    @property
+    def key(self) -> str:
+        """What is claimed once."""
+        return self.authorization.key if self.authorization else self.tx_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is bought. `subject` names it in a quote: a payment for one subject buys no other."""
+
+    product: Product
+    subject: str
+    traffic_bytes: int
+    due_micro: int
+    terms: Terms | None = None
+    pak_id: PakId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +105,13 @@ class Rail:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One payment that was accepted, and what it bought. `sealed` holds secret and session token."""
+    """One payment that was accepted, and what it bought. `sealed` holds the session token.
+
+    `key` is what was claimed: a transaction hash, or an authorization whose transaction is `tx_hash`.
+    """
 
     network: Network
+    key: str
     tx_hash: str
     product: Product
     payer: str
@@ -97,6 +133,7 @@ class Session:
     username: str
     sealed: str
     network: Network
+    claim_key: str
     tx_hash: str
     amount_micro: int
     wallet: str
@@ -117,3 +154,23 @@ class Problem(StrEnum):
     OTHER_PRODUCT = "PAYMENT_USED_FOR_ANOTHER_PURCHASE"
     BAD_PAYMENT = "PAYMENT_MALFORMED"
     RETRY = "TEMPORARILY_UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Bought:
+    """Credentials of a purchase; `repeated` when the same payment had bought them before."""
+
+    pak: Pak
+    username: str
+    secret: str
+    session_token: str
+    claim: Claim
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No credentials, and why."""
+
+    problem: Problem
+    detail: str

@@ -8,10 +8,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from shared.chain.eip3009 import read_authorization
+from shared.chain.model import SHALLOW, Depth
 from shared.kernel.ids import AccountId, Country
 from shared.kernel.money import BYTES_PER_GB, MicroUsdc, NotADecimal, format_gb, parse_gb, price
 from shared.pool.model import Rotation
-from shared.sale.model import FieldFault, Payment, Prices, Problem, Terms
+from shared.sale.model import Echo, FieldFault, Payment, Prices, Problem, Rail, Terms
 
 QUOTE_TTL_S: Final = 3600
 QUOTE_SLACK_S: Final = 90
@@ -24,6 +26,7 @@ _EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
 _COUNTRY: Final = re.compile(r"[a-z]{2}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
+_BASE_NAMES: Final = frozenset({"base", "eip155:8453"})
 _TIME_KNOWN_FROM_S: Final = 1_500_000_000
 
 
@@ -116,6 +119,23 @@ def hide_requester(secret: bytes, address: str) -> str:
     return hmac.new(secret, b"requester\n" + address.encode(), hashlib.sha256).hexdigest()[:32]
 
 
+def read_depths(setting: Mapping[str, Any], network: str) -> tuple[Depth, ...]:
+    """How sure we want to be, by amount, from the setting `confirmations`; without one, one confirmation by one node."""
+    rows = setting.get(network) or []
+    return (
+        tuple(
+            Depth(
+                row.get("up_to_micro"),
+                row.get("confirmations", 1),
+                row.get("commitment", "confirmed"),
+                row.get("quorum", 1),
+            )
+            for row in rows
+        )
+        or SHALLOW
+    )
+
+
 def claim_fault(*, proven: bool, quoted_at_ms: int | None, paid_at_s: int, now_ms: int) -> Problem | None:
     """Why a valid payment may not be claimed by whoever shows its hash.
 
@@ -171,11 +191,35 @@ def _payment_json(text: str, proof: str) -> Payment | None:
     if not isinstance(value, dict):
         return None
     inner = value.get("payload", value)
+    if isinstance(inner, dict) and "authorization" in inner:
+        return _exact(value, inner, proof)
     found = inner.get("transactionHash", inner.get("txHash")) if isinstance(inner, dict) else None
     network = value.get("network", "")
     if not isinstance(found, str) or not isinstance(network, str):
         return None
     return _payment(found, network, proof)
+
+
+def _exact(value: Mapping[str, Any], payload: dict[str, Any], proof: str) -> Payment | None:
+    """A signed transfer: x402 v2 says what it accepted, v1 names scheme and network beside the payload."""
+    accepted = value.get("accepted", value)
+    if not isinstance(accepted, dict) or accepted.get("scheme") != "exact":
+        return None
+    if accepted.get("network") not in _BASE_NAMES:
+        return None
+    authorization = read_authorization(payload)
+    if authorization is None:
+        return None
+    echo = None
+    if "accepted" in value:
+        echo = Echo(*(str(accepted.get(name, "")).lower() for name in ("asset", "payTo", "amount")))
+    return Payment("base", "", proof, authorization, echo)
+
+
+def echo_fault(echo: Echo | None, rail: Rail, due: int) -> bool:
+    """Whether a client accepted other terms than ours."""
+    ours = Echo(rail.asset.lower(), rail.recipient.lower(), str(due))
+    return echo is not None and echo != ours
 
 
 def _decoded(text: str) -> str:

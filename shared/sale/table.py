@@ -1,5 +1,6 @@
 """Rows of the sale. A claim is written once, in the same transaction as what it mints."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,29 +17,25 @@ from shared.runtime.dynamo import (
 from shared.sale.model import Claim, Product, Session
 
 
-def _claim_pk(network: str, tx_hash: str) -> str:
-    return f"claim#{network}#{tx_hash}"
+def _claim_pk(network: str, key: str) -> str:
+    return f"claim#{network}#{key}"
 
 
-def claim_item(table: str, claim: Claim) -> TransactItem:
-    """The claim, unless the payment was claimed before."""
-    row = {
-        "pk": _claim_pk(claim.network, claim.tx_hash),
-        "sk": "-",
-        **asdict(claim),
-        "product": claim.product.value,
-    }
-    return transact_put(table, row)
+def claim_items(table: str, claim: Claim, aliases: Sequence[str] = ()) -> list[TransactItem]:
+    """The claim, unless the payment was claimed before, under each name that the payment could be shown by."""
+    row = {**asdict(claim), "product": claim.product.value, "sk": "-"}
+    keys = dict.fromkeys((claim.key, *aliases))
+    return [transact_put(table, {**row, "pk": _claim_pk(claim.network, key)}) for key in keys]
 
 
-def get_claim(table: str, network: str, tx_hash: str) -> DynamoRequest[Claim | None]:
+def get_claim(table: str, network: str, key: str) -> DynamoRequest[Claim | None]:
     """What a payment bought, if it was claimed."""
 
     def parse(row: Item) -> Claim:
         fields = {k: v for k, v in row.items() if k not in {"pk", "sk"}}
         return Claim(**{**fields, "product": Product(row["product"]), "pak_id": PakId(row["pak_id"])})
 
-    return get_item(table, _claim_pk(network, tx_hash), parse=parse)
+    return get_item(table, _claim_pk(network, key), parse=parse)
 
 
 def session_items(table: str, session: Session, token_hash: str) -> list[TransactItem]:

@@ -9,14 +9,24 @@ from typing import Any
 import pytest
 
 from shared.chain.model import ReadFailed, Unknown, UnknownReason, Valid
-from shared.chain.reader import EvmReader, SolanaReader
-from tests.unit.chain.test_rules import BLOCK, MINT, PAYER, US, USDC, balance, log, receipt, transaction
+from shared.chain.reader import EvmReader, SolanaReader, evm_nodes
+from tests.unit.chain.test_rules import (
+    BLOCK,
+    HASH,
+    MINT,
+    US,
+    USDC,
+    balance,
+    log,
+    receipt,
+    transaction,
+    valid,
+)
 
 pytestmark = pytest.mark.slow
 Node = Callable[[dict[str, Any]], str]
 Serve = Callable[[Callable[[str], str]], str]
 DEAD = "http://127.0.0.1:9"
-HASH = "0x" + "ab" * 32
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def results(**by_method: Any) -> Callable[[str], str]:
 
 
 def evm(*urls: str) -> EvmReader:
-    return EvmReader(urls, 8453, USDC, US, 1)
+    return EvmReader(evm_nodes(urls), 8453, USDC, US)
 
 
 EVM_GOOD = results(
@@ -70,7 +80,7 @@ EVM_GOOD = results(
 
 
 def test_a_payment_is_read(serve: Serve) -> None:
-    assert evm(serve(EVM_GOOD)).judge(HASH) == Valid(PAYER, 400_000, 0x6B49D200)
+    assert evm(serve(EVM_GOOD)).judge(HASH) == valid(400_000)
 
 
 @pytest.mark.parametrize(

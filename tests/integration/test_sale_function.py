@@ -20,9 +20,8 @@ from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, V
 from shared.guard.table import write_setting
 from shared.kernel.ids import PakId
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Payment, Terms
+from shared.sale.model import Bought, Payment, Refused, Terms
 from shared.sale.rules import read_prices, read_terms
-from shared.sale.service import Bought, Refused
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
 
 pytestmark = pytest.mark.slow

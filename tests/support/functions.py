@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import SecretStr
@@ -24,7 +24,7 @@ from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import HOUSE, Keys, bootstrap
 from local.http_server import HttpRequest
-from shared.chain.model import Unknown, UnknownReason, Verdict
+from shared.chain.model import Depth, Unknown, UnknownReason, Verdict
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -50,7 +50,7 @@ class FakeChain:
         self.verdicts: dict[str, Verdict] = {}
         self.asked = 0
 
-    def judge(self, payment: Payment) -> Verdict:
+    def judge(self, payment: Payment, depths: Sequence[Depth]) -> Verdict:
         """The verdict that the test put there."""
         self.asked += 1
         return self.verdicts.get(payment.tx_hash, Unknown(UnknownReason.NOT_FOUND))
@@ -63,7 +63,15 @@ class FakeChain:
 class Functions:
     """Both HTTP functions, wired for a test."""
 
-    def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles) -> None:
+    def __init__(
+        self,
+        dynamo: SyncDynamo,
+        redis_url: str,
+        files: lab.LabFiles,
+        evm_url: str = "",
+        gas_key: str = "",
+        evm_recipient: str = RECIPIENT,
+    ) -> None:
         # Mangum runs on its thread's event loop; the test's own thread belongs to the test runner's.
         self._thread = ThreadPoolExecutor(
             1, initializer=lambda: asyncio.set_event_loop(asyncio.new_event_loop())
@@ -97,17 +105,16 @@ class Functions:
             **common,
             quote_secret=SecretStr(secrets.quote_secret),
             house_account=HOUSE,
-            evm_rpc_urls="http://127.0.0.1:9",
-            evm_recipient=RECIPIENT,
+            evm_rpc_urls=evm_url or "http://127.0.0.1:9",
+            evm_recipient=evm_recipient,
+            gas_key=SecretStr(gas_key),
             solana_rpc_urls="http://127.0.0.1:9",
             solana_recipient="4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T",
         )
         self.api_wiring: ApiWiring = wire_api(api, dynamo, self.redis)
         wired = wire_sale(sale, dynamo, self.redis)
-        fields = {name: getattr(wired, name) for name in wired.__dataclass_fields__}
-        counter = {name: getattr(wired.counter, name) for name in wired.counter.__dataclass_fields__}
-        fields["counter"] = type(wired.counter)(**{**counter, "chain": lambda: self.chain})
-        self.sale_wiring = SaleWiring(**fields)
+        faked = wired if evm_url else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
+        self.sale_wiring: SaleWiring = faked
         self._api = lambda_handler(create_api(lambda: self.api_wiring))
         self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
 

@@ -53,7 +53,7 @@ def _valkey_command() -> str:
 @pytest.fixture
 def dynoxide_url() -> str:
     """Where this test's embedded server will listen."""
-    return f"http://127.0.0.1:{_free_port()}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def dynoxide(tmp_path: Path, dynoxide_url: str) -> Iterator[SyncDynamo]:
     with (tmp_path / "dynamodb.log").open("wb") as log:
         process = subprocess.Popen([DYNOXIDE, "serve", "--port", str(port)], stdout=log, stderr=log)
     try:
-        _await_port(process, port)
+        await_port(process, port)
         client: Any = boto3.client(
             "dynamodb",
             endpoint_url=dynoxide_url,
@@ -80,13 +80,15 @@ def dynoxide(tmp_path: Path, dynoxide_url: str) -> Iterator[SyncDynamo]:
         process.wait(5)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+def await_port(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until a child listens."""
     deadline = time.monotonic() + SERVER_START_BOUND_S
     while True:
         try:
@@ -101,7 +103,7 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real server of this test process, on a free loopback port, without persistence."""
-    port = _free_port()
+    port = free_port()
     folder = tmp_path_factory.mktemp("valkey")
     arguments = [
         "--port",
@@ -118,7 +120,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([_valkey_command(), *arguments], stdout=log, stderr=log)
     try:
-        _await_port(process, port)
+        await_port(process, port)
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()

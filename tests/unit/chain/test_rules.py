@@ -4,8 +4,25 @@ from typing import Any
 
 import pytest
 
-from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
-from shared.chain.rules import TOKEN_PROGRAM, TRANSFER_TOPIC, judge_evm, judge_solana
+from shared.chain.model import (
+    SHALLOW,
+    Authorization,
+    Depth,
+    Invalid,
+    InvalidReason,
+    Unknown,
+    UnknownReason,
+    Valid,
+    Verdict,
+)
+from shared.chain.rules import (
+    TOKEN_PROGRAM,
+    TRANSFER_TOPIC,
+    USED_TOPIC,
+    judge_authorization,
+    judge_evm,
+    judge_solana,
+)
 
 USDC = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 US = "0x" + "11" * 20
@@ -29,24 +46,31 @@ def log(amount: int = 400_000, **change: Any) -> dict[str, Any]:
 
 
 def receipt(*logs: dict[str, Any], **change: Any) -> dict[str, Any]:
-    return {"blockNumber": "0xa", "blockHash": "0xBEEF", "status": "0x1", "logs": list(logs)} | change
+    found = {"blockNumber": "0xa", "blockHash": "0xBEEF", "status": "0x1", "transactionHash": HASH}
+    return found | {"logs": list(logs)} | change
 
 
-BLOCK = {"hash": "0xbeef", "timestamp": "0x6b49d200"}
+HASH = "0x" + "ab" * 32
+BLOCK = {"hash": "0xbeef", "number": "0xa", "timestamp": "0x6b49d200"}
 
 
 def evm(
     given: dict[str, Any] | None, block: dict[str, Any] | None = BLOCK, head: int = 10, confirmations: int = 1
 ) -> Verdict:
-    return judge_evm(given, block, head, contract=USDC, recipient=US, confirmations=confirmations)
+    depths = (Depth(None, confirmations),)
+    return judge_evm(given, block, head, contract=USDC, recipient=US, depths=depths)
+
+
+def valid(amount: int, *authorizations: str) -> Valid:
+    return Valid(PAYER, amount, 0x6B49D200, HASH, authorizations)
 
 
 def test_a_transfer_to_us_is_a_payment_by_its_sender() -> None:
-    assert evm(receipt(log())) == Valid(PAYER, 400_000, 0x6B49D200)
+    assert evm(receipt(log())) == valid(400_000)
 
 
 def test_several_transfers_of_one_payer_add_up() -> None:
-    assert evm(receipt(log(1), log(2), log(9, receiver=OTHER))) == Valid(PAYER, 3, 0x6B49D200)
+    assert evm(receipt(log(1), log(2), log(9, receiver=OTHER))) == valid(3)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +97,64 @@ def test_everything_else_is_told_for_what_it_is(given: dict[str, Any] | None, ve
 
 def test_a_payment_waits_for_its_confirmations() -> None:
     assert evm(receipt(log()), head=11, confirmations=3) == Unknown(UnknownReason.NOT_CONFIRMED)
-    assert evm(receipt(log()), head=12, confirmations=3) == Valid(PAYER, 400_000, 0x6B49D200)
+    assert evm(receipt(log()), head=12, confirmations=3) == valid(400_000)
     assert evm(receipt(log()), block=None) == Unknown(UnknownReason.NOT_CONFIRMED)
+
+
+def test_larger_amounts_wait_for_more() -> None:
+    bands = (Depth(100, 1), Depth(1000, 3), Depth(None, 9))
+    for amount, deep_enough in ((100, 10), (101, 12), (1000, 12), (1001, 18)):
+        given = receipt(log(amount))
+        for head, known in ((deep_enough - 1, False), (deep_enough, True)):
+            verdict = judge_evm(given, BLOCK, head, contract=USDC, recipient=US, depths=bands)
+            assert isinstance(verdict, Valid) == known, (amount, head, verdict)
+
+
+def test_a_block_at_another_height_proves_nothing() -> None:
+    other = BLOCK | {"number": "0xb"}
+    assert evm(receipt(log()), block=other) == Unknown(UnknownReason.NOT_CANONICAL)
+
+
+NONCE = "0x" + "77" * 32
+AUTHORIZATION = Authorization(PAYER, US, 400_000, 0, 2**40, NONCE, "0x" + "00" * 65)
+
+
+def used(payer: str = PAYER, nonce: str = NONCE, **change: Any) -> dict[str, Any]:
+    row = {"address": USDC.lower(), "topics": [USED_TOPIC, topic(payer), nonce], "data": "0x"}
+    return row | {"removed": False} | change
+
+
+def judged(*logs: dict[str, Any], **change: Any) -> Verdict:
+    given = receipt(*logs, **change)
+    return judge_authorization(given, BLOCK, 10, AUTHORIZATION, contract=USDC, depths=SHALLOW)
+
+
+def test_an_authorization_counts_by_the_transfer_right_after_its_use() -> None:
+    assert judged(used(), log()) == valid(400_000, AUTHORIZATION.key)
+    several = judged(log(5), used(OTHER), log(sender=OTHER), used(), log())
+    assert several == valid(400_000, AUTHORIZATION.key)
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        (used(), log(receiver=OTHER), log()),
+        (log(), used()),
+        (used(), log(399_999)),
+        (used(nonce="0x" + "78" * 32), log()),
+        (used(address=OTHER), log()),
+        (used(), log(address=OTHER)),
+        (used(removed=True), log()),
+        (used(OTHER), log()),
+    ],
+)
+def test_a_nonce_that_was_spent_on_something_else_paid_us_nothing(logs: tuple[dict[str, Any], ...]) -> None:
+    assert judged(*logs) == Invalid(InvalidReason.AUTH_USED_OTHERWISE)
+
+
+def test_a_hash_names_the_authorizations_that_it_spends() -> None:
+    assert evm(receipt(used(), log(), used(OTHER))) == valid(400_000, AUTHORIZATION.key)
+    assert judged(used(), log(), status="0x0") == Invalid(InvalidReason.AUTH_REVERTED)
 
 
 MINT = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
@@ -140,3 +220,11 @@ def test_everything_else_on_solana_is_told_for_what_it_is(
     answer: dict[str, Any] | None, verdict: Verdict
 ) -> None:
     assert solana(answer) == verdict
+
+
+def test_large_amounts_on_solana_wait_to_be_finalized() -> None:
+    bands = (Depth(399), Depth(None, commitment="finalized"))
+    given = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, "us", 400)])
+    early = judge_solana(given, mint=MINT, owner="us", commitment="confirmed", depths=bands)
+    assert early == Unknown(UnknownReason.NOT_CONFIRMED)
+    assert isinstance(judge_solana(given, mint=MINT, owner="us", depths=bands), Valid)

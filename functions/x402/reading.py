@@ -1,0 +1,43 @@
+"""Reads what a request says, or refuses it with the field's name."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from functions.http import ProblemError
+from shared.sale.model import FieldFault, Payment, Prices, Problem
+from shared.sale.rules import read_payment, read_traffic
+
+
+def shown_payment(headers: Mapping[str, str]) -> Payment | None:
+    """The payment that headers show, if they show one."""
+    payment = read_payment(headers)
+    if isinstance(payment, Problem):
+        message = (
+            "Payment-Signature: a transaction hash (0x and 64 hex digits, or a Solana signature), or the base64 JSON of "
+            "an x402 payment on base; do not pay again"
+        )
+        raise ProblemError(400, payment.value, message)
+    return payment
+
+
+def added_traffic(value: Any, prices: Prices) -> int | None:
+    """`addTrafficGB` as bytes; a JSON number is read by its shortest text."""
+    if value is None or value == 0:
+        return None
+    traffic = read_traffic(str(value), prices) if isinstance(value, int | float | str) else FieldFault("", "")
+    if isinstance(traffic, FieldFault):
+        refuse_field(FieldFault("addTrafficGB", traffic.allowed or "a number of GB"))
+    return traffic
+
+
+def refuse_field(fault: FieldFault) -> NoReturn:
+    raise ProblemError(400, "INVALID_FIELD", f"{fault.field}: allowed is {fault.allowed}")
+
+
+def added_seconds(body: Mapping[str, Any], prices: Prices) -> int:
+    """`addDurationSeconds`, 0 when nothing is said."""
+    seconds = body.get("addDurationSeconds", 0)
+    bounded = isinstance(seconds, int) and not isinstance(seconds, bool)
+    if not bounded or not 0 <= seconds <= prices.duration_max_s:
+        refuse_field(FieldFault("addDurationSeconds", f"0 to {prices.duration_max_s}"))
+    return int(seconds)

@@ -1,0 +1,190 @@
+"""The work behind the sale's routes. Every answer about money that is not certain says: do not pay again."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from functions.http import ProblemError, source_address
+from functions.x402.reading import added_seconds, added_traffic, refuse_field, shown_payment
+from functions.x402.wiring import Wiring
+from shared.access.model import Pak
+from shared.kernel.codes import Pool
+from shared.kernel.ids import Country
+from shared.kernel.money import format_gb
+from shared.metering.live import read_used
+from shared.pool.live import stock
+from shared.runtime.dynamo import StoreUnavailable
+from shared.sale import answers
+from shared.sale.model import (
+    Bought,
+    FieldFault,
+    Order,
+    Payment,
+    Prices,
+    Problem,
+    Rail,
+    Refused,
+    Session,
+    Terms,
+)
+from shared.sale.rules import proof_text, read_prices, read_terms
+from shared.sale.service import UNKNOWN_RETRY_S, pool_order, top_up_order
+
+_STATUS: Final = {
+    Problem.NOT_ON_SALE: 503,
+    Problem.PAYMENT_REQUIRED: 402,
+    Problem.PAYMENT_UNKNOWN: 503,
+    Problem.PAYMENT_INVALID: 402,
+    Problem.PAYMENT_TOO_SMALL: 402,
+    Problem.PAYMENT_TOO_OLD: 403,
+    Problem.NOT_YOURS: 403,
+    Problem.OTHER_PRODUCT: 409,
+    Problem.BAD_PAYMENT: 400,
+    Problem.RETRY: 503,
+}
+
+
+class Sale:
+    """Routes' work, one method each."""
+
+    def __init__(self, wiring: Callable[[], Wiring]) -> None:
+        self._wiring = wiring
+
+    @property
+    def w(self) -> Wiring:
+        """The container's wiring."""
+        return self._wiring()
+
+    def prices(self) -> Prices:
+        """The live catalogue, or 503 while there is none."""
+        prices = read_prices(self.w.live.get("prices"))
+        if prices is None:
+            raise ProblemError(503, Problem.NOT_ON_SALE.value, "no prices are set yet; nothing was charged")
+        return prices
+
+    def open_prices(self) -> Prices:
+        """The catalogue on a route that takes money: 503 until the sale is validated."""
+        prices = self.prices()
+        if self.w.live.get("sale").get("ok") is not True:
+            message = "the sale is closed until its configuration is validated; do not pay now"
+            raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "30"})
+        return prices
+
+    def countries(self) -> dict[Country, int]:
+        """Live stock of what is on sale; empty when the live network cannot be asked."""
+        try:
+            return self.w.redis.run(stock(Pool.MBL))
+        except StoreUnavailable:
+            return {}
+
+    def buy(self, request: Request) -> JSONResponse:
+        """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
+        prices = self.open_prices()
+        terms = read_terms(request.query_params, prices)
+        if isinstance(terms, FieldFault):
+            refuse_field(terms)
+        payment = shown_payment(request.headers)
+        order = pool_order(terms, prices)
+        if payment is None:
+            return self.required(request, order, _describe(terms), None)
+        result = self.w.counter.buy(terms, prices, payment, source_address(request))
+        if isinstance(result, Refused):
+            return self.refused(request, result, order, _describe(terms), payment)
+        return self.bought(result, prices)
+
+    def exact(self) -> Rail | None:
+        """The rail of signed transfers, while its gas wallet was found able to send them."""
+        offered = self.w.live.get("sale").get("exact") is True
+        return self.w.counter.exact_rail if offered else None
+
+    def required(self, request: Request, order: Order, description: str, error: str | None) -> JSONResponse:
+        """A 402 in every form."""
+        w, exact = self.w, self.exact()
+        quote = w.counter.quote(order.subject, order.due_micro, source_address(request))
+        resource = w.settings.api_base_url + request.url.path
+        asked = answers.Asked(resource, description, order.due_micro, quote, error)
+        body = answers.payment_required(asked, w.rails, exact, self.countries())
+        header = answers.payment_required_header(asked, w.rails, exact)
+        return JSONResponse(body, 402, {"PAYMENT-REQUIRED": header, "Cache-Control": "no-store"})
+
+    def refused(
+        self, request: Request, result: Refused, order: Order, description: str, payment: Payment
+    ) -> JSONResponse:
+        """A payment that buys nothing, told so that an honest payer knows what to do."""
+        status = _STATUS[result.problem]
+        if status == 402:
+            return self.required(request, order, description, f"{result.problem.value}: {result.detail}")
+        message, headers = result.detail, {}
+        if status == 503:
+            headers["Retry-After"] = str(UNKNOWN_RETRY_S)
+            message = f"{result.detail}; repeat this request with the same payment, do not pay again"
+        if result.problem in {Problem.NOT_YOURS, Problem.PAYMENT_TOO_OLD}:
+            shown = payment.tx_hash or "<hash of the transaction that moved the money>"
+            text = proof_text(payment.network, shown).replace("\n", "\\n")
+            message = (
+                f"{result.detail}. If you are the payer: sign this text with the paying wallet and send the signature "
+                f'as X-Payment-Proof: "{text}"; do not pay again'
+            )
+        raise ProblemError(status, result.problem.value, message, headers)
+
+    def bought(self, bought: Bought, prices: Prices) -> JSONResponse:
+        """200 with credentials and what was settled."""
+        rail = next(r for r in self.w.rails if r.network == bought.claim.network)
+        return self.credentials(bought, prices, answers.payment_response_headers(bought.claim, rail.caip2))
+
+    def credentials(
+        self, bought: Bought, prices: Prices, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        """200 with credentials."""
+        countries = [c.upper() for c in sorted(self.countries())]
+        body = answers.credentials(bought, prices, self.w.place, self.used(bought.pak), countries)
+        return JSONResponse(body, 200, {"Cache-Control": "no-store", **(headers or {})})
+
+    def used(self, pak: Pak) -> int:
+        """Bytes used: the live count when it is ahead of what was rolled up."""
+        try:
+            live = self.w.redis.run(read_used(pak.pak_id))
+        except StoreUnavailable:
+            live = None
+        return max(pak.used_bytes, live or 0)
+
+    def session(self, request: Request) -> tuple[Session, Pak, str]:
+        """The caller's session by its token, or 401."""
+        token = request.headers.get("x-session-token", "")
+        found = self.w.counter.session(token) if token.startswith("x402s_") else None
+        if found is None:
+            raise ProblemError(
+                401, "SESSION_TOKEN_INVALID", "send the X-Session-Token that the purchase returned"
+            )
+        return (*found, token)
+
+    def top_up(self, request: Request, body: Mapping[str, Any]) -> JSONResponse:
+        """`/manage/pool/topup`: more time is free, more traffic is paid for."""
+        prices = self.open_prices()
+        session, pak, token = self.session(request)
+        traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
+        if traffic is None:
+            if not seconds:
+                refuse_field(FieldFault("addTrafficGB", "give addTrafficGB, addDurationSeconds or both"))
+            return self.connection(session, self.w.counter.extend(pak, seconds, prices), token, prices)
+        order = top_up_order(session, traffic, prices)
+        description = f"{format_gb(traffic)} GB more for key {pak.pak_id}"
+        payment = shown_payment(request.headers)
+        if payment is None:
+            return self.required(request, order, description, None)
+        result = self.w.counter.top_up(session, token, traffic, prices, payment, source_address(request))
+        if isinstance(result, Refused):
+            return self.refused(request, result, order, description, payment)
+        if seconds and not result.repeated:
+            return self.connection(session, self.w.counter.extend(result.pak, seconds, prices), token, prices)
+        return self.bought(result, prices)
+
+    def connection(self, session: Session, pak: Pak, token: str, prices: Prices) -> JSONResponse:
+        """The credentials of a session."""
+        return self.credentials(self.w.counter.connection(session, pak, token), prices)
+
+
+def _describe(terms: Terms) -> str:
+    return f"{format_gb(terms.traffic_bytes)} GB of {terms.tier} proxy traffic"

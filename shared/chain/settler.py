@@ -1,0 +1,198 @@
+"""Sends signed authorizations to the chain from a wallet that holds gas and nothing else, and tells what became of them.
+
+The wallet's nonces are given by the caller, who keeps them; what is signed here is stored before it is sent, so sending is
+repeatable. Which transaction used an authorization is asked of the contract's own log: ours, a replacement, or anybody's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.chain.eip3009 import balance_calldata, state_calldata, transfer_calldata, typed_data
+from shared.chain.model import (
+    Authorization,
+    Depth,
+    Invalid,
+    InvalidReason,
+    Rejected,
+    Unknown,
+    UnknownReason,
+    Verdict,
+)
+from shared.chain.nodes import Nodes
+from shared.chain.reader import evm_call, read_receipt
+from shared.chain.rules import CANCELED_TOPIC, USED_TOPIC, judge_authorization
+
+TRANSFER_GAS: Final = 200_000
+PLAIN_GAS: Final = 21_000
+TIP_WEI: Final = 1_000_000
+REPLACEMENT_PERCENT: Final = 125
+"""A node takes another transaction with the same nonce only when it pays at least a tenth more."""
+LOG_RANGE_BLOCKS: Final = 2_000
+"""How far back a foreign transaction is looked for: an hour of two-second blocks, and what public nodes allow."""
+GAS_FLOOR_WEI: Final = 10**14
+_SENT_ALREADY: Final = (
+    "already known",
+    "already imported",
+    "nonce too low",
+    "underpriced",
+    "already in mempool",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTransfer:
+    """A transaction of the gas wallet as it is stored: raw bytes in hex, and its hash."""
+
+    raw: str
+    tx_hash: str
+    gas_nonce: int
+    max_fee_wei: int
+
+
+class EvmSettler:
+    """One gas wallet on one chain."""
+
+    def __init__(self, nodes: Nodes[Any], chain_id: int, contract: str, gas_key: bytes) -> None:
+        from eth_account import Account  # noqa: PLC0415 - loaded with the chain
+
+        self._nodes = nodes
+        self._chain_id = chain_id
+        self._contract = contract
+        self._wallet = Account.from_key(gas_key)
+        self.address: str = self._wallet.address.lower()
+
+    def refused(self, authorization: Authorization) -> InvalidReason | None:
+        """Why the chain would not take it now: signature, nonce, balance, and then the contract's own word.
+
+        AUTH_USED_OTHERWISE means used or canceled: `outcome` tells by what. Raises ReadFailed.
+        """
+        if not self.signed_by_payer(authorization):
+            return InvalidReason.AUTH_SIGNATURE
+        if self.is_used(authorization):
+            return InvalidReason.AUTH_USED_OTHERWISE
+        balance = self._view(balance_calldata(authorization.payer))
+        if int(balance, 16) < authorization.amount_micro:
+            return InvalidReason.AUTH_BALANCE
+        try:
+            self._view(transfer_calldata(authorization))
+        except Rejected:
+            return InvalidReason.AUTH_REVERTED
+        return None
+
+    def signed_by_payer(self, authorization: Authorization) -> bool:
+        """Whether the payer's key signed exactly this."""
+        from eth_account import Account  # noqa: PLC0415
+        from eth_account.messages import encode_typed_data  # noqa: PLC0415
+        from eth_keys.exceptions import BadSignature  # noqa: PLC0415
+        from eth_utils.exceptions import ValidationError  # noqa: PLC0415
+
+        signable = encode_typed_data(full_message=typed_data(authorization, self._chain_id, self._contract))
+        try:
+            signer = Account.recover_message(signable, signature=bytes.fromhex(authorization.signature[2:]))
+        except (BadSignature, ValidationError, ValueError):
+            return False
+        return str(signer).lower() == authorization.payer
+
+    def is_used(self, authorization: Authorization) -> bool:
+        """Whether the nonce was used or canceled. Raises ReadFailed."""
+        return int(self._view(state_calldata(authorization)), 16) != 0
+
+    def _view(self, data: str) -> str:
+        call = {"from": self.address, "to": self._contract, "data": data}
+        answer = self._nodes.first(lambda n: evm_call(n, "eth_call", [call, "latest"], may_reject=True))
+        return str(answer) if len(str(answer)) > 2 else "0x0"
+
+    def height(self) -> int:
+        """The newest block. Raises ReadFailed."""
+        return self._nodes.first(lambda n: int(evm_call(n, "eth_blockNumber", []), 16))
+
+    def nonce_on_chain(self) -> int:
+        """How many transactions of the gas wallet are in the chain. Raises ReadFailed."""
+        params = [self.address, "latest"]
+        return self._nodes.first(lambda n: int(evm_call(n, "eth_getTransactionCount", params), 16))
+
+    def gas_wei(self) -> int:
+        """What the gas wallet holds. Raises ReadFailed."""
+        params = [self.address, "latest"]
+        return self._nodes.first(lambda n: int(evm_call(n, "eth_getBalance", params), 16))
+
+    def sign(
+        self, authorization: Authorization | None, gas_nonce: int, least_fee_wei: int = 0
+    ) -> SignedTransfer:
+        """The transaction that settles an authorization, or (None) one that only uses the nonce up. Raises ReadFailed."""
+        block = self._nodes.first(lambda n: evm_call(n, "eth_getBlockByNumber", ["latest", False]))
+        fee = max(2 * int(block.get("baseFeePerGas", "0x0"), 16) + TIP_WEI, least_fee_wei)
+        fields: dict[str, Any] = {
+            "to": self._wallet.address,
+            "value": 0,
+            "gas": PLAIN_GAS,
+            "maxFeePerGas": fee,
+            "maxPriorityFeePerGas": min(fee, max(TIP_WEI, least_fee_wei // 2)),
+            "nonce": gas_nonce,
+            "chainId": self._chain_id,
+        }
+        if authorization is not None:
+            fields |= {
+                "to": self._contract,
+                "data": transfer_calldata(authorization),
+                "gas": TRANSFER_GAS,
+            }
+        signed = self._wallet.sign_transaction(fields)
+        return SignedTransfer(
+            "0x" + bytes(signed.raw_transaction).hex(), "0x" + bytes(signed.hash).hex(), gas_nonce, fee
+        )
+
+    def send(self, raw: str) -> bool:
+        """Hand a transaction to the chain; doing so again does no harm. False when no node took it. Raises ReadFailed."""
+        try:
+            self._nodes.first(lambda n: evm_call(n, "eth_sendRawTransaction", [raw], may_reject=True))
+        except Rejected as rejected:
+            return any(words in rejected.message.lower() for words in _SENT_ALREADY)
+        return True
+
+    def outcome(
+        self, authorization: Authorization, tx_hash: str, from_block: int, depths: Sequence[Depth]
+    ) -> Verdict:
+        """What became of an authorization: UNKNOWN while it may still be on its way."""
+
+        def ask(node: Any) -> Verdict:
+            found = tx_hash
+            receipt = evm_call(node, "eth_getTransactionReceipt", [tx_hash]) if tx_hash else None
+            if receipt is None or int(receipt["status"], 16) != 1:
+                used = self._used_by(node, authorization, from_block)
+                if isinstance(used, Invalid):
+                    return used
+                if used is None and receipt is None:
+                    return Unknown(UnknownReason.NOT_SETTLED)
+                found = used or tx_hash
+            receipt, block, head = read_receipt(node, found)
+            return judge_authorization(
+                receipt, block, head, authorization, contract=self._contract, depths=depths
+            )
+
+        return self._nodes.verdict(ask, depths)
+
+    def _used_by(self, node: Any, authorization: Authorization, from_block: int) -> str | Invalid | None:
+        """The transaction that used the nonce, by the contract's log; INVALID when it was canceled."""
+        asked = {
+            "address": self._contract,
+            "fromBlock": hex(max(from_block - 1, 0)),
+            "toBlock": "latest",
+            "topics": [
+                [USED_TOPIC, CANCELED_TOPIC],
+                "0x" + authorization.payer[2:].rjust(64, "0"),
+                authorization.nonce,
+            ],
+        }
+        logs = [entry for entry in evm_call(node, "eth_getLogs", [asked]) if not entry.get("removed")]
+        if not logs:
+            return None
+        if logs[0]["topics"][0].lower() == CANCELED_TOPIC:
+            return Invalid(InvalidReason.AUTH_CANCELED)
+        return str(logs[0]["transactionHash"]).lower()
+
+    def faults(self) -> list[str]:
+        """Why this rail may not be offered now; empty when it may. Raises ReadFailed."""
+        held = self.gas_wei()
+        return [] if held >= GAS_FLOOR_WEI else [f"gas wallet {self.address} is nearly empty: {held} wei"]

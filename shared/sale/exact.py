@@ -1,0 +1,228 @@
+"""The `exact` rail: a signed transfer is checked, taken on once, sent from our gas wallet, and waited for.
+
+Nothing is sent before it was stored, so a crash at any step is gone on from by the next request or by the job. Whoever
+gets a transfer to the chain, it pays us: the contract's log decides, not our receipt. See decision 0006.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from shared.chain.eip3009 import terms_fault
+from shared.chain.model import (
+    Authorization,
+    Depth,
+    Invalid,
+    InvalidReason,
+    ReadFailed,
+    Unknown,
+    UnknownReason,
+    Verdict,
+)
+from shared.chain.settler import LOG_RANGE_BLOCKS, REPLACEMENT_PERCENT, SignedTransfer
+from shared.runtime.dynamo import RunsDynamo
+from shared.sale import exact_table as rows
+from shared.sale.exact_table import Stage, Transfer
+
+SETTLE_WAIT_S: Final = 12.0
+"""A buyer waits this long for the chain, which is six blocks of Base, before being told to ask again."""
+POLL_S: Final = 0.15
+UNSTICK_AFTER_S: Final = 3.0
+EXPIRED_FOR_S: Final = 120
+NONCE_TRIES_MAX: Final = 8
+
+
+class Settles(Protocol):
+    """The chain's side of the rail; `EvmSettler` is the one there is."""
+
+    address: str
+
+    def refused(self, authorization: Authorization) -> InvalidReason | None: ...
+
+    def height(self) -> int: ...
+
+    def nonce_on_chain(self) -> int: ...
+
+    def sign(
+        self, authorization: Authorization | None, gas_nonce: int, least_fee_wei: int = 0
+    ) -> SignedTransfer: ...
+
+    def send(self, raw: str) -> bool: ...
+
+    def outcome(
+        self, authorization: Authorization, tx_hash: str, from_block: int, depths: Sequence[Depth]
+    ) -> Verdict: ...
+
+    def is_used(self, authorization: Authorization) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a transfer. `first_hand`: this requester brought it to us before it was in the chain."""
+
+    verdict: Verdict
+    first_hand: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExactRail:
+    """Wired once per container."""
+
+    dynamo: RunsDynamo
+    table: str
+    settler: Callable[[], Settles]
+    now_ms: Callable[[], int]
+    recipient: str
+    wait_s: float = SETTLE_WAIT_S
+
+    def settle(
+        self, authorization: Authorization, subject: str, due: int, requester: str, depths: Sequence[Depth]
+    ) -> Settled:
+        """Get a transfer into the chain and tell what it paid. INVALID says that no money has moved."""
+        try:
+            return self._settle(authorization, subject, due, requester, depths)
+        except ReadFailed as failed:
+            return Settled(Unknown(failed.reason), False)
+
+    def _settle(
+        self, authorization: Authorization, subject: str, due: int, requester: str, depths: Sequence[Depth]
+    ) -> Settled:
+        transfer = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
+        if transfer is None:
+            taken = self._take_on(authorization, subject, due, requester, depths)
+            if isinstance(taken, Settled):
+                return taken
+            transfer = taken
+        first_hand = transfer.requester == requester and transfer.subject == subject
+        if transfer.authorization != authorization:
+            return Settled(Invalid(InvalidReason.AUTH_USED_OTHERWISE), False)
+        if transfer.stage is Stage.FAILED:
+            return Settled(Invalid(InvalidReason(transfer.reason)), first_hand)
+        return Settled(self.finish(transfer, depths, self.wait_s), first_hand)
+
+    def _take_on(
+        self, authorization: Authorization, subject: str, due: int, requester: str, depths: Sequence[Depth]
+    ) -> Transfer | Settled:
+        """Check everything, then reserve. A transfer that is in the chain already is judged, not sent."""
+        settler, now = self.settler(), self.now_ms()
+        fault = terms_fault(authorization, recipient=self.recipient, due_micro=due, now_s=now // 1000)
+        if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
+            return Settled(Invalid(fault), False)
+        refused = settler.refused(authorization)
+        height = settler.height()
+        if refused is InvalidReason.AUTH_USED_OTHERWISE:
+            return Settled(settler.outcome(authorization, "", height - LOG_RANGE_BLOCKS, depths), False)
+        if fault is not None or refused is not None:
+            return Settled(Invalid(fault or refused or InvalidReason.AUTH_TERMS), False)
+        lease = now + rows.LEASE_MS
+        transfer = Transfer(authorization, requester, subject, Stage.RESERVED, now, lease, height)
+        if self.dynamo.run(rows.reserve(self.table, transfer)):
+            return self._sign(transfer)
+        found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
+        return found or Settled(Unknown(UnknownReason.NOT_SETTLED), False)
+
+    def finish(self, transfer: Transfer, depths: Sequence[Depth], wait_s: float) -> Verdict:
+        """Send what is stored and wait for the chain. Raises ReadFailed."""
+        began, unstuck = time.monotonic(), 0.0
+        if transfer.stage is Stage.SENT:
+            self.settler().send(transfer.raw)
+        while True:
+            verdict: Verdict = Unknown(UnknownReason.NOT_SETTLED)
+            if transfer.stage is Stage.RESERVED:
+                transfer = self._resume(transfer)
+            else:
+                found = self.settler()
+                verdict = found.outcome(transfer.authorization, transfer.tx_hash, transfer.from_block, depths)
+            waited = time.monotonic() - began
+            if not isinstance(verdict, Unknown):
+                return self._settled(transfer, verdict)
+            if waited >= wait_s:
+                return self._given_up(transfer, verdict)
+            if waited - unstuck > UNSTICK_AFTER_S and transfer.stage is Stage.SENT:
+                unstuck = waited
+                self._unstick(transfer)
+            time.sleep(POLL_S)
+
+    def _settled(self, transfer: Transfer, verdict: Verdict) -> Verdict:
+        if isinstance(verdict, Invalid):
+            self.dynamo.run(rows.fail(self.table, transfer.authorization.key, verdict.reason))
+        return verdict
+
+    def _given_up(self, transfer: Transfer, verdict: Verdict) -> Verdict:
+        """Still unknown; but an unused authorization that expired a while ago will never move money."""
+        expired = transfer.authorization.valid_before_s + EXPIRED_FOR_S < self.now_ms() // 1000
+        if expired and not self.settler().is_used(transfer.authorization):
+            return self._settled(transfer, Invalid(InvalidReason.AUTH_EXPIRED))
+        return verdict
+
+    def _resume(self, transfer: Transfer) -> Transfer:
+        """What another instance reserved, as it is now; when that instance is gone, its work is done here."""
+        now = self.now_ms()
+        if now <= transfer.lease_until_ms:
+            found = self.dynamo.run(rows.get_transfer(self.table, transfer.authorization.key))
+            return found or transfer
+        taken = self.dynamo.run(rows.take_over(self.table, transfer, now))
+        if taken is not None:
+            return self._sign(taken)
+        return self.dynamo.run(rows.get_transfer(self.table, transfer.authorization.key)) or transfer
+
+    def _sign(self, transfer: Transfer) -> Transfer:
+        """Give a reserved transfer its transaction, store it, send it."""
+        settler = self.settler()
+        for _ in range(NONCE_TRIES_MAX):
+            nonce = self._nonce(settler)
+            signed = settler.sign(transfer.authorization, nonce)
+            request = rows.store_sent(
+                self.table, settler.address, transfer, signed.raw, signed.tx_hash, nonce, signed.max_fee_wei
+            )
+            conflict = self.dynamo.run(request)
+            if conflict is None:
+                settler.send(signed.raw)
+                break
+            if 1 in conflict.failed:  # somebody took the transfer over; the nonce must not stay unused
+                self._use_up(settler, nonce)
+                break
+        return self.dynamo.run(rows.get_transfer(self.table, transfer.authorization.key)) or transfer
+
+    def _nonce(self, settler: Settles) -> int:
+        """A nonce of the gas wallet that nobody else has."""
+        on_chain = settler.nonce_on_chain()
+        for _ in range(NONCE_TRIES_MAX):
+            nonce = self.dynamo.run(rows.next_nonce(self.table, settler.address))
+            if nonce is None:
+                self.dynamo.run(rows.start_nonces(self.table, settler.address, on_chain))
+            elif nonce < on_chain:
+                self.dynamo.run(rows.skip_to(self.table, settler.address, on_chain))
+            else:
+                return nonce
+        raise ReadFailed(UnknownReason.NOT_SETTLED)
+
+    def _use_up(self, settler: Settles, nonce: int) -> None:
+        """A nonce without a transaction holds up all later ones: bind it to one that does nothing."""
+        empty = settler.sign(None, nonce)
+        if self.dynamo.run(rows.bind_nonce(self.table, settler.address, nonce, empty.raw, empty.tx_hash)):
+            settler.send(empty.raw)
+
+    def _unstick(self, transfer: Transfer) -> None:
+        """The chain waits for an earlier nonce, lost ours, or wants more gas."""
+        settler = self.settler()
+        waiting_for = settler.nonce_on_chain()
+        if waiting_for < transfer.gas_nonce:
+            raw = self.dynamo.run(rows.nonce_raw(self.table, settler.address, waiting_for))
+            if raw is None:
+                self._use_up(settler, waiting_for)
+            else:
+                settler.send(raw)
+        elif waiting_for == transfer.gas_nonce:
+            taken = settler.send(transfer.raw)
+            wanted = settler.sign(transfer.authorization, transfer.gas_nonce)
+            if not taken or wanted.max_fee_wei > transfer.fee_wei:
+                self._raise_fee(settler, transfer)
+
+    def _raise_fee(self, settler: Settles, transfer: Transfer) -> None:
+        least = transfer.fee_wei * REPLACEMENT_PERCENT // 100
+        dearer = settler.sign(transfer.authorization, transfer.gas_nonce, least)
+        request = rows.replace_sent(self.table, transfer, dearer.raw, dearer.tx_hash, dearer.max_fee_wei)
+        if self.dynamo.run(request) is not None:
+            settler.send(dearer.raw)

@@ -1,0 +1,212 @@
+"""What a verified payment becomes: a key, a session and a claim in one transaction; or a raised cap and a claim.
+
+Of two requests with one payment, the loser of the claim row reads what the winner minted.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shared.access import table as access
+from shared.access.model import Pak, Quality
+from shared.access.secrets import SecretBox, new_pak_secret, new_session_token, token_hash
+from shared.chain.model import Valid
+from shared.guard.model import AuditEvent
+from shared.guard.service import append_audit
+from shared.kernel.ids import AccountId, PakId
+from shared.metering.live import open_meter
+from shared.pool.live import publish_revoke_pak
+from shared.runtime.clock import new_id
+from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, transact
+from shared.runtime.redis import SyncRedis
+from shared.sale import table as sales
+from shared.sale.model import Bought, Claim, Order, Payment, Prices, Problem, Refused, Session, Terms
+from shared.sale.rules import granted_bytes, username_of
+
+
+@dataclass(frozen=True, slots=True)
+class Mint:
+    """Stores and secrets that minting needs."""
+
+    dynamo: RunsDynamo
+    redis: SyncRedis
+    table: Callable[[str], str]
+    box: SecretBox
+    house: AccountId
+    now_ms: Callable[[], int]
+
+    def claimed(self, payment: Payment) -> Claim | None:
+        """What this payment bought before."""
+        return self.claimed_by_key(payment.network, payment.key)
+
+    def claimed_by_key(self, network: str, key: str) -> Claim | None:
+        """The claim of a payment by its name."""
+        return self.dynamo.run(sales.get_claim(self.table("sales"), network, key))
+
+    def key(
+        self, order: Order, terms: Terms, prices: Prices, payment: Payment, paid: Valid, requester: str
+    ) -> Bought | Claim:
+        """A new key for a payment; the claim of whoever was faster otherwise. Raises StoreUnavailable."""
+        now = self.now_ms()
+        pak_id, secret, token = PakId(new_id()), new_pak_secret(), new_session_token()
+        username = username_of(self.house, terms)
+        traffic = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        pak = Pak(
+            pak_id=pak_id,
+            account_id=self.house,
+            label=f"x402 {payment.network}",
+            secret_hash=self.box.hash(secret),
+            secret_sealed=self.box.seal(secret, f"pak#{pak_id}"),
+            cap_bytes=traffic,
+            used_bytes=0,
+            enabled=True,
+            disabled_reason=None,
+            expires_at_ms=now + terms.duration_s * 1000,
+            quality=Quality.SAFE,
+            socks_allowed=prices.socks,
+            created_at_ms=now,
+            updated_at_ms=now,
+        )
+        claim = self._claim(order, payment, paid, pak_id, traffic, username, token, requester)
+        session = _session(claim, paid, now + terms.duration_s * 1000)
+        items = [
+            *access.mint_items(self.table("access"), pak),
+            *sales.session_items(self.table("sales"), session, token_hash(token)),
+        ]
+        faster = self._write(claim, paid, items)
+        if faster is not None:
+            return faster
+        self._audit(pak_id, "create", claim)
+        return Bought(pak, username, secret, token, claim, False)
+
+    def raise_cap(
+        self,
+        order: Order,
+        session: Session,
+        token: str,
+        prices: Prices,
+        payment: Payment,
+        paid: Valid,
+        requester: str,
+    ) -> Bought | Claim:
+        """More traffic for a key, which runs again when it stood at its cap. Raises StoreUnavailable."""
+        granted = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        claim = self._claim(order, payment, paid, session.pak_id, granted, session.username, token, requester)
+        raised = access.top_up_item(
+            self.table("access"), session.pak_id, granted, None, self.now_ms(), reenable=True
+        )
+        faster = self._write(claim, paid, [raised])
+        if faster is not None:
+            return faster
+        self._audit(session.pak_id, "topup", claim)
+        changed = self.pak(session.pak_id)
+        self.tell(changed)
+        return self.credentials(session, changed, token, claim, repeated=False)
+
+    def _claim(
+        self,
+        order: Order,
+        payment: Payment,
+        paid: Valid,
+        pak_id: PakId,
+        traffic: int,
+        username: str,
+        token: str,
+        requester: str,
+    ) -> Claim:
+        sealed = self.box.seal(json.dumps({"token": token}), f"claim#{payment.network}#{payment.key}")
+        return Claim(
+            network=payment.network,
+            key=payment.key,
+            tx_hash=paid.tx_hash or payment.tx_hash,
+            product=order.product,
+            payer=paid.payer,
+            requester=requester,
+            pak_id=pak_id,
+            amount_micro=paid.amount_micro,
+            traffic_bytes=traffic,
+            username=username,
+            sealed=sealed,
+            claimed_at_ms=self.now_ms(),
+        )
+
+    def _write(self, claim: Claim, paid: Valid, items: list[TransactItem]) -> Claim | None:
+        """All or nothing; the claim that stood in the way, if one did."""
+        claims = sales.claim_items(self.table("sales"), claim, paid.authorizations)
+        conflict = self.dynamo.run(transact([*claims, *items]))
+        if conflict is None:
+            return None
+        for key in (claim.key, *paid.authorizations):
+            found = self.claimed_by_key(claim.network, key)
+            if found is not None:
+                return found
+        raise StoreUnavailable("mint: conflict")
+
+    def reopen(self, claim: Claim) -> Bought | Refused:
+        """What a claim minted, again."""
+        pak = self.dynamo.run(access.get_pak(self.table("access"), claim.pak_id))
+        if pak is None:
+            return Refused(Problem.RETRY, "the key of this purchase cannot be read now")
+        opened = json.loads(self.box.open(claim.sealed, f"claim#{claim.network}#{claim.key}"))
+        secret = self.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")
+        return Bought(pak, claim.username, secret, opened["token"], claim, True)
+
+    def pak(self, pak_id: PakId) -> Pak:
+        """A key that is known to exist. Raises StoreUnavailable."""
+        found = self.dynamo.run(access.get_pak(self.table("access"), pak_id))
+        if found is None:
+            raise StoreUnavailable("pak: missing")
+        return found
+
+    def credentials(self, session: Session, pak: Pak, token: str, claim: Claim, *, repeated: bool) -> Bought:
+        """The credentials of a session."""
+        secret = self.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")
+        return Bought(pak, session.username, secret, token, claim, repeated)
+
+    def regenerate(self, pak: Pak) -> Pak | None:
+        """Another secret under the same username; None when somebody else did so in the same moment."""
+        secret = new_pak_secret()
+        sealed = self.box.seal(secret, f"pak#{pak.pak_id}")
+        request = access.regenerate(self.table("access"), pak, self.box.hash(secret), sealed, self.now_ms())
+        if self.dynamo.run(request) is not None:
+            return None
+        changed = replace(pak, secret_hash=self.box.hash(secret), secret_sealed=sealed)
+        self.tell(changed)
+        event = AuditEvent(f"pak#{pak.pak_id}", "regenerate", "x402", self.now_ms(), auth_method="session")
+        append_audit(self.dynamo, self.table("audit"), event)
+        return changed
+
+    def _audit(self, pak_id: PakId, action: str, claim: Claim) -> None:
+        facts: dict[str, Any] = {
+            "network": claim.network,
+            "txHash": claim.tx_hash,
+            "trafficBytes": claim.traffic_bytes,
+            "amountMicro": claim.amount_micro,
+        }
+        event = AuditEvent(f"pak#{pak_id}", action, "x402", self.now_ms(), auth_method="x402", metadata=facts)
+        append_audit(self.dynamo, self.table("audit"), event)
+
+    def tell(self, pak: Pak) -> None:
+        """Carry a changed key to the live network; a Redis that is away hears of it when gateways read the key again."""
+        try:
+            self.redis.run(open_meter(pak.pak_id, pak.used_bytes, pak.cap_bytes))
+            self.redis.run(publish_revoke_pak(pak.pak_id))
+        except StoreUnavailable:
+            return
+
+
+def _session(claim: Claim, paid: Valid, expires_at_ms: int) -> Session:
+    return Session(
+        session_id=new_id(),
+        pak_id=claim.pak_id,
+        username=claim.username,
+        sealed=claim.sealed,
+        network=claim.network,
+        claim_key=claim.key,
+        tx_hash=claim.tx_hash,
+        amount_micro=claim.amount_micro,
+        wallet=paid.payer,
+        created_at_ms=claim.claimed_at_ms,
+        expires_at_ms=expires_at_ms,
+    )

@@ -1,0 +1,460 @@
+"""Signed transfers (`exact`) on a real EVM node: paid once, sold once, whoever sends them and whatever is tried."""
+
+import base64
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from eth_typing import HexStr
+from web3 import Web3
+
+from functions.x402.validate import validate_sale
+from local import lab
+from local.bootstrap import HOUSE
+from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
+from shared.access import table as access
+from shared.chain.eip3009 import read_authorization, transfer_calldata
+from shared.chain.model import SHALLOW
+from shared.guard.table import write_setting
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
+from shared.sale import exact_table as rows
+from shared.sale.exact_table import Stage, Transfer
+from shared.sale.model import Bought, Payment, Terms
+from shared.sale.rules import read_prices, read_terms
+from tests.support.chain import Anvil, header
+from tests.support.functions import PREFIX, Functions, Reply
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+QUERY = "/v1/x402/pool?traffic=0.1&country=us"
+DUE = 400_000
+THIEF = "127.20.0.9"
+RECIPIENT = new_address()
+
+
+class Shop(Functions):
+    """The sale on a real chain, with a gas wallet."""
+
+    def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles, anvil: Anvil) -> None:
+        gas = Account.create()
+        super().__init__(dynamo, redis_url, files, anvil.url, gas.key.hex(), RECIPIENT)
+        anvil.call("anvil_setBalance", gas.address, hex(10**18))
+        self.gas_address: str = gas.address
+        self.anvil = anvil
+        dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True, "exact": True}, 0))
+
+    def buy(self, payload: dict[str, Any], source: str = "127.20.0.1", **accepted: Any) -> Reply:
+        """One request that pays by a signed transfer."""
+        echo = {
+            "scheme": "exact",
+            "network": "eip155:8453",
+            "amount": str(DUE),
+            "asset": USDC,
+            "payTo": RECIPIENT,
+        }
+        return self.call(QUERY, headers=header(payload, echo | accepted), source=source)
+
+    def minted(self) -> int:
+        """How many keys were minted."""
+        return len(self.dynamo.run(access.list_paks(f"{PREFIX}access", HOUSE, 1000)).rows)
+
+
+@pytest.fixture
+def shop(dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles, anvil: Anvil) -> Iterator[Shop]:
+    made = Shop(dynoxide, valkey_url, lab_files, anvil)
+    yield made
+    made.close()
+
+
+def signed(wallet: LocalAccount, amount: int = DUE, to: str = RECIPIENT, **how: Any) -> dict[str, Any]:
+    return sign_authorization(wallet, to, amount, **how)
+
+
+def calldata(payload: dict[str, Any]) -> str:
+    found = read_authorization(payload)
+    assert found is not None
+    return transfer_calldata(found)
+
+
+def test_a_signed_transfer_buys_and_is_settled_by_us(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    offered = shop.call(QUERY)
+    (v1,) = offered.body["accepts"]
+    assert (v1["scheme"], v1["network"], v1["extra"]) == (
+        "exact",
+        "base",
+        {"name": "USD Coin", "version": "2"},
+    )
+    answer = shop.buy(signed(wallet))
+    assert answer.status == 200, answer.body
+    assert answer.body["payment"]["amountUSDC"] == 0.4
+    told = json.loads(base64.b64decode(answer.headers["payment-response"]))
+    assert (told["success"], told["network"]) == (True, "eip155:8453")
+    assert told["payer"] == wallet.address.lower()
+    receipt = shop.anvil.call("eth_getTransactionReceipt", told["transaction"])
+    assert receipt["from"] == shop.gas_address.lower()
+    assert shop.anvil.balance_of(RECIPIENT) >= DUE
+    assert shop.anvil.balance_of(wallet.address) == 10_000_000 - DUE
+
+
+def test_the_same_signed_transfer_again_sells_nothing_twice(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
+    first, again = shop.buy(payload), shop.buy(payload)
+    assert (again.status, again.body["proxy"]) == (200, first.body["proxy"])
+    older = shop.call(QUERY, headers=header(payload))
+    assert older.body["proxy"] == first.body["proxy"]
+    stolen = shop.buy(payload, source=THIEF)
+    assert stolen.status == 403
+    assert first.body["proxy"]["password"] not in json.dumps(stolen.body)
+    assert shop.minted() == 1
+    assert shop.anvil.balance_of(wallet.address) == 10_000_000 - DUE
+
+
+def test_the_settling_transactions_hash_buys_nothing_more(shop: Shop) -> None:
+    shop.call(QUERY)
+    shop.call(QUERY, source=THIEF)
+    bought = shop.buy(signed(shop.anvil.new_wallet()))
+    tx_hash = bought.body["payment"]["txHash"]
+    same = shop.call(QUERY, headers={"payment-signature": tx_hash})
+    assert (same.status, same.body["proxy"]) == (200, bought.body["proxy"])
+    assert shop.call(QUERY, headers={"payment-signature": tx_hash}, source=THIEF).status == 403
+    assert shop.minted() == 1
+
+
+def test_a_transfer_that_its_payer_sent_and_claimed_by_hash_is_not_sold_again(shop: Shop) -> None:
+    shop.call(QUERY)
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
+    tx_hash = shop.anvil.send(wallet, USDC, calldata(payload))
+    by_hash = shop.call(QUERY, headers={"payment-signature": tx_hash})
+    assert by_hash.status == 200, by_hash.body
+    by_signature = shop.buy(payload)
+    assert (by_signature.status, by_signature.body["proxy"]) == (200, by_hash.body["proxy"])
+    assert shop.minted() == 1
+
+
+def test_a_transfer_that_others_sent_first_counts_as_paid(shop: Shop) -> None:
+    wallet, other = shop.anvil.new_wallet(), shop.anvil.new_wallet()
+    shop.call(QUERY)
+    payload = signed(wallet)
+    tx_hash = shop.anvil.send(other, USDC, calldata(payload))
+    assert shop.buy(payload, source=THIEF).status == 403
+    answer = shop.buy(payload)
+    assert answer.status == 200, answer.body
+    assert answer.body["payment"]["txHash"] == tx_hash
+    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == "0x0"
+
+
+def test_a_front_run_between_check_and_mining_counts_as_paid(shop: Shop) -> None:
+    wallet, other = shop.anvil.new_wallet(), shop.anvil.new_wallet()
+    payload = signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    with ThreadPoolExecutor(1) as pool:
+        buying = pool.submit(shop.buy, payload)
+        while not shop.anvil.call("txpool_content")["pending"]:
+            time.sleep(0.02)
+        dear = other.sign_transaction(
+            {
+                "to": Web3.to_checksum_address(USDC),
+                "data": HexStr(calldata(payload)),
+                "gas": 200_000,
+                "maxFeePerGas": 10**11,
+                "maxPriorityFeePerGas": 10**10,
+                "nonce": 0,
+                "chainId": 8453,
+                "value": 0,
+            }
+        )
+        shop.anvil.call("eth_sendRawTransaction", "0x" + bytes(dear.raw_transaction).hex())
+        shop.anvil.call("evm_mine")
+        answer = buying.result()
+    assert answer.status == 200, answer.body
+    paying = shop.anvil.call("eth_getTransactionReceipt", answer.body["payment"]["txHash"])
+    assert paying["from"] == other.address.lower()
+    assert shop.anvil.balance_of(wallet.address) == 10_000_000 - DUE
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("another recipient", {"to": "0x" + "22" * 20}, "authorization_pays_somebody_else"),
+    ("one micro less", {"amount": DUE - 1}, "authorization_is_for_less_than_the_price"),
+    ("expired", {"valid_before_s": 1}, "authorization_expired_or_about_to"),
+    ("about to expire", {"valid_before_s": -2}, "authorization_expired_or_about_to"),
+    ("not yet valid", {"valid_after_s": 2**40, "valid_before_s": 2**41}, "authorization_is_not_valid_yet"),
+    ("another token", {"token": FAKE_TOKEN}, "authorization_signature_invalid"),
+    ("another chain", {"chain_id": 1}, "authorization_signature_invalid"),
+    ("more than is there", {"amount": 20_000_000}, "balance_of_payer_is_too_small"),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "reason"), BAD, ids=[b[0] for b in BAD])
+def test_a_bad_authorization_is_refused_before_anything_moves(
+    shop: Shop, name: str, how: dict[str, Any], reason: str
+) -> None:
+    wallet = shop.anvil.new_wallet()
+    if how.get("valid_before_s") == -2:
+        how = {"valid_before_s": int(time.time()) + 2}
+    answer = shop.buy(signed(wallet, **how))
+    assert answer.status == 402, answer.body
+    assert reason in answer.body["error"]
+    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == "0x0"
+    assert shop.minted() == 0
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [{"amount": "1"}, {"payTo": "0x" + "22" * 20}, {"asset": FAKE_TOKEN}],
+    ids=["amount", "recipient", "asset"],
+)
+def test_terms_that_are_not_ours_are_refused(shop: Shop, altered: dict[str, Any]) -> None:
+    answer = shop.buy(signed(shop.anvil.new_wallet()), **altered)
+    assert answer.status == 402
+    assert "authorization_is_for_other_terms" in answer.body["error"]
+
+
+@pytest.mark.parametrize("field", ["value", "to", "nonce", "validBefore", "from"])
+def test_a_field_that_was_altered_after_signing_is_refused(shop: Shop, field: str) -> None:
+    payload = signed(shop.anvil.new_wallet())
+    other = {
+        "value": str(DUE + 1),
+        "to": "0x" + "22" * 20,
+        "nonce": "0x" + "01" * 32,
+        "validBefore": str(int(time.time()) + 9999),
+        "from": shop.anvil.new_wallet().address,
+    }
+    payload["authorization"][field] = other[field]
+    answer = shop.buy(payload)
+    assert answer.status == 402, answer.body
+    assert shop.minted() == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"signature": "0x12"},
+        {"authorization": {}},
+        {"authorization": {"value": "NaN"}},
+        {"authorization": {"value": "-1"}},
+        {"authorization": {"nonce": "0x00"}},
+        {"authorization": {"from": "nobody"}},
+        {"authorization": {"value": "9" * 400}},
+    ],
+    ids=str,
+)
+def test_a_malformed_authorization_is_400(shop: Shop, broken: dict[str, Any]) -> None:
+    payload = signed(shop.anvil.new_wallet())
+    for name, value in broken.items():
+        payload[name] = payload["authorization"] | value if value and name == "authorization" else value
+    answer = shop.buy(payload)
+    assert answer.status == 400
+    assert "do not pay again" in answer.body["message"]
+
+
+def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
+    # A cancellation is another signed message; the same nonce spent on oneself is the cheaper way to the same end.
+    itself = signed(wallet, to=wallet.address, nonce=bytes.fromhex(payload["authorization"]["nonce"][2:]))
+    shop.anvil.send(wallet, USDC, calldata(itself))
+    answer = shop.buy(payload)
+    assert answer.status == 402
+    assert "authorization_nonce_was_used_for_something_else" in answer.body["error"]
+
+
+def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet(DUE)
+    payload = signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    with ThreadPoolExecutor(1) as pool:
+        buying = pool.submit(shop.buy, payload)
+        while not shop.anvil.call("txpool_content")["pending"]:
+            time.sleep(0.02)
+        shop.anvil.set_balance(USDC, wallet.address, 0)
+        shop.anvil.call("evm_mine")
+        answer = buying.result()
+    assert answer.status == 402, answer.body
+    assert "transfer_was_reverted" in answer.body["error"]
+    assert "transfer_was_reverted" in shop.buy(payload).body["error"]
+
+
+def test_many_requests_with_one_signed_transfer_mint_one_key(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    answers = buy_in_parallel(shop, [signed(wallet)] * 30)
+    assert all(isinstance(a, Bought) for a in answers)
+    assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1
+    assert (shop.minted(), shop.anvil.balance_of(wallet.address)) == (1, 10_000_000 - DUE)
+    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == "0x1"
+
+
+def test_many_buyers_at_once_are_all_served_once(shop: Shop) -> None:
+    wallets = [shop.anvil.new_wallet() for _ in range(40)]
+    before = shop.anvil.balance_of(RECIPIENT)
+    answers = buy_in_parallel(shop, [signed(w) for w in wallets])
+    assert all(isinstance(a, Bought) for a in answers), answers
+    assert len({a.secret for a in answers if isinstance(a, Bought)}) == 40
+    assert shop.anvil.balance_of(RECIPIENT) - before == 40 * DUE
+    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == hex(40)
+
+
+def buy_in_parallel(shop: Shop, payloads: list[dict[str, Any]]) -> list[Any]:
+    """Many instances at once: every call is a thread of its own on the same stores."""
+    counter = shop.sale_wiring.counter
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    gate = threading.Barrier(min(len(payloads), 20), timeout=30)
+
+    def buy(payload: dict[str, Any]) -> Any:
+        gate.wait()
+        payment = Payment("base", "", "", read_authorization(payload))
+        for _ in range(10):
+            try:
+                return counter.buy(terms, prices, payment, "127.20.0.1")
+            except StoreUnavailable:
+                time.sleep(0.05)
+        return None
+
+    size = len(payloads) - len(payloads) % gate.parties
+    with ThreadPoolExecutor(gate.parties) as pool:
+        return list(pool.map(buy, payloads[:size]))
+
+
+# Crashes
+
+
+def test_an_instance_that_died_after_reserving_is_gone_on_from(shop: Shop) -> None:
+    transfer = reserved(shop, lease_ms=-1)
+    answer = shop.buy(payload_of(transfer))
+    assert answer.status == 200, answer.body
+
+
+def test_a_nonce_that_was_taken_and_never_used_holds_nobody_up(shop: Shop) -> None:
+    rail, wallet = shop.sale_wiring.counter.exact, shop.gas_address.lower()
+    rail.dynamo.run(rows.start_nonces(rail.table, wallet, 0))
+    assert rail.dynamo.run(rows.next_nonce(rail.table, wallet)) == 0  # and the instance is killed here
+    answer = shop.buy(signed(shop.anvil.new_wallet()))
+    assert answer.status == 200, answer.body
+    assert shop.anvil.call("eth_getTransactionCount", wallet, "latest") == "0x2"
+
+
+def test_a_transaction_that_was_stored_and_never_sent_is_sent_by_the_next_request(shop: Shop) -> None:
+    rail = shop.sale_wiring.counter.exact
+    transfer = reserved(shop, lease_ms=5_000)
+    settler = rail.settler()
+    rail.dynamo.run(rows.start_nonces(rail.table, settler.address, 1))
+    made = settler.sign(transfer.authorization, 0)
+    stored = rows.store_sent(
+        rail.table, settler.address, transfer, made.raw, made.tx_hash, 0, made.max_fee_wei
+    )
+    assert rail.dynamo.run(stored) is None
+    answer = shop.buy(payload_of(transfer))
+    assert answer.status == 200, answer.body
+    assert answer.body["payment"]["txHash"] == made.tx_hash
+
+
+def test_a_settled_transfer_that_was_not_minted_is_minted_by_the_next_request(shop: Shop) -> None:
+    rail = shop.sale_wiring.counter.exact
+    transfer = reserved(shop, lease_ms=-1)
+    rail.settle(transfer.authorization, "pool", DUE, transfer.requester, SHALLOW)
+    assert shop.minted() == 0
+    assert shop.buy(payload_of(transfer)).status == 200
+    assert shop.minted() == 1
+
+
+def test_a_wallet_that_somebody_else_used_goes_on_from_where_the_chain_stands(shop: Shop) -> None:
+    rail, wallet = shop.sale_wiring.counter.exact, shop.gas_address.lower()
+    rail.dynamo.run(rows.start_nonces(rail.table, wallet, 0))
+    settler = rail.settler()
+    for nonce in range(3):
+        settler.send(settler.sign(None, nonce).raw)
+    assert shop.buy(signed(shop.anvil.new_wallet())).status == 200
+
+
+def test_a_fee_that_became_too_low_is_raised(shop: Shop) -> None:
+    rail = shop.sale_wiring.counter.exact
+    transfer = reserved(shop, lease_ms=5_000)
+    settler = rail.settler()
+    made = settler.sign(transfer.authorization, 0)
+    rail.dynamo.run(rows.start_nonces(rail.table, settler.address, 1))
+    stored = rows.store_sent(
+        rail.table, settler.address, transfer, made.raw, made.tx_hash, 0, made.max_fee_wei
+    )
+    rail.dynamo.run(stored)
+    shop.anvil.call("anvil_setNextBlockBaseFeePerGas", hex(made.max_fee_wei * 3))
+    shop.anvil.call("evm_mine")
+    answer = shop.buy(payload_of(transfer))
+    assert answer.status == 200, answer.body
+    assert answer.body["payment"]["txHash"] != made.tx_hash
+
+
+def reserved(shop: Shop, lease_ms: int) -> Transfer:
+    """What an instance leaves that was killed right after it had taken a transfer on."""
+    authorization = read_authorization(signed(shop.anvil.new_wallet()))
+    assert authorization is not None
+    counter, now = shop.sale_wiring.counter, now_ms()
+    transfer = Transfer(
+        authorization, counter.requester("127.20.0.1"), "pool", Stage.RESERVED, now, now + lease_ms, 0
+    )
+    assert counter.exact.dynamo.run(rows.reserve(counter.exact.table, transfer))
+    return transfer
+
+
+def payload_of(transfer: Transfer) -> dict[str, Any]:
+    found = transfer.authorization
+    return {
+        "signature": found.signature,
+        "authorization": {
+            "from": found.payer,
+            "to": found.recipient,
+            "value": str(found.amount_micro),
+            "validAfter": str(found.valid_after_s),
+            "validBefore": str(found.valid_before_s),
+            "nonce": found.nonce,
+        },
+    }
+
+
+# When the chain cannot say
+
+
+def test_a_transfer_that_is_not_mined_in_time_is_asked_for_again_and_never_paid_again(shop: Shop) -> None:
+    rail = shop.sale_wiring.counter.exact
+    shop.anvil.call("evm_setAutomine", False)
+    object.__setattr__(shop.sale_wiring.counter, "exact", replace(rail, wait_s=0.3))
+    payload = signed(shop.anvil.new_wallet())
+    waiting = shop.buy(payload)
+    assert waiting.status == 503
+    assert "do not pay again" in waiting.body["message"]
+    assert waiting.headers["retry-after"] == "2"
+    shop.anvil.call("evm_mine")
+    assert shop.buy(payload).status == 200
+
+
+def test_the_rail_is_offered_only_while_its_wallet_can_pay_for_gas(shop: Shop) -> None:
+    report = validate_sale(shop.sale_wiring)
+    assert report["exactFaults"] == []
+    shop.anvil.call("anvil_setBalance", shop.gas_address, "0x1")
+    report = validate_sale(shop.sale_wiring)
+    assert report["exact"] is False
+    assert "nearly empty" in report["exactFaults"][0]
+
+
+def test_without_a_gas_wallet_the_rail_is_not_offered(
+    dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles, anvil: Anvil
+) -> None:
+    functions = Functions(dynoxide, valkey_url, lab_files, anvil.url, "", RECIPIENT)
+    dynoxide.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True, "exact": False}, 0))
+    assert "accepts" not in functions.call(QUERY).body
+    payload = signed(anvil.new_wallet(), nonce=secrets.token_bytes(32))
+    answer = functions.call(QUERY, headers=header(payload))
+    assert (answer.status, "signed_transfers_are_not_taken_now" in answer.body["message"]) == (503, True)
+    functions.close()
