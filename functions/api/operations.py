@@ -14,6 +14,7 @@ from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
 from shared.guard.model import AuditEvent, Switch
 from shared.guard.service import append_audit
+from shared.guard.settings import setting_fault
 from shared.guard.table import read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
@@ -98,6 +99,9 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
         if name not in SETTABLE:
             raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
+        fault = setting_fault(name, body)
+        if fault:
+            raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
         try:
             w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
         except TypeError:

@@ -14,6 +14,7 @@ from functions.x402.wiring import Wiring
 from shared.metering.table import usage_days
 from shared.sale import answers
 from shared.sale import table as sales
+from shared.sale.live import REGENERATE_LIMIT
 from shared.sale.model import FieldFault, Problem, Session
 
 USAGE_DAYS_MAX: Final = 90
@@ -80,6 +81,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.post("/v1/x402/manage/pool/regenerate")
     def regenerate(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
+        sale.limit(REGENERATE_LIMIT, pak.pak_id)
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")

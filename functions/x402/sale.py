@@ -17,6 +17,7 @@ from shared.metering.live import read_used
 from shared.pool.live import stock
 from shared.runtime.dynamo import StoreUnavailable
 from shared.sale import answers
+from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT, Limit, count_call
 from shared.sale.model import (
     Bought,
     FieldFault,
@@ -29,7 +30,7 @@ from shared.sale.model import (
     Session,
     Terms,
 )
-from shared.sale.rules import proof_text, read_prices, read_terms
+from shared.sale.rules import limited_as, proof_text, read_prices, read_terms
 from shared.sale.service import UNKNOWN_RETRY_S, pool_order, top_up_order
 
 _STATUS: Final = {
@@ -86,6 +87,7 @@ class Sale:
         if isinstance(terms, FieldFault):
             refuse_field(terms)
         payment = shown_payment(request.headers)
+        self.limit(BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(source_address(request)))
         order = pool_order(terms, prices)
         if payment is None:
             return self.required(request, order, _describe(terms), None)
@@ -93,6 +95,19 @@ class Sale:
         if isinstance(result, Refused):
             return self.refused(request, result, order, _describe(terms), payment)
         return self.bought(result, prices)
+
+    def limit(self, limit: Limit, who: str) -> None:
+        """429 when a caller asks too often; a live network that cannot be asked lets callers through."""
+        counter = self.w.counter
+        try:
+            wait_ms = self.w.redis.run(count_call(limit, counter.requester(who), counter.now_ms()))
+        except StoreUnavailable:
+            return
+        if wait_ms:
+            message = (
+                f"at most {limit.calls} in {limit.window_s} s here; nothing was charged, do not pay again"
+            )
+            raise ProblemError(429, "RATE_LIMITED", message, {"Retry-After": str(-(-wait_ms // 1000))})
 
     def exact(self) -> Rail | None:
         """The rail of signed transfers, while its gas wallet was found able to send them."""
@@ -164,6 +179,7 @@ class Sale:
         """`/manage/pool/topup`: more time is free, more traffic is paid for."""
         prices = self.open_prices()
         session, pak, token = self.session(request)
+        self.limit(TOP_UP_LIMIT if shown_payment(request.headers) is None else PAID_LIMIT, pak.pak_id)
         traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
         if traffic is None:
             if not seconds:

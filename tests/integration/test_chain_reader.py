@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.chain.model import ReadFailed, Unknown, UnknownReason, Valid
+from shared.chain.model import Depth, ReadFailed, Unknown, UnknownReason, Valid
+from shared.chain.nodes import SHUNNED_S, Nodes
 from shared.chain.reader import EvmReader, SolanaReader, evm_nodes
 from tests.unit.chain.test_rules import (
     BLOCK,
@@ -129,6 +130,48 @@ def test_a_chain_is_validated_before_it_takes_money(serve: Serve) -> None:
     assert evm(serve(decimals)).faults() == ["evm: the asset does not have 6 decimals"]
     with pytest.raises(ReadFailed):
         evm(DEAD).faults()
+
+
+TWO = (Depth(None, quorum=2),)
+EVM_LYING = results(
+    eth_getTransactionReceipt=receipt(log(9_000_000)), eth_getBlockByNumber=BLOCK, eth_blockNumber="0xa"
+)
+EVM_DENYING = results(eth_getTransactionReceipt=receipt(), eth_getBlockByNumber=BLOCK, eth_blockNumber="0xa")
+EVM_LAGGING = results(eth_blockNumber="0x1")
+
+
+def test_a_lying_node_can_neither_mint_nor_deny(serve: Serve) -> None:
+    good, lying, denying = serve(EVM_GOOD), serve(EVM_LYING), serve(EVM_DENYING)
+    disagree = Unknown(UnknownReason.NODES_DISAGREE)
+    assert evm(lying, good).judge(HASH, TWO) == disagree
+    assert evm(denying, good).judge(HASH, TWO) == disagree
+    assert evm(denying, DEAD).judge(HASH, TWO) == disagree
+    assert evm(lying, good, serve(EVM_GOOD)).judge(HASH, TWO) == valid(400_000)
+    assert evm(denying, good, serve(EVM_GOOD)).judge(HASH, TWO) == valid(400_000)
+
+
+def test_a_lagging_node_is_outvoted_but_never_counted(serve: Serve) -> None:
+    good, lagging = serve(EVM_GOOD), serve(EVM_LAGGING)
+    assert evm(lagging, good, serve(EVM_GOOD)).judge(HASH, TWO) == valid(400_000)
+    assert evm(lagging, good).judge(HASH, TWO) == Unknown(UnknownReason.NODES_DISAGREE)
+    small = (Depth(400_000, quorum=1), Depth(None, quorum=2))
+    assert evm(lagging, good).judge(HASH, small) == valid(400_000)
+
+
+def test_a_node_that_failed_is_asked_last_until_it_is_forgiven() -> None:
+    now, asked = [0.0], []
+
+    def ask(node: str) -> str:
+        asked.append(node)
+        if node == "a" and now[0] < 1:
+            raise ReadFailed(UnknownReason.NODE_UNREACHABLE)
+        return node
+
+    nodes = Nodes(["a", "b"], lambda: now[0])
+    assert [nodes.first(ask), nodes.first(ask)] == ["b", "b"]
+    now[0] = SHUNNED_S + 1
+    assert nodes.first(ask) == "a"
+    assert asked == ["a", "b", "b", "a"]
 
 
 OWNER = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"

@@ -20,6 +20,8 @@ from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, V
 from shared.guard.table import write_setting
 from shared.kernel.ids import PakId
 from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import SyncRedis
+from shared.sale.live import Limit, count_call
 from shared.sale.model import Bought, Payment, Refused, Terms
 from shared.sale.rules import read_prices, read_terms
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
@@ -264,6 +266,31 @@ def test_validation_names_what_is_missing_and_keeps_the_sale_closed(functions: F
     ]
 
 
+def test_prices_may_be_asked_for_ten_times_a_minute_and_payments_shown_more_often(
+    functions: Functions,
+) -> None:
+    answers = [functions.call(QUERY, source="2001:db8::1") for _ in range(10)]
+    assert {a.status for a in answers} == {402}
+    refused = functions.call(QUERY, source="2001:db8::2")
+    assert refused.status == 429
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    assert "do not pay again" in refused.body["message"]
+    assert functions.call(QUERY, source="2001:db8:0:1::1").status == 402
+    paid(functions)
+    assert claim(functions, source="2001:db8::1").status == 200
+
+
+def test_a_limit_slides_over_the_minute(valkey_url: str) -> None:
+    redis, limit = SyncRedis(valkey_url), Limit("test", 4, 60)
+    at = 1_000_000 * 60_000
+    assert [redis.run(count_call(limit, "a", at + 30_000)) for _ in range(4)] == [0, 0, 0, 0]
+    assert redis.run(count_call(limit, "a", at + 30_000)) == 30_000
+    assert redis.run(count_call(limit, "b", at + 30_000)) == 0
+    assert redis.run(count_call(limit, "a", at + 61_000)) == 14_000
+    assert redis.run(count_call(limit, "a", at + 75_000)) == 0
+    redis.close()
+
+
 # Managing
 
 
@@ -353,6 +380,14 @@ def test_a_session_token_recovers_credentials_and_regenerates_the_secret(functio
         "usage": [],
         "usedBytes": 0,
     }
+
+
+def test_top_ups_and_new_secrets_have_their_own_limits(functions: Functions) -> None:
+    body = bought(functions)
+    top_ups = [functions.call(TOPUP, "POST", {"addTrafficGB": 1}, token(body)).status for _ in range(6)]
+    assert top_ups == [402] * 5 + [429]
+    route = "/v1/x402/manage/pool/regenerate"
+    assert [functions.call(route, "POST", {}, token(body)).status for _ in range(4)] == [200] * 3 + [429]
 
 
 @pytest.mark.parametrize("value", ["", "x402s_wrong", "psx_wrong"])
