@@ -58,6 +58,19 @@ def open_incident(table: str, incident: Incident) -> DynamoRequest[bool]:
     return put_new(table, {"pk": "incident", "sk": sk, **asdict(incident)})
 
 
+def close_incident(table: str, incident_id: str, at_ms: int) -> DynamoRequest[object]:
+    """What was wrong is right again; None when it was closed before, or never opened."""
+    return update(
+        table,
+        "incident",
+        incident_id,
+        "SET closed_at_ms = :at",
+        {":at": at_ms},
+        parse=lambda row: row["closed_at_ms"],
+        condition="attribute_exists(pk) AND attribute_not_exists(closed_at_ms)",
+    )
+
+
 def open_incidents(table: str, limit: int) -> DynamoRequest[Page[Incident]]:
     """Incidents, the newest ids first."""
 

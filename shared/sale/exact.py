@@ -21,9 +21,10 @@ from shared.chain.model import (
     Verdict,
 )
 from shared.chain.settler import LOG_RANGE_BLOCKS, REPLACEMENT_PERCENT, SignedTransfer
-from shared.runtime.dynamo import RunsDynamo
+from shared.runtime.dynamo import RunsDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
+from shared.sale.owed_table import Owed, owe_item
 
 SETTLE_WAIT_S: Final = 12.0
 """A buyer waits this long for the chain, which is six blocks of Base, before being told to ask again."""
@@ -76,25 +77,25 @@ class ExactRail:
     recipient: str
     wait_s: float = SETTLE_WAIT_S
 
-    def settle(
-        self, authorization: Authorization, subject: str, due: int, requester: str, depths: Sequence[Depth]
-    ) -> Settled:
-        """Get a transfer into the chain and tell what it paid. INVALID says that no money has moved."""
+    def settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
+        """Get a transfer into the chain and tell what it paid. INVALID says that no money has moved.
+
+        `owed` is kept from the moment the transfer is taken on, so that the purchase is served even if its buyer never asks
+        again.
+        """
         try:
-            return self._settle(authorization, subject, due, requester, depths)
+            return self._settle(authorization, owed, depths)
         except ReadFailed as failed:
             return Settled(Unknown(failed.reason), False)
 
-    def _settle(
-        self, authorization: Authorization, subject: str, due: int, requester: str, depths: Sequence[Depth]
-    ) -> Settled:
+    def _settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
         transfer = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
         if transfer is None:
-            taken = self._take_on(authorization, subject, due, requester, depths)
+            taken = self._take_on(authorization, owed, depths)
             if isinstance(taken, Settled):
                 return taken
             transfer = taken
-        first_hand = transfer.requester == requester and transfer.subject == subject
+        first_hand = transfer.requester == owed.requester and transfer.subject == owed.order.subject
         if transfer.authorization != authorization:
             return Settled(Invalid(InvalidReason.AUTH_USED_OTHERWISE), False)
         if transfer.stage is Stage.FAILED:
@@ -102,11 +103,13 @@ class ExactRail:
         return Settled(self.finish(transfer, depths, self.wait_s), first_hand)
 
     def _take_on(
-        self, authorization: Authorization, subject: str, due: int, requester: str, depths: Sequence[Depth]
+        self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]
     ) -> Transfer | Settled:
         """Check everything, then reserve. A transfer that is in the chain already is judged, not sent."""
         settler, now = self.settler(), self.now_ms()
-        fault = terms_fault(authorization, recipient=self.recipient, due_micro=due, now_s=now // 1000)
+        fault = terms_fault(
+            authorization, recipient=self.recipient, due_micro=owed.order.due_micro, now_s=now // 1000
+        )
         if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
             return Settled(Invalid(fault), False)
         refused = settler.refused(authorization)
@@ -116,8 +119,11 @@ class ExactRail:
         if fault is not None or refused is not None:
             return Settled(Invalid(fault or refused or InvalidReason.AUTH_TERMS), False)
         lease = now + rows.LEASE_MS
-        transfer = Transfer(authorization, requester, subject, Stage.RESERVED, now, lease, height)
-        if self.dynamo.run(rows.reserve(self.table, transfer)):
+        transfer = Transfer(
+            authorization, owed.requester, owed.order.subject, Stage.RESERVED, now, lease, height
+        )
+        kept = rows.reserve_item(self.table, transfer)
+        if self.dynamo.run(transact([kept, owe_item(self.table, owed)])) is None:
             return self._sign(transfer)
         found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
         return found or Settled(Unknown(UnknownReason.NOT_SETTLED), False)

@@ -13,6 +13,7 @@ from shared.runtime.dynamo import (
     Conflict,
     DynamoRequest,
     Item,
+    TransactItem,
     get_item,
     put_new,
     transact,
@@ -65,11 +66,11 @@ def _numbers(stored: Item) -> dict[str, int]:
     return {k: int(stored[k]) for k in ("amount_micro", "valid_after_s", "valid_before_s")}
 
 
-def reserve(table: str, transfer: Transfer) -> DynamoRequest[bool]:
-    """Take a transfer on; False when somebody did before."""
+def reserve_item(table: str, transfer: Transfer) -> TransactItem:
+    """Take a transfer on, unless somebody did before."""
     authorization = {k: str(v) for k, v in asdict(transfer.authorization).items()}
     row = {**asdict(transfer), "authorization": authorization, "stage": transfer.stage.value}
-    return put_new(table, {**row, "pk": _pk(transfer.authorization.key), "sk": "-"})
+    return transact_put(table, {**row, "pk": _pk(transfer.authorization.key), "sk": "-"})
 
 
 def get_transfer(table: str, key: str) -> DynamoRequest[Transfer | None]:

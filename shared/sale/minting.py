@@ -20,9 +20,14 @@ from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, transact
 from shared.runtime.redis import SyncRedis
+from shared.sale import owed_table
 from shared.sale import table as sales
 from shared.sale.model import Bought, Claim, Order, Payment, Prices, Problem, Refused, Session, Terms
 from shared.sale.rules import granted_bytes, username_of
+
+
+class Refunded(Exception):
+    """The payment was given back, or is about to be: it buys nothing any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +79,28 @@ class Mint:
             *access.mint_items(self.table("access"), pak),
             *sales.session_items(self.table("sales"), session, token_hash(token)),
         ]
-        faster = self._write(claim, paid, items)
+        faster = self._write(claim, payment, paid, items)
         if faster is not None:
             return faster
         self._audit(pak_id, "create", claim)
         return Bought(pak, username, secret, token, claim, False)
 
     def raise_cap(
-        self,
-        order: Order,
-        session: Session,
-        token: str,
-        prices: Prices,
-        payment: Payment,
-        paid: Valid,
-        requester: str,
-    ) -> Bought | Claim:
-        """More traffic for a key, which runs again when it stood at its cap. Raises StoreUnavailable."""
+        self, order: Order, pak_id: PakId, prices: Prices, payment: Payment, paid: Valid, requester: str
+    ) -> tuple[Claim, bool]:
+        """More traffic for a key, which runs again when it stood at its cap; the claim, and whether it is new.
+
+        Raises StoreUnavailable.
+        """
         granted = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
-        claim = self._claim(order, payment, paid, session.pak_id, granted, session.username, token, requester)
-        raised = access.top_up_item(
-            self.table("access"), session.pak_id, granted, None, self.now_ms(), reenable=True
-        )
-        faster = self._write(claim, paid, [raised])
+        claim = self._claim(order, payment, paid, pak_id, granted, order.username, "", requester)
+        raised = access.top_up_item(self.table("access"), pak_id, granted, None, self.now_ms(), reenable=True)
+        faster = self._write(claim, payment, paid, [raised])
         if faster is not None:
-            return faster
-        self._audit(session.pak_id, "topup", claim)
-        changed = self.pak(session.pak_id)
-        self.tell(changed)
-        return self.credentials(session, changed, token, claim, repeated=False)
+            return faster, False
+        self._audit(pak_id, "topup", claim)
+        self.tell(self.pak(pak_id))
+        return claim, True
 
     def _claim(
         self,
@@ -131,17 +129,20 @@ class Mint:
             claimed_at_ms=self.now_ms(),
         )
 
-    def _write(self, claim: Claim, paid: Valid, items: list[TransactItem]) -> Claim | None:
-        """All or nothing; the claim that stood in the way, if one did."""
+    def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:
+        """All or nothing; the claim that stood in the way, if one did. Raises Refunded, StoreUnavailable."""
         claims = sales.claim_items(self.table("sales"), claim, paid.authorizations)
-        conflict = self.dynamo.run(transact([*claims, *items]))
+        served = owed_table.served_items(self.table("sales"), payment)
+        conflict = self.dynamo.run(transact([*claims, *items, *served]))
         if conflict is None:
             return None
         for key in (claim.key, *paid.authorizations):
             found = self.claimed_by_key(claim.network, key)
             if found is not None:
                 return found
-        raise StoreUnavailable("mint: conflict")
+        if len(claims) + len(items) + 1 in conflict.failed:
+            raise Refunded
+        raise StoreUnavailable("mint: the key cannot take more")
 
     def reopen(self, claim: Claim) -> Bought | Refused:
         """What a claim minted, again."""

@@ -90,6 +90,7 @@ class Order:
     due_micro: int
     terms: Terms | None = None
     pak_id: PakId | None = None
+    username: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Buying and topping up: verify (or settle), then mint and claim in one transaction.
 
-There is no reservation that a crash could leave behind on the hash rail: a payment is either unclaimed, or claimed together
-with what it bought. What `exact` takes on is kept by `exact.py`.
+A payment is either unclaimed, or claimed together with what it bought. That it is owed is written before; what a crash
+leaves is finished by the buyer's next request, or by the job in `owed.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +11,14 @@ from typing import Final, Protocol
 from shared.access import table as access
 from shared.access.model import Pak
 from shared.access.secrets import token_hash
-from shared.chain.model import Authorization, Depth, Invalid, InvalidReason, Unknown, Valid, Verdict
+from shared.chain.model import Depth, Invalid, InvalidReason, Unknown, Valid, Verdict
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import SyncRedis
+from shared.sale import owed_table
 from shared.sale import table as sales
 from shared.sale.exact import ExactRail
 from shared.sale.live import open_quote, quoted_at
-from shared.sale.minting import Mint
+from shared.sale.minting import Mint, Refunded
 from shared.sale.model import (
     Bought,
     Claim,
@@ -31,6 +32,7 @@ from shared.sale.model import (
     Session,
     Terms,
 )
+from shared.sale.owed_table import Owed, Refund
 from shared.sale.rules import (
     REEMIT_WINDOW_MS,
     claim_fault,
@@ -42,6 +44,8 @@ from shared.sale.rules import (
 )
 
 UNKNOWN_RETRY_S: Final = 2
+REFUND_MIN_MICRO: Final = 10_000
+"""A cent: giving back less costs more than it is."""
 
 
 class Verifies(Protocol):
@@ -94,8 +98,30 @@ class Counter:
         paid = self._verify(payment, order, prices, requester)
         if isinstance(paid, Refused):
             return paid
-        minted = self.mint.key(order, terms, prices, payment, paid, requester)
+        minted = self._serve_or_refuse(order, prices, payment, paid, requester)
         return self._again(minted, order.product, requester, payment) if isinstance(minted, Claim) else minted
+
+    def _serve_or_refuse(
+        self, order: Order, prices: Prices, payment: Payment, paid: Valid, requester: str
+    ) -> Bought | Claim | Refused:
+        try:
+            return self.serve(order, prices, payment, paid, requester)
+        except Refunded:
+            return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
+
+    def serve(
+        self, order: Order, prices: Prices, payment: Payment, paid: Valid, requester: str
+    ) -> Bought | Claim:
+        """Mint what a verified payment is for; the claim, where it was served before or is a top-up.
+
+        Raises Refunded, StoreUnavailable.
+        """
+        if order.terms is not None:
+            return self.mint.key(order, order.terms, prices, payment, paid, requester)
+        if order.pak_id is None:
+            raise ValueError("an order is for a new key or for a known one")
+        claim, _ = self.mint.raise_cap(order, order.pak_id, prices, payment, paid, requester)
+        return claim
 
     def _again(self, claim: Claim, product: Product, requester: str, payment: Payment) -> Bought | Refused:
         """The same payment once more: the same purchase gets the same answer, anything else gets nothing."""
@@ -116,41 +142,47 @@ class Counter:
     def _verify(self, payment: Payment, order: Order, prices: Prices, requester: str) -> Valid | Refused:
         depths = self.depths(payment.network)
         first_hand = False
+        owed = Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())
         if payment.authorization is not None:
             if echo_fault(payment.echo, self.exact_rail, order.due_micro):
                 return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
-            settled = self._settle(payment.authorization, order, requester, depths)
-            verdict, first_hand = settled
+            settled = self.exact.settle(payment.authorization, owed, depths)
+            verdict, first_hand = settled.verdict, settled.first_hand
         else:
             verdict = self.chain().judge(payment, depths)
         if isinstance(verdict, Unknown):
             return Refused(Problem.PAYMENT_UNKNOWN, verdict.reason.value)
         if isinstance(verdict, Invalid):
+            if payment.authorization is not None:  # taken on, and then it moved nothing
+                self.mint.dynamo.run(owed_table.forget(self.mint.table("sales"), owed))
             return Refused(Problem.PAYMENT_INVALID, verdict.reason.value)
+        fault = None if first_hand else self._unbound(payment, verdict, order, requester)
+        if fault is not None:
+            return Refused(fault, "nobody at this address asked for these terms before the payment was made")
         if not is_enough(verdict.amount_micro, order.due_micro, prices.tolerance_bp):
-            return Refused(
-                Problem.PAYMENT_TOO_SMALL, f"paid {verdict.amount_micro} of {order.due_micro} micro-USDC"
-            )
-        return verdict if first_hand else self._bound(payment, verdict, order, requester)
+            return self._too_small(owed, verdict)
+        self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), owed))
+        return verdict
 
-    def _settle(
-        self, authorization: Authorization, order: Order, requester: str, depths: Sequence[Depth]
-    ) -> tuple[Verdict, bool]:
-        settled = self.exact.settle(authorization, order.subject, order.due_micro, requester, depths)
-        return settled.verdict, settled.first_hand
+    def _too_small(self, owed: Owed, paid: Valid) -> Refused:
+        """Money that came and is not enough is not lost: a human can give it back."""
+        table, at = self.mint.table("sales"), self.now_ms()
+        tx_hash = paid.tx_hash or owed.tx_hash
+        words = f"paid {paid.amount_micro} of {owed.order.due_micro} micro-USDC"
+        if paid.amount_micro >= REFUND_MIN_MICRO:
+            kept = Refund(owed.network, owed.key, tx_hash, paid.payer, paid.amount_micro, words, at)
+            self.mint.dynamo.run(owed_table.refund(table, kept))
+        return Refused(Problem.PAYMENT_TOO_SMALL, words)
 
-    def _bound(self, payment: Payment, paid: Valid, order: Order, requester: str) -> Valid | Refused:
-        """The payment, when this requester may have it: by the payer's signature, or by an older quote."""
+    def _unbound(self, payment: Payment, paid: Valid, order: Order, requester: str) -> Problem | None:
+        """Why this requester may not have the payment: no signature of the payer, and no older quote."""
         shown = replace(payment, tx_hash=paid.tx_hash or payment.tx_hash)
-        fault = claim_fault(
+        return claim_fault(
             proven=bool(payment.proof) and self.chain().proves(shown, paid.payer),
             quoted_at_ms=self.redis.run(quoted_at(self._quote_of(order.subject, order.due_micro, requester))),
             paid_at_s=paid.paid_at_s,
             now_ms=self.now_ms(),
         )
-        if fault is None:
-            return paid
-        return Refused(fault, "nobody at this address asked for these terms before the payment was made")
 
     # Topping up
 
@@ -167,19 +199,22 @@ class Counter:
         """More traffic for a key; a key that was suspended at its cap runs again."""
         known = self.mint.claimed(payment)
         if known is not None:
-            return self._topped_up_before(known, session, token)
+            return self._topped_up(known, session, token, repeated=True)
         requester = self.requester(address)
         order = top_up_order(session, traffic, prices)
         paid = self._verify(payment, order, prices, requester)
         if isinstance(paid, Refused):
             return paid
-        minted = self.mint.raise_cap(order, session, token, prices, payment, paid, requester)
-        return self._topped_up_before(minted, session, token) if isinstance(minted, Claim) else minted
+        try:
+            claim, fresh = self.mint.raise_cap(order, session.pak_id, prices, payment, paid, requester)
+        except Refunded:
+            return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
+        return self._topped_up(claim, session, token, repeated=not fresh)
 
-    def _topped_up_before(self, claim: Claim, session: Session, token: str) -> Bought | Refused:
+    def _topped_up(self, claim: Claim, session: Session, token: str, *, repeated: bool) -> Bought | Refused:
         if claim.product is not Product.TOP_UP or claim.pak_id != session.pak_id:
             return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
-        return self.mint.credentials(session, self.mint.pak(session.pak_id), token, claim, repeated=True)
+        return self.mint.credentials(session, self.mint.pak(session.pak_id), token, claim, repeated=repeated)
 
     def extend(self, pak: Pak, seconds: int, prices: Prices) -> Pak:
         """More time, which is free, up to the catalogue's longest duration from now."""
@@ -212,4 +247,5 @@ def pool_order(terms: Terms, prices: Prices) -> Order:
 def top_up_order(session: Session, traffic: int, prices: Prices) -> Order:
     """More traffic for the key of a session; the quote names the key."""
     subject = f"{Product.TOP_UP.value}:{session.pak_id}"
-    return Order(Product.TOP_UP, subject, traffic, due_micro(traffic, prices), None, session.pak_id)
+    due = due_micro(traffic, prices)
+    return Order(Product.TOP_UP, subject, traffic, due, None, session.pak_id, session.username)

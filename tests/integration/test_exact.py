@@ -16,6 +16,7 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import HexStr
 from web3 import Web3
 
+from functions.x402.serve_owed import serve_owed
 from functions.x402.validate import validate_sale
 from local import lab
 from local.bootstrap import HOUSE
@@ -23,13 +24,16 @@ from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
 from shared.access import table as access
 from shared.chain.eip3009 import read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW
-from shared.guard.table import write_setting
+from shared.guard.table import open_incidents, write_setting
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
 from shared.sale.model import Bought, Payment, Terms
+from shared.sale.owed import LATE_MS
+from shared.sale.owed_table import Owed, owe_item
 from shared.sale.rules import read_prices, read_terms
+from shared.sale.service import pool_order
 from tests.support.chain import Anvil, header
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -364,7 +368,7 @@ def test_a_transaction_that_was_stored_and_never_sent_is_sent_by_the_next_reques
 def test_a_settled_transfer_that_was_not_minted_is_minted_by_the_next_request(shop: Shop) -> None:
     rail = shop.sale_wiring.counter.exact
     transfer = reserved(shop, lease_ms=-1)
-    rail.settle(transfer.authorization, "pool", DUE, transfer.requester, SHALLOW)
+    rail.settle(transfer.authorization, owed_for(shop, transfer), SHALLOW)
     assert shop.minted() == 0
     assert shop.buy(payload_of(transfer)).status == 200
     assert shop.minted() == 1
@@ -404,8 +408,19 @@ def reserved(shop: Shop, lease_ms: int) -> Transfer:
     transfer = Transfer(
         authorization, counter.requester("127.20.0.1"), "pool", Stage.RESERVED, now, now + lease_ms, 0
     )
-    assert counter.exact.dynamo.run(rows.reserve(counter.exact.table, transfer))
+    kept = rows.reserve_item(counter.exact.table, transfer)
+    owed = owe_item(counter.exact.table, owed_for(shop, transfer))
+    assert counter.exact.dynamo.run(transact([kept, owed])) is None
     return transfer
+
+
+def owed_for(shop: Shop, transfer: Transfer) -> Owed:
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1", "country": "us"}, prices)
+    assert isinstance(terms, Terms)
+    order = pool_order(terms, prices)
+    return Owed("base", transfer.authorization.key, "", transfer.requester, order, now_ms() - LATE_MS)
 
 
 def payload_of(transfer: Transfer) -> dict[str, Any]:
@@ -421,6 +436,18 @@ def payload_of(transfer: Transfer) -> dict[str, Any]:
             "nonce": found.nonce,
         },
     }
+
+
+def test_a_buyer_who_never_asks_again_is_served_by_the_job(shop: Shop) -> None:
+    transfer = reserved(shop, lease_ms=-1)
+    report = serve_owed(shop.sale_wiring)
+    assert (report["late"], report["served"], report["unknown"]) == (1, 1, 0), report
+    assert shop.minted() == 1
+    (incident,) = shop.dynamo.run(open_incidents(f"{PREFIX}guard", 10)).rows
+    assert (incident.kind, incident.closed_at_ms is not None) == ("paid_not_served", True)
+    assert serve_owed(shop.sale_wiring)["waiting"] == 0
+    assert shop.buy(payload_of(transfer)).status == 200
+    assert shop.minted() == 1
 
 
 # When the chain cannot say

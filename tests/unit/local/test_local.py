@@ -14,6 +14,7 @@ from local.tables import table_definitions, time_to_live
 def test_schedules_and_routes_come_from_serverless_yml() -> None:
     assert {s.name: s.every_s for s in read_schedules("local")} == {
         "validate_sale": 60,
+        "serve_owed": 60,
         "list_exits": 60,
         "roll_up": 60,
     }

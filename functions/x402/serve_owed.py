@@ -1,0 +1,26 @@
+"""The job that serves what was paid and, after a crash, not served; see `shared/sale/owed.py`."""
+
+import logging
+from typing import Any
+
+from functions.x402.wiring import Wiring
+from shared.guard.service import enter_loop
+from shared.runtime.clock import now_ms
+from shared.sale.owed import OwedRun
+from shared.sale.rules import read_prices
+
+log = logging.getLogger("psx.jobs")
+
+
+def serve_owed(wiring: Wiring) -> dict[str, Any]:
+    """Every minute: serve, or put on the refund list, what is late. Answers counts."""
+    guard = wiring.settings.table("guard")
+    refused = enter_loop(wiring.dynamo, guard, "serve_owed", now_ms())
+    if refused is not None:
+        return {"refused": refused.value}
+    prices = read_prices(wiring.live.get("prices"))
+    if prices is None:
+        return {"refused": "no prices"}
+    report = dict(OwedRun(wiring.counter, guard, prices, wiring.counter.now_ms).run().as_json())
+    log.info("owed", extra={"report": report})
+    return report

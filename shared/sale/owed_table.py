@@ -1,0 +1,171 @@
+"""Payments that were accepted and not yet served, and those that a human must give back.
+
+An owed row is written before minting and deleted by the transaction that mints, so what is left is what a crash left. A
+payment is either served or refunded: minting deletes its refund row, which succeeds only while nobody acted on it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from shared.kernel.ids import Country, PakId
+from shared.runtime.dynamo import (
+    Conflict,
+    DynamoRequest,
+    Item,
+    Page,
+    TransactItem,
+    key,
+    marshal_value,
+    put_new,
+    query,
+    transact,
+    transact_put,
+    update,
+)
+from shared.sale.model import Order, Payment, Product, Terms
+
+OPEN: Final = "open"
+_OWED: Final = "owed"
+_REFUND: Final = "refund"
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A purchase that waits for its credentials. `key` names the payment as its claim will."""
+
+    network: str
+    key: str
+    tx_hash: str
+    requester: str
+    order: Order
+    seen_at_ms: int
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money that came and bought nothing, for a human to give back."""
+
+    network: str
+    key: str
+    tx_hash: str
+    payer: str
+    amount_micro: int
+    reason: str
+    at_ms: int
+    state: str = OPEN
+
+
+def _sk(network: str, payment_key: str) -> str:
+    return f"{network}#{payment_key}"
+
+
+def _order_row(order: Order) -> dict[str, Any]:
+    row = {k: v for k, v in asdict(order).items() if v is not None}
+    if order.terms is not None:
+        row["terms"] = {k: v for k, v in asdict(order.terms).items() if v is not None}
+    return {**row, "product": order.product.value}
+
+
+def _read_order(row: Item) -> Order:
+    terms = row.get("terms")
+    if terms is not None:
+        country = terms.get("country")
+        optional = {"country": Country(country) if country else None, "session_id": terms.get("session_id")}
+        terms = Terms(**{**terms, **optional})
+    pak_id = row.get("pak_id")
+    fixed = {"product": Product(row["product"]), "terms": terms, "pak_id": PakId(pak_id) if pak_id else None}
+    return Order(**{**row, **fixed})
+
+
+def _owed_row(owed: Owed) -> dict[str, Any]:
+    facts = {
+        "network": owed.network,
+        "key": owed.key,
+        "tx_hash": owed.tx_hash,
+        "requester": owed.requester,
+        "order": _order_row(owed.order),
+        "seen_at_ms": owed.seen_at_ms,
+        "tries": owed.tries,
+    }
+    return {"pk": _OWED, "sk": _sk(owed.network, owed.key), **facts}
+
+
+def owe(table: str, owed: Owed) -> DynamoRequest[bool]:
+    """Remember that a purchase is to be served; False when it was remembered before."""
+    return put_new(table, _owed_row(owed))
+
+
+def owe_item(table: str, owed: Owed) -> TransactItem:
+    """The same inside a transaction, whatever stood there."""
+    return transact_put(table, _owed_row(owed), new=False)
+
+
+def served_items(table: str, payment: Payment) -> list[TransactItem]:
+    """It is served: nothing is owed, and nothing may be refunded. Fails when a refund was acted on."""
+    where = _sk(payment.network, payment.key)
+    return [
+        {"Delete": {"TableName": table, "Key": key(_OWED, where)}},
+        {
+            "Delete": {
+                "TableName": table,
+                "Key": key(_REFUND, where),
+                "ConditionExpression": "attribute_not_exists(pk) OR #state = :open",
+                "ExpressionAttributeNames": {"#state": "state"},
+                "ExpressionAttributeValues": {":open": marshal_value(OPEN)},
+            }
+        },
+    ]
+
+
+def forget(table: str, owed: Owed) -> DynamoRequest[None]:
+    """No money came after all, or it was served by another name."""
+    params = {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}
+    return DynamoRequest("delete_item", params, lambda _: None)
+
+
+def tried(table: str, owed: Owed) -> DynamoRequest[object]:
+    """Count a try that did not serve."""
+    return update(
+        table,
+        _OWED,
+        _sk(owed.network, owed.key),
+        "ADD tries :one",
+        {":one": 1},
+        parse=lambda row: row["tries"],
+        condition="attribute_exists(pk)",
+    )
+
+
+def all_owed(table: str, limit: int, start: Any = None) -> DynamoRequest[Page[Owed]]:
+    """What waits to be served."""
+
+    def parse(row: Item) -> Owed:
+        fields = {k: v for k, v in row.items() if k not in {"pk", "sk"}}
+        return Owed(**{**fields, "order": _read_order(row["order"])})
+
+    return query(table, "pk = :pk", {":pk": _OWED}, parse=parse, limit=limit, start=start)
+
+
+def refund(table: str, found: Refund) -> DynamoRequest[bool]:
+    """Put a payment on the list; False when it is there."""
+    return put_new(table, _refund_row(found))
+
+
+def _refund_row(found: Refund) -> dict[str, Any]:
+    return {"pk": _REFUND, "sk": _sk(found.network, found.key), **asdict(found)}
+
+
+def give_up(table: str, owed: Owed, found: Refund) -> DynamoRequest[Conflict | None]:
+    """From owed to refundable, in one step."""
+    gone: TransactItem = {"Delete": {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}}
+    return transact([gone, transact_put(table, _refund_row(found))])
+
+
+def refunds(table: str, limit: int, start: Any = None) -> DynamoRequest[Page[Refund]]:
+    """The list."""
+
+    def parse(row: Item) -> Refund:
+        return Refund(**{k: v for k, v in row.items() if k not in {"pk", "sk"}})
+
+    return query(table, "pk = :pk", {":pk": _REFUND}, parse=parse, limit=limit, start=start)

@@ -1,0 +1,190 @@
+"""What was paid is served or put on the refund list, never both, never lost; whatever died in between."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from functions.x402.serve_owed import serve_owed
+from local import lab
+from shared.access import table as access
+from shared.access.model import DisabledReason
+from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
+from shared.guard.model import Incident
+from shared.guard.table import open_incidents, write_setting
+from shared.kernel.ids import PakId
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo, update
+from shared.sale import owed_table
+from shared.sale.model import Order, Terms
+from shared.sale.owed import LATE_MS, TRIES_MAX
+from shared.sale.owed_table import Owed, Refund
+from shared.sale.rules import read_prices, read_terms
+from shared.sale.service import pool_order, top_up_order
+from tests.support.functions import PREFIX, Functions, Reply
+
+pytestmark = pytest.mark.slow
+QUERY = "/v1/x402/pool?traffic=0.1&country=us&sid=a1"
+HASH = "0x" + "ab" * 32
+PAYER = "0x" + "cc" * 20
+SALES = f"{PREFIX}sales"
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    yield made
+    made.close()
+
+
+def pool(functions: Functions) -> Order:
+    prices = read_prices(functions.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1", "country": "us", "sid": "a1"}, prices)
+    assert isinstance(terms, Terms)
+    return pool_order(terms, prices)
+
+
+def died(functions: Functions, order: Order, age_ms: int = LATE_MS, tries: int = 0) -> Owed:
+    """An instance verified this payment, wrote that it is owed, and was killed."""
+    requester = functions.sale_wiring.counter.requester("127.20.0.1")
+    owed = Owed("base", HASH, HASH, requester, order, now_ms() - age_ms, tries)
+    assert functions.dynamo.run(owed_table.owe(SALES, owed))
+    functions.chain.verdicts[HASH] = Valid(PAYER, 400_000, now_ms() // 1000)
+    return owed
+
+
+def claim(functions: Functions) -> Reply:
+    return functions.call(QUERY, headers={"payment-signature": HASH})
+
+
+def incidents(functions: Functions) -> tuple[Incident, ...]:
+    return functions.dynamo.run(open_incidents(f"{PREFIX}guard", 10)).rows
+
+
+def refunds(functions: Functions) -> tuple[Refund, ...]:
+    return functions.dynamo.run(owed_table.refunds(SALES, 10)).rows
+
+
+def owed_rows(functions: Functions) -> tuple[Owed, ...]:
+    return functions.dynamo.run(owed_table.all_owed(SALES, 10)).rows
+
+
+def test_an_order_survives_its_row(functions: Functions) -> None:
+    owed = died(functions, pool(functions))
+    assert owed_rows(functions) == (owed,)
+    plain = replace(owed, key="x", order=replace(owed.order, terms=None, pak_id=PakId("p"), username="u"))
+    functions.dynamo.run(owed_table.owe(SALES, plain))
+    assert plain in owed_rows(functions)
+
+
+def test_a_purchase_that_is_late_raises_an_incident_and_is_served(functions: Functions) -> None:
+    died(functions, pool(functions))
+    report = serve_owed(functions.sale_wiring)
+    assert (report["late"], report["served"]) == (1, 1)
+    assert [(i.kind, i.closed_at_ms is not None) for i in incidents(functions)] == [("paid_not_served", True)]
+    assert owed_rows(functions) == ()
+    answer = claim(functions)
+    assert (answer.status, answer.body["proxy"]["username"].split("-")[1:5]) == (
+        200,
+        ["mbl", "us", "sid", "a1"],
+    )
+
+
+def test_a_purchase_that_is_not_late_is_left_to_its_buyer(functions: Functions) -> None:
+    died(functions, pool(functions), age_ms=LATE_MS // 2)
+    assert serve_owed(functions.sale_wiring)["late"] == 0
+    assert incidents(functions) == ()
+    functions.call(QUERY)
+    assert claim(functions).status == 200
+    assert owed_rows(functions) == ()
+
+
+def test_a_payment_that_was_reorged_away_is_owed_no_more(functions: Functions) -> None:
+    died(functions, pool(functions))
+    functions.chain.verdicts[HASH] = Invalid(InvalidReason.FAILED)
+    assert serve_owed(functions.sale_wiring)["unpaid"] == 1
+    assert (owed_rows(functions), refunds(functions)) == ((), ())
+
+
+def test_a_chain_that_cannot_say_changes_nothing(functions: Functions) -> None:
+    owed = died(functions, pool(functions))
+    functions.chain.verdicts[HASH] = Unknown(UnknownReason.NODE_UNREACHABLE)
+    assert serve_owed(functions.sale_wiring)["unknown"] == 1
+    assert owed_rows(functions) == (owed,)
+    assert incidents(functions)[0].closed_at_ms is None
+
+
+def stuck_top_up(functions: Functions, tries: int) -> Owed:
+    """A top-up of a key that an admin turned off after it was paid."""
+    functions.call(QUERY)
+    other = "0x" + "cd" * 32
+    functions.chain.verdicts[other] = Valid(PAYER, 400_000, now_ms() // 1000)
+    body = functions.call(QUERY, headers={"payment-signature": other}).body
+    found = functions.sale_wiring.counter.session(body["sessionToken"])
+    assert found is not None
+    session, pak = found
+    functions.dynamo.run(access.suspend(f"{PREFIX}access", pak.pak_id, DisabledReason.ADMIN, 1))
+    prices: Any = read_prices(functions.sale_wiring.live.get("prices"))
+    return died(functions, top_up_order(session, 100_000_000, prices), tries=tries)
+
+
+def test_what_can_never_be_served_lands_on_the_refund_list_once(functions: Functions) -> None:
+    stuck_top_up(functions, TRIES_MAX - 2)
+    assert serve_owed(functions.sale_wiring)["refundable"] == 0
+    assert serve_owed(functions.sale_wiring)["refundable"] == 1
+    (found,) = refunds(functions)
+    assert (found.payer, found.amount_micro, found.state, found.tx_hash) == (PAYER, 400_000, "open", HASH)
+    assert owed_rows(functions) == ()
+    assert serve_owed(functions.sale_wiring)["waiting"] == 0
+    assert incidents(functions)[0].closed_at_ms is None
+
+
+def test_too_little_money_is_on_the_list_until_it_buys_something(functions: Functions) -> None:
+    functions.call(QUERY)
+    larger = QUERY.replace("0.1", "0.2")
+    functions.call(larger)
+    functions.chain.verdicts[HASH] = Valid(PAYER, 400_000, now_ms() // 1000)
+    assert functions.call(larger, headers={"payment-signature": HASH}).status == 402
+    assert [(r.amount_micro, r.reason) for r in refunds(functions)] == [
+        (400_000, "paid 400000 of 800000 micro-USDC")
+    ]
+    assert claim(functions).status == 200
+    assert refunds(functions) == ()
+
+
+def test_what_was_given_back_buys_nothing(functions: Functions) -> None:
+    functions.call(QUERY)
+    functions.chain.verdicts[HASH] = Valid(PAYER, 300_000, now_ms() // 1000)
+    assert claim(functions).status == 402
+    decided = update(
+        SALES,
+        "refund",
+        f"base#{HASH}",
+        "SET #s = :paid",
+        {":paid": "approved"},
+        parse=dict,
+        names={"#s": "state"},
+    )
+    functions.dynamo.run(decided)
+    functions.chain.verdicts[HASH] = Valid(PAYER, 400_000, now_ms() // 1000)
+    answer = claim(functions)
+    assert (answer.status, "given back" in answer.body["message"]) == (409, True)
+
+
+def test_dust_makes_no_work(functions: Functions) -> None:
+    functions.call(QUERY)
+    functions.chain.verdicts[HASH] = Valid(PAYER, 9_999, now_ms() // 1000)
+    assert claim(functions).status == 402
+    assert refunds(functions) == ()
+
+
+def test_the_kill_switch_stops_the_job(functions: Functions) -> None:
+    from shared.guard.model import Switch
+    from shared.guard.table import set_switch
+
+    died(functions, pool(functions))
+    functions.dynamo.run(set_switch(f"{PREFIX}guard", Switch(stopped=True)))
+    assert serve_owed(functions.sale_wiring) == {"refused": "kill_switch_on"}
