@@ -28,6 +28,14 @@ CAVEATS: Final = (
 EXACT_TTL_S: Final = 300
 """How long a signed transfer may wait for us; short, because it is money in a header."""
 _DOMAIN: Final = {"name": DOMAIN_NAME, "version": DOMAIN_VERSION}
+_IDENTIFIER_SCHEMA: Final = {
+    "type": "object",
+    "properties": {
+        "required": {"type": "boolean"},
+        "id": {"type": "string", "minLength": 16, "maxLength": 128, "pattern": "^[a-zA-Z0-9_-]+$"},
+    },
+    "required": ["required"],
+}
 _USERNAME_DSL: Final = (
     "psx_<account>-<pool>-<country>[-sid-<1-64 a-z0-9_>][-rot-<mode>][-carrier-..][-city-..]"
 )
@@ -148,6 +156,7 @@ def payment_required_header(asked: Asked, rails: Sequence[Rail], exact: Rail | N
             "description": asked.description,
             "mimeType": "application/json",
         },
+        "extensions": {"payment-identifier": {"info": {"required": False}, "schema": _IDENTIFIER_SCHEMA}},
         "accepts": [*signed, *(_accept_v2("txhash", asked, rail) for rail in rails)],
     }
     encoded = _base64_json(value)

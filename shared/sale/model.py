@@ -65,7 +65,7 @@ class Echo:
 @dataclass(frozen=True, slots=True)
 class Payment:
     """What a buyer shows as paid: a hash on a network and perhaps the payer's signature over it, or a signed transfer that
-    we send ourselves (`exact`; then `tx_hash` is empty).
+    we send ourselves (`exact`; then `tx_hash` is empty). `name` is the buyer's own (payment-identifier, Idempotency-Key).
     """
 
     network: Network
@@ -73,6 +73,7 @@ class Payment:
     proof: str = ""
     authorization: Authorization | None = None
     echo: Echo | None = None
+    name: str = ""
 
     @property
     def key(self) -> str:
@@ -153,6 +154,7 @@ class Problem(StrEnum):
     PAYMENT_TOO_OLD = "PAYMENT_TOO_OLD"
     NOT_YOURS = "PAYMENT_NOT_PROVEN_YOURS"
     OTHER_PRODUCT = "PAYMENT_USED_FOR_ANOTHER_PURCHASE"
+    OTHER_PAYLOAD = "PAYMENT_IDENTIFIER_REUSED"
     BAD_PAYMENT = "PAYMENT_MALFORMED"
     RETRY = "TEMPORARILY_UNAVAILABLE"
 

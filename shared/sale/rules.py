@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from shared.chain.eip3009 import read_authorization
@@ -14,7 +15,7 @@ from shared.chain.model import SHALLOW, Depth
 from shared.kernel.ids import AccountId, Country
 from shared.kernel.money import BYTES_PER_GB, MicroUsdc, NotADecimal, format_gb, parse_gb, price
 from shared.pool.model import Rotation
-from shared.sale.model import Echo, FieldFault, Payment, Prices, Problem, Rail, Terms
+from shared.sale.model import Echo, FieldFault, Order, Payment, Prices, Problem, Rail, Terms
 
 QUOTE_TTL_S: Final = 3600
 QUOTE_SLACK_S: Final = 90
@@ -25,6 +26,7 @@ MAX_BRACKETS: Final = 64
 _BASIS_POINTS: Final = 10_000
 _EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 _COUNTRY: Final = re.compile(r"[a-z]{2}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
 _BASE_NAMES: Final = frozenset({"base", "eip155:8453"})
@@ -172,16 +174,27 @@ def proof_text(network: str, tx_hash: str) -> str:
 
 
 def read_payment(headers: Mapping[str, str]) -> Payment | Problem | None:
-    """The payment that a request shows: `Payment-Signature` (raw hash or base64 JSON), or `X-Payment` JSON."""
+    """The payment that a request shows: `Payment-Signature` (raw hash or base64 JSON), or `X-Payment` JSON.
+
+    Its name is the `Idempotency-Key`, or else what an x402 v2 client put into the extension `payment-identifier`.
+    """
     raw, old = headers.get("payment-signature", "").strip(), headers.get("x-payment", "").strip()
-    proof = headers.get("x-payment-proof", "").strip()
+    proof, name = headers.get("x-payment-proof", "").strip(), headers.get("idempotency-key", "").strip()
     if not raw and not old:
         return None
     if max(len(raw), len(old), len(proof)) > HEADER_MAX_CHARS:
         return Problem.BAD_PAYMENT
-    if raw:
-        return _payment(raw, "", proof) or _payment_json(_decoded(raw), proof) or Problem.BAD_PAYMENT
-    return _payment_json(old, proof) or _payment_json(_decoded(old), proof) or Problem.BAD_PAYMENT
+    found = _payment(raw, "", proof) if raw else _payment_json(old, proof)
+    found = found or _payment_json(_decoded(raw or old), proof)
+    if found is None or (name and not _NAME.fullmatch(name)):
+        return Problem.BAD_PAYMENT
+    return replace(found, name=name) if name else found
+
+
+def payment_fingerprint(payment: Payment, order: Order) -> str:
+    """What a payment's name is bound to: the payment and everything it buys."""
+    text = repr((payment.network, payment.key, order))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _payment(text: str, network: str, proof: str) -> Payment | None:
@@ -225,7 +238,15 @@ def _exact(value: Mapping[str, Any], payload: dict[str, Any], proof: str) -> Pay
     echo = None
     if "accepted" in value:
         echo = Echo(*(str(accepted.get(name, "")).lower() for name in ("asset", "payTo", "amount")))
-    return Payment("base", "", proof, authorization, echo)
+    return Payment("base", "", proof, authorization, echo, _identifier(value))
+
+
+def _identifier(value: Mapping[str, Any]) -> str:
+    """The id of the extension `payment-identifier`; empty when there is none that can be used."""
+    found: Any = value
+    for part in ("extensions", "payment-identifier", "info", "id"):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found if isinstance(found, str) and _NAME.fullmatch(found) else ""
 
 
 def echo_fault(echo: Echo | None, rail: Rail, due: int) -> bool:

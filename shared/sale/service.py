@@ -40,6 +40,7 @@ from shared.sale.rules import (
     echo_fault,
     hide_requester,
     is_enough,
+    payment_fingerprint,
     quote_id,
 )
 
@@ -90,16 +91,38 @@ class Counter:
 
     def buy(self, terms: Terms, prices: Prices, payment: Payment, address: str) -> Bought | Refused:
         """Credentials for a payment. Raises StoreUnavailable when nothing is known: ask again, never pay again."""
-        requester = self.requester(address)
+        order, requester = pool_order(terms, prices), self.requester(address)
+        return self._named(payment, order, requester, lambda: self._buy(order, prices, payment, requester))
+
+    def _buy(self, order: Order, prices: Prices, payment: Payment, requester: str) -> Bought | Refused:
         known = self.mint.claimed(payment)
         if known is not None:
-            return self._again(known, Product.POOL, requester, payment)
-        order = pool_order(terms, prices)
+            return self._again(known, order.product, requester, payment)
         paid = self._verify(payment, order, prices, requester)
         if isinstance(paid, Refused):
             return paid
         minted = self._serve_or_refuse(order, prices, payment, paid, requester)
         return self._again(minted, order.product, requester, payment) if isinstance(minted, Claim) else minted
+
+    def _named(
+        self, payment: Payment, order: Order, requester: str, work: Callable[[], Bought | Refused]
+    ) -> Bought | Refused:
+        """Do the work unless the buyer's name for this payment stands for another one.
+
+        A name is kept while money may have moved, and given back when it certainly has not.
+        """
+        if not payment.name:
+            return work()
+        table, name = self.mint.table("sales"), f"{requester}#{payment.name}"
+        mine = payment_fingerprint(payment, order)
+        if self.mint.dynamo.run(sales.name_payment(table, name, mine, self.now_ms())) != mine:
+            return Refused(
+                Problem.OTHER_PAYLOAD, "this payment identifier was used for another payment or purchase"
+            )
+        result = work()
+        if isinstance(result, Refused) and result.problem is Problem.PAYMENT_INVALID:
+            self.mint.dynamo.run(sales.unname_payment(table, name, mine))
+        return result
 
     def _serve_or_refuse(
         self, order: Order, prices: Prices, payment: Payment, paid: Valid, requester: str
@@ -197,11 +220,17 @@ class Counter:
         self, session: Session, token: str, traffic: int, prices: Prices, payment: Payment, address: str
     ) -> Bought | Refused:
         """More traffic for a key; a key that was suspended at its cap runs again."""
+        order, requester = top_up_order(session, traffic, prices), self.requester(address)
+        return self._named(
+            payment, order, requester, lambda: self._top_up(session, token, order, prices, payment, requester)
+        )
+
+    def _top_up(
+        self, session: Session, token: str, order: Order, prices: Prices, payment: Payment, requester: str
+    ) -> Bought | Refused:
         known = self.mint.claimed(payment)
         if known is not None:
             return self._topped_up(known, session, token, repeated=True)
-        requester = self.requester(address)
-        order = top_up_order(session, traffic, prices)
         paid = self._verify(payment, order, prices, requester)
         if isinstance(paid, Refused):
             return paid

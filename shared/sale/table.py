@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from shared.kernel.ids import PakId
 from shared.runtime.dynamo import (
@@ -11,31 +11,36 @@ from shared.runtime.dynamo import (
     Page,
     TransactItem,
     get_item,
+    key,
+    marshal_value,
     query,
     transact_put,
+    update,
 )
 from shared.sale.model import Claim, Product, Session
 
+NAME_KEPT_S: Final = 86_400
 
-def _claim_pk(network: str, key: str) -> str:
-    return f"claim#{network}#{key}"
+
+def _claim_pk(network: str, payment_key: str) -> str:
+    return f"claim#{network}#{payment_key}"
 
 
 def claim_items(table: str, claim: Claim, aliases: Sequence[str] = ()) -> list[TransactItem]:
     """The claim, unless the payment was claimed before, under each name that the payment could be shown by."""
     row = {**asdict(claim), "product": claim.product.value, "sk": "-"}
-    keys = dict.fromkeys((claim.key, *aliases))
-    return [transact_put(table, {**row, "pk": _claim_pk(claim.network, key)}) for key in keys]
+    names = dict.fromkeys((claim.key, *aliases))
+    return [transact_put(table, {**row, "pk": _claim_pk(claim.network, name)}) for name in names]
 
 
-def get_claim(table: str, network: str, key: str) -> DynamoRequest[Claim | None]:
+def get_claim(table: str, network: str, payment_key: str) -> DynamoRequest[Claim | None]:
     """What a payment bought, if it was claimed."""
 
     def parse(row: Item) -> Claim:
         fields = {k: v for k, v in row.items() if k not in {"pk", "sk"}}
         return Claim(**{**fields, "product": Product(row["product"]), "pak_id": PakId(row["pak_id"])})
 
-    return get_item(table, _claim_pk(network, key), parse=parse)
+    return get_item(table, _claim_pk(network, payment_key), parse=parse)
 
 
 def session_items(table: str, session: Session, token_hash: str) -> list[TransactItem]:
@@ -52,6 +57,37 @@ def session_items(table: str, session: Session, token_hash: str) -> list[Transac
 def _read_session(row: Item) -> Session:
     fields: dict[str, Any] = {"sealed": "", "username": "", **row}
     return Session(**{k: v for k, v in fields.items() if k not in {"pk", "sk"}})
+
+
+# Names that buyers give their payments
+
+
+def name_payment(table: str, name: str, fingerprint: str, now_ms: int) -> DynamoRequest[str | None]:
+    """Bind a buyer's name to one payment for a day; the fingerprint that it is bound to already, if it is."""
+
+    def parse(row: Item) -> str:
+        return str(row["fingerprint"])
+
+    return update(
+        table,
+        f"payname#{name}",
+        "-",
+        "SET fingerprint = if_not_exists(fingerprint, :f), #ttl = if_not_exists(#ttl, :ttl)",
+        {":f": fingerprint, ":ttl": now_ms // 1000 + NAME_KEPT_S},
+        parse=parse,
+        names={"#ttl": "ttl"},
+    )
+
+
+def unname_payment(table: str, name: str, fingerprint: str) -> DynamoRequest[object]:
+    """The payment bought nothing and moved nothing: its name is free again."""
+    params = {
+        "TableName": table,
+        "Key": key(f"payname#{name}"),
+        "ConditionExpression": "fingerprint = :f",
+        "ExpressionAttributeValues": {":f": marshal_value(fingerprint)},
+    }
+    return DynamoRequest("delete_item", params, lambda _: None, lambda _: None)
 
 
 def get_session(table: str, token_hash: str) -> DynamoRequest[Session | None]:

@@ -34,7 +34,7 @@ from shared.sale.owed import LATE_MS
 from shared.sale.owed_table import Owed, owe_item
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
-from tests.support.chain import Anvil, header
+from tests.support.chain import Anvil, encoded, header
 from tests.support.functions import PREFIX, Functions, Reply
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -185,6 +185,20 @@ def test_a_front_run_between_check_and_mining_counts_as_paid(shop: Shop) -> None
     paying = shop.anvil.call("eth_getTransactionReceipt", answer.body["payment"]["txHash"])
     assert paying["from"] == other.address.lower()
     assert shop.anvil.balance_of(wallet.address) == 10_000_000 - DUE
+
+
+def test_an_x402_payment_identifier_is_bound_to_its_payment(shop: Shop) -> None:
+    named = {"payment-identifier": {"info": {"required": False, "id": "pay_0123456789abcdef"}}}
+    accepted = {"scheme": "exact", "network": "eip155:8453", "amount": str(DUE)}
+    accepted |= {"asset": USDC, "payTo": RECIPIENT}
+    payments = [signed(shop.anvil.new_wallet()) for _ in range(2)]
+    headers = [
+        {"payment-signature": encoded({"accepted": accepted, "payload": p, "extensions": named})}
+        for p in payments
+    ]
+    assert [shop.call(QUERY, headers=h).status for h in headers] == [200, 409]
+    assert shop.call(QUERY, headers=headers[0]).status == 200
+    assert shop.minted() == 1
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [

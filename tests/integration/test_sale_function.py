@@ -291,6 +291,42 @@ def test_a_limit_slides_over_the_minute(valkey_url: str) -> None:
     redis.close()
 
 
+def test_a_buyers_name_for_a_payment_stands_for_that_payment_alone(functions: Functions) -> None:
+    functions.call(QUERY)
+    paid(functions)
+    other = "0x" + "cd" * 32
+    paid(functions, other)
+    named = {"idempotency-key": "order-0001"}
+    first = functions.call(QUERY, headers={"payment-signature": HASH, **named})
+    assert first.status == 200
+    again = functions.call(QUERY, headers={"payment-signature": HASH, **named})
+    assert again.body["proxy"] == first.body["proxy"]
+    for query, tx_hash in ((QUERY, other), (QUERY + "&sid=x", HASH)):
+        refused = functions.call(query, headers={"payment-signature": tx_hash, **named})
+        assert refused.status == 409
+    assert functions.call(QUERY, headers={"payment-signature": other}).status == 200
+    assert claim(functions, "0x" + "ef" * 32, proof="").status == 503
+
+
+def test_a_name_is_kept_while_money_may_have_moved_and_free_when_it_has_not(functions: Functions) -> None:
+    functions.call(QUERY)
+    first, second = "0x" + "c1" * 32, "0x" + "c2" * 32
+    named = {"idempotency-key": "order-0002"}
+    functions.chain.verdicts[first] = Unknown(UnknownReason.NOT_CONFIRMED)
+    paid(functions, second)
+    assert functions.call(QUERY, headers={"payment-signature": first, **named}).status == 503
+    assert functions.call(QUERY, headers={"payment-signature": second, **named}).status == 409
+    functions.chain.verdicts[first] = Invalid(InvalidReason.FAILED)
+    assert functions.call(QUERY, headers={"payment-signature": first, **named}).status == 402
+    assert functions.call(QUERY, headers={"payment-signature": second, **named}).status == 200
+
+
+@pytest.mark.parametrize("name", ["short", "x" * 129, "with space"])
+def test_a_name_that_cannot_be_one_is_400(functions: Functions, name: str) -> None:
+    answer = functions.call(QUERY, headers={"payment-signature": HASH, "idempotency-key": name})
+    assert answer.status == 400
+
+
 # Managing
 
 

@@ -142,7 +142,7 @@ def valkey_url(valkey_server: str) -> str:
 def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Cluster of three real servers without replicas, on loopback."""
     folder = tmp_path_factory.mktemp("cluster")
-    ports, buses = [_free_port() for _ in range(3)], [_free_port() for _ in range(3)]
+    ports, buses = [free_port() for _ in range(3)], [free_port() for _ in range(3)]
     processes = []
     try:
         for port, bus in zip(ports, buses, strict=True):
@@ -160,7 +160,7 @@ def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             log = (folder / f"log-{port}").open("wb")
             processes.append(subprocess.Popen([_valkey_command(), *where, *how], stdout=log, stderr=log))
             log.close()
-            _await_port(processes[-1], port)
+            await_port(processes[-1], port)
         _join(ports, buses)
         yield f"redis+cluster://127.0.0.1:{ports[0]}/0"
     finally:
