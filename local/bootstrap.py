@@ -26,6 +26,18 @@ PRICES: Final[dict[str, Any]] = {
             "quality": "production modems of mobile carriers",
         }
     },
+    "ports": {
+        tier: {
+            "price_micro_per_gb": price,
+            "min_bytes": 100_000_000,
+            "max_bytes": 1_000_000_000_000,
+            "quality": quality,
+        }
+        for tier, price, quality in (
+            ("shared", 4_000_000, "one production modem, shared with few others"),
+            ("private", 8_000_000, "one production modem, yours alone"),
+        )
+    },
     "duration_default_s": 30 * 86_400,
     "duration_max_s": 90 * 86_400,
     "tolerance_bp": 200,

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from functions.http import ProblemError, install
+from functions.x402.ports import PortDesk
 from functions.x402.reading import refuse_field
 from functions.x402.sale import Sale
 from functions.x402.wiring import Wiring
@@ -15,7 +16,7 @@ from shared.metering.table import usage_days
 from shared.sale import answers
 from shared.sale import table as sales
 from shared.sale.live import REGENERATE_LIMIT
-from shared.sale.model import FieldFault, Problem, Session
+from shared.sale.model import FieldFault, Session
 
 USAGE_DAYS_MAX: Final = 90
 WALLET_SESSIONS_MAX: Final = 50
@@ -40,10 +41,23 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     def pool(request: Request) -> JSONResponse:
         return sale.buy(request)
 
+    desk = PortDesk(sale)
+
     @app.api_route("/v1/x402/proxy", methods=["GET", "POST"])
-    def proxy() -> JSONResponse:
-        message = "dedicated ports are not on sale yet; buy pool access at /v1/x402/pool, do not pay for this"
-        raise ProblemError(503, Problem.NOT_ON_SALE.value, message)
+    def proxy(request: Request) -> JSONResponse:
+        return desk.buy(request)
+
+    @app.get("/v1/x402/manage/session")
+    def port_session(request: Request) -> dict[str, Any]:
+        return desk.session(request)
+
+    @app.get("/v1/x402/manage/session/topup/calculate")
+    def calculate(request: Request) -> dict[str, Any]:
+        return desk.calculate(request)
+
+    @app.post("/v1/x402/manage/ports/replace")
+    def replace(request: Request) -> dict[str, Any]:
+        return desk.replace(request)
 
     _manage(app, sale)
     return app
@@ -52,8 +66,8 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
 def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/credit")
     def credit(request: Request) -> dict[str, Any]:
-        _, pak, _ = sale.session(request)
-        return {"credit": answers.credit(pak, sale.prices(), sale.used(pak))}
+        session, pak, _ = sale.session(request)
+        return {"credit": answers.credit(pak, sale.prices_of(session), sale.used(pak))}
 
     @app.get("/v1/x402/manage/pool/usage")
     def usage(request: Request, since: str = "2000-01-01") -> dict[str, Any]:
@@ -66,8 +80,9 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/connection")
     def connection(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        return sale.connection(session, pak, token, sale.prices())
+        return sale.connection(session, pak, token, sale.prices_of(session))
 
+    @app.post("/v1/x402/manage/session/topup")
     @app.post("/v1/x402/manage/pool/topup")
     async def top_up(request: Request) -> JSONResponse:
         try:
@@ -85,7 +100,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
-        return sale.credentials(bought, sale.prices())
+        return sale.credentials(bought, sale.prices_of(session))
 
     @app.get("/v1/x402/sessions/wallet/{address}")
     def of_wallet(address: str) -> dict[str, Any]:

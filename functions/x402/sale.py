@@ -28,9 +28,9 @@ from shared.sale.model import (
     Rail,
     Refused,
     Session,
-    Terms,
 )
-from shared.sale.rules import limited_as, proof_text, read_prices, read_terms
+from shared.sale.ports import PortLease
+from shared.sale.rules import lease_of, limited_as, proof_text, read_prices, read_terms
 from shared.sale.service import UNKNOWN_RETRY_S, pool_order, top_up_order
 
 _STATUS: Final = {
@@ -59,16 +59,16 @@ class Sale:
         """The container's wiring."""
         return self._wiring()
 
-    def prices(self) -> Prices:
-        """The live catalogue, or 503 while there is none."""
-        prices = read_prices(self.w.live.get("prices"))
+    def prices(self, tier: str = "") -> Prices:
+        """The live catalogue (of a kind of port), or 503 while there is none."""
+        prices = read_prices(self.w.live.get("prices"), tier)
         if prices is None:
             raise ProblemError(503, Problem.NOT_ON_SALE.value, "no prices are set yet; nothing was charged")
         return prices
 
-    def open_prices(self) -> Prices:
+    def open_prices(self, tier: str = "") -> Prices:
         """The catalogue on a route that takes money: 503 until the sale is validated."""
-        prices = self.prices()
+        prices = self.prices(tier)
         if self.w.live.get("sale").get("ok") is not True:
             message = "the sale is closed until its configuration is validated; do not pay now"
             raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "30"})
@@ -87,14 +87,18 @@ class Sale:
         terms = read_terms(request.query_params, prices)
         if isinstance(terms, FieldFault):
             refuse_field(terms)
-        payment = shown_payment(request.headers)
-        self.limit(BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(source_address(request)))
-        order = pool_order(terms, prices)
+        what = f"{format_gb(terms.traffic_bytes)} GB of {terms.tier} proxy traffic"
+        return self.sell(request, pool_order(terms, prices), prices, what)
+
+    def sell(self, request: Request, order: Order, prices: Prices, what: str) -> JSONResponse:
+        """402 with the price of an order, or what a payment buys."""
+        payment, address = shown_payment(request.headers), source_address(request)
+        self.limit(BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(address))
         if payment is None:
-            return self.required(request, order, _describe(terms), None)
-        result = self.w.counter.buy(terms, prices, payment, source_address(request))
+            return self.required(request, order, what, None)
+        result = self.w.counter.buy(order, prices, payment, address)
         if isinstance(result, Refused):
-            return self.refused(request, result, order, _describe(terms), payment)
+            return self.refused(request, result, order, what, payment)
         return self.bought(result, prices)
 
     def limit(self, limit: Limit, who: str) -> None:
@@ -155,8 +159,20 @@ class Sale:
     ) -> JSONResponse:
         """200 with credentials."""
         countries = [c.upper() for c in sorted(self.countries())]
-        body = answers.credentials(bought, prices, self.w.place, self.used(bought.pak), countries)
+        port = self.port_of(bought.username)
+        body = answers.credentials(bought, prices, self.w.place, self.used(bought.pak), countries, port)
         return JSONResponse(body, 200, {"Cache-Control": "no-store", **(headers or {})})
+
+    def port_of(self, username: str) -> PortLease | None:
+        """The dedicated port that a username is for; None for pool access."""
+        lease_id = lease_of(username)
+        return self.w.counter.mint.ports.find(lease_id) if lease_id else None
+
+    def prices_of(self, session: Session, *, selling: bool = False) -> Prices:
+        """What more traffic costs in a session."""
+        port = self.port_of(session.username)
+        tier = port.tier if port else ""
+        return self.open_prices(tier) if selling else self.prices(tier)
 
     def used(self, pak: Pak) -> int:
         """Bytes used: the live count when it is ahead of what was rolled up."""
@@ -177,31 +193,35 @@ class Sale:
         return (*found, token)
 
     def top_up(self, request: Request, body: Mapping[str, Any]) -> JSONResponse:
-        """`/manage/pool/topup`: more time is free, more traffic is paid for."""
-        prices = self.open_prices()
+        """`/manage/{pool,session}/topup`: more time is free, more traffic is paid for at its tier's price."""
+        self.open_prices()
         session, pak, token = self.session(request)
-        self.limit(TOP_UP_LIMIT if shown_payment(request.headers) is None else PAID_LIMIT, pak.pak_id)
+        prices, port = self.prices_of(session, selling=True), self.port_of(session.username)
+        payment, address = shown_payment(request.headers), source_address(request)
+        self.limit(TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
         traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
         if traffic is None:
             if not seconds:
                 refuse_field(FieldFault("addTrafficGB", "give addTrafficGB, addDurationSeconds or both"))
-            return self.connection(session, self.w.counter.extend(pak, seconds, prices), token, prices)
-        order = top_up_order(session, traffic, prices)
-        description = f"{format_gb(traffic)} GB more for key {pak.pak_id}"
-        payment = shown_payment(request.headers)
+            return self.extended(session, pak, token, seconds, prices)
+        order = top_up_order(session, traffic, prices, port.tier if port else "")
+        what = f"{format_gb(traffic)} GB more for key {pak.pak_id}"
         if payment is None:
-            return self.required(request, order, description, None)
-        result = self.w.counter.top_up(session, token, traffic, prices, payment, source_address(request))
+            return self.required(request, order, what, None)
+        result = self.w.counter.top_up(session, token, order, prices, payment, address)
         if isinstance(result, Refused):
-            return self.refused(request, result, order, description, payment)
+            return self.refused(request, result, order, what, payment)
         if seconds and not result.repeated:
-            return self.connection(session, self.w.counter.extend(result.pak, seconds, prices), token, prices)
+            return self.extended(session, result.pak, token, seconds, prices)
         return self.bought(result, prices)
+
+    def extended(self, session: Session, pak: Pak, token: str, seconds: int, prices: Prices) -> JSONResponse:
+        """More time for a key, and for the hold of its port."""
+        changed, port = self.w.counter.extend(pak, seconds, prices), self.port_of(session.username)
+        if port is not None:
+            self.w.counter.mint.ports.extend(port, changed.expires_at_ms or port.expires_at_ms)
+        return self.connection(session, changed, token, prices)
 
     def connection(self, session: Session, pak: Pak, token: str, prices: Prices) -> JSONResponse:
         """The credentials of a session."""
         return self.credentials(self.w.counter.connection(session, pak, token), prices)
-
-
-def _describe(terms: Terms) -> str:
-    return f"{format_gb(terms.traffic_bytes)} GB of {terms.tier} proxy traffic"

@@ -18,9 +18,12 @@ def serve_owed(wiring: Wiring) -> dict[str, Any]:
     refused = enter_loop(wiring.dynamo, guard, "serve_owed", now_ms())
     if refused is not None:
         return {"refused": refused.value}
-    prices = read_prices(wiring.live.get("prices"))
-    if prices is None:
-        return {"refused": "no prices"}
-    report = dict(OwedRun(wiring.counter, guard, prices, wiring.counter.now_ms).run().as_json())
+    run = OwedRun(
+        wiring.counter,
+        guard,
+        lambda order: read_prices(wiring.live.get("prices"), order.tier),
+        wiring.counter.now_ms,
+    )
+    report = dict(run.run().as_json())
     log.info("owed", extra={"report": report})
     return report

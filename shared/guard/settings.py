@@ -21,20 +21,31 @@ def _prices_fault(value: Mapping[str, Any]) -> str | None:
     tiers = value.get("tiers")
     if not isinstance(tiers, Mapping) or value.get("default_tier") not in tiers:
         return "default_tier: must be one of tiers"
-    for tier, row in tiers.items():
-        if not isinstance(row, Mapping):
-            return f"tiers.{tier}: must be an object"
-        for field in ("price_micro_per_gb", "min_bytes", "max_bytes"):
-            if not _whole(row.get(field), 1):
-                return f"tiers.{tier}.{field}: must be a whole number above 0"
-        if row["min_bytes"] > row["max_bytes"]:
-            return f"tiers.{tier}.min_bytes: must not exceed max_bytes"
+    ports = value.get("ports", {})
+    if not isinstance(ports, Mapping) or not ports.keys() <= {"shared", "private"}:
+        return "ports: shared, private or both"
+    rows = {f"tiers.{t}": row for t, row in tiers.items()} | {f"ports.{t}": row for t, row in ports.items()}
+    for name, row in rows.items():
+        fault = _tier_fault(row)
+        if fault:
+            return f"{name}{fault}"
     for field in ("duration_default_s", "duration_max_s"):
         if not _whole(value.get(field), 1):
             return f"{field}: must be a whole number above 0"
     if not _whole(value.get("tolerance_bp"), 0) or value["tolerance_bp"] > BASIS_POINTS_MAX:
         return f"tolerance_bp: must be 0 to {BASIS_POINTS_MAX}"
     return None
+
+
+def _tier_fault(row: object) -> str | None:
+    if not isinstance(row, Mapping):
+        return ": must be an object"
+    for field in ("price_micro_per_gb", "min_bytes", "max_bytes"):
+        if not _whole(row.get(field), 1):
+            return f".{field}: must be a whole number above 0"
+    if row["min_bytes"] > row["max_bytes"]:
+        return ".min_bytes: must not exceed max_bytes"
+    return None if isinstance(row.get("quality"), str) else ".quality: must be text"
 
 
 def _confirmations_fault(value: Mapping[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ from shared.chain.eip3009 import DOMAIN_NAME, DOMAIN_VERSION
 from shared.kernel.ids import Country
 from shared.kernel.money import MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
 from shared.sale.model import Bought, Claim, Prices, Rail
+from shared.sale.ports import REPLACEMENTS_MAX, PortLease
 from shared.sale.rules import QUOTE_TTL_S
 
 PAYMENT_HEADER_MAX_BYTES: Final = 2048
@@ -28,6 +29,18 @@ CAVEATS: Final = (
 EXACT_TTL_S: Final = 300
 """How long a signed transfer may wait for us; short, because it is money in a header."""
 _DOMAIN: Final = {"name": DOMAIN_NAME, "version": DOMAIN_VERSION}
+_POOL_ROUTES: Final = {
+    name: f"pool/{name}" for name in ("credit", "usage", "topup", "regenerate", "connection")
+}
+_PORT_ROUTES: Final = {
+    "session": "session",
+    "topup": "session/topup",
+    "calculate": "session/topup/calculate",
+    "replace": "ports/replace",
+    "usage": "pool/usage",
+    "regenerate": "pool/regenerate",
+    "connection": "pool/connection",
+}
 _IDENTIFIER_SCHEMA: Final = {
     "type": "object",
     "properties": {
@@ -195,15 +208,23 @@ def _base64_json(value: Mapping[str, Any]) -> str:
 
 
 def credentials(
-    bought: Bought, prices: Prices, place: Place, used_bytes: int, countries: Sequence[str]
+    bought: Bought,
+    prices: Prices,
+    place: Place,
+    used_bytes: int,
+    countries: Sequence[str],
+    port: PortLease | None = None,
 ) -> dict[str, Any]:
-    """Bought, topped up, regenerated or recovered: always the same shape."""
+    """Bought, topped up, regenerated or recovered: always the same shape; a dedicated port says more about itself."""
     pak, username, secret, claim = bought.pak, bought.username, bought.secret, bought.claim
     at = f"{username}:{secret}@{place.gateway_host}"
     socks = f"socks5://{at}:{place.socks_port}" if pak.socks_allowed else None
-    manage = f"{place.api_base_url}/v1/x402/manage/pool"
+    manage = f"{place.api_base_url}/v1/x402/manage"
+    routes = _POOL_ROUTES if port is None else _PORT_ROUTES
+    template = f"{pak.account_id}-{prices.tier}-{{country}}-sid-{{session}}-rot-{{rotation}}"
+    dedicated = {} if port is None else {"port": port_facts(port)}
     return {
-        "product": "pool",
+        "product": "pool" if port is None else "proxy",
         "proxy": {
             "host": place.gateway_host,
             "httpPort": place.http_port,
@@ -211,14 +232,13 @@ def credentials(
             "password": secret,
             "http": f"http://{at}:{place.http_port}",
             "socks5": socks,
-            "usernameTemplate": f"{pak.account_id}-{prices.tier}-{{country}}-sid-{{session}}-rot-{{rotation}}",
+            "usernameTemplate": template if port is None else username,
             "allowed": {"tier": prices.tier, "ipTypes": ["mobile"], "countries": list(countries)},
         },
         "credit": credit(pak, prices, used_bytes),
         "sessionToken": bought.session_token,
-        "manage": {
-            name: f"{manage}/{name}" for name in ("credit", "usage", "topup", "regenerate", "connection")
-        },
+        "manage": {name: f"{manage}/{path}" for name, path in routes.items()},
+        **dedicated,
         "stockUrl": place.stock_url,
         "quality": prices.quality,
         "caveats": list(CAVEATS),
@@ -227,6 +247,15 @@ def credentials(
             "txHash": claim.tx_hash,
             "amountUSDC": _usdc(claim.amount_micro),
         },
+    }
+
+
+def port_facts(port: PortLease) -> dict[str, Any]:
+    """A dedicated port, without anything that works as a credential."""
+    return {
+        "tier": port.tier,
+        "country": (port.country or "any").upper(),
+        "replacementsLeft": max(REPLACEMENTS_MAX - port.replaced, 0),
     }
 
 

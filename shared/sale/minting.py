@@ -23,6 +23,7 @@ from shared.runtime.redis import SyncRedis
 from shared.sale import owed_table
 from shared.sale import table as sales
 from shared.sale.model import Bought, Claim, Order, Payment, Prices, Problem, Refused, Session, Terms
+from shared.sale.ports import Ports, lease_item
 from shared.sale.rules import granted_bytes, username_of
 
 
@@ -41,6 +42,11 @@ class Mint:
     house: AccountId
     now_ms: Callable[[], int]
 
+    @property
+    def ports(self) -> Ports:
+        """Leases of dedicated ports, on the same stores."""
+        return Ports(self.dynamo, self.redis, self.table("sales"), self.house, self.now_ms)
+
     def claimed(self, payment: Payment) -> Claim | None:
         """What this payment bought before."""
         return self.claimed_by_key(payment.network, payment.key)
@@ -52,9 +58,13 @@ class Mint:
     def key(
         self, order: Order, terms: Terms, prices: Prices, payment: Payment, paid: Valid, requester: str
     ) -> Bought | Claim:
-        """A new key for a payment; the claim of whoever was faster otherwise. Raises StoreUnavailable."""
+        """A new key for a payment; the claim of whoever was faster otherwise.
+
+        Raises Refunded, NoDevice (a dedicated port finds no device) and StoreUnavailable.
+        """
         now = self.now_ms()
         pak_id, secret, token = PakId(new_id()), new_pak_secret(), new_session_token()
+        expires = now + terms.duration_s * 1000
         username = username_of(self.house, terms)
         traffic = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
         pak = Pak(
@@ -67,19 +77,27 @@ class Mint:
             used_bytes=0,
             enabled=True,
             disabled_reason=None,
-            expires_at_ms=now + terms.duration_s * 1000,
+            expires_at_ms=expires,
             quality=Quality.SAFE,
             socks_allowed=prices.socks,
             created_at_ms=now,
             updated_at_ms=now,
         )
         claim = self._claim(order, payment, paid, pak_id, traffic, username, token, requester)
-        session = _session(claim, paid, now + terms.duration_s * 1000)
+        session = _session(claim, paid, expires)
         items = [
             *access.mint_items(self.table("access"), pak),
             *sales.session_items(self.table("sales"), session, token_hash(token)),
         ]
-        faster = self._write(claim, payment, paid, items)
+        lease = self.ports.hold(terms, pak_id, expires) if terms.lease_id else None
+        if lease is not None:
+            items.append(lease_item(self.table("sales"), lease))
+        try:
+            faster = self._write(claim, payment, paid, items)
+        except Refunded:
+            if lease is not None:
+                self.ports.let_go(lease)
+            raise
         if faster is not None:
             return faster
         self._audit(pak_id, "create", claim)

@@ -15,6 +15,7 @@ class Product(StrEnum):
     """What a payment may be for."""
 
     POOL = "pool"
+    PORT = "proxy"
     TOP_UP = "topup"
 
 
@@ -43,6 +44,9 @@ class Terms:
     duration_s: int
     session_id: str | None
     rotation: str
+    carrier: str = ""
+    city: str = ""
+    lease_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Order:
     terms: Terms | None = None
     pak_id: PakId | None = None
     username: str = ""
+    tier: str = ""
 
 
 @dataclass(frozen=True, slots=True)

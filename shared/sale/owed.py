@@ -14,7 +14,7 @@ from shared.runtime.dynamo import StoreUnavailable
 from shared.sale import exact_table
 from shared.sale import owed_table as rows
 from shared.sale.minting import Refunded
-from shared.sale.model import Payment, Prices
+from shared.sale.model import Order, Payment, Prices
 from shared.sale.owed_table import Owed, Refund
 from shared.sale.service import Counter
 
@@ -48,7 +48,7 @@ class OwedRun:
 
     counter: Counter
     guard_table: str
-    prices: Prices
+    prices: Callable[[Order], Prices | None]
     now_ms: Callable[[], int]
 
     def run(self) -> Report:
@@ -91,8 +91,11 @@ class OwedRun:
             self._done(owed)
             report.unpaid += 1
         elif isinstance(verdict, Valid):
+            prices = self.prices(owed.order)
+            if prices is None:
+                raise StoreUnavailable("prices: not set")
             try:
-                self.counter.serve(owed.order, self.prices, payment, verdict, owed.requester)
+                self.counter.serve(owed.order, prices, payment, verdict, owed.requester)
             except Refunded:
                 report.failures.append("refunded already")
             except StoreUnavailable as error:

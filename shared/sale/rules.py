@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, Depth
+from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, Country
 from shared.kernel.money import BYTES_PER_GB, MicroUsdc, NotADecimal, format_gb, parse_gb, price
 from shared.pool.model import Rotation
@@ -28,16 +29,20 @@ _EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 _COUNTRY: Final = re.compile(r"[a-z]{2}")
+_SLUG: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
+_PIN: Final = ("pin", "lease")
+_LEASE_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+_LEASE_CHARS: Final = 12
 _BASE_NAMES: Final = frozenset({"base", "eip155:8453"})
 _TIME_KNOWN_FROM_S: Final = 1_500_000_000
 
 
-def read_prices(setting: Mapping[str, Any]) -> Prices | None:
-    """The catalogue from its setting; None while nobody has set prices."""
+def read_prices(setting: Mapping[str, Any], tier: str = "") -> Prices | None:
+    """The catalogue of a tier (of the pool's default one, or of a kind of port); None while nobody has set prices."""
     try:
-        tier = setting["default_tier"]
-        row = setting["tiers"][tier]
+        row = setting["ports"][tier] if tier else setting["tiers"][setting["default_tier"]]
+        tier = tier or setting["default_tier"]
         return Prices(
             tier=tier,
             price_micro_per_gb=row["price_micro_per_gb"],
@@ -74,6 +79,23 @@ def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
     if rotation not in {*Rotation, "hard"}:
         return FieldFault("rot", ", ".join(Rotation))
     return Terms(tier, None if country == "any" else Country(country), traffic, duration, sid, rotation)
+
+
+def read_port_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
+    """Terms of a dedicated port; its tier was read with its prices."""
+    for name in ("carrier", "city"):
+        if name in query and not _SLUG.fullmatch(query[name]):
+            return FieldFault(name, "1 to 64 of a-z, 0-9 and _")
+    kept = {k: v for k, v in query.items() if k not in {"sid", "rot"}}
+    terms = read_terms(kept, prices)
+    if isinstance(terms, FieldFault):
+        return terms
+    return replace(
+        terms,
+        rotation=Rotation.STICKY.value,
+        carrier=query.get("carrier", ""),
+        city=query.get("city", ""),
+    )
 
 
 def read_traffic(text: str | None, prices: Prices) -> int | FieldFault:
@@ -263,8 +285,28 @@ def _decoded(text: str) -> str:
 
 
 def username_of(account_id: AccountId, terms: Terms) -> str:
-    """The username that a purchase is used with first; its tokens may be edited freely."""
+    """The username that a purchase is used with first; its tokens may be edited freely, but a port's pin is what it is."""
+    if terms.lease_id:
+        parts = [account_id, Pool.MBL.value, terms.country or "any", "rot", "sticky", "failover", "strict"]
+        return "-".join([*parts, *_PIN, terms.lease_id])
     parts = [account_id, terms.tier, terms.country or "any"]
     if terms.session_id is not None:
         parts += ["sid", terms.session_id]
     return "-".join([*parts, "rot", terms.rotation])
+
+
+def lease_of(username: str) -> str:
+    """The lease that a port's username pins; empty for pool access."""
+    parts = username.split("-")
+    return parts[-1] if tuple(parts[-3:-1]) == _PIN else ""
+
+
+def lease_id_of(secret: bytes, payment_key: str) -> str:
+    """The lease of a payment: the same payment names the same lease, and nobody else can guess it."""
+    digest = hmac.new(secret, b"lease\n" + payment_key.encode(), hashlib.sha256).digest()
+    number = int.from_bytes(digest, "big")
+    letters = []
+    for _ in range(_LEASE_CHARS):
+        number, index = divmod(number, len(_LEASE_ALPHABET))
+        letters.append(_LEASE_ALPHABET[index])
+    return "l" + "".join(letters)

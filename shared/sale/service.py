@@ -40,6 +40,7 @@ from shared.sale.rules import (
     echo_fault,
     hide_requester,
     is_enough,
+    lease_id_of,
     payment_fingerprint,
     quote_id,
 )
@@ -89,9 +90,9 @@ class Counter:
     def _quote_of(self, subject: str, due: int, requester: str) -> str:
         return quote_id(self.quote_secret, requester, subject, due)
 
-    def buy(self, terms: Terms, prices: Prices, payment: Payment, address: str) -> Bought | Refused:
+    def buy(self, order: Order, prices: Prices, payment: Payment, address: str) -> Bought | Refused:
         """Credentials for a payment. Raises StoreUnavailable when nothing is known: ask again, never pay again."""
-        order, requester = pool_order(terms, prices), self.requester(address)
+        requester = self.requester(address)
         return self._named(payment, order, requester, lambda: self._buy(order, prices, payment, requester))
 
     def _buy(self, order: Order, prices: Prices, payment: Payment, requester: str) -> Bought | Refused:
@@ -140,7 +141,10 @@ class Counter:
         Raises Refunded, StoreUnavailable.
         """
         if order.terms is not None:
-            return self.mint.key(order, order.terms, prices, payment, paid, requester)
+            terms = order.terms
+            if order.product is Product.PORT:
+                terms = replace(terms, lease_id=lease_id_of(self.quote_secret, payment.key))
+            return self.mint.key(order, terms, prices, payment, paid, requester)
         if order.pak_id is None:
             raise ValueError("an order is for a new key or for a known one")
         claim, _ = self.mint.raise_cap(order, order.pak_id, prices, payment, paid, requester)
@@ -217,10 +221,10 @@ class Counter:
         return (session, pak) if session and pak else None
 
     def top_up(
-        self, session: Session, token: str, traffic: int, prices: Prices, payment: Payment, address: str
+        self, session: Session, token: str, order: Order, prices: Prices, payment: Payment, address: str
     ) -> Bought | Refused:
         """More traffic for a key; a key that was suspended at its cap runs again."""
-        order, requester = top_up_order(session, traffic, prices), self.requester(address)
+        requester = self.requester(address)
         return self._named(
             payment, order, requester, lambda: self._top_up(session, token, order, prices, payment, requester)
         )
@@ -273,8 +277,15 @@ def pool_order(terms: Terms, prices: Prices) -> Order:
     return Order(Product.POOL, Product.POOL.value, terms.traffic_bytes, due, terms)
 
 
-def top_up_order(session: Session, traffic: int, prices: Prices) -> Order:
-    """More traffic for the key of a session; the quote names the key."""
+def port_order(terms: Terms, prices: Prices) -> Order:
+    """A dedicated port of these terms; the quote names its tier."""
+    due = due_micro(terms.traffic_bytes, prices)
+    subject = f"{Product.PORT.value}:{terms.tier}"
+    return Order(Product.PORT, subject, terms.traffic_bytes, due, terms, tier=terms.tier)
+
+
+def top_up_order(session: Session, traffic: int, prices: Prices, tier: str = "") -> Order:
+    """More traffic for the key of a session, at its tier's price; the quote names the key."""
     subject = f"{Product.TOP_UP.value}:{session.pak_id}"
     due = due_micro(traffic, prices)
-    return Order(Product.TOP_UP, subject, traffic, due, None, session.pak_id, session.username)
+    return Order(Product.TOP_UP, subject, traffic, due, None, session.pak_id, session.username, tier)

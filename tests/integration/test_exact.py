@@ -336,7 +336,7 @@ def buy_in_parallel(shop: Shop, payloads: list[dict[str, Any]]) -> list[Any]:
         payment = Payment("base", "", "", read_authorization(payload))
         for _ in range(10):
             try:
-                return counter.buy(terms, prices, payment, "127.20.0.1")
+                return counter.buy(pool_order(terms, prices), prices, payment, "127.20.0.1")
             except StoreUnavailable:
                 time.sleep(0.05)
         return None

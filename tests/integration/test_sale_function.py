@@ -24,6 +24,7 @@ from shared.runtime.redis import SyncRedis
 from shared.sale.live import Limit, count_call
 from shared.sale.model import Bought, Payment, Refused, Terms
 from shared.sale.rules import read_prices, read_terms
+from shared.sale.service import pool_order
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -202,7 +203,7 @@ def test_parallel_claims_of_one_payment_mint_one_key(
     paid(functions)
 
     def buy(_: int) -> Bought | Refused:
-        return counter.buy(terms, prices, Payment("base", HASH), "127.20.0.1")
+        return counter.buy(pool_order(terms, prices), prices, Payment("base", HASH), "127.20.0.1")
 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(buy, range(50)))

@@ -1,0 +1,98 @@
+"""Dedicated ports over HTTP: one device held for one key, its session, and free replacements while it is offline."""
+
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from functions.http import ProblemError
+from functions.x402.reading import added_traffic, refuse_field
+from functions.x402.sale import Sale
+from shared.access.model import Pak
+from shared.kernel.money import format_gb, format_usdc
+from shared.sale import answers
+from shared.sale.model import FieldFault, Problem, Session
+from shared.sale.ports import NotReplaced, PortLease
+from shared.sale.rules import due_micro, read_port_terms
+from shared.sale.service import port_order
+
+DEFAULT_TIER: Final = "shared"
+_NOT_REPLACED: Final = {
+    NotReplaced.ONLINE: (409, "the device of this port is online; nothing was replaced"),
+    NotReplaced.USED_UP: (409, "all free replacements of this port were used"),
+    NotReplaced.NONE_FREE: (503, "no other device of this kind is free now; ask again later"),
+    NotReplaced.CHANGED: (409, "the port changed in the same moment; read its session"),
+}
+
+
+class PortDesk:
+    """Routes' work, one method each."""
+
+    def __init__(self, sale: Sale) -> None:
+        self._sale = sale
+
+    def buy(self, request: Request) -> JSONResponse:
+        """`/v1/x402/proxy`: 402 with the price, or the credentials of a port."""
+        sale, tier = self._sale, request.query_params.get("tier", DEFAULT_TIER)
+        sale.open_prices()
+        sold = sale.w.live.get("prices").get("ports", {})
+        if not sold:
+            message = (
+                "dedicated ports are not on sale now; buy pool access at /v1/x402/pool, do not pay for this"
+            )
+            raise ProblemError(503, Problem.NOT_ON_SALE.value, message)
+        if tier not in sold:
+            refuse_field(FieldFault("tier", " or ".join(sorted(sold))))
+        prices = sale.open_prices(tier)
+        terms = read_port_terms(request.query_params, prices)
+        if isinstance(terms, FieldFault):
+            refuse_field(terms)
+        stock = sale.countries()
+        listed = stock.get(terms.country, 0) if terms.country else sum(stock.values())
+        if not listed and not _pays(request):
+            message = "no device of that kind is free now; do not pay, ask again later"
+            raise ProblemError(503, "NO_STOCK", message, {"Retry-After": "60"})
+        what = f"a {tier} dedicated port with {format_gb(terms.traffic_bytes)} GB"
+        return sale.sell(request, port_order(terms, prices), prices, what)
+
+    def _port(self, request: Request) -> tuple[Session, Pak, PortLease]:
+        session, pak, _ = self._sale.session(request)
+        port = self._sale.port_of(session.username)
+        if port is None:
+            raise ProblemError(409, "NOT_A_PORT", "this session is pool access: use /v1/x402/manage/pool")
+        return session, pak, port
+
+    def session(self, request: Request) -> dict[str, Any]:
+        """`GET /manage/session`."""
+        session, pak, port = self._port(request)
+        sale = self._sale
+        return {
+            "product": "proxy",
+            "sessionId": session.session_id,
+            "port": answers.port_facts(port) | {"online": sale.w.counter.mint.ports.is_online(port)},
+            "credit": answers.credit(pak, sale.prices(port.tier), sale.used(pak)),
+        }
+
+    def calculate(self, request: Request) -> dict[str, Any]:
+        """`GET /manage/session/topup/calculate`: what more traffic would cost; nothing is bought."""
+        session, _, _ = self._port(request)
+        prices = self._sale.prices_of(session)
+        traffic = added_traffic(request.query_params.get("addTrafficGB"), prices)
+        if traffic is None:
+            refuse_field(FieldFault("addTrafficGB", "a number of GB"))
+        due = due_micro(traffic, prices)
+        return {"addTrafficGB": format_gb(traffic), "amountUSDC": format_usdc(due), "amountMicro": str(due)}
+
+    def replace(self, request: Request) -> dict[str, Any]:
+        """`POST /manage/ports/replace`: the same credentials on another device."""
+        _, _, port = self._port(request)
+        found = self._sale.w.counter.mint.ports.replace(port)
+        if isinstance(found, NotReplaced):
+            status, message = _NOT_REPLACED[found]
+            headers = {"Retry-After": "60"} if status == 503 else {}
+            raise ProblemError(status, found.value, message, headers)
+        return {"replaced": True, "port": answers.port_facts(found)}
+
+
+def _pays(request: Request) -> bool:
+    return "payment-signature" in request.headers or "x-payment" in request.headers

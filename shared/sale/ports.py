@@ -1,0 +1,174 @@
+"""Dedicated ports: the lease of a sold key, its device, and the free replacements when that device goes offline.
+
+The row is the truth and is written by the transaction that mints the key; what gateways read is the hold in Redis, which
+can be written again from the row at any time. Source: the v1 contract of `/v1/x402/proxy`; decision 0007.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Final
+
+from shared.kernel.codes import Pool
+from shared.kernel.ids import AccountId, Country, EndpointId, PakId
+from shared.pool.ports import PortWish, hold_port, is_listed, is_paused, let_go
+from shared.runtime.dynamo import (
+    DynamoRequest,
+    Item,
+    RunsDynamo,
+    StoreUnavailable,
+    TransactItem,
+    get_item,
+    transact_put,
+    update,
+)
+from shared.runtime.redis import SyncRedis
+from shared.sale.model import Terms
+
+REPLACEMENTS_MAX: Final = 3
+PRIVATE: Final = "private"
+
+
+class NoDevice(StoreUnavailable):
+    """No device of that kind is free now."""
+
+
+class NotReplaced(StrEnum):
+    """Why a port keeps its device."""
+
+    ONLINE = "DEVICE_IS_ONLINE"
+    USED_UP = "REPLACEMENTS_USED_UP"
+    NONE_FREE = "NO_DEVICE_FREE"
+    CHANGED = "CHANGED_MEANWHILE"
+
+
+@dataclass(frozen=True, slots=True)
+class PortLease:
+    """One dedicated port. `replaced` counts free replacements."""
+
+    lease_id: str
+    pak_id: PakId
+    tier: str
+    country: Country | None
+    carrier: str
+    city: str
+    endpoint_id: EndpointId
+    expires_at_ms: int
+    replaced: int = 0
+
+    @property
+    def wish(self) -> PortWish:
+        """What its device must be."""
+        return PortWish(Pool.MBL, self.country, self.carrier, self.city, self.tier == PRIVATE)
+
+
+def lease_item(table: str, lease: PortLease) -> TransactItem:
+    """A new port, for the transaction that mints its key."""
+    return transact_put(table, {"pk": f"port#{lease.lease_id}", "sk": "-", **asdict(lease)})
+
+
+def _read(row: Item) -> PortLease:
+    fields = {"country": None, **row}
+    return PortLease(**{k: v for k, v in fields.items() if k not in {"pk", "sk"}})
+
+
+def get_lease(table: str, lease_id: str) -> DynamoRequest[PortLease | None]:
+    """A port."""
+    return get_item(table, f"port#{lease_id}", parse=_read)
+
+
+def move_lease(table: str, lease: PortLease, endpoint_id: EndpointId) -> DynamoRequest[PortLease | None]:
+    """Another device, one replacement less; None when that happened in the same moment."""
+    return update(
+        table,
+        f"port#{lease.lease_id}",
+        "-",
+        "SET endpoint_id = :new ADD replaced :one",
+        {":new": endpoint_id, ":one": 1, ":before": lease.replaced},
+        parse=_read,
+        condition="replaced = :before",
+    )
+
+
+def extend_lease(table: str, lease_id: str, expires_at_ms: int) -> DynamoRequest[PortLease | None]:
+    """A later end; None when there is no such port."""
+    return update(
+        table,
+        f"port#{lease_id}",
+        "-",
+        "SET expires_at_ms = :at",
+        {":at": expires_at_ms},
+        parse=_read,
+        condition="attribute_exists(pk)",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Stores of the ports."""
+
+    dynamo: RunsDynamo
+    redis: SyncRedis
+    table: str
+    house: AccountId
+    now_ms: Callable[[], int]
+
+    def hold(self, terms: Terms, pak_id: PakId, expires_at_ms: int) -> PortLease:
+        """A device for a port that is about to be sold; the same one when asked again. Raises NoDevice."""
+        wish = PortWish(Pool.MBL, terms.country, terms.carrier, terms.city, terms.tier == PRIVATE)
+        call = hold_port(wish, terms.lease_id, self.house, expires_at_ms, self.now_ms())
+        endpoint_id = self.redis.run(call)
+        if endpoint_id is None:
+            raise NoDevice("port: no device is free")
+        return PortLease(
+            terms.lease_id,
+            pak_id,
+            terms.tier,
+            terms.country,
+            terms.carrier,
+            terms.city,
+            endpoint_id,
+            expires_at_ms,
+        )
+
+    def let_go(self, lease: PortLease) -> None:
+        """It is not sold after all."""
+        hold, count = let_go(lease.wish.pool, lease.lease_id, lease.endpoint_id)
+        self.redis.run(hold)
+        self.redis.run(count)
+
+    def find(self, lease_id: str) -> PortLease | None:
+        """A port by its lease."""
+        return self.dynamo.run(get_lease(self.table, lease_id))
+
+    def is_online(self, lease: PortLease) -> bool:
+        """Whether its device is on sale and has no fault reported."""
+        pool = lease.wish.pool
+        return self.redis.run(is_listed(pool, lease.endpoint_id)) and not self.redis.run(
+            is_paused(pool, lease.endpoint_id)
+        )
+
+    def extend(self, lease: PortLease, expires_at_ms: int) -> None:
+        """A longer session holds its device longer; also puts a hold back that Redis lost."""
+        self.dynamo.run(extend_lease(self.table, lease.lease_id, expires_at_ms))
+        call = hold_port(lease.wish, lease.lease_id, self.house, expires_at_ms, self.now_ms())
+        self.redis.run(call)
+
+    def replace(self, lease: PortLease) -> PortLease | NotReplaced:
+        """Another device for one that went offline, free and at most `REPLACEMENTS_MAX` times."""
+        if self.is_online(lease):
+            return NotReplaced.ONLINE
+        if lease.replaced >= REPLACEMENTS_MAX:
+            return NotReplaced.USED_UP
+        call = hold_port(
+            lease.wish,
+            lease.lease_id,
+            self.house,
+            lease.expires_at_ms,
+            self.now_ms(),
+            (lease.endpoint_id,),
+        )
+        found = self.redis.run(call)
+        if found is None:
+            return NotReplaced.NONE_FREE
+        return self.dynamo.run(move_lease(self.table, lease, found)) or NotReplaced.CHANGED

@@ -1,0 +1,212 @@
+"""Dedicated ports: a device held for one key, replaced when it goes offline, on the real pool of a real Redis."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from functions.x402.serve_owed import serve_owed
+from local import lab
+from local.bootstrap import HOUSE
+from shared.chain.model import Valid
+from shared.guard.table import write_setting
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
+from shared.pool import live
+from shared.pool.model import Acquired, Endpoint, NoStock
+from shared.pool.username import parse_username
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import command
+from shared.sale.owed import LATE_MS
+from shared.sale.owed_table import all_owed
+from tests.support.functions import PREFIX, Functions, Reply
+
+pytestmark = pytest.mark.slow
+QUERY = "/v1/x402/proxy?country=us&traffic=0.1"
+PAYER = "0x" + "cc" * 20
+REPLACE = "/v1/x402/manage/ports/replace"
+SESSION = "/v1/x402/manage/session"
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    yield made
+    made.close()
+
+
+def list_modems(functions: Functions, *names: str, country: str = "us", carrier: str = "lab") -> None:
+    for name in names:
+        endpoint = Endpoint(
+            EndpointId(name),
+            Pool.MBL,
+            AccountId("psx_farm"),
+            Country(country),
+            carrier,
+            64601,
+            "Lab Mobile",
+            IpType.MOBILE,
+            SpeedTier.FAST,
+            "127.0.0.1",
+            8000,
+            "sealed",
+        )
+        functions.redis.run(live.list_endpoint(endpoint))
+
+
+def buy(functions: Functions, number: int = 1, query: str = QUERY, micro: int = 800_000) -> Reply:
+    tx_hash = "0x" + f"{number:02x}" * 32
+    assert functions.call(query).status == 402
+    functions.chain.verdicts[tx_hash] = Valid(PAYER, micro, int(time.time()))
+    return functions.call(query, headers={"payment-signature": tx_hash})
+
+
+def private(functions: Functions, number: int = 1) -> Reply:
+    return buy(functions, number, QUERY + "&tier=private")
+
+
+def token(reply: Reply) -> dict[str, str]:
+    return {"x-session-token": reply.body["sessionToken"]}
+
+
+def through(functions: Functions, username: str) -> str:
+    """The device that a gateway would choose for a username."""
+    route = parse_username(username)
+    call: Any = live.acquire(route, Pool.MBL, PakId("p"), GatewayId("g"), now_ms())
+    chosen = functions.redis.run(call)
+    if isinstance(chosen, NoStock):
+        return ""
+    assert isinstance(chosen, Acquired)
+    functions.redis.run(
+        live.release(Pool.MBL, GatewayId("g"), [(chosen.endpoint.endpoint_id, PakId("p"), 1)])
+    )
+    return str(chosen.endpoint.endpoint_id)
+
+
+def test_a_port_is_priced_by_its_tier(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    for tier, due in (("shared", "400000"), ("private", "800000")):
+        answer = functions.call(f"{QUERY}&tier={tier}")
+        assert answer.status == 402, answer.body
+        assert answer.body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == due
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [("tier=zzz", "tier"), ("carrier=a-b", "carrier"), ("city=A", "city"), ("duration=x", "duration")],
+)
+def test_bad_terms_of_a_port_are_400(functions: Functions, more: str, field: str) -> None:
+    answer = functions.call(f"/v1/x402/proxy?{more}")
+    assert (answer.status, answer.body["message"].split(":")[0]) == (400, field)
+
+
+def test_a_private_port_has_its_device_alone(functions: Functions) -> None:
+    list_modems(functions, "m1", "m2")
+    answer = private(functions)
+    assert answer.status == 200, answer.body
+    assert (answer.body["product"], answer.body["port"]["replacementsLeft"]) == ("proxy", 3)
+    username = answer.body["proxy"]["username"]
+    mine = through(functions, username)
+    assert mine in {"m1", "m2"}
+    assert {through(functions, username) for _ in range(5)} == {mine}
+    assert mine not in {through(functions, f"{HOUSE}-mbl-us") for _ in range(20)}
+    again = functions.call(QUERY + "&tier=private", headers={"payment-signature": "0x" + "01" * 32})
+    assert again.body["proxy"] == answer.body["proxy"]
+
+
+def test_ports_spread_over_devices_and_shared_ones_fill_up(functions: Functions) -> None:
+    list_modems(functions, "m1", "m2")
+    answers = [buy(functions, n, micro=400_000) for n in range(1, 5)]
+    devices = [through(functions, a.body["proxy"]["username"]) for a in answers]
+    assert sorted(devices) == ["m1", "m1", "m2", "m2"]
+
+
+def test_a_paid_port_without_a_free_device_is_owed_and_served_when_one_comes(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    assert private(functions, 1).status == 200
+    waiting = private(functions, 2)
+    assert waiting.status == 503
+    assert "do not pay again" in waiting.body["message"]
+    table = f"{PREFIX}sales"
+    (owed,) = functions.dynamo.run(all_owed(table, 10)).rows
+    assert owed.order.tier == "private"
+    list_modems(functions, "m2")
+    clock = functions.sale_wiring.counter
+    object.__setattr__(clock, "now_ms", lambda: now_ms() + LATE_MS)
+    assert serve_owed(functions.sale_wiring)["served"] == 1
+    object.__setattr__(clock, "now_ms", now_ms)
+    answer = functions.call(QUERY + "&tier=private", headers={"payment-signature": "0x" + "02" * 32})
+    assert through(functions, answer.body["proxy"]["username"]) == "m2"
+
+
+def test_nothing_is_offered_where_nothing_is_listed(functions: Functions) -> None:
+    answer = functions.call(QUERY)
+    assert (answer.status, answer.body["code"]) == (503, "NO_STOCK")
+    assert "do not pay" in answer.body["message"]
+
+
+def test_a_device_that_went_offline_is_replaced_three_times_free(functions: Functions) -> None:
+    names = [f"m{n}" for n in range(5)]
+    list_modems(functions, *names)
+    bought = private(functions)
+    username = bought.body["proxy"]["username"]
+    online = functions.call(REPLACE, "POST", {}, token(bought))
+    assert (online.status, online.body["code"]) == (409, "DEVICE_IS_ONLINE")
+    seen = [through(functions, username)]
+    for left in (2, 1, 0):
+        functions.redis.run(live.unlist_endpoint(Pool.MBL, EndpointId(seen[-1])))
+        assert through(functions, username) == "", "a strict pin fails closed while its device is away"
+        answer = functions.call(REPLACE, "POST", {}, token(bought))
+        assert (answer.status, answer.body["port"]["replacementsLeft"]) == (200, left), answer.body
+        seen.append(through(functions, username))
+    assert len(set(seen)) == 4
+    functions.redis.run(live.unlist_endpoint(Pool.MBL, EndpointId(seen[-1])))
+    used_up = functions.call(REPLACE, "POST", {}, token(bought))
+    assert (used_up.status, used_up.body["code"]) == (409, "REPLACEMENTS_USED_UP")
+
+
+def test_a_replacement_that_cannot_be_had_costs_none(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    bought = private(functions)
+    functions.redis.run(live.unlist_endpoint(Pool.MBL, EndpointId("m1")))
+    assert functions.call(REPLACE, "POST", {}, token(bought)).status == 503
+    facts = functions.call(SESSION, headers=token(bought)).body
+    assert (facts["port"]["replacementsLeft"], facts["port"]["online"]) == (3, False)
+    list_modems(functions, "m1")
+    assert functions.call(SESSION, headers=token(bought)).body["port"]["online"] is True
+
+
+def test_a_port_is_topped_up_at_its_own_price_and_longer_time_holds_its_device(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    bought = private(functions)
+    headers = token(bought)
+    cost = functions.call(f"{SESSION}/topup/calculate?addTrafficGB=0.25", headers=headers)
+    assert cost.body["amountMicro"] == "2000000"
+    quoted = functions.call(f"{SESSION}/topup", "POST", {"addTrafficGB": 0.25}, headers)
+    assert quoted.body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == "2000000"
+    longer = functions.call(f"{SESSION}/topup", "POST", {"addDurationSeconds": 86_400}, headers)
+    assert longer.body["credit"]["expiresAt"] > bought.body["credit"]["expiresAt"]
+    lease = bought.body["proxy"]["username"].rpartition("-")[2]
+    held = command("HGET", f"{{mbl}}:reserved:{lease}", "expires_at_ms", parse=int)
+    assert functions.redis.run(held) == longer.body["credit"]["expiresAt"]
+
+
+def test_pool_access_is_no_port(functions: Functions) -> None:
+    functions.call("/v1/x402/pool?traffic=0.1")
+    functions.chain.verdicts["0x" + "aa" * 32] = Valid(PAYER, 400_000, int(time.time()))
+    pool = functions.call("/v1/x402/pool?traffic=0.1", headers={"payment-signature": "0x" + "aa" * 32})
+    assert functions.call(SESSION, headers=token(pool)).status == 409
+    assert functions.call(REPLACE, "POST", {}, token(pool)).status == 409
+
+
+def test_a_payment_for_a_port_buys_no_other_tier(functions: Functions) -> None:
+    list_modems(functions, "m1", "m2")
+    twice = QUERY.replace("0.1", "0.2")
+    assert functions.call(twice).body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == "800000"
+    paying = {"payment-signature": "0x" + "ab" * 32}
+    functions.chain.verdicts[paying["payment-signature"]] = Valid(PAYER, 800_000, int(time.time()))
+    assert functions.call(QUERY + "&tier=private", headers=paying).status == 403
+    assert functions.call(twice, headers=paying).status == 200
