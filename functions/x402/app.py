@@ -12,13 +12,18 @@ from functions.x402.ports import PortDesk
 from functions.x402.reading import refuse_field
 from functions.x402.sale import Sale
 from functions.x402.wiring import Wiring
+from shared.metering.rules import day_of
 from shared.metering.table import usage_days
+from shared.runtime.clock import now_ms
 from shared.sale import answers
 from shared.sale import table as sales
 from shared.sale.live import REGENERATE_LIMIT
 from shared.sale.model import FieldFault, Session
 
 USAGE_DAYS_MAX: Final = 90
+USAGE_DAYS_DEFAULT: Final = 30
+DAY_MS: Final = 86_400_000
+STATUSES: Final = ("active", "expired", "all")
 WALLET_SESSIONS_MAX: Final = 50
 
 
@@ -29,9 +34,15 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     sale = Sale(wiring)
 
     @app.get("/v1/x402/pool/pricing")
+    def pool_pricing() -> dict[str, Any]:
+        return answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+
     @app.get("/v1/x402/pricing")
     def pricing() -> dict[str, Any]:
-        return answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+        sheet = answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+        kinds = sorted(sale.w.live.get("prices").get("ports", {}))
+        ports = [answers.tier_row(sale.prices(kind)) for kind in kinds]
+        return sheet | {"proxy": {"product": "proxy", "tiers": ports}}
 
     @app.get("/v1/x402/countries")
     def countries() -> dict[str, Any]:
@@ -70,8 +81,11 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         return {"credit": answers.credit(pak, sale.prices_of(session), sale.used(pak))}
 
     @app.get("/v1/x402/manage/pool/usage")
-    def usage(request: Request, since: str = "2000-01-01") -> dict[str, Any]:
+    def usage(request: Request, days: str = str(USAGE_DAYS_DEFAULT)) -> dict[str, Any]:
         _, pak, _ = sale.session(request)
+        if not (days.isascii() and days.isdecimal() and len(days) < 3 and 0 < int(days) <= USAGE_DAYS_MAX):
+            refuse_field(FieldFault("days", f"1 to {USAGE_DAYS_MAX}"))
+        since = day_of(now_ms() - (int(days) - 1) * DAY_MS)
         owner, table = f"pak#{pak.pak_id}", sale.w.settings.table("usage")
         page = sale.w.dynamo.run(usage_days(table, owner, since, USAGE_DAYS_MAX))
         rows = [{"day": day, "bytesOut": up, "bytesIn": down} for day, up, down in page.rows]
@@ -103,12 +117,16 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         return sale.credentials(bought, sale.prices_of(session))
 
     @app.get("/v1/x402/sessions/wallet/{address}")
-    def of_wallet(address: str) -> dict[str, Any]:
+    def of_wallet(address: str, status: str = "all") -> dict[str, Any]:
+        if status not in STATUSES:
+            refuse_field(FieldFault("status", ", ".join(STATUSES)))
         wallet = address.lower() if address.startswith("0x") else address
         page = sale.w.dynamo.run(
             sales.sessions_of_wallet(sale.w.settings.table("sales"), wallet, WALLET_SESSIONS_MAX)
         )
-        return {"sessions": [_public(s) for s in page.rows], "count": len(page.rows)}
+        found = [_public(s) for s in page.rows]
+        kept = [s for s in found if status in {"all", s["status"]}]
+        return {"sessions": kept, "count": len(kept)}
 
     @app.get("/v1/x402/sessions/{session_id}/status")
     def status(session_id: str) -> dict[str, Any]:
@@ -126,4 +144,5 @@ def _public(session: Session) -> dict[str, Any]:
         "txHash": session.tx_hash,
         "createdAt": session.created_at_ms,
         "expiresAt": session.expires_at_ms,
+        "status": "active" if session.expires_at_ms > now_ms() else "expired",
     }

@@ -40,6 +40,7 @@ class SaleSettings(Settings):
     evm_asset: str = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
     evm_recipient: str
     gas_key: SecretStr = SecretStr("")
+    clock_error_ms: int = 0
     solana_rpc_urls: str
     solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
     solana_recipient: str
@@ -104,6 +105,7 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
         exact_rail=rails[0],
         depths=lambda network: read_depths(live.get("confirmations"), network),
         now_ms=now_ms,
+        clock_error_ms=settings.clock_error_ms,
     )
     place = Place(
         settings.api_base_url, settings.gateway_host, settings.gateway_http_port, settings.gateway_socks_port

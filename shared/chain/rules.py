@@ -149,6 +149,8 @@ def judge_solana(
     """The verdict on a `getTransaction` answer that the chain holds at `commitment`; absent balances are zero."""
     if answer is None or answer.get("meta") is None:
         return Unknown(UnknownReason.NOT_FOUND)
+    if not answer.get("blockTime"):  # who asked before it was paid cannot be told without it
+        return Unknown(UnknownReason.NOT_CONFIRMED)
     meta = answer["meta"]
     if meta.get("err") is not None:
         return Invalid(InvalidReason.FAILED)
@@ -169,7 +171,7 @@ def judge_solana(
         return Invalid(InvalidReason.SEVERAL_PAYERS)
     if depth_for(received, depths).commitment == "finalized" and commitment != "finalized":
         return Unknown(UnknownReason.NOT_CONFIRMED)
-    return Valid(next(iter(payers)), received, int(answer.get("blockTime") or 0))
+    return Valid(next(iter(payers)), received, int(answer["blockTime"]))
 
 
 def _balances(rows: Sequence[Mapping[str, Any]] | None, mint: str) -> dict[int, tuple[str, int]]:

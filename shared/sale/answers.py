@@ -69,19 +69,24 @@ class Place:
         return f"{self.api_base_url}/v1/gateway/pool/stock"
 
 
+def tier_row(prices: Prices) -> dict[str, Any]:
+    """One tier of a price sheet."""
+    return {
+        "tier": prices.tier,
+        "pricePerGB": _usdc(prices.price_micro_per_gb),
+        "currency": "USDC",
+        "minPurchaseGB": gb_number(prices.min_bytes),
+        "maxPurchaseGB": gb_number(prices.max_bytes),
+        "quality": prices.quality,
+    }
+
+
 def price_sheet(prices: Prices, rails: Sequence[Rail], place: Place) -> dict[str, Any]:
     """`GET /v1/x402/pool/pricing`."""
     return {
         "product": "pool",
         "tiers": [
-            {
-                "tier": prices.tier,
-                "pricePerGB": _usdc(prices.price_micro_per_gb),
-                "currency": "USDC",
-                "minPurchaseGB": gb_number(prices.min_bytes),
-                "maxPurchaseGB": gb_number(prices.max_bytes),
-                "quality": prices.quality,
-            }
+            tier_row(prices),
         ],
         "defaultTier": prices.tier,
         "durationFree": True,

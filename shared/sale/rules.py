@@ -19,8 +19,10 @@ from shared.pool.model import Rotation
 from shared.sale.model import Echo, FieldFault, Order, Payment, Prices, Problem, Rail, Terms
 
 QUOTE_TTL_S: Final = 3600
-QUOTE_SLACK_S: Final = 90
-"""How much earlier than its quote a payment may seem: block times are coarse and clocks differ."""
+BLOCK_TIME_ERROR_MS: Final = {"base": 0, "solana": 2_000}
+"""How much earlier than it happened a block's time may say it was. A watcher needs less time than an honest clock error of
+seconds, so this is as small as the chain allows: Base's blocks carry the time at which they are complete.
+"""
 REEMIT_WINDOW_MS: Final = 3_600_000
 HEADER_MAX_CHARS: Final = 8192
 MAX_BRACKETS: Final = 64
@@ -172,7 +174,9 @@ def limited_as(address: str) -> str:
     return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
 
 
-def claim_fault(*, proven: bool, quoted_at_ms: int | None, paid_at_s: int, now_ms: int) -> Problem | None:
+def claim_fault(
+    *, proven: bool, quoted_at_ms: int | None, paid_at_s: int, now_ms: int, slack_ms: int
+) -> Problem | None:
     """Why a valid payment may not be claimed by whoever shows its hash.
 
     The payer's signature always may. A bare hash may when this requester had asked for these terms before it was paid:
@@ -183,7 +187,7 @@ def claim_fault(*, proven: bool, quoted_at_ms: int | None, paid_at_s: int, now_m
         return None
     if quoted_at_ms is None:
         return Problem.NOT_YOURS
-    if known and paid_at_s + QUOTE_SLACK_S < quoted_at_ms // 1000:
+    if known and paid_at_s * 1000 + slack_ms < quoted_at_ms:
         return Problem.NOT_YOURS
     if known and now_ms // 1000 - paid_at_s > QUOTE_TTL_S:
         return Problem.PAYMENT_TOO_OLD

@@ -34,6 +34,7 @@ from shared.sale.model import (
 )
 from shared.sale.owed_table import Owed, Refund
 from shared.sale.rules import (
+    BLOCK_TIME_ERROR_MS,
     REEMIT_WINDOW_MS,
     claim_fault,
     due_micro,
@@ -74,6 +75,7 @@ class Counter:
     exact_rail: Rail
     depths: Callable[[str], Sequence[Depth]]
     now_ms: Callable[[], int]
+    clock_error_ms: int = 0
 
     # Buying
 
@@ -209,6 +211,7 @@ class Counter:
             quoted_at_ms=self.redis.run(quoted_at(self._quote_of(order.subject, order.due_micro, requester))),
             paid_at_s=paid.paid_at_s,
             now_ms=self.now_ms(),
+            slack_ms=self.clock_error_ms + BLOCK_TIME_ERROR_MS[payment.network],
         )
 
     # Topping up

@@ -427,6 +427,13 @@ def test_top_ups_and_new_secrets_have_their_own_limits(functions: Functions) -> 
     assert [functions.call(route, "POST", {}, token(body)).status for _ in range(4)] == [200] * 3 + [429]
 
 
+@pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e1"])
+def test_usage_is_asked_for_by_days(functions: Functions, days: str) -> None:
+    body = bought(functions)
+    assert functions.call(f"/v1/x402/manage/pool/usage?days={days}", headers=token(body)).status == 400
+    assert functions.call("/v1/x402/manage/pool/usage?days=7", headers=token(body)).status == 200
+
+
 @pytest.mark.parametrize("value", ["", "x402s_wrong", "psx_wrong"])
 def test_manage_routes_need_their_token(functions: Functions, value: str) -> None:
     assert functions.call("/v1/x402/manage/pool/credit", headers={"x-session-token": value}).status == 401
@@ -438,6 +445,11 @@ def test_sessions_are_public_without_anything_that_works_as_a_credential(functio
     (session,) = listed.body["sessions"]
     status = functions.call(f"/v1/x402/sessions/{session['sessionId']}/status")
     assert status.body["txHash"] == HASH
+    assert (session["status"], status.body["status"]) == ("active", "active")
+    of_wallet = f"/v1/x402/sessions/wallet/{PAYER}?status="
+    counts = [functions.call(of_wallet + s).body["count"] for s in ("active", "expired", "all")]
+    assert counts == [1, 0, 1]
+    assert functions.call(of_wallet + "zzz").status == 400
     text = json.dumps([listed.body, status.body])
     assert body["sessionToken"] not in text
     assert body["proxy"]["password"] not in text
@@ -454,6 +466,8 @@ def test_prices_and_countries_are_public(functions: Functions) -> None:
     )
     assert sheet["tiers"][0]["pricePerGB"] == 4
     assert sheet["tiers"][0]["minPurchaseGB"] == 0.1
+    proxy = functions.call("/v1/x402/pricing").body["proxy"]
+    assert [(t["tier"], t["pricePerGB"]) for t in proxy["tiers"]] == [("private", 8), ("shared", 4)]
     assert functions.call("/v1/x402/countries").body == {"countries": {}}
     assert functions.call("/v1/x402/nothing").status == 404
 

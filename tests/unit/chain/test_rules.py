@@ -193,6 +193,7 @@ def test_a_balance_that_was_not_there_was_zero() -> None:
     [
         (None, Unknown(UnknownReason.NOT_FOUND)),
         ({"meta": None}, Unknown(UnknownReason.NOT_FOUND)),
+        (transaction([], []) | {"blockTime": None}, Unknown(UnknownReason.NOT_CONFIRMED)),
         (transaction([], [], err={"x": 1}), Invalid(InvalidReason.FAILED)),
         (transaction([], []), Invalid(InvalidReason.NO_TRANSFER)),
         (

@@ -1,0 +1,309 @@
+"""What is tried against the hash rail, each a real transaction on a real EVM node: nothing stolen, nothing sold twice.
+
+The Solana rail has the same rules in `tests/unit/chain`; its real transactions are in the demo.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from eth_account.messages import encode_defunct
+from eth_account.signers.local import LocalAccount
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from local import lab
+from local.evm import FAKE_TOKEN, USDC, new_address
+from shared.chain.eip3009 import word
+from shared.guard.table import write_setting
+from shared.runtime.dynamo import SyncDynamo
+from shared.sale.model import Bought, Payment, Terms
+from shared.sale.rules import is_enough, proof_text, read_prices, read_terms
+from shared.sale.service import pool_order
+from tests.support.chain import Anvil
+from tests.support.functions import PREFIX, Functions, Reply
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+QUERY = "/v1/x402/pool?traffic=0.1&country=us"
+DUE = 400_000
+BUYER, THIEF = "127.20.0.1", "127.20.0.9"
+RECIPIENT = new_address()
+THIEF_WALLET = new_address()
+USDBC = "0xd9aAEc86B65D86f6A7B5B1b0c42FFA531710b6CA"
+
+
+class Node:
+    """A node that answers for the real one, and can be made to lie, lag, refuse or vanish."""
+
+    def __init__(self, behind: str) -> None:
+        self.fault: Callable[[str, Any], Any] = lambda method, result: result
+        node = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                with urlopen(Request(behind, body, {"Content-Type": "application/json"}), timeout=5) as real:
+                    answer = json.loads(real.read())
+                try:
+                    answer["result"] = node.fault(json.loads(body)["method"], answer.get("result"))
+                except PermissionError:
+                    self.send_error(429)
+                    return
+                raw = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 256
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Shop(Functions):
+    """The sale on a real chain behind a node that can misbehave."""
+
+    def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles, anvil: Anvil) -> None:
+        self.node, self.anvil = Node(anvil.url), anvil
+        super().__init__(dynamo, redis_url, files, self.node.url, "", RECIPIENT)
+        dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+        self.call(QUERY)
+
+    def close(self) -> None:
+        super().close()
+        self.node.close()
+
+    def claim(self, tx_hash: str, source: str = BUYER, query: str = QUERY, proof: str = "") -> Reply:
+        headers = {"payment-signature": tx_hash} | ({"x-payment-proof": proof} if proof else {})
+        return self.call(query, headers=headers, source=source)
+
+
+@pytest.fixture
+def shop(
+    dynoxide: SyncDynamo,
+    valkey_url: str,
+    lab_files: lab.LabFiles,
+    anvil: Anvil,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Shop]:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    made = Shop(dynoxide, valkey_url, lab_files, anvil)
+    yield made
+    made.close()
+
+
+def transfer(to: str = RECIPIENT, amount: int = DUE) -> str:
+    return "0xa9059cbb" + to[2:].lower().rjust(64, "0") + word(amount)
+
+
+def approve(spender: str, amount: int) -> str:
+    return "0x095ea7b3" + spender[2:].lower().rjust(64, "0") + word(amount)
+
+
+def transfer_from(payer: str, amount: int = DUE) -> str:
+    sides = payer[2:].lower().rjust(64, "0") + RECIPIENT[2:].lower().rjust(64, "0")
+    return "0x23b872dd" + sides + word(amount)
+
+
+def raw(wallet: LocalAccount, data: str, to: str = USDC, nonce: int = 0) -> str:
+    fields: Any = {"to": to, "data": data, "value": 0, "gas": 200_000, "nonce": nonce, "chainId": 8453}
+    fees = {"maxFeePerGas": 10**10, "maxPriorityFeePerGas": 1}
+    return "0x" + bytes(wallet.sign_transaction(fields | fees).raw_transaction).hex()
+
+
+NOT_PAID: list[tuple[str, Callable[[LocalAccount], tuple[str, str]]]] = [
+    ("a fake token with the same event", lambda w: (FAKE_TOKEN, transfer())),
+    ("another recipient", lambda w: (USDC, transfer(THIEF_WALLET))),
+    ("nothing at all", lambda w: (USDC, transfer(amount=0))),
+    ("to itself", lambda w: (USDC, transfer(w.address))),
+    ("an approval only", lambda w: (USDC, approve(RECIPIENT, DUE))),
+    ("a plain call", lambda w: (RECIPIENT, "0x")),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), NOT_PAID, ids=[n for n, _ in NOT_PAID])
+def test_what_is_no_payment_buys_nothing(
+    shop: Shop, name: str, make: Callable[[LocalAccount], tuple[str, str]]
+) -> None:
+    wallet = shop.anvil.new_wallet()
+    to, data = make(wallet)
+    answer = shop.claim(shop.anvil.send(wallet, to, data))
+    assert answer.status == 402, answer.body
+    assert "no_transfer_of_usdc_to_us" in answer.body["error"]
+
+
+def test_bridged_usdc_is_not_usdc(shop: Shop) -> None:
+    shop.anvil.call("anvil_setCode", USDBC, shop.anvil.call("eth_getCode", USDC, "latest"))
+    wallet = shop.anvil.new_wallet()
+    shop.anvil.set_balance(USDBC, wallet.address, DUE)
+    assert "no_transfer" in shop.claim(shop.anvil.send(wallet, USDBC, transfer())).body["error"]
+
+
+def test_a_transaction_that_failed_is_told_so(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet(1)
+    sent = shop.anvil.call("eth_sendRawTransaction", raw(wallet, transfer()))
+    assert "transaction_failed" in shop.claim(sent).body["error"]
+
+
+def test_a_pending_payment_is_waited_for_and_then_served(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    shop.anvil.call("evm_setAutomine", False)
+    sent = shop.anvil.call("eth_sendRawTransaction", raw(wallet, transfer()))
+    waiting = shop.claim(sent)
+    assert (waiting.status, "do not pay again" in waiting.body["message"]) == (503, True)
+    shop.anvil.call("evm_mine")
+    assert shop.claim(sent).status == 200
+
+
+def test_a_payment_that_was_reorged_away_before_it_was_claimed_buys_nothing(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    paid = shop.anvil.send(wallet, USDC, transfer())
+    shop.anvil.call("anvil_reorg", 1, [])
+    assert shop.claim(paid).status == 503
+
+
+def test_a_large_payment_waits_for_more_blocks(shop: Shop) -> None:
+    query = QUERY.replace("0.1", "10")
+    shop.call(query)
+    wallet = shop.anvil.new_wallet(50_000_000)
+    paid = shop.anvil.send(wallet, USDC, transfer(amount=40_000_000))
+    assert shop.claim(paid, query=query).status == 503
+    shop.anvil.call("anvil_mine", "0x4")
+    assert shop.claim(paid, query=query).status == 200
+
+
+def test_a_payment_on_behalf_of_somebody_is_that_somebodys(shop: Shop) -> None:
+    payer, sender = shop.anvil.new_wallet(), shop.anvil.new_wallet()
+    shop.anvil.send(payer, USDC, approve(sender.address, DUE))
+    paid = shop.anvil.send(sender, USDC, transfer_from(payer.address))
+    text = encode_defunct(text=proof_text("base", paid))
+    by_sender = shop.claim(paid, THIEF, proof=sender.sign_message(text).signature.hex())
+    assert by_sender.status == 403
+    by_payer = shop.claim(paid, THIEF, proof=payer.sign_message(text).signature.hex())
+    assert by_payer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("amount", "status", "allocated"),
+    [(391_999, 402, 0), (392_000, 200, 10**8), (DUE, 200, 10**8), (1_000_000, 200, 250_000_000)],
+)
+def test_the_edge_of_the_tolerance(shop: Shop, amount: int, status: int, allocated: int) -> None:
+    paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer(amount=amount))
+    answer = shop.claim(paid)
+    assert answer.status == status
+    if allocated:
+        assert answer.body["credit"]["allocatedBytes"] == allocated
+
+
+@given(due=st.integers(1, 10**13), short=st.integers(-(10**6), 10**6), bp=st.integers(0, 1000))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_the_tolerance_is_exact_for_any_amount(due: int, short: int, bp: int) -> None:
+    edge = -(-due * (10_000 - bp) // 10_000)
+    assert is_enough(max(edge + short, 0), due, bp) == (max(edge + short, 0) >= edge)
+
+
+@pytest.mark.parametrize("shape", [str.upper, lambda h: h[2:], lambda h: "0X" + h[2:], lambda h: f" {h} "])
+def test_one_hash_however_it_is_written_is_one_payment(shop: Shop, shape: Callable[[str], str]) -> None:
+    paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    first, again = shop.claim(paid), shop.claim(shape(paid))
+    assert again.body["proxy"] == first.body["proxy"]
+
+
+@pytest.mark.parametrize("broken", ["0x", "0x" + "0" * 63, "0x" + "0" * 65, "0x" + "g" * 64])
+def test_a_padded_or_cut_hash_is_no_hash(shop: Shop, broken: str) -> None:
+    assert shop.claim(broken).status == 400
+
+
+def test_a_stolen_hash_buys_nothing_before_or_after_its_owner_claims(shop: Shop) -> None:
+    paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    mined_s = int(shop.anvil.call("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+    time.sleep(max(mined_s + 1.1 - time.time(), 0))  # the lab's clock error
+    shop.call(QUERY, source=THIEF)  # the thief saw the payment and asks for the same terms
+    late = shop.claim(paid, THIEF)
+    first = shop.claim(paid)
+    after = shop.claim(paid, THIEF)
+    other = shop.claim(paid, query=QUERY.replace("0.1", "0.2"))
+    assert (late.status, first.status, after.status) == (403, 200, 403)
+    assert first.body["proxy"] == other.body["proxy"]
+
+
+def test_another_country_is_the_same_purchase(shop: Shop) -> None:
+    paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    assert shop.claim(paid, query=QUERY.replace("us", "de")).status == 200
+
+
+LIES: list[tuple[str, Callable[[str, Any], Any]]] = [
+    ("null", lambda m, r: None),
+    ("no receipt", lambda m, r: None if m == "eth_getTransactionReceipt" else r),
+    ("behind", lambda m, r: "0x0" if m == "eth_blockNumber" else r),
+    ("another block", lambda m, r: r | {"hash": "0x" + "00" * 32} if m == "eth_getBlockByNumber" else r),
+    ("another height", lambda m, r: r | {"number": "0x1"} if m == "eth_getBlockByNumber" else r),
+    ("nonsense", lambda m, r: {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "fault"), LIES, ids=[n for n, _ in LIES])
+def test_a_node_that_cannot_be_trusted_makes_us_wait_and_consumes_nothing(
+    shop: Shop, name: str, fault: Callable[[str, Any], Any]
+) -> None:
+    paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    shop.node.fault = fault
+    answer = shop.claim(paid)
+    assert (answer.status, "do not pay again" in answer.body["message"]) == (503, True), answer.body
+    shop.node.fault = lambda method, result: result
+    assert shop.claim(paid).status == 200
+
+
+def test_a_node_that_wants_fewer_questions_makes_us_wait(shop: Shop) -> None:
+    def refuse(method: str, result: Any) -> Any:
+        raise PermissionError
+
+    paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    shop.node.fault = refuse
+    assert shop.claim(paid).status == 503
+    shop.node.fault = lambda method, result: result
+    assert shop.claim(paid).status == 200
+
+
+def test_two_hundred_buyers_with_two_hundred_payments_are_all_served_once(shop: Shop) -> None:
+    counter = shop.sale_wiring.counter
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    order = pool_order(terms, prices)
+    wallet = shop.anvil.new_wallet(DUE * 200)
+    shop.anvil.call("evm_setAutomine", False)
+    sent = [shop.anvil.call("eth_sendRawTransaction", raw(wallet, transfer(), nonce=n)) for n in range(200)]
+    shop.anvil.call("evm_mine")
+    shop.anvil.call("evm_setAutomine", True)
+    while shop.anvil.call("eth_getTransactionReceipt", sent[-1]) is None:
+        shop.anvil.call("evm_mine")
+
+    def buy(tx_hash: str) -> Any:
+        return counter.buy(order, prices, Payment("base", tx_hash), BUYER)
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(buy, sent * 2))
+    assert all(isinstance(a, Bought) for a in answers), [a for a in answers if not isinstance(a, Bought)][:3]
+    assert len({a.secret for a in answers}) == 200
+    assert [a.repeated for a in answers].count(False) == 200
