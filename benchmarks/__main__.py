@@ -31,6 +31,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "handshakes": idle.handshakes,
     "selection_100k": selection.measure,
     "sale_402": sale.measure,
+    "sale_mint": sale.measure_mint,
+    "sale_cold_start": sale.measure_cold,
 }
 TABLE_WIDTH: Final = 120
 CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"

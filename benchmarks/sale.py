@@ -1,25 +1,46 @@
-"""The 402 answer: milliseconds from API Gateway's event to the function's answer, in process."""
+"""The sale's own time: the 402 answer, verifying and minting beside what the chain node takes, and a cold start."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from benchmarks.row import Row
 from benchmarks.stores import dynamo_server, redis_server
+from functions.x402.wiring import SaleSettings, wire
 from local import lab
 from local.api_gateway import http_event
-from local.bootstrap import HOUSE
+from local.bootstrap import HOUSE, PRICES, bootstrap
+from local.evm import USDC, EvmChain
 from local.http_server import HttpRequest
+from local.paths import ANVIL
+from local.supervisor import free_port
+from shared.chain.model import SHALLOW
 from shared.guard.table import write_setting
+from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import SyncRedis
+from shared.sale.model import Order, Payment, Prices, Refused, Terms
+from shared.sale.rules import read_prices, read_terms
+from shared.sale.service import Counter, pool_order
 
 ROUNDS: Final = 5
 CALLS_PER_ROUND: Final = 100
 GOAL_MS: Final = 5.0
+COLD_STARTS: Final = 7
+COLD_GOAL_S: Final = 1.5
+MINTS: Final = 60
+MINT_GOAL_MS: Final = 15.0
 PREFIX: Final = "psx-bench-"
+RECIPIENT: Final = "0x" + "11" * 20
+_BUYERS: Final = itertools.count()
 
 
 def measure() -> Row:
@@ -49,8 +70,6 @@ def measure() -> Row:
                 "AWS_DEFAULT_REGION": "eu-central-1",
             }
         )
-        from local.bootstrap import bootstrap  # noqa: PLC0415 - with the settings above
-
         bootstrap(dynamo, PREFIX, 0)
         logging.disable(logging.INFO)  # a line per request would drown the table
         dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
@@ -69,12 +88,109 @@ def measure() -> Row:
 def _round(target: str, status: int) -> float:
     from functions.x402.handler import handler  # noqa: PLC0415 - with the settings above
 
-    event = http_event(HttpRequest("GET", target, (("host", "api.example"),), b"", "127.20.0.1"))
     spent = []
     for _ in range(CALLS_PER_ROUND):
+        # Every call is another buyer: one address may ask ten times a minute.
+        number = next(_BUYERS)
+        source = f"127.20.{number // 250}.{number % 250 + 1}"
+        event = http_event(HttpRequest("GET", target, (("host", "api.example"),), b"", source))
         began = time.perf_counter()
         answer: Any = handler(event, None)
         spent.append((time.perf_counter() - began) * 1000)
         if answer["statusCode"] != status:
             raise RuntimeError(f"{target} answered {answer['statusCode']}")
     return statistics.median(spent)
+
+
+def measure_cold() -> Row:
+    """A fresh interpreter until the handler stands; the peer is one that imports the web framework alone."""
+    ours = [_import_s("functions.x402.handler") for _ in range(COLD_STARTS)]
+    framework = [_import_s("fastapi, mangum, boto3, redis") for _ in range(COLD_STARTS)]
+    median, base = statistics.median(ours), statistics.median(framework)
+    return Row(
+        "sale_cold_start", "s", round(median, 2), {"frameworks_alone": round(base, 2)}, round(median / base, 2),
+        f"<= {COLD_GOAL_S} s", median <= COLD_GOAL_S, [], f"{min(ours):.2f}-{max(ours):.2f} s",
+    )  # fmt: skip
+
+
+def _import_s(modules: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+    return time.perf_counter() - began
+
+
+def measure_mint() -> Row:
+    """Verify and mint of a payment by hash, less the same questions asked of the node alone."""
+    with redis_server() as redis_url, dynamo_server("bench") as (dynamo_url, dynamo), evm_node() as chain:
+        counter, prices, order = _counter(redis_url, dynamo_url, dynamo, chain)
+        logging.disable(logging.INFO)
+        wallet, ours, node = chain.new_wallet(400_000 * (MINTS + 1)), [], []
+        data = "0xa9059cbb" + RECIPIENT[2:].rjust(64, "0") + (400_000).to_bytes(32, "big").hex()
+        for number in range(MINTS + 1):
+            counter.quote(order.subject, order.due_micro, "127.20.0.1")
+            payment = Payment("base", chain.send(wallet, USDC, data))
+            began = time.perf_counter()
+            counter.chain().judge(payment, SHALLOW)
+            asked = time.perf_counter()
+            bought = counter.buy(order, prices, payment, "127.20.0.1")
+            if isinstance(bought, Refused):
+                raise RuntimeError(bought.detail)
+            if number:  # the first one loads the chain SDK
+                node.append((asked - began) * 1000)
+                ours.append((time.perf_counter() - asked) * 1000)
+    median, base = statistics.median(ours), statistics.median(node)
+    return Row(
+        "sale_mint", "ms p50", round(median, 2), {"chain_alone": round(base, 2)}, round(median / base, 2),
+        f"<= chain + {MINT_GOAL_MS:.0f} ms", median <= base + MINT_GOAL_MS, [], f"{min(ours):.1f}-{max(ours):.1f} ms",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def evm_node() -> Iterator[EvmChain]:
+    """anvil with USDC on it."""
+    port = free_port()
+    command = [str(ANVIL), "--host", "127.0.0.1", "--port", str(port), "--chain-id", "8453", "--silent"]
+    process = subprocess.Popen(command)
+    chain = EvmChain(f"http://127.0.0.1:{port}")
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                chain.place_tokens()
+                break
+            time.sleep(0.05)
+        yield chain
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+def _counter(
+    redis_url: str, dynamo_url: str, dynamo: SyncDynamo, chain: EvmChain
+) -> tuple[Counter, Prices, Order]:
+    secrets = lab.fresh_secrets()
+    bootstrap(dynamo, PREFIX, 0)
+    fields: dict[str, Any] = {
+        "stage": "local",
+        "table_prefix": PREFIX,
+        "redis_url": redis_url,
+        "api_base_url": "https://api.example",
+        "gateway_host": "gw.example",
+        "gateway_http_port": 7000,
+        "gateway_socks_port": 7001,
+        "secret_pepper": secrets.pepper,
+        "sealing_key": secrets.sealing_key,
+        "quote_secret": secrets.quote_secret,
+        "house_account": HOUSE,
+        "evm_rpc_urls": chain.url,
+        "evm_recipient": RECIPIENT,
+        "solana_rpc_urls": "http://127.0.0.1:9",
+        "solana_recipient": "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T",
+        "clock_error_ms": 60_000,
+    }
+    settings = SaleSettings(**fields)
+    wired = wire(settings, dynamo, SyncRedis(redis_url))
+    prices = read_prices(PRICES)
+    terms = read_terms({"traffic": "0.1"}, prices) if prices else None
+    if prices is None or not isinstance(terms, Terms):
+        raise RuntimeError("the lab's prices cannot be read")
+    return wired.counter, prices, pool_order(terms, prices)

@@ -198,7 +198,7 @@ def test_a_payment_on_solana_is_read(serve: Serve) -> None:
         (PAID, {"confirmationStatus": "processed"}, UnknownReason.NOT_CONFIRMED),
         (None, {"confirmationStatus": "finalized"}, UnknownReason.NOT_FOUND),
         (
-            {"meta": {"preTokenBalances": [{}]}},
+            {"blockTime": 1_800_000_000, "meta": {"preTokenBalances": [{}]}},
             {"confirmationStatus": "finalized"},
             UnknownReason.NODE_MALFORMED,
         ),
