@@ -223,9 +223,9 @@ def top_up_item(
     return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=condition)
 
 
-def regenerate(
+def regenerate_items(
     table: str, pak: Pak, secret_hash: str, secret_sealed: str, now_ms: int
-) -> DynamoRequest[Conflict | None]:
+) -> list[TransactItem]:
     """Another secret for the same pak; the old one is gone in the same moment."""
     changed = transact_update(
         table,
@@ -238,7 +238,14 @@ def regenerate(
     gone: TransactItem = {
         "Delete": {"TableName": table, "Key": {"pk": {"S": f"secret#{pak.secret_hash}"}, "sk": {"S": "-"}}}
     }
-    return transact([changed, gone, _secret_item(table, secret_hash, pak.pak_id)])
+    return [changed, gone, _secret_item(table, secret_hash, pak.pak_id)]
+
+
+def regenerate(
+    table: str, pak: Pak, secret_hash: str, secret_sealed: str, now_ms: int
+) -> DynamoRequest[Conflict | None]:
+    """`regenerate_items` on their own."""
+    return transact(regenerate_items(table, pak, secret_hash, secret_sealed, now_ms))
 
 
 def add_used_item(table: str, pak_id: PakId, used_bytes: int, now_ms: int) -> TransactItem:

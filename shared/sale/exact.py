@@ -6,7 +6,7 @@ gets a transfer to the chain, it pays us: the contract's log decides, not our re
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from shared.chain.eip3009 import terms_fault
@@ -123,7 +123,12 @@ class ExactRail:
             authorization, owed.requester, owed.order.subject, Stage.RESERVED, now, lease, height
         )
         kept = rows.reserve_item(self.table, transfer)
-        if self.dynamo.run(transact([kept, owe_item(self.table, owed)])) is None:
+        if (
+            self.dynamo.run(
+                transact([kept, owe_item(self.table, replace(owed, order=replace(owed.order, proven=True)))])
+            )
+            is None
+        ):
             return self._sign(transfer)
         found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
         return found or Settled(Unknown(UnknownReason.NOT_SETTLED), False)

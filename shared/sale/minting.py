@@ -52,8 +52,11 @@ class Mint:
         return self.claimed_by_key(payment.network, payment.key)
 
     def claimed_by_key(self, network: str, key: str) -> Claim | None:
-        """The claim of a payment by its name."""
-        return self.dynamo.run(sales.get_claim(self.table("sales"), network, key))
+        """The claim of a payment by any name of it."""
+        found = self.dynamo.run(sales.get_claim(self.table("sales"), network, key))
+        if found is None or found.key == key:
+            return found
+        return self.dynamo.run(sales.get_claim(self.table("sales"), network, found.key))
 
     def key(
         self, order: Order, terms: Terms, prices: Prices, payment: Payment, paid: Valid, requester: str
@@ -145,6 +148,7 @@ class Mint:
             username=username,
             sealed=sealed,
             claimed_at_ms=self.now_ms(),
+            proven=order.proven,
         )
 
     def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:
@@ -170,6 +174,41 @@ class Mint:
         opened = json.loads(self.box.open(claim.sealed, f"claim#{claim.network}#{claim.key}"))
         secret = self.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")
         return Bought(pak, claim.username, secret, opened["token"], claim, True)
+
+    def supersede(self, claim: Claim, requester: str) -> Bought | Refused:
+        """Take back what was given for a bare hash, and give the payer, who proved the payment, fresh credentials."""
+        bought = self.reopen(claim)
+        if isinstance(bought, Refused):
+            return bought
+        pak, secret, token = bought.pak, new_pak_secret(), new_session_token()
+        sealed = self.box.seal(json.dumps({"token": token}), f"claim#{claim.network}#{claim.key}")
+        now = self.now_ms()
+        mine = replace(claim, requester=requester, sealed=sealed, claimed_at_ms=now, proven=True)
+        session = self.dynamo.run(sales.get_session(self.table("sales"), token_hash(bought.session_token)))
+        if session is None:
+            return Refused(Problem.RETRY, "the session of this purchase cannot be read now")
+        changed = replace(
+            pak, secret_hash=self.box.hash(secret), secret_sealed=self.box.seal(secret, f"pak#{pak.pak_id}")
+        )
+        fresh = replace(session, session_id=new_id(), sealed=sealed)
+        conflict = self.dynamo.run(
+            transact(
+                [
+                    *sales.supersede_items(
+                        self.table("sales"), claim, mine, token_hash(bought.session_token)
+                    ),
+                    *sales.session_items(self.table("sales"), fresh, token_hash(token)),
+                    *access.regenerate_items(
+                        self.table("access"), pak, changed.secret_hash, changed.secret_sealed, now
+                    ),
+                ]
+            )
+        )
+        if conflict is not None:
+            return Refused(Problem.RETRY, "the purchase changed in the same moment")
+        self.tell(changed)
+        self._audit(pak.pak_id, "regenerate", mine)
+        return Bought(changed, claim.username, secret, token, mine, False)
 
     def pak(self, pak_id: PakId) -> Pak:
         """A key that is known to exist. Raises StoreUnavailable."""

@@ -87,7 +87,9 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is bought. `subject` names it in a quote: a payment for one subject buys no other."""
+    """What is bought. `subject` names it in a quote: a payment for one subject buys no other. `proven`, once verified:
+    the payer's own signature came with it.
+    """
 
     product: Product
     subject: str
@@ -97,6 +99,7 @@ class Order:
     pak_id: PakId | None = None
     username: str = ""
     tier: str = ""
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ class Rail:
 class Claim:
     """One payment that was accepted, and what it bought. `sealed` holds the session token.
 
-    `key` is what was claimed: a transaction hash, or an authorization whose transaction is `tx_hash`.
+    `key` is what was claimed: a transaction hash, or an authorization whose transaction is `tx_hash`. `proven`: by the
+    payer's signature; what was given for a bare hash is taken back when the payer proves the payment later.
     """
 
     network: Network
@@ -129,6 +133,7 @@ class Claim:
     username: str
     sealed: str
     claimed_at_ms: int
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,9 +101,10 @@ class Counter:
         known = self.mint.claimed(payment)
         if known is not None:
             return self._again(known, order.product, requester, payment)
-        paid = self._verify(payment, order, prices, requester)
-        if isinstance(paid, Refused):
-            return paid
+        verified = self._verify(payment, order, prices, requester)
+        if isinstance(verified, Refused):
+            return verified
+        paid, order = verified
         minted = self._serve_or_refuse(order, prices, payment, paid, requester)
         return self._again(minted, order.product, requester, payment) if isinstance(minted, Claim) else minted
 
@@ -155,20 +156,25 @@ class Counter:
     def _again(self, claim: Claim, product: Product, requester: str, payment: Payment) -> Bought | Refused:
         """The same payment once more: the same purchase gets the same answer, anything else gets nothing."""
         recent = self.now_ms() - claim.claimed_at_ms < REEMIT_WINDOW_MS
+        mine = claim.requester == requester and recent
         shown = replace(payment, tx_hash=claim.tx_hash)
-        if not (claim.requester == requester and recent) and not (
-            payment.proof and self.chain().proves(shown, claim.payer)
-        ):
+        proven = bool(payment.proof) and self.chain().proves(shown, claim.payer)
+        if not mine and not proven:
             return Refused(
                 Problem.NOT_YOURS, "this payment was claimed already; its buyer can use the session token"
             )
         if claim.product is not product:
             return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
+        if proven and not claim.proven and claim.requester != requester:
+            return self.mint.supersede(claim, requester)
         return self.mint.reopen(claim)
 
     # Verifying
 
-    def _verify(self, payment: Payment, order: Order, prices: Prices, requester: str) -> Valid | Refused:
+    def _verify(
+        self, payment: Payment, order: Order, prices: Prices, requester: str
+    ) -> tuple[Valid, Order] | Refused:
+        """What was paid, and the order with whether its payer proved it."""
         depths = self.depths(payment.network)
         first_hand = False
         owed = Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())
@@ -185,13 +191,21 @@ class Counter:
             if payment.authorization is not None:  # taken on, and then it moved nothing
                 self.mint.dynamo.run(owed_table.forget(self.mint.table("sales"), owed))
             return Refused(Problem.PAYMENT_INVALID, verdict.reason.value)
-        fault = None if first_hand else self._unbound(payment, verdict, order, requester)
+        proven = first_hand or self._proves(payment, verdict)
+        fault = None if proven else self._unbound(payment, verdict, order, requester)
         if fault is not None:
             return Refused(fault, "nobody at this address asked for these terms before the payment was made")
         if not is_enough(verdict.amount_micro, order.due_micro, prices.tolerance_bp):
             return self._too_small(owed, verdict)
+        verified = replace(order, proven=proven)
+        owed = replace(owed, order=verified)
         self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), owed))
-        return verdict
+        return verdict, verified
+
+    def _proves(self, payment: Payment, paid: Valid) -> bool:
+        """Whether the payer's signature of this payment came with it; a wrong one is as good as none."""
+        shown = replace(payment, tx_hash=paid.tx_hash or payment.tx_hash)
+        return bool(payment.proof) and self.chain().proves(shown, paid.payer)
 
     def _too_small(self, owed: Owed, paid: Valid) -> Refused:
         """Money that came and is not enough is not lost: a human can give it back."""
@@ -204,10 +218,9 @@ class Counter:
         return Refused(Problem.PAYMENT_TOO_SMALL, words)
 
     def _unbound(self, payment: Payment, paid: Valid, order: Order, requester: str) -> Problem | None:
-        """Why this requester may not have the payment: no signature of the payer, and no older quote."""
-        shown = replace(payment, tx_hash=paid.tx_hash or payment.tx_hash)
+        """Why this requester may not have a payment that nobody signed for: it had asked for no such terms before."""
         return claim_fault(
-            proven=bool(payment.proof) and self.chain().proves(shown, paid.payer),
+            proven=False,
             quoted_at_ms=self.redis.run(quoted_at(self._quote_of(order.subject, order.due_micro, requester))),
             paid_at_s=paid.paid_at_s,
             now_ms=self.now_ms(),
@@ -238,9 +251,10 @@ class Counter:
         known = self.mint.claimed(payment)
         if known is not None:
             return self._topped_up(known, session, token, repeated=True)
-        paid = self._verify(payment, order, prices, requester)
-        if isinstance(paid, Refused):
-            return paid
+        verified = self._verify(payment, order, prices, requester)
+        if isinstance(verified, Refused):
+            return verified
+        paid, order = verified
         try:
             claim, fresh = self.mint.raise_cap(order, session.pak_id, prices, payment, paid, requester)
         except Refunded:

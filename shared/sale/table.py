@@ -12,6 +12,7 @@ from shared.runtime.dynamo import (
     TransactItem,
     get_item,
     key,
+    marshal,
     marshal_value,
     query,
     transact_put,
@@ -31,6 +32,26 @@ def claim_items(table: str, claim: Claim, aliases: Sequence[str] = ()) -> list[T
     row = {**asdict(claim), "product": claim.product.value, "sk": "-"}
     names = dict.fromkeys((claim.key, *aliases))
     return [transact_put(table, {**row, "pk": _claim_pk(claim.network, name)}) for name in names]
+
+
+def supersede_items(table: str, before: Claim, after: Claim, old_token: str) -> list[TransactItem]:
+    """The payer proved a payment that somebody else had shown: the claim is theirs, and the old session is over."""
+    row = {
+        **asdict(after),
+        "product": after.product.value,
+        "pk": _claim_pk(after.network, after.key),
+        "sk": "-",
+    }
+    replaced = {
+        "TableName": table,
+        "Item": marshal(row),
+        "ConditionExpression": "sealed = :before",
+        "ExpressionAttributeValues": {":before": marshal_value(before.sealed)},
+    }
+    return [
+        {"Put": replaced},
+        {"Delete": {"TableName": table, "Key": key(f"session#{old_token}")}},
+    ]
 
 
 def get_claim(table: str, network: str, payment_key: str) -> DynamoRequest[Claim | None]:

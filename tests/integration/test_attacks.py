@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from local import lab
 from local.evm import FAKE_TOKEN, USDC, new_address
+from shared.access.table import find_secret
 from shared.chain.eip3009 import word
 from shared.guard.table import write_setting
 from shared.runtime.dynamo import SyncDynamo
@@ -244,6 +245,29 @@ def test_a_stolen_hash_buys_nothing_before_or_after_its_owner_claims(shop: Shop)
     other = shop.claim(paid, query=QUERY.replace("0.1", "0.2"))
     assert (late.status, first.status, after.status) == (403, 200, 403)
     assert first.body["proxy"] == other.body["proxy"]
+
+
+def test_a_payer_who_proves_the_payment_later_takes_back_what_a_thief_got(shop: Shop) -> None:
+    payer = shop.anvil.new_wallet()
+    shop.call(QUERY, source=THIEF)  # one who asks for every common amount all the time
+    paid = shop.anvil.send(payer, USDC, transfer())
+    stolen = shop.claim(paid, THIEF, proof="0x" + "11" * 65)
+    assert stolen.status == 200, "a bare hash is the weak case"
+    assert shop.claim(paid).status == 403
+    text = encode_defunct(text=proof_text("base", paid))
+    proof = payer.sign_message(text).signature.hex()
+    mine = shop.claim(paid, proof=proof)
+    assert mine.status == 200, mine.body
+    assert mine.body["proxy"]["password"] != stolen.body["proxy"]["password"]
+    credit = "/v1/x402/manage/pool/credit"
+    tokens = [r.body["sessionToken"] for r in (stolen, mine)]
+    assert [shop.call(credit, headers={"x-session-token": t}).status for t in tokens] == [401, 200]
+    pepper = shop.sale_wiring.counter.mint.box
+    hashes = [pepper.hash(r.body["proxy"]["password"]) for r in (stolen, mine)]
+    found = [shop.dynamo.run(find_secret(f"{PREFIX}access", h)) for h in hashes]
+    assert (found[0], found[1] is not None) == (None, True)
+    assert shop.claim(paid, THIEF).status == 403
+    assert shop.claim(paid, proof=proof).body["proxy"] == mine.body["proxy"]
 
 
 def test_another_country_is_the_same_purchase(shop: Shop) -> None:
