@@ -279,7 +279,27 @@ def test_a_malformed_authorization_is_400(shop: Shop, broken: dict[str, Any]) ->
 def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
     wallet = shop.anvil.new_wallet()
     payload = signed(wallet)
-    # A cancellation is another signed message; the same nonce spent on oneself is the cheaper way to the same end.
+    nonce = payload["authorization"]["nonce"]
+    domain = {"name": "USD Coin", "version": "2", "chainId": 8453, "verifyingContract": USDC}
+    types = {
+        "CancelAuthorization": [
+            {"name": "authorizer", "type": "address"},
+            {"name": "nonce", "type": "bytes32"},
+        ]
+    }
+    message = {"authorizer": wallet.address, "nonce": bytes.fromhex(nonce[2:])}
+    signature = bytes(wallet.sign_typed_data(domain, types, message).signature).hex()
+    r, s, v = signature[:64], signature[64:128], signature[128:]
+    call = "0x5a049a70" + wallet.address[2:].lower().rjust(64, "0") + nonce[2:] + v.rjust(64, "0") + r + s
+    shop.anvil.send(wallet, USDC, call)
+    answer = shop.buy(payload)
+    assert answer.status == 402
+    assert "authorization_was_canceled" in answer.body["error"]
+
+
+def test_a_nonce_that_was_spent_on_oneself_pays_nothing(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
     itself = signed(wallet, to=wallet.address, nonce=bytes.fromhex(payload["authorization"]["nonce"][2:]))
     shop.anvil.send(wallet, USDC, calldata(itself))
     answer = shop.buy(payload)
