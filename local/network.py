@@ -386,7 +386,7 @@ class LocalNetwork:
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_EVM_RPC_URLS": self.evm.url,
             "PSX_EVM_RECIPIENT": self.evm_recipient,
-            "PSX_CLOCK_ERROR_MS": "1000",
+            "PSX_CLOCK_ERROR_MS": "2000",
             "PSX_GAS_KEY": self.gas_wallet.key.hex(),
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,

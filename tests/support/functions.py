@@ -108,7 +108,7 @@ class Functions:
             evm_rpc_urls=evm_url or "http://127.0.0.1:9",
             evm_recipient=evm_recipient,
             gas_key=SecretStr(gas_key),
-            clock_error_ms=1000,
+            clock_error_ms=2000,
             solana_rpc_urls="http://127.0.0.1:9",
             solana_recipient="4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T",
         )
