@@ -1,7 +1,7 @@
 """The `exact` rail: a signed transfer is checked, taken on once, sent from our gas wallet, and waited for.
 
 Nothing is sent before it was stored, so a crash at any step is gone on from by the next request or by the job. Whoever
-gets a transfer to the chain, it pays us: the contract's log decides, not our receipt. See decision 0006.
+gets a transfer to the chain, it pays us: the contract's log decides, not our receipt. See decision 0011.
 """
 
 import time

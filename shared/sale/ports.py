@@ -1,7 +1,7 @@
 """Dedicated ports: the lease of a sold key, its device, and the free replacements when that device goes offline.
 
 The row is the truth and is written by the transaction that mints the key; what gateways read is the hold in Redis, which
-can be written again from the row at any time. Source: the v1 contract of `/v1/x402/proxy`; decision 0007.
+can be written again from the row at any time. Source: the v1 contract of `/v1/x402/proxy`; decision 0012.
 """
 
 from collections.abc import Callable
