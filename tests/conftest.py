@@ -5,7 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.support.stores", "tests.support.lab", "tests.support.dataplane"]
+pytest_plugins = [
+    "tests.support.stores",
+    "tests.support.lab",
+    "tests.support.dataplane",
+    "tests.support.gateway",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

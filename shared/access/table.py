@@ -171,16 +171,24 @@ def list_paks(
     )
 
 
-def suspend(table: str, pak_id: PakId, reason: DisabledReason, now_ms: int) -> DynamoRequest[Pak | None]:
-    """Turn a key off; None when it was off already, so that one suspension is told once."""
+def suspend(
+    table: str, pak_id: PakId, reason: DisabledReason, now_ms: int, at_cap_bytes: int | None = None
+) -> DynamoRequest[Pak | None]:
+    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap is no longer
+    the one that was reached."""
+    values: dict[str, object] = {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms}
+    condition = "enabled = :yes"
+    if at_cap_bytes is not None:
+        condition += " AND cap_bytes = :cap"
+        values[":cap"] = at_cap_bytes
     return update(
         table,
         f"pak#{pak_id}",
         "-",
         "SET enabled = :no, disabled_reason = :reason, updated_at_ms = :now",
-        {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms},
+        values,
         parse=read_pak,
-        condition="enabled = :yes",
+        condition=condition,
     )
 
 
