@@ -11,6 +11,7 @@ from functions.api.auth import caller
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
 from shared.access import table as access
+from shared.access.idempotency import once_item
 from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
 from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
@@ -94,7 +95,7 @@ class Resellers:
         fault = cap_fault(cap, account.kind)
         if fault is not None:
             raise ProblemError(400, "INVALID_FIELD", fault)
-        now, secret, pak_id = now_ms(), new_pak_secret(), PakId(new_id())
+        now, secret, pak_id = now_ms(), new_pak_secret(), PakId(operation_of(request) or new_id())
         pak = Pak(
             pak_id=pak_id,
             account_id=key.account_id,
@@ -112,9 +113,16 @@ class Resellers:
             updated_at_ms=now,
         )
         if self.w.dynamo.run(access.mint(self.table, pak)) is not None:
-            raise ProblemError(503, "TEMPORARILY_UNAVAILABLE", "please retry")
+            return self.made_before(pak)
         self.audit(request, key, pak, "create")
         return self.record(pak) | {"key": secret}
+
+    def made_before(self, pak: Pak) -> dict[str, Any]:
+        """The key that an earlier try of the same operation made, whose response nobody got."""
+        made = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id))
+        if made is None or made.account_id != pak.account_id:
+            raise ProblemError(503, "TEMPORARILY_UNAVAILABLE", "please retry")
+        return self.record(made) | {"key": self.w.box.open(made.secret_sealed, f"pak#{made.pak_id}")}
 
     def change(self, request: Request, pak_id: str, body: ChangeBody) -> dict[str, Any]:
         """Change what was sent."""
@@ -157,7 +165,13 @@ class Resellers:
             expires = max(now, pak.expires_at_ms or 0) + body.extendDays * 86_400_000
         if add:
             item = access.top_up_item(self.table, pak.pak_id, add, expires, now, reenable=False)
-            self.w.dynamo.run(transact([item]))
+            operation = operation_of(request)
+            once = [once_item(self.table, operation, now)] if operation else []
+            conflict = self.w.dynamo.run(transact([item, *once]))
+            if conflict is not None and 0 in conflict.failed:
+                raise ProblemError(
+                    409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry"
+                )
         elif expires is not None:
             self.w.dynamo.run(access.change(self.table, pak.pak_id, {"expires_at_ms": expires}, now))
         changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
@@ -231,6 +245,11 @@ class Resellers:
             "updatedAt": pak.updated_at_ms,
             "qualityTier": pak.quality.value,
         }
+
+
+def operation_of(request: Request) -> str:
+    """The id of the idempotent operation that runs, as long as a pak's id; "" without an Idempotency-Key."""
+    return str(getattr(request.state, "operation_id", ""))[:24]
 
 
 _ANY_KIND: Final = AccountKind.RESELLER
