@@ -295,17 +295,17 @@ class MeterService:
             pak = await self._dynamo.run(suspend(table, pak_id, DisabledReason.CAP, now, meter.cap_bytes))
             await self._redis.run(publish_revoke_pak(pak_id))
             if pak is not None:
-                await self._record_suspension(pak_id, meter, now)
+                await self._record_suspension(pak, meter, now)
         except StoreUnavailable as error:
             log.warning("suspension waits for the next flush", extra={"pak": pak_id, "reason": str(error)})
         else:
             self._unsuspended.pop(pak_id, None)
 
-    async def _record_suspension(self, pak_id: PakId, meter: Meter, now_ms: int) -> None:
+    async def _record_suspension(self, pak: Pak, meter: Meter, now_ms: int) -> None:
         metadata = {"usedBytes": meter.used_bytes, "capBytes": meter.cap_bytes}
         actor, action = f"gateway:{self._gateway_id}", "auto_suspended_cap_exceeded"
-        event = AuditEvent(f"pak#{pak_id}", action, actor, now_ms, metadata=metadata)
-        await append_audit_async(self._dynamo, self._table("audit"), event)
+        event = AuditEvent(f"pak#{pak.pak_id}", action, actor, now_ms, metadata=metadata)
+        await append_audit_async(self._dynamo, self._table("audit"), event, pak.account_id)
 
     async def stop(self) -> None:
         """The last flush, and the suspensions that it started."""

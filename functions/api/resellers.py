@@ -7,20 +7,21 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.api import history
 from functions.api.auth import caller
+from functions.api.history import record_of_key
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.idempotency import once_item
 from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
 from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
-from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
-from shared.guard.table import AUDIT_PAGE_MAX, entries
+from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PakId
 from shared.kernel.money import NotADecimal, gb_number, parse_gb
 from shared.metering.live import open_meter, read_used
+from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id, now_ms
@@ -28,6 +29,7 @@ from shared.runtime.dynamo import StoreUnavailable, transact
 
 KEYS_PAGE_MAX: Final = 1000
 USAGE_DAYS_MAX: Final = 90
+DAY_MS: Final = 86_400_000
 MEGABYTE: Final = 1_000_000
 Amount = int | float | str
 
@@ -211,17 +213,7 @@ class Resellers:
 
     def audit(self, request: Request, key: ApiKey, pak: Pak, action: str) -> None:
         """Append to the key's history."""
-        event = AuditEvent(
-            f"pak#{pak.pak_id}",
-            action,
-            key.account_id,
-            now_ms(),
-            ip=source_address(request),
-            user_agent=request.headers.get("user-agent", "")[:256],
-            request_id=request.state.request_id,
-            auth_method="api_key",
-        )
-        append_audit(self.w.dynamo, self.w.settings.table("audit"), event)
+        record_of_key(self.w, request, key, pak, action)
 
     def record(self, pak: Pak) -> dict[str, Any]:
         """A key without its secret."""
@@ -283,16 +275,23 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         page = work.w.dynamo.run(access.list_paks(work.table, key.account_id, KEYS_PAGE_MAX))
         return [work.record(p) for p in page.rows if p.disabled_reason is not DisabledReason.DELETED]
 
+    @routes.get("/audit")
+    def audit_of_all(
+        request: Request, limit: int = AUDIT_PAGE_MAX, before: str = "", action: str = ""
+    ) -> list[dict[str, Any]]:
+        return history.of_account(work.w, caller(work.w, request, Scope.RESELL), action, before, limit)
+
     @routes.get("/{pak_id}")
     def one(request: Request, pak_id: str) -> dict[str, Any]:
         return work.record(work.own(request, pak_id)[1])
 
     @routes.get("/{pak_id}/usage")
-    def usage(request: Request, pak_id: str, since: str = "2000-01-01") -> dict[str, Any]:
+    def usage(request: Request, pak_id: str, since: str = "", days: int = USAGE_DAYS_MAX) -> dict[str, Any]:
         _, pak = work.own(request, pak_id)
-        page = work.w.dynamo.run(
-            usage_days(work.w.settings.table("usage"), f"pak#{pak.pak_id}", since, USAGE_DAYS_MAX)
-        )
+        bound = max(1, min(days, USAGE_DAYS_MAX))
+        first = since or day_of(now_ms() - (bound - 1) * DAY_MS)
+        table = work.w.settings.table("usage")
+        page = work.w.dynamo.run(usage_days(table, f"pak#{pak.pak_id}", first, bound))
         return {"usage": [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]}
 
     @routes.get("/{pak_id}/audit")
@@ -303,24 +302,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         before: int | None = None,
         action: str = "",
     ) -> list[dict[str, Any]]:
-        _, pak = work.own(request, pak_id)
-        table = work.w.settings.table("audit")
-        bound = max(1, min(limit, AUDIT_PAGE_MAX))
-        page = work.w.dynamo.run(entries(table, f"pak#{pak.pak_id}", bound, before=before))
-        return [
-            {
-                "id": e.sequence,
-                "pakId": pak.pak_id,
-                "action": e.event.action,
-                "ip": e.event.ip,
-                "userAgent": e.event.user_agent,
-                "requestId": e.event.request_id,
-                "authMethod": e.event.auth_method,
-                "metadata": dict(e.event.metadata),
-                "createdAt": e.event.at_ms,
-            }
-            for e in page.rows
-            if not action or e.event.action == action
-        ]
+        return history.of_key(work.w, work.own(request, pak_id)[1], action, before, limit)
 
     return routes

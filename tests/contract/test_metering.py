@@ -66,7 +66,7 @@ def test_a_batch_is_applied_once(dynamo: SyncDynamo) -> None:
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) is None
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) == Conflict((0,))
     assert dynamo.run(pending_batches(TABLE, 10)).rows == ()
-    for owner in ("pak#p1", "dev#d1"):
+    for owner in ("pak#p1", "dev#d1", "acct#psx_a"):
         assert dynamo.run(usage_days(TABLE, owner, "2027-01-01", 10)).rows == (("2027-01-15", 10, 20),)
         assert dynamo.run(usage_days(TABLE, owner, "2027-01-16", 10)).rows == ()
 
