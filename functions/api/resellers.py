@@ -15,6 +15,7 @@ from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.idempotency import once_item
 from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
+from shared.access.prepaid import Prepaid, get_prepaid, move_items
 from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
@@ -25,7 +26,7 @@ from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import StoreUnavailable, transact
+from shared.runtime.dynamo import Conflict, StoreUnavailable, transact
 
 KEYS_PAGE_MAX: Final = 1000
 USAGE_DAYS_MAX: Final = 90
@@ -114,13 +115,21 @@ class Resellers:
             created_at_ms=now,
             updated_at_ms=now,
         )
-        if self.w.dynamo.run(access.mint(self.table, pak)) is not None:
-            return self.made_before(pak)
+        items = [*access.mint_items(self.table, pak), *move_items(self.table, self.prepaid(key), cap or 0)]
+        conflict = self.w.dynamo.run(transact(items))
+        if conflict is not None:
+            return self.made_before(pak, conflict)
         self.audit(request, key, pak, "create")
         return self.record(pak) | {"key": secret}
 
-    def made_before(self, pak: Pak) -> dict[str, Any]:
-        """The key that an earlier try of the same operation made, whose response nobody got."""
+    def prepaid(self, key: ApiKey) -> Prepaid | None:
+        """The balance that the account's caps are drawn from; None for an account on invoice."""
+        return self.w.dynamo.run(get_prepaid(self.table, key.account_id))
+
+    def made_before(self, pak: Pak, conflict: Conflict) -> dict[str, Any]:
+        """The key that an earlier try of the same operation made, whose response nobody got; 402 for a low balance."""
+        if 0 not in conflict.failed:
+            raise _insufficient()
         made = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id))
         if made is None or made.account_id != pak.account_id:
             raise ProblemError(503, "TEMPORARILY_UNAVAILABLE", "please retry")
@@ -147,10 +156,19 @@ class Resellers:
         if body.enabled is not None:
             fields["enabled"] = body.enabled
             fields["disabled_reason"] = None if body.enabled else DisabledReason.ADMIN.value
-        changed = (
-            self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) if fields else pak
-        )
-        return self.told(request, key, changed or pak, "update")
+        return self.told(request, key, self.write(key, pak, fields), "update")
+
+    def write(self, key: ApiKey, pak: Pak, fields: dict[str, object]) -> Pak:
+        """Change a key; what its cap grows or shrinks by moves from or to the balance."""
+        cap = fields.get("cap_bytes")
+        grown = (cap if isinstance(cap, int) else 0) - (pak.cap_bytes or 0)
+        moved = move_items(self.table, self.prepaid(key), grown) if "cap_bytes" in fields else []
+        if moved:
+            item = access.change_item(self.table, pak.pak_id, fields, now_ms(), pak.cap_bytes)
+            _settle(self.w.dynamo.run(transact([item, *moved])))
+        elif fields:
+            self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms()))
+        return self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
 
     def top_up(self, request: Request, pak_id: str, body: TopUpBody) -> dict[str, Any]:
         """More traffic, more days, both in one write; it does not turn a key on."""
@@ -169,11 +187,11 @@ class Resellers:
             item = access.top_up_item(self.table, pak.pak_id, add, expires, now, reenable=False)
             operation = operation_of(request)
             once = [once_item(self.table, operation, now)] if operation else []
-            conflict = self.w.dynamo.run(transact([item, *once]))
-            if conflict is not None and 0 in conflict.failed:
-                raise ProblemError(
-                    409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry"
-                )
+            drawn = move_items(self.table, self.prepaid(key), add)
+            conflict = self.w.dynamo.run(transact([item, *drawn, *once]))
+            done_before = conflict is not None and once and len(drawn) + 1 in conflict.failed
+            if not done_before:
+                _settle(conflict)
         elif expires is not None:
             self.w.dynamo.run(access.change(self.table, pak.pak_id, {"expires_at_ms": expires}, now))
         changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
@@ -199,9 +217,10 @@ class Resellers:
     def delete(self, request: Request, pak_id: str) -> dict[str, Any]:
         """End a key for good; its row stays, because its last bytes are still to be counted."""
         key, pak = self.own(request, pak_id)
-        fields = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
-        changed = self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) or pak
-        self.told(request, key, changed, "delete")
+        fields: dict[str, object] = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
+        if pak.cap_bytes is not None and self.prepaid(key) is not None:
+            fields["cap_bytes"] = min(self.used(pak), pak.cap_bytes)
+        self.told(request, key, self.write(key, pak, fields), "delete")
         return {"id": pak.pak_id, "deleted": True}
 
     def told(self, request: Request, key: ApiKey, pak: Pak, action: str) -> dict[str, Any]:
@@ -215,12 +234,16 @@ class Resellers:
         """Append to the key's history."""
         record_of_key(self.w, request, key, pak, action)
 
+    def used(self, pak: Pak) -> int:
+        """Bytes that a key has used, live; the last roll-up without Redis."""
+        try:
+            return max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
+        except StoreUnavailable:
+            return pak.used_bytes
+
     def record(self, pak: Pak) -> dict[str, Any]:
         """A key without its secret."""
-        try:
-            used = max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
-        except StoreUnavailable:
-            used = pak.used_bytes
+        used = self.used(pak)
         return {
             "id": pak.pak_id,
             "username": pak.account_id,
@@ -237,6 +260,20 @@ class Resellers:
             "updatedAt": pak.updated_at_ms,
             "qualityTier": pak.quality.value,
         }
+
+
+def _insufficient() -> ProblemError:
+    message = "the prepaid balance does not cover this; buy more traffic first"
+    return ProblemError(402, "INSUFFICIENT_BALANCE", message)
+
+
+def _settle(conflict: Conflict | None) -> None:
+    """Nothing, or why a change and its draw on the balance were not written: the change is the first item."""
+    if conflict is None:
+        return
+    if 0 in conflict.failed:
+        raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
+    raise _insufficient()
 
 
 def operation_of(request: Request) -> str:

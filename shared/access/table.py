@@ -211,6 +211,24 @@ def change(table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int)
     )
 
 
+def change_item(
+    table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int, cap_before: int | None
+) -> TransactItem:
+    """`change` inside a transaction, for a key whose cap is still the one that was read."""
+    setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
+    removing = [k for k, v in fields.items() if v is None]
+    expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
+    if removing:
+        expression += " REMOVE " + ", ".join(f"#{k}" for k in removing)
+    values = {f":{k}": v for k, v in setting.items()}
+    condition = "attribute_exists(pk) AND attribute_not_exists(cap_bytes)"
+    if cap_before is not None:
+        values[":cap_before"] = cap_before
+        condition = "cap_bytes = :cap_before"
+    names = {f"#{k}": k for k in (*setting, *removing)}
+    return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=condition, names=names)
+
+
 def top_up_item(
     table: str, pak_id: PakId, add_bytes: int, expires_at_ms: int | None, now_ms: int, *, reenable: bool
 ) -> TransactItem:
