@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.api import history
-from functions.api.auth import caller
+from functions.api.auth import caller, fresh
 from functions.api.history import record_of_key
+from functions.api.paging import read_cursor, write_cursor
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
@@ -21,7 +22,7 @@ from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PakId
 from shared.kernel.money import NotADecimal, gb_number, parse_gb
-from shared.metering.live import open_meter, read_used
+from shared.metering.live import open_meter, read_used, read_used_of
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
@@ -200,6 +201,7 @@ class Resellers:
     def regenerate(self, request: Request, pak_id: str) -> dict[str, Any]:
         """Another secret; the old one stops in the same moment."""
         key, pak = self.own(request, pak_id)
+        fresh(self.w, request, key)
         secret = new_pak_secret()
         sealed = self.w.box.seal(secret, f"pak#{pak.pak_id}")
         hashed = self.w.box.hash(secret)
@@ -211,12 +213,14 @@ class Resellers:
     def reveal(self, request: Request, pak_id: str) -> dict[str, Any]:
         """The secret again, on record."""
         key, pak = self.own(request, pak_id)
+        fresh(self.w, request, key)
         self.audit(request, key, pak, "reveal")
         return self.record(pak) | {"key": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
 
     def delete(self, request: Request, pak_id: str) -> dict[str, Any]:
         """End a key for good; its row stays, because its last bytes are still to be counted."""
         key, pak = self.own(request, pak_id)
+        fresh(self.w, request, key)
         fields: dict[str, object] = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
         if pak.cap_bytes is not None and self.prepaid(key) is not None:
             fields["cap_bytes"] = min(self.used(pak), pak.cap_bytes)
@@ -234,6 +238,22 @@ class Resellers:
         """Append to the key's history."""
         record_of_key(self.w, request, key, pak, action)
 
+    def page(self, key: ApiKey, response: Response, limit: int, cursor: str) -> list[dict[str, Any]]:
+        """Keys of the account, the newest first, as a bare array; where to go on stands in `X-Next-Cursor`."""
+        start = read_cursor(cursor) if cursor else None
+        if start is not None and start.get("account_id") != {"S": key.account_id}:
+            raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
+        bound = max(1, min(limit, KEYS_PAGE_MAX))
+        found = self.w.dynamo.run(access.list_paks(self.table, key.account_id, bound, start))
+        if found.next_key is not None:
+            response.headers["X-Next-Cursor"] = write_cursor(found.next_key)
+        paks = [p for p in found.rows if p.disabled_reason is not DisabledReason.DELETED]
+        try:
+            live = self.w.redis.run(read_used_of([p.pak_id for p in paks])) if paks else {}
+        except StoreUnavailable:
+            live = {}
+        return [self.record(p, max(p.used_bytes, live.get(p.pak_id, 0))) for p in paks]
+
     def used(self, pak: Pak) -> int:
         """Bytes that a key has used, live; the last roll-up without Redis."""
         try:
@@ -241,9 +261,9 @@ class Resellers:
         except StoreUnavailable:
             return pak.used_bytes
 
-    def record(self, pak: Pak) -> dict[str, Any]:
+    def record(self, pak: Pak, used_bytes: int | None = None) -> dict[str, Any]:
         """A key without its secret."""
-        used = self.used(pak)
+        used = self.used(pak) if used_bytes is None else used_bytes
         return {
             "id": pak.pak_id,
             "username": pak.account_id,
@@ -307,10 +327,10 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     routes.delete("/{pak_id}")(work.delete)
 
     @routes.get("")
-    def keys(request: Request) -> list[dict[str, Any]]:
-        key = caller(work.w, request, Scope.RESELL)
-        page = work.w.dynamo.run(access.list_paks(work.table, key.account_id, KEYS_PAGE_MAX))
-        return [work.record(p) for p in page.rows if p.disabled_reason is not DisabledReason.DELETED]
+    def keys(
+        request: Request, response: Response, limit: int = KEYS_PAGE_MAX, cursor: str = ""
+    ) -> list[dict[str, Any]]:
+        return work.page(caller(work.w, request, Scope.RESELL), response, limit, cursor)
 
     @routes.get("/audit")
     def audit_of_all(

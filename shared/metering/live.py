@@ -1,6 +1,6 @@
 """Live counters in Redis: a flush is applied once by (gateway, sequence), and leases keep all gateways within a cap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -56,3 +56,12 @@ def open_meter(pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> RedisCa
 def read_used(pak_id: PakId) -> RedisCall[int | None]:
     """Bytes used, live; None when no gateway has met this key since Redis was last lost."""
     return command("HGET", _USED, pak_id, parse=lambda raw: None if raw is None else int(raw))
+
+
+def read_used_of(pak_ids: Sequence[PakId]) -> RedisCall[Mapping[PakId, int]]:
+    """Bytes used, live, of many keys in one call; keys that no gateway has met are left out."""
+
+    def parse(answer: Any) -> Mapping[PakId, int]:
+        return {pak: int(raw) for pak, raw in zip(pak_ids, answer, strict=True) if raw is not None}
+
+    return command("HMGET", _USED, *pak_ids, parse=parse)
