@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 
-from functions.api.auth import caller
+from functions.api.auth import caller, fresh
 from functions.api.history import record_of_key
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
@@ -109,7 +109,7 @@ class AccountView:
         pak = self.own_key(key, pak_id)
         if pak is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such key")
-        record_of_key(self.w, request, key, pak, "reveal")
+        record_of_key(self.w, request, fresh(self.w, request, key), pak, "reveal")
         return answer | {"password": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
 
     def stats(self, key: ApiKey, days: int) -> dict[str, Any]:

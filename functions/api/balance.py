@@ -6,15 +6,15 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from functions.api.auth import caller
+from functions.api.auth import caller, fresh
+from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
-from shared.access.model import Account, AccountKind, ApiKey, Scope
+from functions.http import ProblemError
+from shared.access.model import Account, AccountKind, Scope
 from shared.access.prepaid import PURCHASE_MAX_BYTES, credit_items, get_prepaid, wholesale_price
 from shared.access.table import get_account
 from shared.guard.approvals import Approvals
-from shared.guard.model import Approval, ApprovalState, AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.model import Approval, ApprovalState
 from shared.kernel.ids import AccountId
 from shared.kernel.money import NotADecimal, format_usdc, gb_number, parse_gb
 from shared.runtime.clock import new_id, now_ms
@@ -80,7 +80,7 @@ class Balances:
 
     def propose(self, request: Request, account_id: str, body: CreditBody) -> dict[str, Any]:
         """Ask for a credit; nothing is credited before another admin says yes."""
-        by = caller(self.w, request, Scope.ADMIN)
+        by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
         size = traffic(str(body.trafficGB))
         account = self.account(account_id)
         facts = {
@@ -92,12 +92,12 @@ class Balances:
         ident = str(getattr(request.state, "operation_id", ""))[:24] or new_id()
         asked = Approval(ident, CREDIT, facts, by.account_id, now_ms())
         if self.approvals.propose(asked):
-            self.record(request, by, "credit_propose", ident, facts)
+            record_of_account(self.w, request, by, "credit_propose", approval=ident, **facts)
         return self.shown(self.found(ident))
 
     def decide(self, request: Request, ident: str, state: ApprovalState) -> dict[str, Any]:
         """Another admin's word. A yes that was given and not carried out is carried out by saying it again."""
-        by = caller(self.w, request, Scope.ADMIN)
+        by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
         asked = self.found(ident)
         if asked.state is ApprovalState.PROPOSED:
             if asked.proposed_by == by.account_id:
@@ -105,7 +105,9 @@ class Balances:
             decided = self.approvals.decide(asked, state, by.account_id)
             asked = decided or self.found(ident)
             if decided is not None:
-                self.record(request, by, f"credit_{state.value}", ident, dict(asked.arguments))
+                record_of_account(
+                    self.w, request, by, f"credit_{state.value}", approval=ident, **asked.arguments
+                )
         if asked.state is not state:
             raise ProblemError(409, "DECIDED_ALREADY", f"this request is {asked.state.value}")
         if state is ApprovalState.APPROVED:
@@ -139,20 +141,6 @@ class Balances:
             "proposedBy": asked.proposed_by,
             "decidedBy": asked.decided_by or None,
         }
-
-    def record(self, request: Request, by: ApiKey, action: str, ident: str, facts: dict[str, Any]) -> None:
-        """On record, in the admin's stream."""
-        event = AuditEvent(
-            f"acct#{by.account_id}",
-            action,
-            by.account_id,
-            now_ms(),
-            ip=source_address(request),
-            request_id=request.state.request_id,
-            auth_method="api_key",
-            metadata={"approval": ident, **facts},
-        )
-        append_audit(self.w.dynamo, self.w.settings.table("audit"), event)
 
 
 def traffic(text: str) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from functions.api import account, balance, inventory, operations, pages, peers, resellers
+from functions.api import account, balance, inventory, keys, operations, pages, peers, resellers, sign_in
 from functions.api.idempotency import install_idempotency
 from functions.api.wiring import Wiring, wiring
 from functions.http import install, lambda_handler
@@ -16,7 +16,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     app = FastAPI(title="psx", docs_url=None, redoc_url=None)
     install_idempotency(app, wired)
     install(app)
-    for room in (peers, inventory, account, balance, resellers, operations, pages):
+    for room in (peers, inventory, account, balance, keys, sign_in, resellers, operations, pages):
         app.include_router(room.router(wired))
     return app
 

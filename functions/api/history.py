@@ -31,20 +31,30 @@ ACTIONS: Final = frozenset(
 )
 
 
-def record_of_key(w: Wiring, request: Request, key: ApiKey, pak: Pak, action: str, **facts: Any) -> None:
-    """Append to a key's history, and to its account's log."""
-    event = AuditEvent(
-        f"pak#{pak.pak_id}",
+def _event(request: Request, key: ApiKey, stream: str, action: str, facts: dict[str, Any]) -> AuditEvent:
+    return AuditEvent(
+        stream,
         action,
-        key.account_id,
+        key.person or key.account_id,
         now_ms(),
         ip=source_address(request),
         user_agent=request.headers.get("user-agent", "")[:256],
         request_id=request.state.request_id,
-        auth_method="api_key",
+        auth_method="password" if key.person else "api_key",
         metadata=facts,
     )
+
+
+def record_of_key(w: Wiring, request: Request, key: ApiKey, pak: Pak, action: str, **facts: Any) -> None:
+    """Append to a key's history, and to its account's log."""
+    event = _event(request, key, f"pak#{pak.pak_id}", action, facts)
     append_audit(w.dynamo, w.settings.table("audit"), event, account=pak.account_id)
+
+
+def record_of_account(w: Wiring, request: Request, by: ApiKey, action: str, **facts: Any) -> None:
+    """Append to the history of the account that acts."""
+    event = _event(request, by, f"acct#{by.account_id}", action, facts)
+    append_audit(w.dynamo, w.settings.table("audit"), event)
 
 
 def shown(entry: AuditEntry, ident: int | str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Rows of accounts, API keys and paks. A pak's secret is a row of its own, so a lookup is one consistent read."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from shared.access.model import Account, AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
 from shared.kernel.ids import AccountId, PakId
@@ -19,6 +19,9 @@ from shared.runtime.dynamo import (
     transact_update,
     update,
 )
+
+API_KEYS_PER_ACCOUNT_MAX: Final = 50
+API_KEY_ROW_KEPT_S: Final = 30 * 86_400
 
 # Accounts and API keys
 
@@ -65,25 +68,60 @@ def set_account_consent(table: str, account_id: AccountId, version: str) -> Dyna
 
 
 def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:
-    """Store an API key by its hash."""
+    """Store an API key by its hash, and in its account's list."""
     row = {
         "pk": f"apikey#{key.key_hash}",
         "sk": "-",
         "account": key.account_id,
         "scopes": sorted(key.scopes),
         "created_ms": key.created_at_ms,
+        "label": key.label,
+        "ends_ms": key.ends_at_ms,
     }
-    return put_new(table, row)
+    listed = {"pk": f"keys#{key.account_id}", "sk": f"{key.created_at_ms:013d}#{key.key_id}"}
+    asked = transact(
+        [transact_put(table, row), transact_put(table, {**listed, "hash": key.key_hash}, new=False)]
+    )
+    return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
 
 
 def find_api_key(table: str, key_hash: str) -> DynamoRequest[ApiKey | None]:
-    """The API key with this hash."""
+    """The API key with this hash, ended or not."""
 
     def parse(row: Item) -> ApiKey:
         scopes = frozenset(Scope(s) for s in row["scopes"])
-        return ApiKey(key_hash, AccountId(row["account"]), scopes, row["created_ms"])
+        account, created = AccountId(row["account"]), row["created_ms"]
+        return ApiKey(key_hash, account, scopes, created, row.get("label", ""), row.get("ends_ms"))
 
     return get_item(table, f"apikey#{key_hash}", parse=parse)
+
+
+def api_key_hashes(table: str, account_id: AccountId, limit: int) -> DynamoRequest[Page[str]]:
+    """Hashes of an account's keys that were not ended, the newest first."""
+    return query(
+        table,
+        "pk = :pk",
+        {":pk": f"keys#{account_id}"},
+        parse=lambda row: str(row["hash"]),
+        limit=limit,
+        forward=False,
+    )
+
+
+def end_api_key(table: str, key: ApiKey, at_ms: int) -> DynamoRequest[Conflict | None]:
+    """Let a key work until a time; it leaves the list, and its row goes when nobody asks for it any more."""
+    ended = transact_update(
+        table,
+        f"apikey#{key.key_hash}",
+        "-",
+        "SET ends_ms = :at, #ttl = :ttl",
+        {":at": at_ms, ":ttl": at_ms // 1000 + API_KEY_ROW_KEPT_S},
+        condition="attribute_exists(pk)",
+        names={"#ttl": "ttl"},
+    )
+    where = {"pk": {"S": f"keys#{key.account_id}"}, "sk": {"S": f"{key.created_at_ms:013d}#{key.key_id}"}}
+    unlisted: TransactItem = {"Delete": {"TableName": table, "Key": where}}
+    return transact([ended, unlisted])
 
 
 # Pool access keys
