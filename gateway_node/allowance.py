@@ -17,9 +17,11 @@ from shared.metering.model import OVERDRAFT_MAX_BYTES, Ask, Meter
 NEVER: Final = 1 << 62
 SETTLE_AGAIN_S: Final = 0.05
 """How soon bytes that a slow customer had not taken are looked at again."""
+KEPT_S: Final = 60.0
+"""So long a denial is remembered, so that the overdraft is not had again by connecting again."""
 WANT_TIMES_CARRIED: Final = 4
 WANT_LEAST_BYTES: Final = 16 * 1024 * 1024
-"""Far from the cap; near it Redis gives a quarter of what is free at most."""
+"""Far from the cap; near it Redis gives what is free, or a quarter of it to one of several."""
 DENIED_S: Final = 0.25
 """So long a key without a lease is refused to newcomers; then they may ask again."""
 
@@ -31,14 +33,22 @@ class KeyBudget(Budget):
     `total_bytes` only grows, so an answer can be placed whatever was flushed while it was on its way.
     """
 
-    __slots__ = ("_carried_at", "_flushed", "asking", "denied_until_s", "meter", "truth_cap_bytes")
+    __slots__ = (
+        "_carried_at",
+        "_flushed",
+        "asking",
+        "denied_until_s",
+        "kept_until_s",
+        "meter",
+        "truth_cap_bytes",
+    )
 
     def __init__(self, spent: Callable[[], None]) -> None:
         super().__init__(spent)
         self.meter: Meter | None = None
         self.truth_cap_bytes: int | None = None
         self.asking = False
-        self.denied_until_s = 0.0
+        self.denied_until_s = self.kept_until_s = 0.0
         self._flushed = 0
         self._carried_at = 0
 
@@ -68,6 +78,7 @@ class KeyBudget(Budget):
             self.wake_bytes = asked_at + meter.lease_bytes // 2
         else:
             self.denied_until_s = now_s + DENIED_S
+            self.kept_until_s = now_s + KEPT_S
             self.wake_bytes = self.cut_bytes
 
     def flushed(self, size: int) -> None:

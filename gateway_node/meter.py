@@ -130,18 +130,22 @@ class MeterService:
         pak_id, budget = pak.pak_id, self._key_budget(pak.pak_id)
         budget.truth_cap_bytes = pak.cap_bytes
         try:
-            meter = await self._redis.run(open_meter(pak_id, pak.used_bytes, pak.cap_bytes))
-            if pak_id in self._open:
-                await self._lease(pak_id, budget)
-            else:
-                budget.without_lease(meter)
+            await self._redis.run(open_meter(pak_id, pak.used_bytes, pak.cap_bytes))
+            await self._lease(pak_id, budget, wanted=pak_id in self._open)
+            if pak_id not in self._open and budget.pending_bytes:
+                self._wake.set()  # somebody may be waiting for what this gateway no longer needs
         except StoreUnavailable:
             known = budget.meter.used_bytes if budget.meter else 0
             budget.unknown(Meter(max(pak.used_bytes, known), pak.cap_bytes))
 
     def is_spent(self, pak_id: PakId) -> bool:
         """Whether a key has nothing left, as far as this gateway knows."""
-        return self._key_budget(pak_id).spent_now(self._loop.time())
+        budget = self._key_budget(pak_id)
+        if not budget.spent_now(self._loop.time()):
+            return False
+        if budget.meter is not None and budget.meter.left_bytes:
+            self._ask_soon(pak_id)  # leases may have come back: the next try will know
+        return True
 
     def overloaded(self) -> bool:
         """Whether so much waits that new tunnels must be refused rather than carried uncounted."""
@@ -159,8 +163,8 @@ class MeterService:
             self._ask_soon(pak_id)
 
     def _cut(self, pak_id: PakId) -> None:
-        self._wake.set()
         for tunnel in self.open_tunnels(pak_id):
+            self._wake.set()
             tunnel.cut()
 
     def _ask_soon(self, pak_id: PakId) -> None:
@@ -173,7 +177,8 @@ class MeterService:
         """The next lease of a key; where all is leased elsewhere, the others are asked for what they do not use."""
         try:
             await self._lease(pak_id, budget)
-            if budget.denied_until_s and budget.cut_bytes > budget.pending_bytes and self._may_recall(pak_id):
+            used_up = budget.meter is None or budget.meter.left_bytes == 0
+            if budget.denied_until_s and not used_up and self._may_recall(pak_id):
                 await self._redis.run(publish_revoke_pak(pak_id))
         except StoreUnavailable:
             if budget.meter is not None:
@@ -274,7 +279,7 @@ class MeterService:
         """Give back the leases of keys that nobody uses any more here, and forget their budgets."""
         now_s = self._loop.time()
         for pak_id, budget in list(self._budgets.items()):
-            if pak_id in self._open or budget.pending_bytes or budget.asking or now_s < budget.denied_until_s:
+            if pak_id in self._open or budget.pending_bytes or budget.asking or now_s < budget.kept_until_s:
                 continue
             if budget.meter is not None and budget.meter.lease_bytes > 0:
                 await self._lease(pak_id, budget, wanted=False)
@@ -293,9 +298,9 @@ class MeterService:
         table, now = self._table("access"), self._now_ms()
         try:
             pak = await self._dynamo.run(suspend(table, pak_id, DisabledReason.CAP, now, meter.cap_bytes))
-            await self._redis.run(publish_revoke_pak(pak_id))
-            if pak is not None:
+            if pak is not None:  # told once: whoever hears it reads the key, and meets the cap as well
                 await self._record_suspension(pak, meter, now)
+                await self._redis.run(publish_revoke_pak(pak_id))
         except StoreUnavailable as error:
             log.warning("suspension waits for the next flush", extra={"pak": pak_id, "reason": str(error)})
         else:

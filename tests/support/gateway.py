@@ -47,6 +47,7 @@ class GatewayProcess:
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.port}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{free_port()}",
             "PSX_GATEWAY_PRIVATE_LISTEN": f"127.0.0.1:{free_port()}",
+            "PSX_GATEWAY_DRAIN_MAX_S": "1",
             "PSX_MESH_TOKEN": MESH_TOKEN,
             "PSX_SECRET_PEPPER": "00" * 32,
             "PSX_SEALING_KEY": "00" * 32,

@@ -1,5 +1,6 @@
 -- Add a cut's totals to the live counters, once, and lease each key's next bytes to this gateway.
--- A lease is what a gateway may carry before it asks again; what is leased to one is not leased to another.
+-- A lease is what a gateway may carry before it asks again; what is leased to one is not leased to another. A gateway that
+-- is alone with a key may have all of it, one of several a quarter of what is free.
 -- KEYS: 1 used, 2 cap, 3 sequences, 4.. lease hash per key (gateway -> "<bytes>:<until ms>").
 -- ARGV: 1 gateway, 2 sequence (-1 = lease only), 3 least lease, 4 lease life ms, then per key:
 --       id, bytes to add, bytes counted but not added yet, bytes wanted (-1 = leave leases alone)
@@ -14,22 +15,27 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local function text(number) return string.format('%.0f', number) end
 
 local function leased_to_others(key)
-  local sum = 0
+  local sum, count = 0, 0
   local held = redis.call('HGETALL', key)
   for i = 1, #held, 2 do
     local bytes, till = string.match(held[i + 1], '^(%d+):(%d+)$')
     if tonumber(till) <= now then redis.call('HDEL', key, held[i])
-    elseif held[i] ~= gateway then sum = sum + tonumber(bytes) end
+    elseif held[i] ~= gateway then sum, count = sum + tonumber(bytes), count + 1 end
   end
-  return sum
+  return sum, count
 end
 
 local function lease(key, left, unreported, want)
-  local free = left - unreported - leased_to_others(key)
+  local leased, others = leased_to_others(key)
+  local free = left - unreported - leased
   local grant = free
-  if free > 0 then grant = math.min(want, math.max(math.floor(free / 4), math.min(free, least))) end
+  if free > 0 and others == 0 then
+    grant = math.min(want, free)
+  elseif free > 0 then
+    grant = math.min(want, math.max(math.floor(free / 4), math.min(free, least)))
+  end
   local held = unreported + math.max(grant, 0)
-  if held > 0 then
+  if held > 0 or want > 0 then -- who was given nothing still counts as one of several
     redis.call('HSET', key, gateway, text(held) .. ':' .. text(now + life))
     redis.call('PEXPIRE', key, life * 2)
   else
