@@ -12,6 +12,7 @@ import uvloop
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
 from gateway_node.http_front import HttpFront
+from gateway_node.journal import open_journal
 from gateway_node.leases import Leases
 from gateway_node.links import RelayLinks
 from gateway_node.listen import listen, tls_context
@@ -55,7 +56,8 @@ async def serve(settings: GatewaySettings) -> None:
     )
     redis = AsyncRedis(settings.redis_url)
     async with AsyncDynamo() as dynamo:
-        meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms)
+        journal = open_journal(gateway_id, settings.gateway_journal_dir)
+        meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms, journal)
         await meter.start()
         house = settings.house_account
         auth = Authenticator(dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house)

@@ -1,7 +1,7 @@
 """Counting and capping: what open tunnels carried is flushed every 5 s, and a key that is spent is suspended at once.
 
-A flush first records its batch in DynamoDB under (gateway, sequence), then adds it to the live counters. Batches that
-could not be written wait, in order, and nothing is counted twice. Near a cap the flush comes early.
+A flush cuts the journal, records its batches in DynamoDB under (gateway, sequence), adds them to the live counters in one
+call, and only then forgets them. One cut is under way at a time: while a store is away bytes wait in the journal's slots.
 """
 
 from __future__ import annotations
@@ -9,27 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
+from gateway_node.allowance import KeyBudget, TunnelBudget
+from gateway_node.journal import Journal
 from gateway_node.tunnel import Budget, Tunnel
 from shared.access.model import DisabledReason, Pak
 from shared.access.table import suspend
 from shared.guard.model import AuditEvent
 from shared.guard.service import append_audit_async
 from shared.kernel.ids import GatewayId, PakId
-from shared.metering.live import flush, open_meter
+from shared.metering.live import flush, lease, open_meter
 from shared.metering.model import FLUSH_INTERVAL_S, FlushBatch, Meter
-from shared.metering.rules import Tally, batches, totals
+from shared.metering.rules import totals
 from shared.metering.table import newest_sequence, put_batch
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 
-EARLY_FLUSH_FLOOR_BYTES: Final = 64 * 1024
 RETRY_S: Final = 1.0
-WAITING_BATCHES_MAX: Final = 10_000
+BATCHES_AT_ONCE: Final = 8
+RECALL_EVERY_S: Final = 0.5
+"""How often a gateway without a lease asks the others to give theirs back."""
 
 log = logging.getLogger("psx.gateway")
 
@@ -44,41 +46,65 @@ class MeterService:
         table: Callable[[str], str],
         gateway_id: GatewayId,
         now_ms: Callable[[], int],
+        journal: Journal | None = None,
     ) -> None:
+        """Without a journal counts live in memory, and a killed process loses up to a flush interval of them."""
         self._dynamo = dynamo
         self._redis = redis
         self._table = table
         self._gateway_id = gateway_id
         self._now_ms = now_ms
-        self._tally = Tally()
-        self._budgets: dict[PakId, Budget] = {}
+        self._loop = asyncio.get_running_loop()
+        self._journal = journal or Journal(gateway_id)
+        self._budgets: dict[PakId, KeyBudget] = {}
         self._open: dict[PakId, set[Tunnel]] = {}
-        self._waiting: deque[FlushBatch] = deque()
+        self._counting: dict[Tunnel, TunnelBudget] = {}
         self._recorded = 0
-        self._next_sequence = 0
         self._wake = asyncio.Event()
-        self._suspending: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unsuspended: dict[PakId, Meter] = {}
+        self._recalled_s: dict[PakId, float] = {}
         self.fault: str | None = None
 
     async def start(self) -> None:
-        """Go on numbering where this gateway's last life ended."""
+        """Go on where this gateway's last life ended: its numbering, and what it had counted."""
         newest = await self._dynamo.run(newest_sequence(self._table("usage"), self._gateway_id))
-        self._next_sequence = newest + 1
+        journal = self._journal
+        if not journal.number_from(newest):
+            log.error("journal is older than the store, dropped", extra={"lines": journal.dropped_lines})
+        elif journal.dropped_lines:
+            log.error("journal was torn", extra={"lines": journal.dropped_lines})
+        for line in journal.lines():
+            self._key_budget(line.key.pak_id).pending_bytes += line.up + line.down - sum(line.confirmed)
+        if journal.lines():
+            log.warning("counts of the last life taken over", extra={"lines": len(journal.lines())})
 
     # tunnels
 
     def opened(self, tunnel: Tunnel) -> None:
         """A tunnel begins to count."""
-        self._open.setdefault(tunnel.pak.pak_id, set()).add(tunnel)
+        pak_id, line = tunnel.pak.pak_id, self._journal.line(tunnel.line)
+        line.tunnels += 1
+        budget = self._key_budget(pak_id)
+        counting = TunnelBudget(budget, line, tunnel)
+        self._counting[tunnel] = counting
+        tunnel.budget = counting
+        self._open.setdefault(pak_id, set()).add(tunnel)
+        if budget.meter is None:
+            budget.without_lease(Meter(tunnel.pak.used_bytes, tunnel.pak.cap_bytes))
+        if budget.left_bytes is not None and budget.pending_bytes >= budget.left_bytes:
+            self._ask_soon(pak_id)
 
     def closed(self, tunnel: Tunnel) -> None:
         """A tunnel ended: its last bytes are counted."""
-        self._collect(tunnel)
-        mine = self._open.get(tunnel.pak.pak_id)
-        if mine is not None:
-            mine.discard(tunnel)
-            if not mine:
-                del self._open[tunnel.pak.pak_id]
+        counting = self._counting.pop(tunnel, None)
+        if counting is None:
+            return
+        counting.close()
+        mine = self._open[tunnel.pak.pak_id]
+        mine.discard(tunnel)
+        if not mine:
+            del self._open[tunnel.pak.pak_id]
 
     def open_tunnels(self, pak_id: PakId) -> set[Tunnel]:
         """Open tunnels of a key."""
@@ -86,53 +112,119 @@ class MeterService:
 
     def all_tunnels(self) -> list[Tunnel]:
         """Every open tunnel."""
-        return [tunnel for tunnels in self._open.values() for tunnel in tunnels]
+        return list(self._counting)
 
     def budget(self, pak_id: PakId) -> Budget:
         """The budget that all tunnels of a key share."""
+        return self._key_budget(pak_id)
+
+    def _key_budget(self, pak_id: PakId) -> KeyBudget:
         budget = self._budgets.get(pak_id)
         if budget is None:
-            budget = Budget(lambda: self._nearly_spent(pak_id))
+            budget = KeyBudget(lambda: self._nearly_spent(pak_id))
             self._budgets[pak_id] = budget
         return budget
 
     async def met(self, pak: Pak) -> None:
         """A key was read from the truth: bring its live meter to it. Without Redis the truth alone is the budget."""
+        pak_id, budget = pak.pak_id, self._key_budget(pak.pak_id)
+        budget.truth_cap_bytes = pak.cap_bytes
         try:
-            meter = await self._redis.run(open_meter(pak.pak_id, pak.used_bytes, pak.cap_bytes))
+            await self._redis.run(open_meter(pak_id, pak.used_bytes, pak.cap_bytes))
+            await self._lease(pak_id, budget, wanted=pak_id in self._open)
+            if pak_id not in self._open and budget.pending_bytes:
+                self._wake.set()  # somebody may be waiting for what this gateway no longer needs
         except StoreUnavailable:
-            meter = Meter(pak.used_bytes, pak.cap_bytes)
-        self._set_budget(pak.pak_id, meter)
+            known = budget.meter.used_bytes if budget.meter else 0
+            budget.unknown(Meter(max(pak.used_bytes, known), pak.cap_bytes))
 
     def is_spent(self, pak_id: PakId) -> bool:
         """Whether a key has nothing left, as far as this gateway knows."""
-        budget = self.budget(pak_id)
-        return budget.left_bytes is not None and budget.pending_bytes >= budget.left_bytes
+        budget = self._key_budget(pak_id)
+        if not budget.spent_now(self._loop.time()):
+            return False
+        if budget.meter is not None and budget.meter.left_bytes:
+            self._ask_soon(pak_id)  # leases may have come back: the next try will know
+        return True
 
-    def _set_budget(self, pak_id: PakId, meter: Meter) -> None:
-        budget = self.budget(pak_id)
-        budget.left_bytes = meter.left_bytes
-        if meter.left_bytes is None:
-            budget.wake_bytes = 1 << 62
-        else:
-            budget.wake_bytes = min(max(meter.left_bytes // 4, EARLY_FLUSH_FLOOR_BYTES), meter.left_bytes)
+    def overloaded(self) -> bool:
+        """Whether so much waits that new tunnels must be refused rather than carried uncounted."""
+        return self._journal.full
+
+    # leases
 
     def _nearly_spent(self, pak_id: PakId) -> None:
-        self._wake.set()
-        if self.is_spent(pak_id):
-            for tunnel in self.open_tunnels(pak_id):
-                tunnel.cut()
+        """Half of a lease is gone, or all of it and the overdraft."""
+        budget = self._key_budget(pak_id)
+        if budget.pending_bytes >= budget.cut_bytes:
+            self._cut(pak_id)
+        else:
+            budget.wake_bytes = budget.cut_bytes
+            self._ask_soon(pak_id)
 
-    def _collect(self, tunnel: Tunnel) -> None:
-        up, down = tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down
-        if up or down:
-            tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
-            self._tally.add(tunnel.line, up, down)
+    def _cut(self, pak_id: PakId) -> None:
+        for tunnel in self.open_tunnels(pak_id):
+            self._wake.set()
+            tunnel.cut()
+
+    def _ask_soon(self, pak_id: PakId) -> None:
+        budget = self._key_budget(pak_id)
+        if not budget.asking:
+            budget.asking = True
+            self._in_background(self._ask(pak_id, budget))
+
+    async def _ask(self, pak_id: PakId, budget: KeyBudget) -> None:
+        """The next lease of a key; where all is leased elsewhere, the others are asked for what they do not use."""
+        try:
+            await self._lease(pak_id, budget)
+            used_up = budget.meter is None or budget.meter.left_bytes == 0
+            if budget.denied_until_s and not used_up and self._may_recall(pak_id):
+                await self._redis.run(publish_revoke_pak(pak_id))
+        except StoreUnavailable:
+            if budget.meter is not None:
+                budget.unknown(budget.meter)
+        finally:
+            budget.asking = False
+
+    def _may_recall(self, pak_id: PakId) -> bool:
+        now_s = self._loop.time()
+        if now_s - self._recalled_s.get(pak_id, 0.0) < RECALL_EVERY_S:
+            return False
+        self._recalled_s[pak_id] = now_s
+        return True
+
+    async def _lease(self, pak_id: PakId, budget: KeyBudget, *, wanted: bool = True) -> None:
+        at, asks = budget.total_bytes, {pak_id: budget.ask(0, wanted=wanted)}
+        meters = await self._redis.run(lease(self._gateway_id, asks))
+        self._answered(pak_id, meters[pak_id], at, wanted=wanted)
+
+    def _answered(self, pak_id: PakId, meter: Meter, asked_total_bytes: int, *, wanted: bool) -> None:
+        budget = self._key_budget(pak_id)
+        if meter.cap_bytes is None and budget.truth_cap_bytes is not None:
+            meter = self._reopened(pak_id, budget, meter)
+        budget.answered(meter, asked_total_bytes, self._loop.time(), wanted=wanted)
+        if meter.left_bytes == 0:
+            self._unsuspended[pak_id] = meter
+            self._cut(pak_id)
+            self._in_background(self._suspend(pak_id, meter))
+        elif budget.pending_bytes >= budget.cut_bytes:
+            self._cut(pak_id)
+
+    def _reopened(self, pak_id: PakId, budget: KeyBudget, meter: Meter) -> Meter:
+        """Redis lost a key's meter: give it back what is known, and go on without a lease until it answers again."""
+        known = budget.meter.used_bytes if budget.meter else 0
+        used, cap = max(meter.used_bytes, known), budget.truth_cap_bytes
+        self._in_background(self._open_again(pak_id, used, cap))
+        return Meter(used, cap, 0)
+
+    async def _open_again(self, pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self._redis.run(open_meter(pak_id, used_bytes, cap_bytes))
 
     # flushing
 
     async def run(self) -> None:
-        """Flush every `FLUSH_INTERVAL_S`, and earlier when a key nears its cap; until cancelled."""
+        """Flush every `FLUSH_INTERVAL_S`, and earlier when a key is spent; until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), FLUSH_INTERVAL_S)
@@ -141,72 +233,88 @@ class MeterService:
 
     async def flush(self) -> bool:
         """Write everything counted so far. False when a store is away; what waits is written by a later flush."""
-        for tunnel in self.all_tunnels():
-            self._collect(tunnel)
-        lines = self._tally.cut()
-        for batch in batches(self._gateway_id, self._next_sequence, self._now_ms(), lines):
-            self._next_sequence = batch.sequence + 1
-            self._waiting.append(batch)
+        for counting in list(self._counting.values()):
+            counting.settle()
         try:
-            while self._waiting:
-                await self._write(self._waiting[0])
-                self._waiting.popleft()
-                self._recorded = 0
+            if self._journal.pending:
+                await self._write(self._journal.pending)
+            if self._journal.cut(self._now_ms()):
+                await self._write(self._journal.pending)
+            await self._forget_idle()
         except StoreUnavailable as error:
             if self.fault is None:
-                log.warning("flush waits", extra={"reason": str(error), "waiting": len(self._waiting)})
+                log.warning(
+                    "flush waits", extra={"reason": str(error), "waiting": len(self._journal.pending)}
+                )
             self.fault = str(error)
             await asyncio.sleep(RETRY_S)
             return False
         self.fault = None
+        for pak_id, meter in list(self._unsuspended.items()):
+            self._in_background(self._suspend(pak_id, meter))
         return True
 
-    def overloaded(self) -> bool:
-        """Whether so much waits that new tunnels must be refused rather than carried uncounted."""
-        return len(self._waiting) >= WAITING_BATCHES_MAX
-
-    async def _write(self, batch: FlushBatch) -> None:
-        if self._recorded != batch.sequence + 1:
-            await self._dynamo.run(put_batch(self._table("usage"), batch))
-            self._recorded = batch.sequence + 1
-        counted = totals(batch)
-        meters = await self._redis.run(flush(self._gateway_id, batch.sequence, counted))
+    async def _write(self, pending: tuple[FlushBatch, ...]) -> None:
+        table = self._table("usage")
+        while self._recorded < len(pending):
+            some = pending[self._recorded : self._recorded + BATCHES_AT_ONCE]
+            await asyncio.gather(*(self._dynamo.run(put_batch(table, batch)) for batch in some))
+            self._recorded += len(some)
+        counted: dict[PakId, int] = {}
+        for batch in pending:
+            for pak_id, size in totals(batch).items():
+                counted[pak_id] = counted.get(pak_id, 0) + size
+        budgets = {pak_id: self._key_budget(pak_id) for pak_id in counted}
+        asks = {p: budgets[p].ask(size, wanted=p in self._open) for p, size in counted.items()}
+        totals_at_ask = {pak_id: budget.total_bytes for pak_id, budget in budgets.items()}
+        meters = await self._redis.run(flush(self._gateway_id, pending[-1].sequence, counted, asks))
+        self._journal.confirm()
+        self._recorded = 0
+        for pak_id, size in counted.items():
+            budgets[pak_id].flushed(size)
         for pak_id, meter in meters.items():
-            self.budget(pak_id).pending_bytes -= counted[pak_id]
-            self._set_budget(pak_id, meter)
-            if meter.left_bytes == 0:
-                self._suspend(pak_id, meter)
+            self._answered(pak_id, meter, totals_at_ask[pak_id], wanted=asks[pak_id].want_bytes > 0)
 
-    def _suspend(self, pak_id: PakId, meter: Meter) -> None:
-        for tunnel in self.open_tunnels(pak_id):
-            tunnel.cut()
-        task = asyncio.get_running_loop().create_task(self._suspend_in_truth(pak_id, meter))
-        self._suspending.add(task)
-        task.add_done_callback(self._suspending.discard)
+    async def _forget_idle(self) -> None:
+        """Give back the leases of keys that nobody uses any more here, and forget their budgets."""
+        now_s = self._loop.time()
+        for pak_id, budget in list(self._budgets.items()):
+            if pak_id in self._open or budget.pending_bytes or budget.asking or now_s < budget.kept_until_s:
+                continue
+            if budget.meter is not None and budget.meter.lease_bytes > 0:
+                await self._lease(pak_id, budget, wanted=False)
+            if pak_id not in self._open and not budget.pending_bytes:
+                self._budgets.pop(pak_id, None)
 
-    async def _suspend_in_truth(self, pak_id: PakId, meter: Meter) -> None:
-        """Turn the key off where everybody reads it, once, and tell the other gateways."""
+    # suspension
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _suspend(self, pak_id: PakId, meter: Meter) -> None:
+        """Turn the key off where everybody reads it, once, and tell the other gateways; not if its cap was raised."""
+        table, now = self._table("access"), self._now_ms()
         try:
-            pak = await self._dynamo.run(
-                suspend(self._table("access"), pak_id, DisabledReason.CAP, self._now_ms())
-            )
-            await self._redis.run(publish_revoke_pak(pak_id))
-            if pak is None:
-                return
-            metadata = {"usedBytes": meter.used_bytes, "capBytes": meter.cap_bytes}
-            event = AuditEvent(
-                f"pak#{pak_id}",
-                "auto_suspended_cap_exceeded",
-                f"gateway:{self._gateway_id}",
-                self._now_ms(),
-                metadata=metadata,
-            )
-            await append_audit_async(self._dynamo, self._table("audit"), event)
+            pak = await self._dynamo.run(suspend(table, pak_id, DisabledReason.CAP, now, meter.cap_bytes))
+            if pak is not None:  # told once: whoever hears it reads the key, and meets the cap as well
+                await self._record_suspension(pak, meter, now)
+                await self._redis.run(publish_revoke_pak(pak_id))
         except StoreUnavailable as error:
             log.warning("suspension waits for the next flush", extra={"pak": pak_id, "reason": str(error)})
+        else:
+            self._unsuspended.pop(pak_id, None)
+
+    async def _record_suspension(self, pak: Pak, meter: Meter, now_ms: int) -> None:
+        metadata = {"usedBytes": meter.used_bytes, "capBytes": meter.cap_bytes}
+        actor, action = f"gateway:{self._gateway_id}", "auto_suspended_cap_exceeded"
+        event = AuditEvent(f"pak#{pak.pak_id}", action, actor, now_ms, metadata=metadata)
+        await append_audit_async(self._dynamo, self._table("audit"), event, pak.account_id)
 
     async def stop(self) -> None:
         """The last flush, and the suspensions that it started."""
         await self.flush()
-        if self._suspending:
-            await asyncio.gather(*self._suspending, return_exceptions=True)
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._journal.close()

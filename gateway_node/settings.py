@@ -23,6 +23,7 @@ class GatewaySettings(LabSettings):
     gateway_workers: int = Field(default=1, ge=1, le=64)
     gateway_drain_max_s: float = Field(default=30.0, ge=0, le=600)
     house_account: str = ""
+    gateway_journal_dir: Path | None = None
     mesh_token: SecretStr
     secret_pepper: SecretStr
     sealing_key: SecretStr

@@ -419,6 +419,7 @@ class LocalNetwork:
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_GATEWAY_DRAIN_MAX_S": "3",
             "PSX_GATEWAY_ID": "gateway-1",
+            "PSX_GATEWAY_JOURNAL_DIR": str(self.folder.path / "journal"),
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.ports.http}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{self.ports.socks}",
             "PSX_GATEWAY_PRIVATE_LISTEN": f"127.0.0.1:{self.ports.gateway_private}",

@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.support.lab",
     "tests.support.chain",
     "tests.support.dataplane",
+    "tests.support.gateway",
 ]
 
 

@@ -1,16 +1,25 @@
 """Who calls: an API key with its scopes, or a device with its token."""
 
+from typing import Final
+
 from fastapi import Request
 
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, source_address
+from shared.access import people
+from shared.access.live import Limit, hit
 from shared.access.model import ApiKey, Scope
+from shared.access.people import Person
 from shared.access.secrets import token_hash
-from shared.access.table import find_api_key
+from shared.access.table import find_api_key, get_account
 from shared.kernel.ids import DeviceId
+from shared.runtime.clock import now_ms
 from shared.supply.model import Device
 from shared.supply.table import get_device
 from shared.supply.tokens import Claims, verify
+
+_PER_SOURCE: Final = Limit("sign_in_source", 10, 60)
+_PER_PERSON: Final = Limit("sign_in_person", 5, 60)
 
 
 def api_key(wiring: Wiring, text: str) -> ApiKey:
@@ -18,17 +27,64 @@ def api_key(wiring: Wiring, text: str) -> ApiKey:
     found = (
         wiring.dynamo.run(find_api_key(wiring.settings.table("access"), token_hash(text))) if text else None
     )
-    if found is None:
+    if found is None or found.has_ended(now_ms()):
         raise ProblemError(401, "API_KEY_INVALID", "send a valid API key in X-API-Key")
     return found
 
 
-def caller(wiring: Wiring, request: Request, scope: Scope) -> ApiKey:
-    """The calling API key, or 401; 403 when it may not do this."""
-    key = api_key(wiring, request.headers.get("x-api-key", ""))
-    if scope not in key.scopes:
+def caller(wiring: Wiring, request: Request, scope: Scope | None) -> ApiKey:
+    """The calling API key or signed-in human, or 401; 403 when it may not do this. A `read` key may only look."""
+    text = request.headers.get("x-api-key", "")
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    key = signed_in(wiring, bearer) if bearer and not text else api_key(wiring, text)
+    looks = request.method == "GET" and Scope.READ in key.scopes and scope is not Scope.ADMIN
+    if scope is not None and scope not in key.scopes and not looks:
         raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
     return key
+
+
+def signed_in(wiring: Wiring, token: str) -> ApiKey:
+    """A human's token as a key of their account, or 401."""
+    claims = people.verify(token, wiring.settings.jwt_public_key.get_secret_value())
+    table = wiring.settings.table("access")
+    person = wiring.dynamo.run(people.get_person(table, claims.email)) if claims else None
+    account = wiring.dynamo.run(get_account(table, person.account_id)) if person else None
+    if claims is None or person is None or account is None or claims.generation != person.generation:
+        raise ProblemError(401, "TOKEN_INVALID", "the sign-in is invalid or over; sign in again")
+    return ApiKey(
+        key_hash="",
+        account_id=person.account_id,
+        scopes=people.SCOPES[account.kind],
+        created_at_ms=person.created_at_ms,
+        person=person.email,
+        password_at_ms=claims.password_at_ms,
+    )
+
+
+def fresh(wiring: Wiring, request: Request, key: ApiKey) -> ApiKey:
+    """The same caller, when a human gave the password within five minutes or gives it now; API keys need none."""
+    if not key.person or now_ms() - key.password_at_ms < people.FRESH_MS:
+        return key
+    given = request.headers.get("x-confirm-password", "")
+    if given and password_matches(wiring, request, key.person, given) is not None:
+        return key
+    message = "this needs your password: sign in again, or send it in X-Confirm-Password"
+    raise ProblemError(403, "FRESH_AUTH_REQUIRED", message)
+
+
+def password_matches(wiring: Wiring, request: Request, email: str, password: str) -> Person | None:
+    """Whoever has this address and password; 429 after too many tries from one place or at one address."""
+    for limit, who in ((_PER_SOURCE, source_address(request)), (_PER_PERSON, token_hash(email.lower()))):
+        hits = wiring.redis.run(hit(limit, who))
+        if hits.over:
+            headers = {
+                "Retry-After": str(hits.reset_s),
+                "RateLimit": f"limit={limit.hits_max}, remaining=0, reset={hits.reset_s}",
+            }
+            raise ProblemError(429, "RATE_LIMITED", "too many tries; please wait", headers)
+    person = wiring.dynamo.run(people.get_person(wiring.settings.table("access"), email))
+    right = people.is_password(password, person.password_hash if person else people.NOBODY)
+    return person if right else None
 
 
 def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:

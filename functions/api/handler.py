@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from functions.api import inventory, operations, pages, peers, resellers
+from functions.api import account, balance, inventory, keys, operations, pages, peers, resellers, sign_in
+from functions.api.idempotency import install_idempotency
 from functions.api.wiring import Wiring, wiring
 from functions.http import install, lambda_handler
 from shared.runtime.log import configure
@@ -13,8 +14,9 @@ from shared.runtime.log import configure
 def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx", docs_url=None, redoc_url=None)
+    install_idempotency(app, wired)
     install(app)
-    for room in (peers, inventory, resellers, operations, pages):
+    for room in (peers, inventory, account, balance, keys, sign_in, resellers, operations, pages):
         app.include_router(room.router(wired))
     return app
 

@@ -11,6 +11,7 @@ from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
+from shared.access.prepaid import wholesale_price
 from shared.access.secrets import new_api_key, token_hash
 from shared.guard.model import AuditEvent, Switch
 from shared.guard.service import append_audit
@@ -19,7 +20,7 @@ from shared.guard.table import read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 
-SETTABLE = frozenset({"prices", "rates", "confirmations"})
+SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale"})
 
 
 class AccountBody(BaseModel):
@@ -103,8 +104,10 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if fault:
             raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
         try:
+            if name == "wholesale":
+                wholesale_price(1, body)
             w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
-        except TypeError:
+        except (TypeError, ValueError):
             raise ProblemError(400, "INVALID_FIELD", f"{name}: amounts are integers, no fractions") from None
         record(request, by, "setting_change", {"setting": name, "value": body})
         return {"setting": name, "value": body}

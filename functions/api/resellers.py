@@ -4,29 +4,34 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.api.auth import caller
+from functions.api import history
+from functions.api.auth import caller, fresh
+from functions.api.history import record_of_key
+from functions.api.paging import read_cursor, write_cursor
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError
 from shared.access import table as access
+from shared.access.idempotency import once_item
 from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
+from shared.access.prepaid import Prepaid, get_prepaid, move_items
 from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
-from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
-from shared.guard.table import AUDIT_PAGE_MAX, entries
+from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PakId
 from shared.kernel.money import NotADecimal, gb_number, parse_gb
-from shared.metering.live import open_meter, read_used
+from shared.metering.live import open_meter, read_used, read_used_of
+from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import StoreUnavailable, transact
+from shared.runtime.dynamo import Conflict, StoreUnavailable, transact
 
 KEYS_PAGE_MAX: Final = 1000
 USAGE_DAYS_MAX: Final = 90
+DAY_MS: Final = 86_400_000
 MEGABYTE: Final = 1_000_000
 Amount = int | float | str
 
@@ -94,7 +99,7 @@ class Resellers:
         fault = cap_fault(cap, account.kind)
         if fault is not None:
             raise ProblemError(400, "INVALID_FIELD", fault)
-        now, secret, pak_id = now_ms(), new_pak_secret(), PakId(new_id())
+        now, secret, pak_id = now_ms(), new_pak_secret(), PakId(operation_of(request) or new_id())
         pak = Pak(
             pak_id=pak_id,
             account_id=key.account_id,
@@ -111,10 +116,25 @@ class Resellers:
             created_at_ms=now,
             updated_at_ms=now,
         )
-        if self.w.dynamo.run(access.mint(self.table, pak)) is not None:
-            raise ProblemError(503, "TEMPORARILY_UNAVAILABLE", "please retry")
+        items = [*access.mint_items(self.table, pak), *move_items(self.table, self.prepaid(key), cap or 0)]
+        conflict = self.w.dynamo.run(transact(items))
+        if conflict is not None:
+            return self.made_before(pak, conflict)
         self.audit(request, key, pak, "create")
         return self.record(pak) | {"key": secret}
+
+    def prepaid(self, key: ApiKey) -> Prepaid | None:
+        """The balance that the account's caps are drawn from; None for an account on invoice."""
+        return self.w.dynamo.run(get_prepaid(self.table, key.account_id))
+
+    def made_before(self, pak: Pak, conflict: Conflict) -> dict[str, Any]:
+        """The key that an earlier try of the same operation made, whose response nobody got; 402 for a low balance."""
+        if 0 not in conflict.failed:
+            raise _insufficient()
+        made = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id))
+        if made is None or made.account_id != pak.account_id:
+            raise ProblemError(503, "TEMPORARILY_UNAVAILABLE", "please retry")
+        return self.record(made) | {"key": self.w.box.open(made.secret_sealed, f"pak#{made.pak_id}")}
 
     def change(self, request: Request, pak_id: str, body: ChangeBody) -> dict[str, Any]:
         """Change what was sent."""
@@ -137,10 +157,19 @@ class Resellers:
         if body.enabled is not None:
             fields["enabled"] = body.enabled
             fields["disabled_reason"] = None if body.enabled else DisabledReason.ADMIN.value
-        changed = (
-            self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) if fields else pak
-        )
-        return self.told(request, key, changed or pak, "update")
+        return self.told(request, key, self.write(key, pak, fields), "update")
+
+    def write(self, key: ApiKey, pak: Pak, fields: dict[str, object]) -> Pak:
+        """Change a key; what its cap grows or shrinks by moves from or to the balance."""
+        cap = fields.get("cap_bytes")
+        grown = (cap if isinstance(cap, int) else 0) - (pak.cap_bytes or 0)
+        moved = move_items(self.table, self.prepaid(key), grown) if "cap_bytes" in fields else []
+        if moved:
+            item = access.change_item(self.table, pak.pak_id, fields, now_ms(), pak.cap_bytes)
+            _settle(self.w.dynamo.run(transact([item, *moved])))
+        elif fields:
+            self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms()))
+        return self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
 
     def top_up(self, request: Request, pak_id: str, body: TopUpBody) -> dict[str, Any]:
         """More traffic, more days, both in one write; it does not turn a key on."""
@@ -157,7 +186,13 @@ class Resellers:
             expires = max(now, pak.expires_at_ms or 0) + body.extendDays * 86_400_000
         if add:
             item = access.top_up_item(self.table, pak.pak_id, add, expires, now, reenable=False)
-            self.w.dynamo.run(transact([item]))
+            operation = operation_of(request)
+            once = [once_item(self.table, operation, now)] if operation else []
+            drawn = move_items(self.table, self.prepaid(key), add)
+            conflict = self.w.dynamo.run(transact([item, *drawn, *once]))
+            done_before = conflict is not None and once and len(drawn) + 1 in conflict.failed
+            if not done_before:
+                _settle(conflict)
         elif expires is not None:
             self.w.dynamo.run(access.change(self.table, pak.pak_id, {"expires_at_ms": expires}, now))
         changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
@@ -166,6 +201,7 @@ class Resellers:
     def regenerate(self, request: Request, pak_id: str) -> dict[str, Any]:
         """Another secret; the old one stops in the same moment."""
         key, pak = self.own(request, pak_id)
+        fresh(self.w, request, key)
         secret = new_pak_secret()
         sealed = self.w.box.seal(secret, f"pak#{pak.pak_id}")
         hashed = self.w.box.hash(secret)
@@ -177,15 +213,18 @@ class Resellers:
     def reveal(self, request: Request, pak_id: str) -> dict[str, Any]:
         """The secret again, on record."""
         key, pak = self.own(request, pak_id)
+        fresh(self.w, request, key)
         self.audit(request, key, pak, "reveal")
         return self.record(pak) | {"key": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
 
     def delete(self, request: Request, pak_id: str) -> dict[str, Any]:
         """End a key for good; its row stays, because its last bytes are still to be counted."""
         key, pak = self.own(request, pak_id)
-        fields = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
-        changed = self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) or pak
-        self.told(request, key, changed, "delete")
+        fresh(self.w, request, key)
+        fields: dict[str, object] = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
+        if pak.cap_bytes is not None and self.prepaid(key) is not None:
+            fields["cap_bytes"] = min(self.used(pak), pak.cap_bytes)
+        self.told(request, key, self.write(key, pak, fields), "delete")
         return {"id": pak.pak_id, "deleted": True}
 
     def told(self, request: Request, key: ApiKey, pak: Pak, action: str) -> dict[str, Any]:
@@ -197,24 +236,34 @@ class Resellers:
 
     def audit(self, request: Request, key: ApiKey, pak: Pak, action: str) -> None:
         """Append to the key's history."""
-        event = AuditEvent(
-            f"pak#{pak.pak_id}",
-            action,
-            key.account_id,
-            now_ms(),
-            ip=source_address(request),
-            user_agent=request.headers.get("user-agent", "")[:256],
-            request_id=request.state.request_id,
-            auth_method="api_key",
-        )
-        append_audit(self.w.dynamo, self.w.settings.table("audit"), event)
+        record_of_key(self.w, request, key, pak, action)
 
-    def record(self, pak: Pak) -> dict[str, Any]:
-        """A key without its secret."""
+    def page(self, key: ApiKey, response: Response, limit: int, cursor: str) -> list[dict[str, Any]]:
+        """Keys of the account, the newest first, as a bare array; where to go on stands in `X-Next-Cursor`."""
+        start = read_cursor(cursor) if cursor else None
+        if start is not None and start.get("account_id") != {"S": key.account_id}:
+            raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
+        bound = max(1, min(limit, KEYS_PAGE_MAX))
+        found = self.w.dynamo.run(access.list_paks(self.table, key.account_id, bound, start))
+        if found.next_key is not None:
+            response.headers["X-Next-Cursor"] = write_cursor(found.next_key)
+        paks = [p for p in found.rows if p.disabled_reason is not DisabledReason.DELETED]
         try:
-            used = max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
+            live = self.w.redis.run(read_used_of([p.pak_id for p in paks])) if paks else {}
         except StoreUnavailable:
-            used = pak.used_bytes
+            live = {}
+        return [self.record(p, max(p.used_bytes, live.get(p.pak_id, 0))) for p in paks]
+
+    def used(self, pak: Pak) -> int:
+        """Bytes that a key has used, live; the last roll-up without Redis."""
+        try:
+            return max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
+        except StoreUnavailable:
+            return pak.used_bytes
+
+    def record(self, pak: Pak, used_bytes: int | None = None) -> dict[str, Any]:
+        """A key without its secret."""
+        used = self.used(pak) if used_bytes is None else used_bytes
         return {
             "id": pak.pak_id,
             "username": pak.account_id,
@@ -231,6 +280,25 @@ class Resellers:
             "updatedAt": pak.updated_at_ms,
             "qualityTier": pak.quality.value,
         }
+
+
+def _insufficient() -> ProblemError:
+    message = "the prepaid balance does not cover this; buy more traffic first"
+    return ProblemError(402, "INSUFFICIENT_BALANCE", message)
+
+
+def _settle(conflict: Conflict | None) -> None:
+    """Nothing, or why a change and its draw on the balance were not written: the change is the first item."""
+    if conflict is None:
+        return
+    if 0 in conflict.failed:
+        raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
+    raise _insufficient()
+
+
+def operation_of(request: Request) -> str:
+    """The id of the idempotent operation that runs, as long as a pak's id; "" without an Idempotency-Key."""
+    return str(getattr(request.state, "operation_id", ""))[:24]
 
 
 _ANY_KIND: Final = AccountKind.RESELLER
@@ -259,21 +327,28 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     routes.delete("/{pak_id}")(work.delete)
 
     @routes.get("")
-    def keys(request: Request) -> list[dict[str, Any]]:
-        key = caller(work.w, request, Scope.RESELL)
-        page = work.w.dynamo.run(access.list_paks(work.table, key.account_id, KEYS_PAGE_MAX))
-        return [work.record(p) for p in page.rows if p.disabled_reason is not DisabledReason.DELETED]
+    def keys(
+        request: Request, response: Response, limit: int = KEYS_PAGE_MAX, cursor: str = ""
+    ) -> list[dict[str, Any]]:
+        return work.page(caller(work.w, request, Scope.RESELL), response, limit, cursor)
+
+    @routes.get("/audit")
+    def audit_of_all(
+        request: Request, limit: int = AUDIT_PAGE_MAX, before: str = "", action: str = ""
+    ) -> list[dict[str, Any]]:
+        return history.of_account(work.w, caller(work.w, request, Scope.RESELL), action, before, limit)
 
     @routes.get("/{pak_id}")
     def one(request: Request, pak_id: str) -> dict[str, Any]:
         return work.record(work.own(request, pak_id)[1])
 
     @routes.get("/{pak_id}/usage")
-    def usage(request: Request, pak_id: str, since: str = "2000-01-01") -> dict[str, Any]:
+    def usage(request: Request, pak_id: str, since: str = "", days: int = USAGE_DAYS_MAX) -> dict[str, Any]:
         _, pak = work.own(request, pak_id)
-        page = work.w.dynamo.run(
-            usage_days(work.w.settings.table("usage"), f"pak#{pak.pak_id}", since, USAGE_DAYS_MAX)
-        )
+        bound = max(1, min(days, USAGE_DAYS_MAX))
+        first = since or day_of(now_ms() - (bound - 1) * DAY_MS)
+        table = work.w.settings.table("usage")
+        page = work.w.dynamo.run(usage_days(table, f"pak#{pak.pak_id}", first, bound))
         return {"usage": [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]}
 
     @routes.get("/{pak_id}/audit")
@@ -284,24 +359,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         before: int | None = None,
         action: str = "",
     ) -> list[dict[str, Any]]:
-        _, pak = work.own(request, pak_id)
-        table = work.w.settings.table("audit")
-        bound = max(1, min(limit, AUDIT_PAGE_MAX))
-        page = work.w.dynamo.run(entries(table, f"pak#{pak.pak_id}", bound, before=before))
-        return [
-            {
-                "id": e.sequence,
-                "pakId": pak.pak_id,
-                "action": e.event.action,
-                "ip": e.event.ip,
-                "userAgent": e.event.user_agent,
-                "requestId": e.event.request_id,
-                "authMethod": e.event.auth_method,
-                "metadata": dict(e.event.metadata),
-                "createdAt": e.event.at_ms,
-            }
-            for e in page.rows
-            if not action or e.event.action == action
-        ]
+        return history.of_key(work.w, work.own(request, pak_id)[1], action, before, limit)
 
     return routes

@@ -24,6 +24,8 @@ class Scope(StrEnum):
     RESELL = "resell"
     SUPPLY = "supply"
     ADMIN = "admin"
+    KEYS = "keys"
+    READ = "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,25 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key as it is stored: by its hash."""
+    """An API key as it is stored: by its hash. For a signed-in human, `person` and when the password was given."""
 
     key_hash: str
     account_id: AccountId
     scopes: frozenset[Scope]
     created_at_ms: int
+    label: str = ""
+    ends_at_ms: int | None = None
+    person: str = ""
+    password_at_ms: int = 0
+
+    @property
+    def key_id(self) -> str:
+        """What a key is named by; not enough to find it by hash, and not a credential."""
+        return self.key_hash[:16]
+
+    def has_ended(self, now_ms: int) -> bool:
+        """Whether the key was rotated away or ended."""
+        return self.ends_at_ms is not None and self.ends_at_ms <= now_ms
 
 
 class Quality(StrEnum):

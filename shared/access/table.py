@@ -1,7 +1,7 @@
 """Rows of accounts, API keys and paks. A pak's secret is a row of its own, so a lookup is one consistent read."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from shared.access.model import Account, AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
 from shared.kernel.ids import AccountId, PakId
@@ -19,6 +19,9 @@ from shared.runtime.dynamo import (
     transact_update,
     update,
 )
+
+API_KEYS_PER_ACCOUNT_MAX: Final = 50
+API_KEY_ROW_KEPT_S: Final = 30 * 86_400
 
 # Accounts and API keys
 
@@ -65,25 +68,60 @@ def set_account_consent(table: str, account_id: AccountId, version: str) -> Dyna
 
 
 def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:
-    """Store an API key by its hash."""
+    """Store an API key by its hash, and in its account's list."""
     row = {
         "pk": f"apikey#{key.key_hash}",
         "sk": "-",
         "account": key.account_id,
         "scopes": sorted(key.scopes),
         "created_ms": key.created_at_ms,
+        "label": key.label,
+        "ends_ms": key.ends_at_ms,
     }
-    return put_new(table, row)
+    listed = {"pk": f"keys#{key.account_id}", "sk": f"{key.created_at_ms:013d}#{key.key_id}"}
+    asked = transact(
+        [transact_put(table, row), transact_put(table, {**listed, "hash": key.key_hash}, new=False)]
+    )
+    return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
 
 
 def find_api_key(table: str, key_hash: str) -> DynamoRequest[ApiKey | None]:
-    """The API key with this hash."""
+    """The API key with this hash, ended or not."""
 
     def parse(row: Item) -> ApiKey:
         scopes = frozenset(Scope(s) for s in row["scopes"])
-        return ApiKey(key_hash, AccountId(row["account"]), scopes, row["created_ms"])
+        account, created = AccountId(row["account"]), row["created_ms"]
+        return ApiKey(key_hash, account, scopes, created, row.get("label", ""), row.get("ends_ms"))
 
     return get_item(table, f"apikey#{key_hash}", parse=parse)
+
+
+def api_key_hashes(table: str, account_id: AccountId, limit: int) -> DynamoRequest[Page[str]]:
+    """Hashes of an account's keys that were not ended, the newest first."""
+    return query(
+        table,
+        "pk = :pk",
+        {":pk": f"keys#{account_id}"},
+        parse=lambda row: str(row["hash"]),
+        limit=limit,
+        forward=False,
+    )
+
+
+def end_api_key(table: str, key: ApiKey, at_ms: int) -> DynamoRequest[Conflict | None]:
+    """Let a key work until a time; it leaves the list, and its row goes when nobody asks for it any more."""
+    ended = transact_update(
+        table,
+        f"apikey#{key.key_hash}",
+        "-",
+        "SET ends_ms = :at, #ttl = :ttl",
+        {":at": at_ms, ":ttl": at_ms // 1000 + API_KEY_ROW_KEPT_S},
+        condition="attribute_exists(pk)",
+        names={"#ttl": "ttl"},
+    )
+    where = {"pk": {"S": f"keys#{key.account_id}"}, "sk": {"S": f"{key.created_at_ms:013d}#{key.key_id}"}}
+    unlisted: TransactItem = {"Delete": {"TableName": table, "Key": where}}
+    return transact([ended, unlisted])
 
 
 # Pool access keys
@@ -171,16 +209,24 @@ def list_paks(
     )
 
 
-def suspend(table: str, pak_id: PakId, reason: DisabledReason, now_ms: int) -> DynamoRequest[Pak | None]:
-    """Turn a key off; None when it was off already, so that one suspension is told once."""
+def suspend(
+    table: str, pak_id: PakId, reason: DisabledReason, now_ms: int, at_cap_bytes: int | None = None
+) -> DynamoRequest[Pak | None]:
+    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap is no longer
+    the one that was reached."""
+    values: dict[str, object] = {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms}
+    condition = "enabled = :yes"
+    if at_cap_bytes is not None:
+        condition += " AND cap_bytes = :cap"
+        values[":cap"] = at_cap_bytes
     return update(
         table,
         f"pak#{pak_id}",
         "-",
         "SET enabled = :no, disabled_reason = :reason, updated_at_ms = :now",
-        {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms},
+        values,
         parse=read_pak,
-        condition="enabled = :yes",
+        condition=condition,
     )
 
 
@@ -201,6 +247,24 @@ def change(table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int)
         condition="attribute_exists(pk)",
         names={f"#{k}": k for k in (*setting, *removing)},
     )
+
+
+def change_item(
+    table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int, cap_before: int | None
+) -> TransactItem:
+    """`change` inside a transaction, for a key whose cap is still the one that was read."""
+    setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
+    removing = [k for k, v in fields.items() if v is None]
+    expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
+    if removing:
+        expression += " REMOVE " + ", ".join(f"#{k}" for k in removing)
+    values = {f":{k}": v for k, v in setting.items()}
+    condition = "attribute_exists(pk) AND attribute_not_exists(cap_bytes)"
+    if cap_before is not None:
+        values[":cap_before"] = cap_before
+        condition = "cap_bytes = :cap_before"
+    names = {f"#{k}": k for k in (*setting, *removing)}
+    return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=condition, names=names)
 
 
 def top_up_item(

@@ -24,22 +24,27 @@ def enter_loop(dynamo: RunsDynamo, guard_table: str, loop: str, now_ms: int) -> 
     return may_run(switch, minute, hour, LOOP_LIMITS[loop])
 
 
-def append_audit(dynamo: RunsDynamo, audit_table: str, event: AuditEvent) -> None:
-    """Append to the event's stream. Raises AuditContended when other writers keep taking the next place."""
+def append_audit(dynamo: RunsDynamo, audit_table: str, event: AuditEvent, account: str = "") -> None:
+    """Append to the event's stream, and to the log of the account that it concerns.
+
+    Raises AuditContended when other writers keep taking the next place.
+    """
     for _ in range(APPEND_ATTEMPTS_MAX):
         tail = dynamo.run(rows.newest_entry(audit_table, event.stream))
         entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
-        if dynamo.run(rows.append_entry(audit_table, entry)):
+        if dynamo.run(rows.append_entry(audit_table, entry, account)):
             return
     raise AuditContended("audit: contended")
 
 
-async def append_audit_async(dynamo: AsyncDynamo, audit_table: str, event: AuditEvent) -> None:
+async def append_audit_async(
+    dynamo: AsyncDynamo, audit_table: str, event: AuditEvent, account: str = ""
+) -> None:
     """`append_audit` for the nodes."""
     for _ in range(APPEND_ATTEMPTS_MAX):
         tail = await dynamo.run(rows.newest_entry(audit_table, event.stream))
         entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
-        if await dynamo.run(rows.append_entry(audit_table, entry)):
+        if await dynamo.run(rows.append_entry(audit_table, entry, account)):
             return
     raise AuditContended("audit: contended")
 

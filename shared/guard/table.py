@@ -5,7 +5,18 @@ from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from shared.guard.model import AuditEntry, AuditEvent, Incident, Switch
-from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, put, put_new, query, update
+from shared.runtime.dynamo import (
+    DynamoRequest,
+    Item,
+    Page,
+    get_item,
+    put,
+    put_new,
+    query,
+    transact,
+    transact_put,
+    update,
+)
 
 T = TypeVar("T")
 LOOP_ROW_KEPT_S: Final = 7200
@@ -89,18 +100,38 @@ def _read_entry(row: Item) -> AuditEntry:
     return AuditEntry(AuditEvent(**row["event"]), int(row["sk"]), row["previous"], row["digest"])
 
 
-def append_entry(table: str, entry: AuditEntry) -> DynamoRequest[bool]:
-    """Append an entry; False when its place in the stream is taken."""
-    return put_new(
-        table,
-        {
-            "pk": entry.event.stream,
-            "sk": f"{entry.sequence:012d}",
-            "event": {**asdict(entry.event), "metadata": dict(entry.event.metadata)},
-            "previous": entry.previous,
-            "digest": entry.digest,
-        },
-    )
+def append_entry(table: str, entry: AuditEntry, account: str = "") -> DynamoRequest[bool]:
+    """Append an entry, and its copy in an account's log; False when its place in the stream is taken."""
+    row = {
+        "pk": entry.event.stream,
+        "sk": f"{entry.sequence:012d}",
+        "event": {**asdict(entry.event), "metadata": dict(entry.event.metadata)},
+        "previous": entry.previous,
+        "digest": entry.digest,
+    }
+    if not account:
+        return put_new(table, row)
+    place = f"{entry.event.at_ms:013d}#{entry.event.stream}#{entry.sequence:012d}"
+    ttl = entry.event.at_ms // 1000 + AUDIT_KEPT_S
+    copy = {**row, "pk": f"log#{account}", "sk": place, "sequence": entry.sequence, "ttl": ttl}
+    asked = transact([transact_put(table, row), transact_put(table, copy, new=False)])
+    return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
+
+
+def account_log(
+    table: str, account: str, limit: int, before: str = ""
+) -> DynamoRequest[Page[tuple[str, AuditEntry]]]:
+    """(place, entry) of all streams that belong to an account, newest first; `before` is a place to go on from."""
+
+    def parse(row: Item) -> tuple[str, AuditEntry]:
+        return row["sk"], AuditEntry(
+            AuditEvent(**row["event"]), row["sequence"], row["previous"], row["digest"]
+        )
+
+    condition, values = "pk = :pk", {":pk": f"log#{account}"}
+    if before:
+        condition, values = "pk = :pk AND sk < :before", {**values, ":before": before}
+    return query(table, condition, values, parse=parse, limit=min(limit, AUDIT_PAGE_MAX), forward=False)
 
 
 def newest_entry(table: str, stream: str) -> DynamoRequest[AuditEntry | None]:

@@ -1,10 +1,11 @@
-"""Live counters in Redis: a flush is applied once by (gateway, sequence) and answers what every key has used."""
+"""Live counters in Redis: a flush is applied once by (gateway, sequence), and leases keep all gateways within a cap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from shared.kernel.ids import GatewayId, PakId
-from shared.metering.model import Meter
+from shared.metering.model import LEASE_LEAST_BYTES, LEASE_LIFE_MS, Ask, Meter
 from shared.runtime.redis import RedisCall, Script, command
 
 _USED: Final = "{meter}:used"
@@ -12,6 +13,8 @@ _CAP: Final = "{meter}:cap"
 _SEQUENCES: Final = "{meter}:seq"
 _FLUSH: Final = Script.load("shared.metering", "flush")
 _OPEN: Final = Script.load("shared.metering", "open")
+_LEASE_ONLY: Final = -1
+_NO_ASK: Final = Ask(0, -1)
 
 
 def _cap(raw: bytes) -> int | None:
@@ -19,18 +22,29 @@ def _cap(raw: bytes) -> int | None:
 
 
 def flush(
-    gateway_id: GatewayId, sequence: int, totals: Mapping[PakId, int]
+    gateway_id: GatewayId,
+    sequence: int,
+    totals: Mapping[PakId, int],
+    asks: Mapping[PakId, Ask] = MappingProxyType({}),
 ) -> RedisCall[Mapping[PakId, Meter]]:
-    """Add a batch's totals; the same sequence again adds nothing and answers the same."""
-    paks = list(totals)
-    args: list[str | int] = [gateway_id, sequence]
+    """Add a cut's totals; the same sequence again adds nothing. Leases are renewed for the keys in `asks`."""
+    paks = list(dict.fromkeys((*totals, *asks)))
+    args: list[str | int] = [gateway_id, sequence, LEASE_LEAST_BYTES, LEASE_LIFE_MS]
     for pak_id in paks:
-        args += [pak_id, totals[pak_id]]
+        ask = asks.get(pak_id, _NO_ASK)
+        args += [pak_id, totals.get(pak_id, 0), ask.unreported_bytes, ask.want_bytes]
 
     def parse(answer: Any) -> Mapping[PakId, Meter]:
-        return {p: Meter(int(answer[2 * i]), _cap(answer[2 * i + 1])) for i, p in enumerate(paks)}
+        rows = zip(paks, answer[::3], answer[1::3], answer[2::3], strict=True)
+        return {pak: Meter(int(used), _cap(cap), int(lease)) for pak, used, cap, lease in rows}
 
-    return RedisCall(parse, script=_FLUSH, keys=[_USED, _CAP, _SEQUENCES], args=args)
+    keys = [_USED, _CAP, _SEQUENCES, *(f"{{meter}}:lease:{pak_id}" for pak_id in paks)]
+    return RedisCall(parse, script=_FLUSH, keys=keys, args=args)
+
+
+def lease(gateway_id: GatewayId, asks: Mapping[PakId, Ask]) -> RedisCall[Mapping[PakId, Meter]]:
+    """Lease the next bytes of keys, between two flushes."""
+    return flush(gateway_id, _LEASE_ONLY, {}, asks)
 
 
 def open_meter(pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> RedisCall[Meter]:
@@ -42,3 +56,12 @@ def open_meter(pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> RedisCa
 def read_used(pak_id: PakId) -> RedisCall[int | None]:
     """Bytes used, live; None when no gateway has met this key since Redis was last lost."""
     return command("HGET", _USED, pak_id, parse=lambda raw: None if raw is None else int(raw))
+
+
+def read_used_of(pak_ids: Sequence[PakId]) -> RedisCall[Mapping[PakId, int]]:
+    """Bytes used, live, of many keys in one call; keys that no gateway has met are left out."""
+
+    def parse(answer: Any) -> Mapping[PakId, int]:
+        return {pak: int(raw) for pak, raw in zip(pak_ids, answer, strict=True) if raw is not None}
+
+    return command("HMGET", _USED, *pak_ids, parse=parse)

@@ -7,6 +7,12 @@ from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
 
 FLUSH_INTERVAL_S: Final = 5.0
+LEASE_LEAST_BYTES: Final = 256 * 1024
+LEASE_LIFE_MS: Final = 30_000
+"""How long the lease of a gateway that has died keeps bytes from the others."""
+OVERDRAFT_MAX_BYTES: Final = 704 * 1024
+"""What a gateway may carry beyond its lease while it asks for the next one. With the reads that are under way (256 KiB at
+most) a key's overshoot stays within 1 MiB per gateway."""
 MAX_LINES_PER_BATCH: Final = 20
 """So that applying a batch (up to four rows a line and the batch itself) fits one DynamoDB transaction of 100."""
 
@@ -49,11 +55,24 @@ class FlushBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What a gateway tells of a key when it asks for a lease: bytes not added yet, and bytes wanted beyond them."""
+
+    unreported_bytes: int
+    want_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Meter:
-    """The live count of a key, over all gateways; no cap means a partner's key."""
+    """The live count of a key, over all gateways; no cap means a partner's key.
+
+    `lease_bytes` is what this gateway alone may carry before it asks again; negative when others' leases, or its own
+    bytes, are past the cap already.
+    """
 
     used_bytes: int
     cap_bytes: int | None
+    lease_bytes: int = 0
 
     @property
     def left_bytes(self) -> int | None:

@@ -1,36 +1,10 @@
-"""Counting in memory: a gateway's tally between two flushes, and how it is cut into batches. No I/O."""
+"""How counted lines are cut into batches, and what batches add up to. No I/O."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from shared.kernel.ids import GatewayId, PakId
-from shared.metering.model import MAX_LINES_PER_BATCH, FlushBatch, LineKey, UsageLine
-
-
-class Tally:
-    """Bytes counted since the last cut. One line is a two-element list, so the byte path only adds."""
-
-    def __init__(self) -> None:
-        self._lines: dict[LineKey, list[int]] = {}
-
-    def line(self, key: LineKey) -> list[int]:
-        """The [up, down] counter of a key; valid until the next cut, when it must be asked for again."""
-        return self._lines.setdefault(key, [0, 0])
-
-    def add(self, key: LineKey, up_bytes: int, down_bytes: int) -> None:
-        """Count bytes."""
-        line = self.line(key)
-        line[0] += up_bytes
-        line[1] += down_bytes
-
-    def total_of(self, pak_id: PakId) -> int:
-        """Bytes of one key that are not flushed yet."""
-        return sum(up + down for key, (up, down) in self._lines.items() if key.pak_id == pak_id)
-
-    def cut(self) -> tuple[UsageLine, ...]:
-        """Take everything counted so far and begin anew."""
-        lines, self._lines = self._lines, {}
-        return tuple(UsageLine(key, up, down) for key, (up, down) in lines.items() if up or down)
+from shared.metering.model import MAX_LINES_PER_BATCH, FlushBatch, UsageLine
 
 
 def batches(

@@ -104,7 +104,7 @@ def apply_items(table: str, batch: FlushBatch) -> list[TransactItem]:
     day = f"day#{day_of(batch.at_ms)}"
     sums: dict[str, list[int]] = {}
     for line in batch.lines:
-        for owner in (f"pak#{line.key.pak_id}", f"dev#{line.key.device_id}"):
+        for owner in (f"pak#{line.key.pak_id}", f"dev#{line.key.device_id}", f"acct#{line.key.account_id}"):
             pair = sums.setdefault(owner, [0, 0])
             pair[0] += line.up_bytes
             pair[1] += line.down_bytes
@@ -118,7 +118,7 @@ def apply_items(table: str, batch: FlushBatch) -> list[TransactItem]:
 def usage_days(
     table: str, owner: str, from_day: str, limit: int
 ) -> DynamoRequest[Page[tuple[str, int, int]]]:
-    """(day, up, down) of `pak#<id>` or `dev#<id>` since a day."""
+    """(day, up, down) of `pak#<id>`, `dev#<id>` or `acct#<id>` since a day."""
     return query(
         table,
         "pk = :pk AND sk >= :day",

@@ -6,8 +6,8 @@ import pytest
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
-from shared.metering.live import flush, open_meter, read_used
-from shared.metering.model import FlushBatch, LineKey, Meter, UsageLine
+from shared.metering.live import flush, lease, open_meter, read_used
+from shared.metering.model import Ask, FlushBatch, LineKey, Meter, UsageLine
 from shared.metering.table import apply_items, newest_sequence, pending_batches, put_batch, usage_days
 from shared.runtime.dynamo import Conflict, SyncDynamo, transact
 from shared.runtime.redis import SyncRedis
@@ -66,6 +66,31 @@ def test_a_batch_is_applied_once(dynamo: SyncDynamo) -> None:
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) is None
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) == Conflict((0,))
     assert dynamo.run(pending_batches(TABLE, 10)).rows == ()
-    for owner in ("pak#p1", "dev#d1"):
+    for owner in ("pak#p1", "dev#d1", "acct#psx_a"):
         assert dynamo.run(usage_days(TABLE, owner, "2027-01-01", 10)).rows == (("2027-01-15", 10, 20),)
         assert dynamo.run(usage_days(TABLE, owner, "2027-01-16", 10)).rows == ()
+
+
+@pytest.mark.slow
+def test_leases_of_two_gateways_never_overlap(redis: SyncRedis) -> None:
+    redis.run(open_meter(PAK, 0, 10_000_000))
+    first = redis.run(lease(GATEWAY, {PAK: Ask(0, 8_000_000)}))[PAK].lease_bytes
+    second = redis.run(lease(GatewayId("g2"), {PAK: Ask(0, 8_000_000)}))[PAK].lease_bytes
+    assert (first, second) == (8_000_000, 500_000)
+    assert redis.run(lease(GATEWAY, {PAK: Ask(0, 1)}))[PAK].lease_bytes == 1
+    assert redis.run(lease(GatewayId("g2"), {PAK: Ask(0, 9_999_999)}))[PAK].lease_bytes == 2_499_999
+
+
+@pytest.mark.slow
+def test_near_the_cap_one_lease_is_the_rest_and_then_none(redis: SyncRedis) -> None:
+    redis.run(open_meter(PAK, 0, 100_000))
+    assert redis.run(lease(GATEWAY, {PAK: Ask(40_000, 500_000)}))[PAK].lease_bytes == 60_000
+    assert redis.run(lease(GatewayId("g2"), {PAK: Ask(7, 500_000)}))[PAK].lease_bytes == -7
+    redis.run(flush(GATEWAY, 0, {PAK: 40_000}, {PAK: Ask(0, 0)}))
+    assert redis.run(lease(GatewayId("g2"), {PAK: Ask(7, 500_000)}))[PAK].lease_bytes == 59_993
+
+
+@pytest.mark.slow
+def test_a_key_without_a_cap_needs_no_lease(redis: SyncRedis) -> None:
+    redis.run(open_meter(PAK, 0, None))
+    assert redis.run(lease(GATEWAY, {PAK: Ask(0, 500)}))[PAK] == Meter(0, None, 0)

@@ -243,6 +243,21 @@ def test_a_keys_history_is_read_newest_first(functions: Functions) -> None:
     assert functions.call(f"{KEYS}/{made['id']}/audit?before=1", headers=reseller(functions)).body == only
 
 
+def test_keys_are_listed_in_pages_that_follow_each_other(functions: Functions) -> None:
+    made = [create(functions, label=str(n)).body["id"] for n in range(5)]
+    seen, cursor = [], ""
+    while True:
+        page = functions.call(f"{KEYS}?limit=2&cursor={cursor}", headers=reseller(functions))
+        assert len(page.body) <= 2
+        seen += [record["id"] for record in page.body]
+        cursor = page.headers.get("x-next-cursor", "")
+        if not cursor:
+            break
+    assert sorted(seen) == sorted(made)
+    for wrong in ("x", "e30=", "W10=", "a" * 2000):
+        assert functions.call(f"{KEYS}?cursor={wrong}", headers=reseller(functions)).status == 400
+
+
 @pytest.mark.parametrize("cap", [0, -1, 1000.5, None, "x"])
 def test_caps_outside_their_bounds_are_400(functions: Functions, cap: Any) -> None:
     answer = create(functions, trafficCapGB=cap)

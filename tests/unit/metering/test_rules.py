@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
 from shared.metering.model import MAX_LINES_PER_BATCH, FlushBatch, LineKey, Meter, UsageLine
-from shared.metering.rules import Tally, batches, day_of, totals
+from shared.metering.rules import batches, day_of, totals
 
 
 def key(pak: str, device: str) -> LineKey:
@@ -19,22 +19,6 @@ def key(pak: str, device: str) -> LineKey:
         Pool.MBL,
         IpType.MOBILE,
     )
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(0, 10**9), st.integers(0, 10**9))
-    )
-)
-def test_a_cut_holds_every_byte_once(counted: list[tuple[str, str, int, int]]) -> None:
-    tally = Tally()
-    for pak, device, up, down in counted:
-        tally.add(key(pak, device), up, down)
-    per_pak = {p: tally.total_of(PakId(p)) for p in "ab"}
-    lines = tally.cut()
-    assert sum(line.total_bytes for line in lines) == sum(up + down for _, _, up, down in counted)
-    assert {p: sum(li.total_bytes for li in lines if li.key.pak_id == p) for p in "ab"} == per_pak
-    assert tally.cut() == ()
 
 
 @given(st.integers(0, 70), st.integers(0, 1000))

@@ -1,0 +1,148 @@
+"""Prepaid GB: credited by two admins, drawn by keys, never promised twice."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from local import lab
+from shared.access.prepaid import get_prepaid, move_items
+from shared.kernel.ids import AccountId
+from shared.kernel.money import BYTES_PER_GB
+from shared.runtime.dynamo import SyncDynamo, transact
+from tests.support.functions import PREFIX, Functions, Reply
+
+pytestmark = pytest.mark.slow
+KEYS = "/v1/reseller/pool-keys"
+CREDITS = "/v1/admin/resellers/psx_reseller1/credits"
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    yield made
+    made.close()
+
+
+def admin(functions: Functions) -> dict[str, str]:
+    return {"x-api-key": functions.keys.admin}
+
+
+def me(functions: Functions) -> dict[str, str]:
+    return {"x-api-key": functions.keys.reseller}
+
+
+def second_admin(functions: Functions) -> dict[str, str]:
+    body = {"accountId": "psx_admin2", "kind": "admin"}
+    functions.call("/v1/admin/accounts", "POST", body, admin(functions))
+    made = functions.call(
+        "/v1/admin/accounts/psx_admin2/api-keys", "POST", {"scopes": ["admin"]}, admin(functions)
+    )
+    return {"x-api-key": made.body["apiKey"]}
+
+
+def credit(functions: Functions, traffic: float) -> None:
+    asked = functions.call(CREDITS, "POST", {"trafficGB": traffic, "reason": "wire"}, admin(functions))
+    path = f"/v1/admin/credits/{asked.body['approvalId']}/approve"
+    assert functions.call(path, "POST", {}, second_admin(functions)).status == 200
+
+
+def available(functions: Functions) -> float:
+    return float(functions.call("/v1/reseller/balance", headers=me(functions)).body["availableGB"])
+
+
+def create(functions: Functions, cap: float) -> Reply:
+    return functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": cap}, me(functions))
+
+
+def test_a_credit_needs_another_admin_and_is_posted_once(functions: Functions) -> None:
+    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, admin(functions))
+    assert (asked.status, asked.body["state"]) == (202, "proposed")
+    path = f"/v1/admin/credits/{asked.body['approvalId']}"
+    assert functions.call(f"{path}/approve", "POST", {}, admin(functions)).status == 403
+    assert functions.call(f"{path}/approve", "POST", {}, me(functions)).status == 403
+    assert available(functions) == 0
+    other = second_admin(functions)
+    for _ in range(2):
+        assert functions.call(f"{path}/approve", "POST", {}, other).body["state"] == "approved"
+    assert functions.call(f"{path}/reject", "POST", {}, other).status == 409
+    assert available(functions) == 5
+    assert functions.call("/v1/admin/credits/none/approve", "POST", {}, other).status == 404
+
+
+def test_a_rejected_credit_credits_nothing(functions: Functions) -> None:
+    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, admin(functions))
+    path = f"/v1/admin/credits/{asked.body['approvalId']}"
+    assert functions.call(f"{path}/reject", "POST", {}, second_admin(functions)).status == 200
+    assert functions.call(f"{path}/approve", "POST", {}, second_admin(functions)).status == 409
+    assert functions.call("/v1/reseller/balance", headers=me(functions)).body["prepaid"] is False
+
+
+def test_keys_draw_on_the_balance_and_give_their_rest_back(functions: Functions) -> None:
+    credit(functions, 5)
+    made = create(functions, 3)
+    assert (made.status, available(functions)) == (200, 2)
+    refused = create(functions, 2.5)
+    assert (refused.status, refused.body["code"]) == (402, "INSUFFICIENT_BALANCE")
+    path = f"{KEYS}/{made.body['id']}"
+    assert functions.call(f"{path}/topup", "POST", {"addTrafficGB": 3}, me(functions)).status == 402
+    assert functions.call(f"{path}/topup", "POST", {"addTrafficGB": 1}, me(functions)).status == 200
+    assert available(functions) == 1
+    assert functions.call(path, "PATCH", {"trafficCapGB": 9}, me(functions)).status == 402
+    assert functions.call(path, "PATCH", {"trafficCapGB": 2}, me(functions)).body["trafficCapGB"] == 2
+    assert available(functions) == 3
+    assert functions.call(path, "DELETE", headers=me(functions)).status == 200
+    assert available(functions) == 5
+
+
+def test_an_account_on_invoice_is_not_limited(functions: Functions) -> None:
+    assert create(functions, 900).status == 200
+
+
+def test_a_balance_is_never_promised_twice(dynoxide: SyncDynamo) -> None:
+    from shared.access.prepaid import credit_items
+
+    table, account = PREFIX + "access", AccountId("psx_r")
+    for _ in range(2):
+        dynoxide.run(transact(credit_items(table, account, "c1", 10 * BYTES_PER_GB, {})))
+    prepaid = dynoxide.run(get_prepaid(table, account))
+    assert prepaid is not None
+    assert prepaid.available_bytes == 10 * BYTES_PER_GB
+
+    def draw(_: int) -> bool:
+        while True:
+            try:
+                return dynoxide.run(transact(move_items(table, prepaid, BYTES_PER_GB))) is None
+            except Exception as error:
+                if "TransactionConflict" not in str(error) and "Canceled" not in str(error):
+                    raise
+
+    with ThreadPoolExecutor(8) as threads:
+        drawn = list(threads.map(draw, range(25)))
+    left = dynoxide.run(get_prepaid(table, account))
+    assert left is not None
+    assert (sum(drawn), left.available_bytes, left.credited_bytes) == (10, 0, 10 * BYTES_PER_GB)
+
+
+@pytest.mark.parametrize(
+    ("traffic", "per_gb", "amount"),
+    [
+        ("1", "4", "4"),
+        ("10", "3.6", "36"),
+        ("99.5", "3.2", "318.4"),
+        ("100", "2.8", "280"),
+        ("250", "2.4", "600"),
+    ],
+)
+def test_larger_purchases_cost_less_per_gb(
+    functions: Functions, traffic: str, per_gb: str, amount: str
+) -> None:
+    quoted = functions.call(f"/v1/reseller/balance/quote?trafficGB={traffic}", headers=me(functions)).body
+    assert (quoted["pricePerGB"], quoted["amountUSDC"]) == (per_gb, amount)
+
+
+def test_the_steps_are_a_setting(functions: Functions) -> None:
+    body = {"steps": [[0, 5_000_000], [2, 1_000_000]]}
+    functions.call("/v1/admin/settings/wholesale", "PUT", body, admin(functions))
+    quoted = functions.call("/v1/reseller/balance/quote?trafficGB=2", headers=me(functions)).body
+    assert quoted["amountMicroUSDC"] == "2000000"

@@ -1,0 +1,147 @@
+"""Idempotency-Key: the first response again, nothing done twice, whatever comes at the same time."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from local import lab
+from shared.access import idempotency as rows
+from shared.access.idempotency import Operation
+from shared.access.table import list_paks
+from shared.kernel.ids import AccountId
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import Conflict, SyncDynamo, transact
+from tests.support.functions import PREFIX, Functions, Reply
+
+pytestmark = pytest.mark.slow
+KEYS = "/v1/reseller/pool-keys"
+TABLE = PREFIX + "access"
+
+
+@pytest.fixture
+def functions(dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynoxide, valkey_url, lab_files)
+    yield made
+    made.close()
+
+
+def create(functions: Functions, key: str = "order-0001", **more: Any) -> Reply:
+    headers = {"x-api-key": functions.keys.reseller, "idempotency-key": key}
+    return functions.call(KEYS, "POST", {"label": "one", "trafficCapGB": 1, **more}, headers)
+
+
+def count(functions: Functions) -> int:
+    return len(functions.dynamo.run(list_paks(TABLE, AccountId("psx_reseller1"), 100)).rows)
+
+
+def test_a_repeat_gets_the_first_response_and_makes_nothing(functions: Functions) -> None:
+    first, again = create(functions), create(functions)
+    assert first.status == again.status == 200
+    assert first.body == again.body
+    assert again.headers["idempotency-replayed"] == "true"
+    assert first.headers["x-request-id"] != again.headers["x-request-id"]
+    assert count(functions) == 1
+
+
+def test_another_body_under_the_same_key_is_422(functions: Functions) -> None:
+    create(functions)
+    answer = create(functions, label="two")
+    assert (answer.status, answer.body["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert count(functions) == 1
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 129, "with space", "ümlaut-key"])
+def test_a_key_of_another_shape_is_400(functions: Functions, key: str) -> None:
+    assert create(functions, key).status == 400
+
+
+def test_two_callers_may_use_the_same_key(functions: Functions) -> None:
+    first = create(functions)
+    body = {"name": "m1", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p"}
+    headers = {"x-api-key": functions.keys.supplier, "idempotency-key": "order-0001"}
+    assert functions.call("/v1/farmer/modems", "POST", body, headers).status == 200
+    assert create(functions).body == first.body
+
+
+def test_refusals_are_replayed_and_a_wrong_api_key_is_not(functions: Functions) -> None:
+    assert create(functions, trafficCapGB=0).status == 400
+    assert create(functions, trafficCapGB=0).headers["idempotency-replayed"] == "true"
+    headers = {"x-api-key": "psx_wrong", "idempotency-key": "order-0001"}
+    for _ in range(2):
+        answer = functions.call(KEYS, "POST", {"label": "x", "trafficCapGB": 1}, headers)
+        assert answer.status == 401
+        assert "idempotency-replayed" not in answer.headers
+
+
+def test_concurrent_repeats_do_the_work_once(
+    functions: Functions, dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles
+) -> None:
+    others = [Functions(dynoxide, valkey_url, lab_files) for _ in range(7)]
+    try:
+        for other in others:
+            other.keys = functions.keys
+            other.api_wiring = functions.api_wiring
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(create, [functions, *others]))
+    finally:
+        for other in others:
+            other.close()
+    assert {a.status for a in answers} == {200}
+    assert len({json.dumps(a.body, sort_keys=True) for a in answers}) == 1
+    assert count(functions) == 1
+
+
+def lapse(functions: Functions, operation: str) -> None:
+    """As if the function had died after its work and before it kept the response."""
+    found = functions.dynamo.run(rows.find(TABLE, operation))
+    assert found is not None
+    lapsed = Operation(operation, found.fingerprint, found.started_at_ms, 1)
+    assert functions.dynamo.run(rows.take_over(TABLE, found, lapsed)) is not None
+
+
+def test_a_write_that_died_before_its_response_was_kept_is_finished_not_repeated(
+    functions: Functions,
+) -> None:
+    first = create(functions)
+    operation = rows.operation_id(f"x-api-key:{functions.keys.reseller}", "order-0001")
+    lapse(functions, operation)
+    again = create(functions)
+    assert "idempotency-replayed" not in again.headers
+    assert (again.body["id"], again.body["key"]) == (first.body["id"], first.body["key"])
+    assert count(functions) == 1
+    headers = {"x-api-key": functions.keys.reseller, "idempotency-key": "topup-0001"}
+    path = f"{KEYS}/{first.body['id']}/topup"
+    assert functions.call(path, "POST", {"addTrafficGB": 1}, headers).body["trafficCapGB"] == 2
+    lapse(functions, rows.operation_id(f"x-api-key:{functions.keys.reseller}", "topup-0001"))
+    assert functions.call(path, "POST", {"addTrafficGB": 1}, headers).body["trafficCapGB"] == 2
+
+
+def test_a_stored_response_holds_no_secret_in_the_clear(functions: Functions) -> None:
+    secret = create(functions).body["key"]
+    found = functions.dynamo.run(
+        rows.find(TABLE, rows.operation_id(f"x-api-key:{functions.keys.reseller}", "order-0001"))
+    )
+    assert found is not None
+    assert found.body_sealed
+    assert secret not in found.body_sealed
+
+
+def test_an_operation_is_written_once_by_its_marker(functions: Functions) -> None:
+    item = rows.once_item(TABLE, "op", now_ms())
+    assert functions.dynamo.run(transact([item])) is None
+    assert functions.dynamo.run(transact([item])) == Conflict((0,))
+
+
+def test_a_day_later_the_same_key_is_another_write(functions: Functions) -> None:
+    first = create(functions)
+    operation = rows.operation_id(f"x-api-key:{functions.keys.reseller}", "order-0001")
+    found = functions.dynamo.run(rows.find(TABLE, operation))
+    assert found is not None
+    aged = replace(found, started_at_ms=found.started_at_ms - rows.KEPT_MS)
+    functions.dynamo.run(rows.take_over(TABLE, found, aged))
+    assert create(functions, label="tomorrow").body["id"] != first.body["id"]
+    assert count(functions) == 2
