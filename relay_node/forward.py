@@ -15,6 +15,8 @@ from shared.wire.stream import WINDOW_MAX_BYTES, Outbox
 
 TUNNEL_BUFFER_MAX_BYTES: Final = WINDOW_MAX_BYTES + 64 * 1024
 """A tunnel holds at most one window here; whoever sends more ignores its limit."""
+SOCKET_BUFFER_MAX_BYTES: Final = 32 * 1024 * 1024
+"""One peer's socket that takes nothing must not use up what all have."""
 PROCESS_BUFFER_MAX_BYTES: Final = 512 * 1024 * 1024
 _PEER_ENDS: Final = frozenset({MuxType.RESET, MuxType.REFUSED})
 _GATEWAY_ENDS: Final = frozenset({MuxType.RESET, MuxType.CLOSE})
@@ -37,17 +39,38 @@ class Side(Protocol):
     """A connection that carries many tunnels."""
 
     outbox: Outbox
+    buffers: Buffers
 
     def forget(self, tunnel_id: int) -> None:
         """A tunnel left this connection."""
 
 
 class Buffers:
-    """What all tunnels of this process hold."""
+    """What is held for connections that are full: of one connection, within what all may hold together (`whole`)."""
 
-    def __init__(self, max_bytes: int = PROCESS_BUFFER_MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = PROCESS_BUFFER_MAX_BYTES, whole: Buffers | None = None) -> None:
         self.held_bytes = 0
         self.max_bytes = max_bytes
+        self._whole = whole
+
+    def hold(self, size: int) -> bool:
+        """Take room; False, and nothing taken, when there is not that much."""
+        if self.held_bytes + size > self.max_bytes or (
+            self._whole is not None and not self._whole.hold(size)
+        ):
+            return False
+        self.held_bytes += size
+        if self._whole is None:
+            BUFFERED.set(self.held_bytes)
+        return True
+
+    def let_go(self, size: int) -> None:
+        """Give room back."""
+        self.held_bytes -= size
+        if self._whole is None:
+            BUFFERED.set(self.held_bytes)
+        else:
+            self._whole.let_go(size)
 
     def crowded(self) -> bool:
         """Whether new tunnels should go elsewhere."""
@@ -74,12 +97,9 @@ class _Lane:
             outbox.send(header(kind, self.tunnel_id), body)
             return True
         held = HEADER_BYTES + len(body)
-        buffers = self._buffers
-        if self._held_bytes + held > TUNNEL_BUFFER_MAX_BYTES or buffers.held_bytes + held > buffers.max_bytes:
+        if self._held_bytes + held > TUNNEL_BUFFER_MAX_BYTES or not self._buffers.hold(held):
             return False
         self._held_bytes += held
-        buffers.held_bytes += held
-        BUFFERED.set(buffers.held_bytes)
         self._frames.append((kind, bytes(body)))  # a copy, so that no large read is kept for a small frame
         outbox.offer(self)
         return True
@@ -99,8 +119,7 @@ class _Lane:
 
     def _let_go(self, size: int) -> None:
         self._held_bytes -= size
-        self._buffers.held_bytes -= size
-        BUFFERED.set(self._buffers.held_bytes)
+        self._buffers.let_go(size)
 
 
 class Forward:
@@ -108,11 +127,11 @@ class Forward:
 
     __slots__ = ("_controls", "_link", "_over", "_socket", "_to_link", "_to_peer")
 
-    def __init__(self, socket: Side, peer_id: int, link: Side, link_id: int, buffers: Buffers) -> None:
+    def __init__(self, socket: Side, peer_id: int, link: Side, link_id: int) -> None:
         self._socket = socket
         self._link = link
-        self._to_peer = _Lane(socket.outbox, peer_id, buffers)
-        self._to_link = _Lane(link.outbox, link_id, buffers)
+        self._to_peer = _Lane(socket.outbox, peer_id, socket.buffers)
+        self._to_link = _Lane(link.outbox, link_id, link.buffers)
         self._over = False
         self._controls = 0
         TUNNELS.inc()

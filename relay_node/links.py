@@ -11,7 +11,7 @@ import logging
 from typing import Final
 
 from relay_node.figures import LINKS, Reason, count
-from relay_node.forward import Forward
+from relay_node.forward import Buffers, Forward
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Registry
 from shared.wire.mux import (
     Bytes,
@@ -46,6 +46,7 @@ class LinkConnection(asyncio.Protocol):
         self._forwards: dict[int, Forward] = {}
         self._heard_s = self._loop.time()
         self.outbox = Outbox(self._send)
+        self.buffers = Buffers(whole=registry.buffers)
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
         registry.links.add(self)
         LINKS.set(len(registry.links))
@@ -116,7 +117,7 @@ class LinkConnection(asyncio.Protocol):
             self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
         else:
             peer_id = socket.next_tunnel_id()
-            forward = Forward(socket, peer_id, self, frame.tunnel, registry.buffers)
+            forward = Forward(socket, peer_id, self, frame.tunnel)
             self._forwards[frame.tunnel] = forward
             socket.carry(peer_id, forward)
             socket.outbox.send(header(frame.type, peer_id), body)

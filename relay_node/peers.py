@@ -13,7 +13,7 @@ import logging
 from typing import Any, Final, cast
 
 from relay_node.figures import SOCKETS, Reason, count
-from relay_node.forward import PeerEnd
+from relay_node.forward import SOCKET_BUFFER_MAX_BYTES, Buffers, PeerEnd
 from relay_node.registry import MAX_SOCKETS_PER_ADDRESS, Device, Registry
 from relay_node.tunnel import Tunnel
 from shared.supply.tokens import TokenFault
@@ -65,6 +65,7 @@ class PeerSocket(asyncio.Protocol):
         self.tunnels: dict[str, Tunnel] = {}
         self.ends: dict[int, PeerEnd] = {}
         self.outbox = Outbox(self._send_frame)
+        self.buffers = Buffers(SOCKET_BUFFER_MAX_BYTES, registry.buffers)
         self.v2 = False
         self.ready = False
         self.address = ""
