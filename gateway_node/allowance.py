@@ -15,7 +15,7 @@ from gateway_node.tunnel import Budget, Tunnel
 from shared.metering.model import OVERDRAFT_MAX_BYTES, Ask, Meter
 
 NEVER: Final = 1 << 62
-SETTLE_AGAIN_S: Final = 0.05
+SETTLE_AGAIN_S: Final = 0.01
 """How soon bytes that a slow customer had not taken are looked at again."""
 KEPT_S: Final = 60.0
 """So long a denial is remembered, so that the overdraft is not had again by connecting again."""
