@@ -32,7 +32,7 @@ from shared.wire.mux import MuxReason
 CONNECTIONS_MAX: Final = 500
 """At once, per account; per key where strangers share the account."""
 EXIT_ATTEMPTS_MAX: Final = 3
-MOVING_RETRIES_MAX: Final = 6
+MOVING_RETRIES_MAX: Final = 12
 MOVING_RETRY_S: Final = 0.25
 """Devices that change relays are back within a second or so; so long a request waits rather than fails."""
 BUSY_RETRIES_MAX: Final = 3
@@ -167,16 +167,13 @@ class Pipeline:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
                 missing = acquired.reason
-                if moves:
+                if moves or missing is NoStockReason.ABSENT:
                     wait_s, moves = MOVING_RETRY_S, moves + 1
                     excluded.clear()
                 else:
                     wait_s, busy = BUSY_RETRY_S, busy + 1
-                if (
-                    missing is not NoStockReason.STOCK
-                    or moves > MOVING_RETRIES_MAX
-                    or busy > BUSY_RETRIES_MAX
-                ):
+                waits = missing in _MAY_COME and moves <= MOVING_RETRIES_MAX and busy <= BUSY_RETRIES_MAX
+                if not waits:
                     break
                 await asyncio.sleep(wait_s)
                 continue
@@ -304,6 +301,7 @@ _KNOWN_REASONS: Final = frozenset(
     }
 )
 """Reasons that become a metric's label; what a peer makes up does not."""
+_MAY_COME: Final = frozenset({NoStockReason.STOCK, NoStockReason.ABSENT})
 _ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {
     Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",

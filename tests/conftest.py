@@ -15,8 +15,16 @@ pytest_plugins = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _thread_loop() -> Iterator[None]:
-    """Own the main thread's loop: the async runner asks for one, puts its own there, and forgets to close the first."""
+def _main_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Own the main thread's first loop: the async runner asks for one, puts its own there, and forgets to close it."""
     loop = asyncio.get_event_loop_policy().get_event_loop()
-    yield
+    yield loop
     loop.close()
+
+
+@pytest.fixture(autouse=True)
+def _thread_loop(_main_loop: asyncio.AbstractEventLoop) -> None:
+    """Give the main thread its loop back: async tests leave it without one, and whoever asks then makes one."""
+    policy = asyncio.get_event_loop_policy()
+    if getattr(getattr(policy, "_local", None), "_loop", None) is None:
+        asyncio.set_event_loop(_main_loop)

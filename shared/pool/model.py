@@ -126,6 +126,7 @@ class NoStockReason(StrEnum):
     """Why nothing was selected."""
 
     STOCK = "stock"
+    ABSENT = "absent"
     SESSIONS = "sessions"
     LEASE = "lease"
 

@@ -7,12 +7,13 @@
 --       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
 --       23.. endpoints to leave out
 -- Answer: {endpoint, fields of its row, fields of its presence, how (0 fresh, 1 session, 2 pin, 3 instead of the pin)}
---         or {false, listed count, why ("stock", "sessions", "lease")}
+--         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
 local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local window, presence_needed, city = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[18]
 local least_stability, account = tonumber(ARGV[19]), ARGV[20]
 local pin_kind, pin_id, pin_strict = ARGV[15], ARGV[16], ARGV[17] == '1'
 local lease = ''
+local absent = 0
 local excluded = {}
 for i = 23, #ARGV do excluded[ARGV[i]] = true end
 
@@ -74,7 +75,10 @@ local function usable(id, with_carrier, pinned)
   local live = {}
   if presence_needed then
     live = redis.call('HGETALL', prefix .. 'live:' .. id)
-    if #live == 0 then return nil end
+    if #live == 0 then
+      absent = absent + 1
+      return nil
+    end
   end
   local total = room(id, ep)
   if not total then return nil end
@@ -124,7 +128,7 @@ if pin_kind ~= '' then
   end
   local choice = wanted ~= '' and usable(wanted, false, pin_kind)
   if choice then return take(choice, 2) end
-  if pin_strict then return { false, redis.call('SCARD', KEYS[1]), 'stock' } end
+  if pin_strict then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
   stood_in = 3
 end
 
@@ -135,7 +139,7 @@ if session[1] and (window == 0 or now - tonumber(session[2]) < window) then
     redis.call('HSET', KEYS[2], 'seen', now)
     return take(choice, 1)
   end
-  if ARGV[14] == '1' then return { false, redis.call('SCARD', KEYS[1]), 'stock' } end
+  if ARGV[14] == '1' then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
 elseif session[1] then
   -- the window is over: the next device must be another one where there is another one
   excluded[session[1]] = true
@@ -154,7 +158,7 @@ if not best and session[1] then
   excluded[session[1]] = nil
   best = least_loaded(256, false)
 end
-if not best then return { false, redis.call('SCARD', KEYS[1]), 'stock' } end
+if not best then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
 if sid ~= '' then
   local created = redis.call('EXISTS', KEYS[2]) == 0
   redis.call('HSET', KEYS[2], 'endpoint', best.id, 'picked', now, 'seen', now)
