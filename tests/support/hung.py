@@ -1,7 +1,7 @@
 """Tells where a test hangs, before its time is up and the process is ended without a word.
 
-The time limit ends the process (a loop in C cannot be interrupted by a signal), and a parallel worker's last words are lost with
-it. So a while earlier the stacks of all threads, and of every task of every loop, go to the real standard error.
+The time limit ends the process (a loop in C cannot be interrupted by a signal), and a parallel worker's last words are
+lost with it. So a while earlier the stacks of all threads, and of every task of every loop, go to the real standard error.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ import gc
 import os
 import threading
 from collections.abc import Generator
-from typing import IO
+from typing import TextIO
 
 import pytest
 
 TELL_BEFORE_END_S = 10
 
-_stderr: IO[str] | None = None
+_stderr: TextIO | None = None
 
 
 def pytest_configure(config: pytest.Config) -> None:
