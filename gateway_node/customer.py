@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 from gateway_node.pipeline import Pipeline
 from gateway_node.tunnel import Tunnel, reset
+from shared.runtime.deadlines import Deadline
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
@@ -29,7 +30,7 @@ class CustomerSide(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._tunnel: Tunnel | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
         self._address = ""
         self.told_address: str | None = None
         self._ended = False
@@ -79,10 +80,10 @@ class CustomerSide(asyncio.Protocol):
     def send(self, data: Bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # uvloop raises when the transport closed in this very turn
+            try:
                 transport.write(data)
+            except RuntimeError:  # uvloop raises when the transport closed in this very turn
+                return
 
     def send_eof(self) -> None:
         transport = self._transport
@@ -150,10 +151,10 @@ class CustomerSide(asyncio.Protocol):
     def abort_after(self, timeout_s: float) -> None:
         """Hang up unless the timer is stopped: slow heads hold no connection."""
         self.stop_timer()
-        self._timer = self._loop.call_later(timeout_s, self.cut)
+        self._deadline = self._pipeline.deadlines.call_after(timeout_s, self.cut)
 
     def stop_timer(self) -> None:
         """What was waited for came."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
