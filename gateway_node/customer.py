@@ -8,6 +8,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
+from prometheus_client import Counter
+
 from gateway_node.pipeline import Pipeline
 from gateway_node.tunnel import Tunnel, reset
 from shared.runtime.deadlines import Deadline
@@ -17,6 +19,10 @@ WRITE_HIGH_BYTES: Final = 512 * 1024
 FLUSH_MAX_S: Final = 30.0
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
+
+CROWDED: Final = Counter(
+    "psx_gateway_crowded", "Connections cut at once: too many of one address had no tunnel yet"
+)
 
 log = logging.getLogger("psx.gateway")
 
@@ -36,6 +42,7 @@ class CustomerSide(asyncio.Protocol):
         self._ended = False
         self._eof_sent = False
         self._full = False
+        self._waits = False
 
     # transport callbacks
 
@@ -44,6 +51,10 @@ class CustomerSide(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
+        self._waits = self._pipeline.lobby.enter(self._address)
+        if not self._waits:
+            CROWDED.inc()
+            self.cut()
 
     def pause_writing(self) -> None:
         self._full = True
@@ -66,6 +77,7 @@ class CustomerSide(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
+        self.leave_lobby()
         if self._opening is not None:
             self._opening.cancel()
         tunnel = self._tunnel
@@ -74,6 +86,12 @@ class CustomerSide(asyncio.Protocol):
                 tunnel.finish()
             else:
                 tunnel.cut()
+
+    def leave_lobby(self) -> None:
+        """It is known who this is."""
+        if self._waits:
+            self._waits = False
+            self._pipeline.lobby.leave(self._address)
 
     # path
 
@@ -122,6 +140,7 @@ class CustomerSide(asyncio.Protocol):
             return
         tunnel.customer = self
         self._tunnel = tunnel
+        self.leave_lobby()
         if answer:
             transport.write(answer)
         if early:

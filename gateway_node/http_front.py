@@ -161,6 +161,7 @@ class HttpFront(CustomerSide):
             return
         self._tunnel, self._upstream, self._exchange = tunnel, upstream, exchange
         tunnel.customer = PlainPath(self, tunnel)
+        self.leave_lobby()
         self._send_on(exchange, tunnel)
         tunnel.exit.attach(tunnel)
         if tunnel.open:

@@ -16,6 +16,7 @@ from prometheus_client import Counter, Gauge
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer, ExitFailed, Fault
 from gateway_node.leases import Leases
+from gateway_node.lobby import Lobby
 from gateway_node.meter import MeterService
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
@@ -99,6 +100,7 @@ class Pipeline:
         self._connections: dict[str, int] = {}
         self._barren: dict[EndpointId, set[str]] = {}
         self.deadlines = Deadlines()
+        self.lobby = Lobby()
 
     async def open(self, request: Request) -> Outcome:
         """Open a tunnel, or say why not. Never raises for anything a customer, an exit or a store can do."""
