@@ -42,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure against peers in the same run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
+    packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
+    packages.add_argument(
+        "--geo", type=Path, default=ROOT / "geo", metavar="DIR", help="folder of the address databases (geo/)"
+    )
+    stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
+    stage.add_argument("stage", choices=("dev", "staging", "prod"))
+    stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
     commands.add_parser("check", help="format, lint, types, import contracts")
     commands.add_parser("lock", help="compile the hash-pinned locks again")
     return parser
@@ -59,6 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _test(given.fast, given.arguments)
         case "bench":
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
+        case "package":
+            from local.packaging import package  # noqa: PLC0415 - each command loads only its own
+
+            return package(given.python, given.geo)
+        case "configure":
+            from local.configure import configure  # noqa: PLC0415
+
+            return configure(given.stage, given.file)
         case "check":
             from local.check import check  # noqa: PLC0415 - each command loads only its own
 
@@ -117,7 +133,7 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
     ]
     if fast:
         return _run([*command, "-m", FAST_MARK])
-    coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered"]
+    coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered", "--whole-roles"]
     narrowed = any(not a.startswith("-") for a in arguments)
     return _run([*command, "--durations=10", *([] if narrowed else coverage)])
 

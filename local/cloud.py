@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from local.api_gateway import ApiGateway
-from local.lambda_runtime import FunctionFailed, LocalFunction
+from local.lambda_runtime import Code, FunctionFailed, LocalFunction
 from local.supervisor import Supervisor
 from local.tables import read_serverless
 
@@ -64,12 +64,18 @@ class LocalCloud:
     """Functions behind a local API Gateway, with a clock that fires their schedules."""
 
     def __init__(
-        self, supervisor: Supervisor, stage: str, environments: Mapping[str, Mapping[str, str]]
+        self,
+        supervisor: Supervisor,
+        stage: str,
+        environments: Mapping[str, Mapping[str, str]],
+        code: Mapping[str, Code] | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._environments = environments
         handlers = {n: f["handler"] for n, f in read_serverless(stage)["functions"].items()}
-        self.functions = {n: LocalFunction(n, h, WORKERS.get(n, 1)) for n, h in handlers.items()}
+        self.functions = {
+            n: LocalFunction(n, h, WORKERS.get(n, 1), (code or {}).get(n)) for n, h in handlers.items()
+        }
         self.schedules = {s.name: s for s in read_schedules(stage)}
         self.gateway = ApiGateway({p: self.functions[n] for p, n in read_routes(stage).items()})
         self._clock: list[asyncio.Task[None]] = []

@@ -17,6 +17,8 @@ from functions.api.wiring import Wiring as ApiWiring
 from functions.api.wiring import wire as wire_api
 from functions.http import lambda_handler
 from functions.x402.app import create_app as create_sale
+from functions.x402.serve_owed import serve_owed as serve_owed_job
+from functions.x402.validate import validate_sale as validate_sale_job
 from functions.x402.wiring import SaleSettings
 from functions.x402.wiring import Wiring as SaleWiring
 from functions.x402.wiring import wire as wire_sale
@@ -29,6 +31,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.sale.model import Payment
+from tests.support.permissions import as_function, call_as
 
 PREFIX = "psx-test-"
 RECIPIENT = "0x" + "11" * 20
@@ -138,13 +141,25 @@ class Functions:
         raw = b"" if body is None else json.dumps(body).encode()
         found = {"host": "api.example", "content-type": "application/json", **(headers or {})}
         event = http_event(HttpRequest(method, target, tuple(found.items()), raw, source))
-        app = self._sale if target.startswith("/v1/x402/") else self._api
-        answer: Any = self._thread.submit(app, event, None).result()  # type: ignore[arg-type]  # no context is needed
+        name, app = ("x402", self._sale) if target.startswith("/v1/x402/") else ("api", self._api)
+        answer: Any = self._thread.submit(call_as, name, app, event, None).result()
         try:
             parsed = json.loads(answer["body"])
         except ValueError:
             parsed = answer["body"]
         return Reply(answer["statusCode"], answer["headers"], parsed)
+
+
+def serve_owed(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return serve_owed_job(wiring)
+
+
+def validate_sale(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return validate_sale_job(wiring)
 
 
 def _close_loop() -> None:
