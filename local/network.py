@@ -373,6 +373,7 @@ class LocalNetwork:
             **self._common(),
             **public,
             **self._key_settings(),
+            "PSX_MASTER_KEY": self.secrets.master_key,
             **self._origin_settings(),
             "PSX_JWT_PRIVATE_KEY": self.secrets.jwt_private,
             "PSX_JWT_PUBLIC_KEY": self.secrets.jwt_public,
@@ -381,7 +382,8 @@ class LocalNetwork:
         x402 = {
             **self._common(),
             **public,
-            **self._key_settings(),
+            "PSX_SECRET_PEPPER": self.secrets.pepper,
+            "PSX_MASTER_KEY": self.secrets.master_key,
             "PSX_QUOTE_SECRET": self.secrets.quote_secret,
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_EVM_RPC_URLS": self.evm.url,

@@ -256,7 +256,7 @@ class Peers:
 
         def seal(device_id: DeviceId) -> Modem:
             text = f"{body.username}:{body.password}"
-            return Modem(body.host, body.port, self.w.box.seal(text, f"modem#{device_id}"))
+            return Modem(body.host, body.port, self.w.modem_box.seal(text, f"modem#{device_id}"))
 
         origin = Origin(Country("zz"), IpType.MOBILE)
         added = self.w.enrolment.add_modem(

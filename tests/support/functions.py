@@ -91,6 +91,7 @@ class Functions:
             "gateway_socks_port": 7001,
             "secret_pepper": secrets.pepper,
             "sealing_key": secrets.sealing_key,
+            "master_key": secrets.master_key,
         }
         api = ApiSettings(
             **common,
