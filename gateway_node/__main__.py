@@ -11,6 +11,7 @@ import uvloop
 
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
+from gateway_node.history import KeyHistory
 from gateway_node.http_front import HttpFront
 from gateway_node.journal import open_journal
 from gateway_node.leases import Leases
@@ -60,7 +61,10 @@ async def serve(settings: GatewaySettings) -> None:
         meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms, journal)
         await meter.start()
         house = settings.house_account
-        auth = Authenticator(dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house)
+        history = KeyHistory(dynamo, redis, settings.table, gateway_id, now_ms, house)
+        auth = Authenticator(
+            dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house, history
+        )
         leases = Leases(redis, gateway_id, now_ms)
         resolver = Resolver(EgressPolicy(lab_allow=settings.lab_endpoints()), settings.lab_names())
         mesh_token = settings.mesh_token.get_secret_value()
@@ -86,7 +90,8 @@ async def serve(settings: GatewaySettings) -> None:
             loop.create_task(follow_revocations(redis, auth, meter)),
             loop.create_task(links.sweep_for_ever()),
             loop.create_task(sweep_tunnels(meter)),
-            loop.create_task(sweep_keys(auth, meter)),
+            loop.create_task(sweep_keys(auth, meter, history)),
+            loop.create_task(history.run()),
         ]
         gc.freeze()
         log.info("gateway ready", extra={"gateway": gateway_id})
@@ -124,7 +129,7 @@ async def sweep_tunnels(meter: MeterService) -> None:
             tunnel.sweep(TUNNEL_SWEEP_S)
 
 
-async def sweep_keys(auth: Authenticator, meter: MeterService) -> None:
+async def sweep_keys(auth: Authenticator, meter: MeterService, history: KeyHistory | None = None) -> None:
     """Cut what has expired, and read open keys again now and then: the net under pushed revocations."""
     loop = asyncio.get_running_loop()
     read_s = loop.time()
@@ -133,6 +138,8 @@ async def sweep_keys(auth: Authenticator, meter: MeterService) -> None:
         now = now_ms()
         for tunnel in meter.all_tunnels():
             if is_expired(tunnel.pak, now):
+                if history is not None:
+                    history.expired(tunnel.pak)
                 tunnel.cut()
         if loop.time() - read_s >= KEY_SWEEP_S:
             read_s = loop.time()

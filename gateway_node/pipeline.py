@@ -124,7 +124,9 @@ class Pipeline:
         return Outcome(refused, corrections)
 
     async def _open(self, request: Request, route: Route) -> Tunnel | RefusedRequest:
-        pak = await self._auth.authenticate(route.account_id, request.password, request.address)
+        pak = await self._auth.authenticate(
+            route.account_id, request.password, request.address, request.request_id
+        )
         if isinstance(pak, Refusal):
             return RefusedRequest(pak, _AUTH_MESSAGES[pak])
         fault = self._standing(pak, request)

@@ -4,6 +4,7 @@ from typing import Final
 
 from fastapi import Request
 
+from functions.api.audit import concerns
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
 from shared.access import people
@@ -40,6 +41,8 @@ def caller(wiring: Wiring, request: Request, scope: Scope | None) -> ApiKey:
     looks = request.method == "GET" and Scope.READ in key.scopes and scope is not Scope.ADMIN
     if scope is not None and scope not in key.scopes and not looks:
         raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
+    how = "password" if key.person else "api_key"
+    concerns(request, f"acct#{key.account_id}", key.person or key.account_id, how)
     return key
 
 
@@ -96,9 +99,11 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
         if not isinstance(claims, Claims):
             raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
         if device is not None and claims.device_id == device_id and claims.generation == device.generation:
+            concerns(request, f"dev#{device_id}", device_id, "device_token")
             return device
     else:
         key = caller(wiring, request, Scope.SUPPLY)
         if device is not None and device.account_id == key.account_id:
+            concerns(request, f"dev#{device_id}", key.person or key.account_id, "api_key")
             return device
     raise ProblemError(404, "NOT_FOUND", "there is no such device")

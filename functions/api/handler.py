@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 
 from functions.api import account, balance, inventory, keys, operations, pages, peers, resellers, sign_in
+from functions.api.audit import install_audit
 from functions.api.idempotency import install_idempotency
 from functions.api.wiring import Wiring, wiring
 from functions.http import install, lambda_handler
@@ -14,6 +15,7 @@ from shared.runtime.log import configure
 def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx", docs_url=None, redoc_url=None)
+    install_audit(app, wired)
     install_idempotency(app, wired)
     install(app)
     for room in (peers, inventory, account, balance, keys, sign_in, resellers, operations, pages):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.api.audit import concerns
 from functions.api.auth import api_key, caller, device_of
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
@@ -146,6 +147,7 @@ class Peers:
             body.walletAddress,
         )
         answer = self.enrolled(enrolled)
+        concerns(request, f"dev#{answer['deviceId']}", account_id, "api_key" if body.apiKey else "wallet")
         if looks_random(body.name):
             answer["warning"] = "this name looks random: another name at the next start makes another device"
         return answer
@@ -161,6 +163,7 @@ class Peers:
             account_id, device_id, body.deviceId, Kind.SDK, address, _consent(body.consent), None
         )
         answer = self.enrolled(enrolled)
+        concerns(request, f"dev#{answer['deviceId']}", account_id, "api_key")
         return {"device": {"deviceId": answer["deviceId"]}, **answer}
 
     def enrolled(self, result: Enrolled | EnrolFault) -> dict[str, Any]:

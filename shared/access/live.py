@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from shared.runtime.redis import RedisCall, Script
+from shared.runtime.redis import RedisCall, Script, command
 
 _HIT: Final = Script.load("shared.access", "hit")
 
@@ -34,3 +34,8 @@ def hit(limit: Limit, who: str) -> RedisCall[Hits]:
         return Hits(count > limit.hits_max, max(limit.hits_max - count, 0), reset_s)
 
     return RedisCall(parse, script=_HIT, keys=[f"limit:{limit.name}:{who}"], args=[limit.window_s])
+
+
+def first_in(what: str, window_s: int) -> RedisCall[bool]:
+    """Whether this is the first time within a window that anybody says so."""
+    return command("SET", f"told:{what}", 1, "NX", "EX", window_s, parse=bool)

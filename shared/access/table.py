@@ -210,15 +210,23 @@ def list_paks(
 
 
 def suspend(
-    table: str, pak_id: PakId, reason: DisabledReason, now_ms: int, at_cap_bytes: int | None = None
+    table: str,
+    pak_id: PakId,
+    reason: DisabledReason,
+    now_ms: int,
+    at_cap_bytes: int | None = None,
+    at_expiry_ms: int | None = None,
 ) -> DynamoRequest[Pak | None]:
-    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap is no longer
-    the one that was reached."""
+    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap or its end is
+    no longer the one that was reached."""
     values: dict[str, object] = {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms}
     condition = "enabled = :yes"
     if at_cap_bytes is not None:
         condition += " AND cap_bytes = :cap"
         values[":cap"] = at_cap_bytes
+    if at_expiry_ms is not None:
+        condition += " AND expires_at_ms = :expiry"
+        values[":expiry"] = at_expiry_ms
     return update(
         table,
         f"pak#{pak_id}",
@@ -270,7 +278,7 @@ def change_item(
 def top_up_item(
     table: str, pak_id: PakId, add_bytes: int, expires_at_ms: int | None, now_ms: int, *, reenable: bool
 ) -> TransactItem:
-    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped key on again."""
+    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped or expired key on again."""
     expression = "SET updated_at_ms = :now"
     values: dict[str, object] = {":now": now_ms}
     if expires_at_ms is not None:
@@ -279,8 +287,8 @@ def top_up_item(
     condition = "attribute_exists(cap_bytes)"
     if reenable:
         expression += ", enabled = :yes REMOVE disabled_reason"
-        values |= {":yes": True, ":cap": DisabledReason.CAP.value}
-        condition += " AND (attribute_not_exists(disabled_reason) OR disabled_reason = :cap)"
+        values |= {":yes": True, ":cap": DisabledReason.CAP.value, ":late": DisabledReason.EXPIRED.value}
+        condition += " AND (attribute_not_exists(disabled_reason) OR disabled_reason IN (:cap, :late))"
     if add_bytes:
         expression += " ADD cap_bytes :add"
         values[":add"] = add_bytes
