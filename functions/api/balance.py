@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from functions.api.audit import told
 from functions.api.auth import caller, fresh
 from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
@@ -93,6 +94,7 @@ class Balances:
         asked = Approval(ident, CREDIT, facts, by.account_id, now_ms())
         if self.approvals.propose(asked):
             record_of_account(self.w, request, by, "credit_propose", approval=ident, **facts)
+        told(request)
         return self.shown(self.found(ident))
 
     def decide(self, request: Request, ident: str, state: ApprovalState) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class Balances:
                 record_of_account(
                     self.w, request, by, f"credit_{state.value}", approval=ident, **asked.arguments
                 )
+        told(request)  # a repeated word decides nothing more
         if asked.state is not state:
             raise ProblemError(409, "DECIDED_ALREADY", f"this request is {asked.state.value}")
         if state is ApprovalState.APPROVED:

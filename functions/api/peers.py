@@ -10,6 +10,8 @@ from functions.api.audit import concerns
 from functions.api.auth import api_key, caller, device_of
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
+from functions.limits import spend
+from shared.access.live import Limit
 from shared.access.model import Scope
 from shared.access.table import set_account_consent
 from shared.grading.live import enqueue_probe
@@ -21,7 +23,6 @@ from shared.kernel.ids import DEVICE_ID, AccountId, Country, DeviceId, EndpointI
 from shared.metering.table import usage_days
 from shared.pool.live import read_presence, unlist_endpoint
 from shared.runtime.clock import now_ms
-from shared.runtime.redis import command
 from shared.runtime.settings import Stage
 from shared.settlement.rules import RateMissing, rate_for
 from shared.settlement.service import owed_micro
@@ -115,14 +116,8 @@ class Peers:
     def limit(self, request: Request) -> str:
         """The caller's address, unless it registers too much: 429."""
         address = source_address(request)
-        minute = now_ms() // 60_000
-        key = f"registrations:{address}:{minute}"
-        count = self.w.redis.run(command("INCR", key, parse=int))
-        if count == 1:
-            self.w.redis.run(command("EXPIRE", key, 120, parse=bool))
-        if count > self.w.settings.registrations_per_minute:
-            message = "too many registrations from this address; wait a minute"
-            raise ProblemError(429, "RATE_LIMITED", message, {"Retry-After": "60"})
+        limit = Limit("register", self.w.settings.registrations_per_minute, 60)
+        spend(request, self.w.redis, [limit], f"ip:{address}", now_ms(), closed=True)
         return address
 
     def register_agent(self, request: Request, body: AgentBody) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from functions.sealing import KEY_BYTES, SealingSettings, envelope
 from shared.access.envelope import Envelope
@@ -34,7 +34,9 @@ class ApiSettings(SealingSettings):
     asn_mmdb: Path
     country_mmdb: Path
     asn_classes: Path
-    registrations_per_minute: int = 60
+    registrations_per_minute: int = Field(default=60, ge=1)
+    calls_per_minute_address: int = Field(default=6000, ge=1)
+    calls_per_minute_key: int = Field(default=3000, ge=1)
 
     @field_validator("sealing_key")
     @classmethod

@@ -110,7 +110,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.post("/v1/x402/manage/pool/regenerate")
     def regenerate(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        sale.limit(REGENERATE_LIMIT, pak.pak_id)
+        sale.limit(request, REGENERATE_LIMIT, pak.pak_id)
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")

@@ -49,6 +49,28 @@ def test_every_mutation_leaves_exactly_one_event(functions: Functions, method: s
     assert fresh[0]["ip"]["S"].startswith("127.20.9.")
 
 
+def test_looking_leaves_no_event_and_a_repeated_decision_none_either(functions: Functions) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    approve = "/v1/admin/credits/{ident}/approve"
+    second = tenant.second_admin()
+    assert tenant.call("POST", approve, headers=second).status == 200
+    before = events()
+    assert tenant.call("POST", approve, headers=second).status == 200
+    for method, path in documented():
+        if method == "GET":
+            assert tenant.call(method, path).status == 200, path
+    assert events() == before
+
+
+def test_a_password_that_is_told_is_on_record(functions: Functions) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    before = events()
+    path = f"/v1/gateway/credentials?pakId={tenant.ids['pak_id']}"
+    assert functions.call(path, headers=tenant.reseller).body["password"].startswith("pak_")
+    (fresh,) = (event for place, event in events().items() if place not in before)
+    assert fresh["action"]["S"] == "reveal"
+
+
 def test_a_refused_write_and_a_repeated_one_leave_none(functions: Functions) -> None:
     tenant = Tenant(functions, "one").furnish()
     before = events()
