@@ -20,6 +20,7 @@ from gateway_node.listen import listen, tls_context
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
 from gateway_node.resolve import Resolver
+from gateway_node.sessions import SessionKeeper
 from gateway_node.settings import KEY_BYTES, GatewaySettings
 from gateway_node.socks_front import SocksFront
 from gateway_node.workers import run_workers
@@ -72,7 +73,8 @@ async def serve(settings: GatewaySettings) -> None:
             mesh_token, lambda device_id: redis.run(read_presence(device_id)), leases.path_lost
         )
         dialer = ExitDialer(mesh_token, box, links)
-        pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms, house)
+        sessions = SessionKeeper(redis, now_ms)
+        pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms, house, sessions)
         how: dict[str, Any] = {
             "tls": tls_context(settings.gateway_tls_cert, settings.gateway_tls_key),
             "proxied": settings.gateway_proxy_protocol,
@@ -92,6 +94,8 @@ async def serve(settings: GatewaySettings) -> None:
             loop.create_task(sweep_tunnels(meter)),
             loop.create_task(sweep_keys(auth, meter, history)),
             loop.create_task(history.run()),
+            loop.create_task(sessions.run()),
+            loop.create_task(sessions.follow()),
         ]
         gc.freeze()
         log.info("gateway ready", extra={"gateway": gateway_id})

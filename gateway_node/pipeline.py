@@ -19,6 +19,7 @@ from gateway_node.leases import Leases
 from gateway_node.meter import MeterService
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
+from gateway_node.sessions import SessionKeeper
 from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import Pool, Refusal
@@ -87,6 +88,7 @@ class Pipeline:
         meter: MeterService,
         now_ms: Callable[[], int],
         house_account: str = "",
+        sessions: SessionKeeper | None = None,
     ) -> None:
         self._house_account = house_account
         self._auth = auth
@@ -95,6 +97,7 @@ class Pipeline:
         self._dialer = dialer
         self._meter = meter
         self._now_ms = now_ms
+        self._sessions = sessions
         self._connections: dict[str, int] = {}
         self._barren: dict[EndpointId, set[str]] = {}
 
@@ -163,6 +166,7 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
+        began_ms = self._now_ms()
         either, moves, busy, missing = False, 0, 0, NoStockReason.STOCK
         attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
         while attempts:
@@ -184,7 +188,7 @@ class Pipeline:
                 self._leases.give_back(acquired, pak.pak_id)
                 return side
             if not isinstance(side, ExitFailed):
-                return self._opened(pak, acquired, side)
+                return self._opened(pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
@@ -242,15 +246,19 @@ class Pipeline:
         busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
         return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
 
-    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath) -> Tunnel:
+    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int) -> Tunnel:
         tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
         self._meter.opened(tunnel)
         _OPENED_IN[acquired.endpoint.pool].inc()
         OPEN.inc()
+        if self._sessions is not None:
+            self._sessions.opened(tunnel, route, began_ms)
         return tunnel
 
     def _ended(self, tunnel: Tunnel, exit_broke: bool) -> None:
         self._meter.closed(tunnel)
+        if self._sessions is not None:
+            self._sessions.closed(tunnel)
         self._disconnect(tunnel.pak)
         self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
         OPEN.dec()
