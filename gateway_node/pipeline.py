@@ -24,8 +24,9 @@ from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import Pool, Refusal
 from shared.kernel.ids import EndpointId
-from shared.pool.live import SESSIONS_MAX, stock
+from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
+from shared.pool.numbers import live_numbers, run_async
 from shared.pool.username import UsernameMissing, parse_username
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire.mux import MuxReason
@@ -237,8 +238,9 @@ class Pipeline:
                 Refusal.NO_STOCK, "that lease was released, has expired or is not this account's"
             )
         counts: dict[str, int] = {}
+        numbers = await run_async(self._leases.redis, live_numbers(self._now_ms()))
         for pool in route.pools:
-            for country, count in (await self._leases.redis.run(stock(pool))).items():
+            for country, count in numbers.stock_of(pool).items():
                 counts[country] = counts.get(country, 0) + count
         wanted = route.country.upper() if route.country else "any country"
         others = sorted((c for c in counts if c != route.country), key=lambda c: -counts[c])

@@ -393,7 +393,13 @@ class LocalNetwork:
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
         }
-        return {"api": api, "x402": x402, "list-exits": self._common(), "roll-up": self._common()}
+        return {
+            "api": api,
+            "x402": x402,
+            "list-exits": self._common(),
+            "roll-up": self._common(),
+            "live-numbers": self._common(),
+        }
 
     def _relay_settings(self, region: str) -> dict[str, str]:
         ports = self.ports

@@ -22,7 +22,7 @@ from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PakId
 from shared.kernel.money import NotADecimal, gb_number, parse_gb
-from shared.metering.live import open_meter, read_used, read_used_of
+from shared.metering.live import open_meter, read_used
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
@@ -248,22 +248,18 @@ class Resellers:
         if found.next_key is not None:
             response.headers["X-Next-Cursor"] = write_cursor(found.next_key)
         paks = [p for p in found.rows if p.disabled_reason is not DisabledReason.DELETED]
-        try:
-            live = self.w.redis.run(read_used_of([p.pak_id for p in paks])) if paks else {}
-        except StoreUnavailable:
-            live = {}
-        return [self.record(p, max(p.used_bytes, live.get(p.pak_id, 0))) for p in paks]
+        return [self.record(p) for p in paks]
 
     def used(self, pak: Pak) -> int:
-        """Bytes that a key has used, live; the last roll-up without Redis."""
+        """Bytes that a key has used as far as anybody knows: for money. What is shown comes from the roll-up alone."""
         try:
             return max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
         except StoreUnavailable:
             return pak.used_bytes
 
-    def record(self, pak: Pak, used_bytes: int | None = None) -> dict[str, Any]:
+    def record(self, pak: Pak) -> dict[str, Any]:
         """A key without its secret."""
-        used = self.used(pak) if used_bytes is None else used_bytes
+        used = pak.used_bytes
         return {
             "id": pak.pak_id,
             "username": pak.account_id,
