@@ -14,6 +14,7 @@ from shared.access.table import get_pak, list_paks
 from shared.kernel.codes import Pool
 from shared.kernel.ids import PakId
 from shared.kernel.money import gb_number
+from shared.kernel.traffic import traffic_unit
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.sessions import (
@@ -155,6 +156,7 @@ class AccountView:
             "totalBytes": total,
             "totalGB": gb_number(total),
             "days": [{"day": day, "bytesOut": up, "bytesIn": down} for day, up, down in page.rows],
+            "trafficUnit": traffic_unit(),
             "generatedAt": now,
         }
 

@@ -12,14 +12,15 @@ from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access.model import Account, AccountKind, Scope
-from shared.access.prepaid import PURCHASE_MAX_BYTES, credit_items, get_prepaid, wholesale_price
+from shared.access.prepaid import credit, get_prepaid
+from shared.access.rules import PURCHASE_MAX_BYTES, wholesale_price
 from shared.access.table import get_account
 from shared.guard.approvals import Approvals
 from shared.guard.model import Approval, ApprovalState
 from shared.kernel.ids import AccountId
-from shared.kernel.money import NotADecimal, format_usdc, gb_number, parse_gb
+from shared.kernel.money import BYTES_PER_GB, NotADecimal, format_usdc, gb_number, parse_gb
+from shared.kernel.traffic import traffic_unit
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import transact
 
 CREDIT: Final = "reseller_credit"
 PREPAID_KINDS: Final = frozenset({AccountKind.RESELLER, AccountKind.PARTNER, AccountKind.CUSTOMER})
@@ -57,6 +58,7 @@ class Balances:
             "prepaid": found is not None,
             "creditedGB": gb_number(found.credited_bytes) if found else 0,
             "availableGB": gb_number(found.available_bytes) if found else 0,
+            "trafficUnit": traffic_unit(),
         }
 
     def quote(self, text: str) -> dict[str, Any]:
@@ -65,7 +67,8 @@ class Balances:
         per_gb, total = wholesale_price(size, self.w.live.get("wholesale"))
         return {
             "trafficGB": gb_number(size),
-            "bytesPerGB": 1_000_000_000,
+            "trafficUnit": traffic_unit(),
+            "bytesPerGB": BYTES_PER_GB,
             "pricePerGB": format_usdc(per_gb),
             "amountUSDC": format_usdc(total),
             "amountMicroUSDC": str(total),
@@ -122,8 +125,7 @@ class Balances:
         account = AccountId(approved.arguments["account"])
         facts = {"approved_by": approved.decided_by, "at_ms": now_ms()}
         size = int(approved.arguments["bytes"])
-        items = credit_items(self.w.settings.table("access"), account, approved.approval_id, size, facts)
-        self.w.dynamo.run(transact(items))
+        credit(self.w.dynamo, self.w.settings.table("access"), account, approved.approval_id, size, facts)
 
     def found(self, ident: str) -> Approval:
         """A request for a credit, or 404."""

@@ -12,7 +12,7 @@ from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
-from shared.access.prepaid import wholesale_price
+from shared.access.rules import wholesale_price
 from shared.access.secrets import new_api_key, token_hash
 from shared.guard.model import Switch
 from shared.guard.settings import setting_fault

@@ -20,6 +20,7 @@ from shared.grading.rules import PASSES_TO_LIST
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DEVICE_ID, AccountId, Country, DeviceId, EndpointId
+from shared.kernel.traffic import traffic_unit
 from shared.metering.table import usage_days
 from shared.pool.live import read_presence, unlist_endpoint
 from shared.runtime.clock import now_ms
@@ -229,6 +230,7 @@ class Peers:
             "servedBytes": sum(up + down for _, up, down in page.rows),
             "days": [{"day": day, "bytes": up + down} for day, up, down in page.rows],
             "earningsPerGB": self.rate(device) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
             "accountPendingMicroUSDC": str(owed),
         }
 

@@ -21,7 +21,8 @@ from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PakId
-from shared.kernel.money import NotADecimal, gb_number, parse_gb
+from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
+from shared.kernel.traffic import traffic_unit
 from shared.metering.live import open_meter, read_used
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
@@ -275,6 +276,7 @@ class Resellers:
             "createdAt": pak.created_at_ms,
             "updatedAt": pak.updated_at_ms,
             "qualityTier": pak.quality.value,
+            "bytesPerGB": BYTES_PER_GB,
         }
 
 
@@ -345,7 +347,8 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         first = since or day_of(now_ms() - (bound - 1) * DAY_MS)
         table = work.w.settings.table("usage")
         page = work.w.dynamo.run(usage_days(table, f"pak#{pak.pak_id}", first, bound))
-        return {"usage": [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]}
+        days_shown = [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]
+        return {"usage": days_shown, "trafficUnit": traffic_unit()}
 
     @routes.get("/{pak_id}/audit")
     def audit(
