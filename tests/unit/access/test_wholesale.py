@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.access.rules import PURCHASE_MAX_BYTES, DISCOUNTS, wholesale_price
+from shared.access.rules import DISCOUNTS, PURCHASE_MAX_BYTES, wholesale_price
 from shared.kernel.money import BYTES_PER_GB
 
 SIZES = st.integers(1, PURCHASE_MAX_BYTES)
