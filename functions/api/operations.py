@@ -12,7 +12,6 @@ from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
-from shared.access.rules import wholesale_price
 from shared.access.secrets import new_api_key, token_hash
 from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
@@ -93,8 +92,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if fault:
             raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
         try:
-            if name == "wholesale":
-                wholesale_price(1, body)
             w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
         except (TypeError, ValueError):
             raise ProblemError(400, "INVALID_FIELD", f"{name}: amounts are integers, no fractions") from None
