@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from functions.api.amounts import Amount
 from functions.api.audit import told
 from functions.api.auth import caller, fresh
 from functions.api.history import record_of_account
@@ -29,7 +30,7 @@ PREPAID_KINDS: Final = frozenset({AccountKind.RESELLER, AccountKind.PARTNER, Acc
 class CreditBody(BaseModel):
     """`POST /v1/admin/resellers/{account}/credits`."""
 
-    trafficGB: int | float | str
+    trafficGB: Amount
     reason: Annotated[str, Field(min_length=1, max_length=256)]
     paymentReference: Annotated[str, Field(max_length=256)] = ""
 
@@ -85,7 +86,7 @@ class Balances:
     def propose(self, request: Request, account_id: str, body: CreditBody) -> dict[str, Any]:
         """Ask for a credit; nothing is credited before another admin says yes."""
         by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
-        size = traffic(str(body.trafficGB))
+        size = traffic(body.trafficGB)
         account = self.account(account_id)
         facts = {
             "account": account.account_id,

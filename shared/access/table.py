@@ -276,15 +276,32 @@ def change_item(
 
 
 def top_up_item(
-    table: str, pak_id: PakId, add_bytes: int, expires_at_ms: int | None, now_ms: int, *, reenable: bool
+    table: str,
+    pak_id: PakId,
+    add_bytes: int,
+    expires_at_ms: int | None,
+    now_ms: int,
+    *,
+    reenable: bool,
+    expiry_was: tuple[int | None] | None = None,
 ) -> TransactItem:
-    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped or expired key on again."""
+    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped or expired key on again.
+
+    With `expiry_was` the expiry moves only from what was read, so that no extension is lost to another one.
+    """
     expression = "SET updated_at_ms = :now"
     values: dict[str, object] = {":now": now_ms}
     if expires_at_ms is not None:
         expression += ", expires_at_ms = :expires"
         values[":expires"] = expires_at_ms
-    condition = "attribute_exists(cap_bytes)"
+    condition = "attribute_exists(cap_bytes)" if add_bytes else "attribute_exists(pk)"
+    if expires_at_ms is not None and expiry_was is not None:
+        before = expiry_was[0]
+        condition += " AND " + (
+            "attribute_not_exists(expires_at_ms)" if before is None else "expires_at_ms = :was"
+        )
+        if before is not None:
+            values[":was"] = before
     if reenable:
         expression += ", enabled = :yes REMOVE disabled_reason"
         values |= {":yes": True, ":cap": DisabledReason.CAP.value, ":late": DisabledReason.EXPIRED.value}
