@@ -7,14 +7,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from functions.api.auth import caller
+from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
-from shared.access.prepaid import wholesale_price
 from shared.access.secrets import new_api_key, token_hash
-from shared.guard.model import AuditEvent, Switch
-from shared.guard.service import append_audit
+from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
 from shared.guard.table import read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
@@ -48,18 +47,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     routes = APIRouter()
 
     def record(request: Request, by: ApiKey, action: str, metadata: dict[str, Any]) -> None:
-        w = wiring()
-        event = AuditEvent(
-            f"acct#{by.account_id}",
-            action,
-            by.account_id,
-            now_ms(),
-            ip=source_address(request),
-            request_id=request.state.request_id,
-            auth_method="api_key",
-            metadata=metadata,
-        )
-        append_audit(w.dynamo, w.settings.table("audit"), event)
+        record_of_account(wiring(), request, by, action, **metadata)
 
     @routes.get("/health")
     def health() -> dict[str, Any]:
@@ -104,8 +92,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if fault:
             raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
         try:
-            if name == "wholesale":
-                wholesale_price(1, body)
             w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
         except (TypeError, ValueError):
             raise ProblemError(400, "INVALID_FIELD", f"{name}: amounts are integers, no fractions") from None

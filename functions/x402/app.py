@@ -12,6 +12,7 @@ from functions.x402.ports import PortDesk
 from functions.x402.reading import refuse_field
 from functions.x402.sale import Sale
 from functions.x402.wiring import Wiring
+from shared.kernel.traffic import traffic_unit
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.runtime.clock import now_ms
@@ -78,7 +79,8 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/credit")
     def credit(request: Request) -> dict[str, Any]:
         session, pak, _ = sale.session(request)
-        return {"credit": answers.credit(pak, sale.prices_of(session), sale.used(pak))}
+        shown = answers.credit(pak, sale.prices_of(session), sale.used(pak))
+        return {"credit": shown, "trafficUnit": traffic_unit()}
 
     @app.get("/v1/x402/manage/pool/usage")
     def usage(request: Request, days: str = str(USAGE_DAYS_DEFAULT)) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         owner, table = f"pak#{pak.pak_id}", sale.w.settings.table("usage")
         page = sale.w.dynamo.run(usage_days(table, owner, since, USAGE_DAYS_MAX))
         rows = [{"day": day, "bytesOut": up, "bytesIn": down} for day, up, down in page.rows]
-        return {"usage": rows, "usedBytes": sale.used(pak)}
+        return {"usage": rows, "usedBytes": sale.used(pak), "trafficUnit": traffic_unit()}
 
     @app.get("/v1/x402/manage/pool/connection")
     def connection(request: Request) -> JSONResponse:
@@ -110,7 +112,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.post("/v1/x402/manage/pool/regenerate")
     def regenerate(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        sale.limit(REGENERATE_LIMIT, pak.pak_id)
+        sale.limit(request, REGENERATE_LIMIT, pak.pak_id)
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")

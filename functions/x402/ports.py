@@ -10,6 +10,7 @@ from functions.x402.reading import added_traffic, refuse_field
 from functions.x402.sale import Sale
 from shared.access.model import Pak
 from shared.kernel.money import format_gb, format_usdc
+from shared.kernel.traffic import traffic_unit
 from shared.sale import answers
 from shared.sale.model import FieldFault, Problem, Session
 from shared.sale.ports import NotReplaced, PortLease
@@ -81,7 +82,8 @@ class PortDesk:
         if traffic is None:
             refuse_field(FieldFault("addTrafficGB", "a number of GB"))
         due = due_micro(traffic, prices)
-        return {"addTrafficGB": format_gb(traffic), "amountUSDC": format_usdc(due), "amountMicro": str(due)}
+        costs = {"amountUSDC": format_usdc(due), "amountMicro": str(due)}
+        return {"addTrafficGB": format_gb(traffic), **costs, "trafficUnit": traffic_unit()}
 
     def replace(self, request: Request) -> dict[str, Any]:
         """`POST /manage/ports/replace`: the same credentials on another device."""

@@ -7,17 +7,17 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError, source_address
+from functions.limits import spend
 from functions.x402.reading import added_seconds, added_traffic, refuse_field, shown_payment
 from functions.x402.wiring import Wiring
+from shared.access.live import Limit
 from shared.access.model import Pak
 from shared.kernel.codes import Pool
 from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
-from shared.metering.live import read_used
-from shared.pool.live import stock
-from shared.runtime.dynamo import StoreUnavailable
+from shared.pool.numbers import known
 from shared.sale import answers
-from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT, Limit, count_call
+from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
 from shared.sale.model import (
     Bought,
     FieldFault,
@@ -76,10 +76,8 @@ class Sale:
 
     def countries(self) -> dict[Country, int]:
         """Live stock of what is on sale; empty when the live network cannot be asked."""
-        try:
-            return self.w.redis.run(stock(Pool.MBL))
-        except StoreUnavailable:
-            return {}
+        numbers = known(self.w.redis, self.w.counter.now_ms())
+        return numbers.stock_of(Pool.MBL) if numbers else {}
 
     def buy(self, request: Request) -> JSONResponse:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
@@ -93,7 +91,7 @@ class Sale:
     def sell(self, request: Request, order: Order, prices: Prices, what: str) -> JSONResponse:
         """402 with the price of an order, or what a payment buys."""
         payment, address = shown_payment(request.headers), source_address(request)
-        self.limit(BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(address))
+        self.limit(request, BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(address))
         if payment is None:
             return self.required(request, order, what, None)
         result = self.w.counter.buy(order, prices, payment, address)
@@ -101,18 +99,19 @@ class Sale:
             return self.refused(request, result, order, what, payment)
         return self.bought(result, prices)
 
-    def limit(self, limit: Limit, who: str) -> None:
-        """429 when a caller asks too often; a live network that cannot be asked lets callers through."""
-        counter = self.w.counter
-        try:
-            wait_ms = self.w.redis.run(count_call(limit, counter.requester(who), counter.now_ms()))
-        except StoreUnavailable:
-            return
-        if wait_ms:
-            message = (
-                f"at most {limit.calls} in {limit.window_s} s here; nothing was charged, do not pay again"
-            )
-            raise ProblemError(429, "RATE_LIMITED", message, {"Retry-After": str(-(-wait_ms // 1000))})
+    def limit(self, request: Request, limit: Limit, who: str) -> None:
+        """429 when a caller asks too often. With the live network away only what asks for a price goes on."""
+        counter, closed = self.w.counter, limit is not BUY_LIMIT
+        more = "; nothing was charged, do not pay again"
+        spend(
+            request,
+            self.w.redis,
+            [limit],
+            counter.requester(who),
+            counter.now_ms(),
+            closed=closed,
+            message=more,
+        )
 
     def exact(self) -> Rail | None:
         """The rail of signed transfers, while its gas wallet was found able to send them."""
@@ -175,12 +174,8 @@ class Sale:
         return self.open_prices(tier) if selling else self.prices(tier)
 
     def used(self, pak: Pak) -> int:
-        """Bytes used: the live count when it is ahead of what was rolled up."""
-        try:
-            live = self.w.redis.run(read_used(pak.pak_id))
-        except StoreUnavailable:
-            live = None
-        return max(pak.used_bytes, live or 0)
+        """Bytes used, as the roll-up has them: the same that every other answer shows, at most 10 s old."""
+        return pak.used_bytes
 
     def session(self, request: Request) -> tuple[Session, Pak, str]:
         """The caller's session by its token, or 401."""
@@ -198,7 +193,7 @@ class Sale:
         session, pak, token = self.session(request)
         prices, port = self.prices_of(session, selling=True), self.port_of(session.username)
         payment, address = shown_payment(request.headers), source_address(request)
-        self.limit(TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
+        self.limit(request, TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
         traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
         if traffic is None:
             if not seconds:

@@ -2,18 +2,17 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Final
 
 from pydantic import SecretStr, field_validator
 
+from functions.sealing import KEY_BYTES, SealingSettings, envelope
 from functions.x402.chains import GAS_KEY_BYTES, Chains
-from shared.access.secrets import SecretBox
 from shared.guard.service import LiveSettings
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
-from shared.runtime.settings import Settings, load, secret_bytes
+from shared.runtime.settings import load, secret_bytes
 from shared.sale.answers import Place
 from shared.sale.exact import ExactRail
 from shared.sale.minting import Mint
@@ -21,18 +20,14 @@ from shared.sale.model import Rail
 from shared.sale.rules import read_depths
 from shared.sale.service import Counter
 
-KEY_BYTES: Final = 32
 
-
-class SaleSettings(Settings):
+class SaleSettings(SealingSettings):
     """Environment of the x402 function (prefix PSX_)."""
 
     api_base_url: str
     gateway_host: str
     gateway_http_port: int
     gateway_socks_port: int
-    secret_pepper: SecretStr
-    sealing_key: SecretStr
     quote_secret: SecretStr
     house_account: str
     evm_rpc_urls: str
@@ -52,9 +47,9 @@ class SaleSettings(Settings):
             secret_bytes(value, GAS_KEY_BYTES)
         return value
 
-    @field_validator("secret_pepper", "sealing_key", "quote_secret")
+    @field_validator("quote_secret")
     @classmethod
-    def _key(cls, value: SecretStr) -> SecretStr:
+    def _quote_key(cls, value: SecretStr) -> SecretStr:
         secret_bytes(value, KEY_BYTES)
         return value
 
@@ -75,9 +70,6 @@ class Wiring:
 
 def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring:
     """Put the parts together."""
-    box = SecretBox(
-        secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
-    )
     rails = (
         Rail(
             "base",
@@ -97,7 +89,9 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
     chains = Chains(settings)
     live = LiveSettings(dynamo, settings.table("guard"), now_ms)
     counter = Counter(
-        mint=Mint(dynamo, redis, settings.table, box, AccountId(settings.house_account), now_ms),
+        mint=Mint(
+            dynamo, redis, settings.table, envelope(settings), AccountId(settings.house_account), now_ms
+        ),
         redis=redis,
         quote_secret=secret_bytes(settings.quote_secret, KEY_BYTES),
         chain=lambda: chains,

@@ -5,6 +5,9 @@ from typing import Any, Final
 
 CONFIRMATIONS_MAX: Final = 1000
 BASIS_POINTS_MAX: Final = 1000
+WHOLE_MAX: Final = 10**15
+STEPS_MAX: Final = 20
+_CLASSES: Final = frozenset({"mobile", "residential", "datacenter", "unknown"})
 _COMMITMENTS: Final = frozenset({"confirmed", "finalized"})
 
 
@@ -14,7 +17,35 @@ def setting_fault(name: str, value: Mapping[str, Any]) -> str | None:
         return _prices_fault(value)
     if name == "confirmations":
         return _confirmations_fault(value)
+    if name == "rates":
+        return _rates_fault(value)
+    return _wholesale_fault(value) if name == "wholesale" else None
+
+
+def _rates_fault(value: Mapping[str, Any]) -> str | None:
+    overrides = value.get("overrides", {})
+    if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
+        return "overrides: an object of accounts and their own rates"
+    own = {f"overrides.{account}.": rates for account, rates in overrides.items()}
+    plain = {kind: rate for kind, rate in value.items() if kind != "overrides"}
+    for prefix, rates in {"": plain, **own}.items():
+        for kind, rate in rates.items():
+            if kind not in _CLASSES:
+                return f"{prefix}{kind}: rates are for {', '.join(sorted(_CLASSES))}"
+            if not _whole(rate, 0):
+                return f"{prefix}{kind}: must be a whole number of micro-USDC per GB"
     return None
+
+
+def _wholesale_fault(value: Mapping[str, Any]) -> str | None:
+    steps = value.get("steps")
+    if not isinstance(steps, list) or not 0 < len(steps) <= STEPS_MAX:
+        return f"steps: a list of 1 to {STEPS_MAX} pairs of GB and micro-USDC per GB"
+    for step in steps:
+        right = isinstance(step, list) and len(step) == 2 and _whole(step[0], 0) and _whole(step[1], 1)
+        if not right:
+            return "steps: each is a pair of whole numbers: from how many GB on, micro-USDC per GB"
+    return None if any(step[0] == 0 for step in steps) else "steps: one begins at 0 GB"
 
 
 def _prices_fault(value: Mapping[str, Any]) -> str | None:
@@ -70,4 +101,4 @@ def _confirmations_fault(value: Mapping[str, Any]) -> str | None:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= WHOLE_MAX

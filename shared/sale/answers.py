@@ -12,7 +12,8 @@ from typing import Any, Final
 from shared.access.model import Pak
 from shared.chain.eip3009 import DOMAIN_NAME, DOMAIN_VERSION
 from shared.kernel.ids import Country
-from shared.kernel.money import MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
+from shared.kernel.money import BYTES_PER_GB, MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
+from shared.kernel.traffic import traffic_unit
 from shared.sale.model import Bought, Claim, Prices, Rail
 from shared.sale.ports import REPLACEMENTS_MAX, PortLease
 from shared.sale.rules import QUOTE_TTL_S
@@ -92,7 +93,8 @@ def price_sheet(prices: Prices, rails: Sequence[Rail], place: Place) -> dict[str
         "durationFree": True,
         "defaultDurationSeconds": prices.duration_default_s,
         "maxDurationSeconds": prices.duration_max_s,
-        "bytesPerGB": 1_000_000_000,
+        "bytesPerGB": BYTES_PER_GB,
+        "trafficUnit": traffic_unit(),
         "stockUrl": place.stock_url,
         "usernameDsl": _USERNAME_DSL,
         "networks": [
@@ -142,6 +144,7 @@ def payment_required(
             "if the answer says that the payment is not known yet, repeat it again; do not pay again",
             *(["or let any x402 client sign a transfer (scheme exact): it needs no gas"] if signed else []),
         ],
+        "trafficUnit": traffic_unit(),
         "caveats": list(CAVEATS),
     }
     return body | ({"accepts": signed} if signed else {})
@@ -277,6 +280,7 @@ def credit(pak: Pak, prices: Prices, used_bytes: int) -> dict[str, Any]:
         "enabled": pak.enabled,
         "disabledReason": pak.disabled_reason.value if pak.disabled_reason else None,
         "expiresAt": pak.expires_at_ms,
+        "bytesPerGB": BYTES_PER_GB,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.access import table as access
 from shared.access.model import Pak, Quality
-from shared.access.secrets import SecretBox, new_pak_secret, new_session_token, token_hash
+from shared.access.secrets import Seals, new_pak_secret, new_session_token, token_hash
 from shared.chain.model import Valid
 from shared.guard.model import AuditEvent
 from shared.guard.service import append_audit
@@ -38,7 +38,7 @@ class Mint:
     dynamo: RunsDynamo
     redis: SyncRedis
     table: Callable[[str], str]
-    box: SecretBox
+    box: Seals
     house: AccountId
     now_ms: Callable[[], int]
 

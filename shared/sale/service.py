@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from shared.access import table as access
-from shared.access.model import Pak
+from shared.access.model import DisabledReason, Pak
 from shared.access.secrets import token_hash
 from shared.chain.model import Depth, Invalid, InvalidReason, Unknown, Valid, Verdict
 from shared.runtime.dynamo import StoreUnavailable
@@ -270,7 +270,9 @@ class Counter:
         """More time, which is free, up to the catalogue's longest duration from now."""
         latest = self.now_ms() + prices.duration_max_s * 1000
         expires = min(max(pak.expires_at_ms or 0, self.now_ms()) + seconds * 1000, latest)
-        table, fields = self.mint.table("access"), {"expires_at_ms": expires}
+        table, fields = self.mint.table("access"), dict[str, object](expires_at_ms=expires)
+        if pak.disabled_reason is DisabledReason.EXPIRED:
+            fields |= {"enabled": True, "disabled_reason": None}
         changed = self.mint.dynamo.run(access.change(table, pak.pak_id, fields, self.now_ms())) or pak
         self.mint.tell(changed)
         return changed
