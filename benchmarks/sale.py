@@ -127,7 +127,7 @@ def measure_mint() -> Row:
         wallet, ours, node = chain.new_wallet(400_000 * (MINTS + 1)), [], []
         data = "0xa9059cbb" + RECIPIENT[2:].rjust(64, "0") + (400_000).to_bytes(32, "big").hex()
         for number in range(MINTS + 1):
-            counter.quote(order.subject, order.due_micro, "127.20.0.1")
+            counter.quote(order, "127.20.0.1")
             payment = Payment("base", chain.send(wallet, USDC, data))
             began = time.perf_counter()
             counter.chain().judge(payment, SHALLOW)

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from shared.chain.model import Depth, Network, ReadFailed, UnknownReason, Verdict
+from shared.chain.model import Depth, Network, ReadFailed, Reading, UnknownReason
 from shared.runtime.settings import secret_bytes
-from shared.sale.model import Payment
-from shared.sale.rules import proof_text
+from shared.sale.model import Payment, Statement
+from shared.sale.rules import proof_text, proof_typed_data
 
 if TYPE_CHECKING:
     from functions.x402.wiring import SaleSettings
@@ -60,20 +60,20 @@ class Chains:
             raise ReadFailed(UnknownReason.RAIL_CLOSED)
         return self._settler
 
-    def judge(self, payment: Payment, depths: Sequence[Depth]) -> Verdict:
-        """The verdict on a payment."""
+    def judge(self, payment: Payment, depths: Sequence[Depth], tag: str = "") -> Reading:
+        """What a payment's hash stands for, and whether its payer put the tag into it."""
         reader = self._evm if payment.network == Network.BASE else self._solana
-        return reader.judge(payment.tx_hash, depths)
+        return reader.judge(payment.tx_hash, depths, tag)
 
-    def proves(self, payment: Payment, payer: str) -> bool:
-        """Whether `proof` is the payer's signature of this payment: EIP-191 on EVM, Ed25519 on Solana."""
-        text = proof_text(payment.network, payment.tx_hash)
-        try:
-            if payment.network == Network.BASE:
-                return _evm_signer(text, payment.proof).lower() == payer.lower()
-            return _solana_signed(text, payment.proof, payer)
-        except (ValueError, TypeError, IndexError):
-            return False
+    def proves(self, statement: Statement, proof: str, payer: str, quorum: int) -> bool:
+        """Whether `proof` is the payer's signature of a statement. Raises ReadFailed."""
+        from shared.chain import proofs  # noqa: PLC0415 - see the module's docstring
+
+        text = proof_text(statement)
+        if statement.network != Network.BASE:
+            return proofs.is_solana_payers(payer, text, proof)
+        typed = proof_typed_data(statement, self._settings.evm_chain_id)
+        return proofs.is_evm_payers(self._evm, payer, text, typed, proof, quorum)
 
     def faults(self) -> list[str]:
         """What keeps this function from taking money; empty when nothing does."""
@@ -91,26 +91,3 @@ class Chains:
             return self.settler().faults()
         except ReadFailed as failed:
             return [f"exact: {failed.reason.value}"]
-
-
-def _evm_signer(text: str, proof: str) -> str:
-    from eth_account import Account  # noqa: PLC0415 - loaded with the chain
-    from eth_account.messages import encode_defunct  # noqa: PLC0415
-    from eth_keys.exceptions import BadSignature  # noqa: PLC0415
-
-    try:
-        return str(
-            Account.recover_message(
-                encode_defunct(text=text), signature=bytes.fromhex(proof.removeprefix("0x"))
-            )
-        )
-    except BadSignature:
-        return ""
-
-
-def _solana_signed(text: str, proof: str, payer: str) -> bool:
-    from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
-    from solders.signature import Signature  # noqa: PLC0415
-
-    signature = Signature.from_string(proof)
-    return signature.verify(Pubkey.from_string(payer), text.encode())

@@ -14,7 +14,8 @@ def shown_payment(headers: Mapping[str, str]) -> Payment | None:
     if isinstance(payment, Problem):
         message = (
             "Payment-Signature: a transaction hash (0x and 64 hex digits, or a Solana signature), or the base64 JSON of "
-            "an x402 payment on base; Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -; do not pay again"
+            "an x402 payment on base; Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -; X-Quote-Secret: the 64 hex "
+            "digits of quoteSecret; do not pay again"
         )
         raise ProblemError(400, payment.value, message)
     return payment

@@ -30,8 +30,9 @@ from shared.sale.model import (
     Session,
 )
 from shared.sale.ports import PortLease
-from shared.sale.rules import lease_of, limited_as, proof_text, read_prices, read_terms
-from shared.sale.service import UNKNOWN_RETRY_S, pool_order, top_up_order
+from shared.sale.rules import lease_of, limited_as, read_prices, read_terms
+from shared.sale.service import pool_order, top_up_order
+from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
 _STATUS: Final = {
     Problem.NOT_ON_SALE: 503,
@@ -122,7 +123,7 @@ class Sale:
     def required(self, request: Request, order: Order, description: str, error: str | None) -> JSONResponse:
         """A 402 in every form."""
         w, exact = self.w, self.exact()
-        quote = w.counter.quote(order.subject, order.due_micro, source_address(request))
+        quote = w.counter.quote(order, source_address(request))
         resource = w.settings.api_base_url + request.url.path
         asked = answers.Asked(resource, description, order.due_micro, quote, error)
         body = answers.payment_required(asked, w.rails, exact, self.countries())
@@ -141,11 +142,12 @@ class Sale:
             headers["Retry-After"] = str(UNKNOWN_RETRY_S)
             message = f"{result.detail}; repeat this request with the same payment, do not pay again"
         if result.problem in {Problem.NOT_YOURS, Problem.PAYMENT_TOO_OLD}:
-            shown = payment.tx_hash or "<hash of the transaction that moved the money>"
-            text = proof_text(payment.network, shown).replace("\n", "\\n")
+            shown = payment.tx_hash or SHOWN_HASH
+            text = self.w.counter.text_to_sign(order, payment.network, shown).replace("\n", "\\n")
             message = (
-                f"{result.detail}. If you are the payer: sign this text with the paying wallet and send the signature "
-                f'as X-Payment-Proof: "{text}"; do not pay again'
+                f"{result.detail}. If you are the payer: send the secret of the quote whose tag is in the transaction as "
+                f"X-Quote-Secret, or sign this text with the paying wallet and send the signature as X-Payment-Proof: "
+                f'"{text}"; do not pay again'
             )
         raise ProblemError(status, result.problem.value, message, headers)
 

@@ -105,6 +105,7 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
         exact_rail=rails[0],
         depths=lambda network: read_depths(live.get("confirmations"), network),
         now_ms=now_ms,
+        api_base_url=settings.api_base_url,
         clock_error_ms=settings.clock_error_ms,
     )
     place = Place(

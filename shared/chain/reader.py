@@ -10,11 +10,13 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any, Final
 
-from shared.chain.model import SHALLOW, Depth, ReadFailed, Rejected, Unknown, UnknownReason, Verdict
+from shared.chain.erc1271 import WALLET_GAS, is_accepted, signature_calldata
+from shared.chain.model import SHALLOW, Depth, ReadFailed, Reading, Rejected, Unknown, UnknownReason
 from shared.chain.nodes import Nodes
-from shared.chain.rules import USDC_DECIMALS, judge_evm, judge_solana
+from shared.chain.rules import TOKEN_PROGRAM, USDC_DECIMALS, judge_evm, judge_solana
 
 NODE_TIMEOUT_S: Final = 5
+ATA_PROGRAM: Final = "ATokenGPvbdGVxr1b2hvZbsiqW5xWH25efTNsLJA8knL"
 ANSWER_MAX_BYTES: Final = 8 * 1024 * 1024
 _BUSY_CODES: Final = frozenset({-32005, -32015, -32603, 429})
 """Errors that say something about the node and nothing about the request."""
@@ -39,15 +41,40 @@ class EvmReader:
         self._contract = contract
         self._recipient = recipient
 
-    def judge(self, tx_hash: str, depths: Sequence[Depth] = SHALLOW) -> Verdict:
-        """The verdict on a transaction hash (0x and 64 hex digits)."""
-        return self._nodes.verdict(lambda client: self._judge(client, tx_hash, depths), depths)
+    def judge(self, tx_hash: str, depths: Sequence[Depth] = SHALLOW, tag: str = "") -> Reading:
+        """What a transaction hash (0x and 64 hex digits) stands for, and whether its payer tagged it (64 hex digits)."""
+        return self._nodes.verdict(lambda client: self._judge(client, tx_hash, depths, tag), depths)
 
-    def _judge(self, client: Any, tx_hash: str, depths: Sequence[Depth]) -> Verdict:
+    def _judge(self, client: Any, tx_hash: str, depths: Sequence[Depth], tag: str) -> Reading:
         receipt, block, head = read_receipt(client, tx_hash)
+        transaction = evm_call(client, "eth_getTransactionByHash", [tx_hash]) if tag else None
         return judge_evm(
-            receipt, block, head, contract=self._contract, recipient=self._recipient, depths=depths
+            receipt,
+            block,
+            head,
+            contract=self._contract,
+            recipient=self._recipient,
+            depths=depths,
+            transaction=transaction,
+            tag=tag,
         )
+
+    def accepts_signature(self, wallet: str, digest: str, signature: str, quorum: int) -> bool:
+        """Whether a contract wallet says that this signature of a digest is its owner's (ERC-1271).
+
+        As many nodes must say so as its payment needs. Raises ReadFailed.
+        """
+        call = {"to": wallet, "data": signature_calldata(digest, signature), "gas": hex(WALLET_GAS)}
+
+        def ask(client: Any) -> bool:
+            if len(evm_call(client, "eth_getCode", [wallet, "latest"])) <= 2:
+                return False
+            try:
+                return is_accepted(str(evm_call(client, "eth_call", [call, "latest"], may_reject=True)))
+            except Rejected:
+                return False
+
+        return self._nodes.agreed(ask, quorum)
 
     def faults(self) -> list[str]:
         """What is wrong with the chain's configuration; empty when it may take money. Raises ReadFailed."""
@@ -97,11 +124,21 @@ class SolanaReader:
         self._mint = mint
         self._owner = owner
 
-    def judge(self, signature: str, depths: Sequence[Depth] = SHALLOW) -> Verdict:
-        """The verdict on a transaction signature (base58 of 64 bytes)."""
-        return self._nodes.verdict(lambda url: self._judge(url, signature, depths), depths)
+    @functools.cached_property
+    def account(self) -> str:
+        """Our associated token account: the only place that counts as paid to us."""
+        from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
 
-    def _judge(self, url: str, signature: str, depths: Sequence[Depth]) -> Verdict:
+        owner, mint, program = (
+            bytes(Pubkey.from_string(a)) for a in (self._owner, self._mint, TOKEN_PROGRAM)
+        )
+        return str(Pubkey.find_program_address([owner, program, mint], Pubkey.from_string(ATA_PROGRAM))[0])
+
+    def judge(self, signature: str, depths: Sequence[Depth] = SHALLOW, tag: str = "") -> Reading:
+        """What a transaction signature (base58 of 64 bytes) stands for, and whether its payer tagged it."""
+        return self._nodes.verdict(lambda url: self._judge(url, signature, depths, _tags(tag)), depths)
+
+    def _judge(self, url: str, signature: str, depths: Sequence[Depth], tags: Sequence[str]) -> Reading:
         options = {"encoding": "jsonParsed", "commitment": "confirmed", "maxSupportedTransactionVersion": 0}
         status = _rpc(url, "getSignatureStatuses", [[signature], {"searchTransactionHistory": True}])
         known = (status or {}).get("value", [None])[0]
@@ -111,7 +148,15 @@ class SolanaReader:
         if commitment not in {"confirmed", "finalized"}:
             return Unknown(UnknownReason.NOT_CONFIRMED)
         answer = _rpc(url, "getTransaction", [signature, options])
-        return judge_solana(answer, mint=self._mint, owner=self._owner, commitment=commitment, depths=depths)
+        return judge_solana(
+            answer,
+            mint=self._mint,
+            owner=self._owner,
+            account=self.account,
+            commitment=commitment,
+            depths=depths,
+            tags=tags,
+        )
 
     def faults(self) -> list[str]:
         """What is wrong with the chain's configuration; empty when it may take money. Raises ReadFailed."""
@@ -129,6 +174,15 @@ class SolanaReader:
         except (KeyError, TypeError):
             return ["solana: the asset's mint is not there"]
         return [] if decimals == USDC_DECIMALS else ["solana: the asset does not have 6 decimals"]
+
+
+def _tags(tag: str) -> tuple[str, ...]:
+    """A tag as a memo says it, and as the address of a reference key."""
+    if not tag:
+        return ()
+    from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
+
+    return tag, str(Pubkey.from_bytes(bytes.fromhex(tag)))
 
 
 def _rpc(url: str, method: str, params: list[Any]) -> Any:

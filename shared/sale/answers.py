@@ -13,7 +13,7 @@ from shared.access.model import Pak
 from shared.chain.eip3009 import DOMAIN_NAME, DOMAIN_VERSION
 from shared.kernel.ids import Country
 from shared.kernel.money import MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
-from shared.sale.model import Bought, Claim, Prices, Rail
+from shared.sale.model import Bought, Claim, Prices, Quote, Rail
 from shared.sale.ports import REPLACEMENTS_MAX, PortLease
 from shared.sale.rules import QUOTE_TTL_S
 
@@ -23,8 +23,9 @@ CAVEATS: Final = (
     "sticky pins the device, not its IP address: carriers change addresses on their own schedule.",
     "Stickiness needs a -sid- token; without one every connection is a fresh pick.",
     "The key suspends itself at its cap within seconds; unused traffic is not refunded.",
-    "A payment is honoured for whoever asked for the price before paying, from the same address; "
-    "or for whoever signs it with the paying wallet (X-Payment-Proof), which is safer behind a shared address.",
+    "A bare transaction hash is honoured for whoever asked for the price before paying, from the same address: behind a "
+    "shared address others may claim it too. Safer is the quote's tag in the transaction with its secret (X-Quote-Secret), "
+    "and safest the paying wallet's signature (X-Payment-Proof).",
 )
 EXACT_TTL_S: Final = 300
 """How long a signed transfer may wait for us; short, because it is money in a header."""
@@ -116,7 +117,7 @@ class Asked:
     resource: str
     description: str
     due: int
-    quote: str
+    quote: Quote
     error: str | None = None
 
 
@@ -133,18 +134,33 @@ def payment_required(
         "paymentRequirement": {
             "x402Version": 1,
             "accepts": accepts,
-            "extra": {"quoteId": asked.quote, "quoteExpiresInSeconds": QUOTE_TTL_S},
+            "extra": _binding(asked.quote),
         },
         "countries": {country.upper(): count for country, count in sorted(stock.items())},
         "howToPay": [
             "transfer exactly maxAmountRequired micro-USDC of asset to payTo on one of the networks",
             "repeat this request with the header Payment-Signature: <transaction hash>",
             "if the answer says that the payment is not known yet, repeat it again; do not pay again",
+            "safer: put quoteTag (never quoteSecret) into the transaction - on base the 32 bytes behind the calldata of "
+            "transfer, on solana a memo, or the tag as a reference key - and send X-Quote-Secret: <quoteSecret> as well",
+            "safest: sign textToSign (EIP-191, EIP-712, ERC-1271, or signMessage on solana) with the paying wallet, its "
+            "first line to its last, and send the signature as X-Payment-Proof",
             *(["or let any x402 client sign a transfer (scheme exact): it needs no gas"] if signed else []),
         ],
         "caveats": list(CAVEATS),
     }
     return body | ({"accepts": signed} if signed else {})
+
+
+def _binding(quote: Quote) -> dict[str, Any]:
+    """How a payment is tied to whoever asked."""
+    return {
+        "quoteId": quote.quote_id,
+        "quoteExpiresInSeconds": QUOTE_TTL_S,
+        "quoteSecret": quote.secret,
+        "quoteTag": quote.tag,
+        "textToSign": quote.text,
+    }
 
 
 def _accept_v1(scheme: str, asked: Asked, rail: Rail) -> dict[str, Any]:
@@ -174,7 +190,10 @@ def payment_required_header(asked: Asked, rails: Sequence[Rail], exact: Rail | N
             "description": asked.description,
             "mimeType": "application/json",
         },
-        "extensions": {"payment-identifier": {"info": {"required": False}, "schema": _IDENTIFIER_SCHEMA}},
+        "extensions": {
+            "payment-identifier": {"info": {"required": False}, "schema": _IDENTIFIER_SCHEMA},
+            "psx-quote": {"info": {"secret": asked.quote.secret, "tag": asked.quote.tag}},
+        },
         "accepts": [*signed, *(_accept_v2("txhash", asked, rail) for rail in rails)],
     }
     encoded = _base64_json(value)

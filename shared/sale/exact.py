@@ -24,6 +24,7 @@ from shared.chain.settler import LOG_RANGE_BLOCKS, REPLACEMENT_PERCENT, SignedTr
 from shared.runtime.dynamo import RunsDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
+from shared.sale.model import Proof
 from shared.sale.owed_table import Owed, owe_item
 
 SETTLE_WAIT_S: Final = 12.0
@@ -125,7 +126,9 @@ class ExactRail:
         kept = rows.reserve_item(self.table, transfer)
         if (
             self.dynamo.run(
-                transact([kept, owe_item(self.table, replace(owed, order=replace(owed.order, proven=True)))])
+                transact(
+                    [kept, owe_item(self.table, replace(owed, order=replace(owed.order, proof=Proof.EXACT)))]
+                )
             )
             is None
         ):

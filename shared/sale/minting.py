@@ -22,7 +22,18 @@ from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, tr
 from shared.runtime.redis import SyncRedis
 from shared.sale import owed_table
 from shared.sale import table as sales
-from shared.sale.model import Bought, Claim, Order, Payment, Prices, Problem, Refused, Session, Terms
+from shared.sale.model import (
+    Bought,
+    Claim,
+    Order,
+    Payment,
+    Prices,
+    Problem,
+    Proof,
+    Refused,
+    Session,
+    Terms,
+)
 from shared.sale.ports import Ports, lease_item
 from shared.sale.rules import granted_bytes, username_of
 
@@ -148,17 +159,22 @@ class Mint:
             username=username,
             sealed=sealed,
             claimed_at_ms=self.now_ms(),
-            proven=order.proven,
+            proof=order.proof,
         )
 
     def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:
         """All or nothing; the claim that stood in the way, if one did. Raises Refunded, StoreUnavailable."""
-        claims = sales.claim_items(self.table("sales"), claim, paid.authorizations)
+        names = paid.authorizations
+        if (
+            not payment.authorization
+        ):  # by hash: whoever else the chain says took part, this payer is served once
+            names = (f"{payment.tx_hash}#{paid.payer}", *names)
+        claims = sales.claim_items(self.table("sales"), claim, names)
         served = owed_table.served_items(self.table("sales"), payment)
         conflict = self.dynamo.run(transact([*claims, *items, *served]))
         if conflict is None:
             return None
-        for key in (claim.key, *paid.authorizations):
+        for key in (claim.key, *names):
             found = self.claimed_by_key(claim.network, key)
             if found is not None:
                 return found
@@ -175,7 +191,7 @@ class Mint:
         secret = self.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")
         return Bought(pak, claim.username, secret, opened["token"], claim, True)
 
-    def supersede(self, claim: Claim, requester: str) -> Bought | Refused:
+    def supersede(self, claim: Claim, requester: str, proof: Proof) -> Bought | Refused:
         """Take back what was given for a bare hash, and give the payer, who proved the payment, fresh credentials."""
         bought = self.reopen(claim)
         if isinstance(bought, Refused):
@@ -183,7 +199,7 @@ class Mint:
         pak, secret, token = bought.pak, new_pak_secret(), new_session_token()
         sealed = self.box.seal(json.dumps({"token": token}), f"claim#{claim.network}#{claim.key}")
         now = self.now_ms()
-        mine = replace(claim, requester=requester, sealed=sealed, claimed_at_ms=now, proven=True)
+        mine = replace(claim, requester=requester, sealed=sealed, claimed_at_ms=now, proof=proof)
         session = self.dynamo.run(sales.get_session(self.table("sales"), token_hash(bought.session_token)))
         if session is None:
             return Refused(Problem.RETRY, "the session of this purchase cannot be read now")

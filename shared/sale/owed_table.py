@@ -22,7 +22,7 @@ from shared.runtime.dynamo import (
     transact_put,
     update,
 )
-from shared.sale.model import Order, Payment, Product, Terms
+from shared.sale.model import Order, Payment, Product, Proof, Terms
 
 OPEN: Final = "open"
 _OWED: Final = "owed"
@@ -64,7 +64,7 @@ def _order_row(order: Order) -> dict[str, Any]:
     row = {k: v for k, v in asdict(order).items() if v is not None}
     if order.terms is not None:
         row["terms"] = {k: v for k, v in asdict(order.terms).items() if v is not None}
-    return {**row, "product": order.product.value}
+    return {**row, "product": order.product.value, "proof": order.proof.value}
 
 
 def _read_order(row: Item) -> Order:
@@ -75,7 +75,7 @@ def _read_order(row: Item) -> Order:
         terms = Terms(**{**terms, **optional})
     pak_id = row.get("pak_id")
     fixed = {"product": Product(row["product"]), "terms": terms, "pak_id": PakId(pak_id) if pak_id else None}
-    return Order(**{**row, **fixed})
+    return Order(**{**row, **fixed, "proof": Proof(row["proof"])})
 
 
 def _owed_row(owed: Owed) -> dict[str, Any]:
@@ -121,6 +121,12 @@ def served_items(table: str, payment: Payment) -> list[TransactItem]:
 def forget(table: str, owed: Owed) -> DynamoRequest[None]:
     """No money came after all, or it was served by another name."""
     params = {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}
+    return DynamoRequest("delete_item", params, lambda _: None)
+
+
+def settled(table: str, payment: Payment) -> DynamoRequest[None]:
+    """A claim stands for this payment: nothing is owed."""
+    params = {"TableName": table, "Key": key(_OWED, _sk(payment.network, payment.key))}
     return DynamoRequest("delete_item", params, lambda _: None)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from eth_account.messages import encode_defunct
+from eth_account.messages import SignableMessage, encode_defunct
 from eth_account.signers.local import LocalAccount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from shared.access.table import find_secret
 from shared.chain.eip3009 import word
 from shared.guard.table import write_setting
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Payment, Terms
+from shared.sale.model import Bought, Payment, Statement, Terms
 from shared.sale.rules import is_enough, proof_text, read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.support.chain import Anvil
@@ -125,6 +125,14 @@ def transfer_from(payer: str, amount: int = DUE) -> str:
     return "0x23b872dd" + sides + word(amount)
 
 
+def statement(paid: str, due: int = DUE, url: str = "https://api.example/v1/x402/pool") -> Statement:
+    return Statement("base", paid, f"pool for {due} micro-USDC", url)
+
+
+def to_sign(paid: str, **change: Any) -> SignableMessage:
+    return encode_defunct(text=proof_text(statement(paid, **change)))
+
+
 def raw(wallet: LocalAccount, data: str, to: str = USDC, nonce: int = 0) -> str:
     fields: Any = {"to": to, "data": data, "value": 0, "gas": 200_000, "nonce": nonce, "chainId": 8453}
     fees = {"maxFeePerGas": 10**10, "maxPriorityFeePerGas": 1}
@@ -196,7 +204,7 @@ def test_a_payment_on_behalf_of_somebody_is_that_somebodys(shop: Shop) -> None:
     payer, sender = shop.anvil.new_wallet(), shop.anvil.new_wallet()
     shop.anvil.send(payer, USDC, approve(sender.address, DUE))
     paid = shop.anvil.send(sender, USDC, transfer_from(payer.address))
-    text = encode_defunct(text=proof_text("base", paid))
+    text = to_sign(paid)
     by_sender = shop.claim(paid, THIEF, proof=sender.sign_message(text).signature.hex())
     assert by_sender.status == 403
     by_payer = shop.claim(paid, THIEF, proof=payer.sign_message(text).signature.hex())
@@ -254,7 +262,7 @@ def test_a_payer_who_proves_the_payment_later_takes_back_what_a_thief_got(shop: 
     stolen = shop.claim(paid, THIEF, proof="0x" + "11" * 65)
     assert stolen.status == 200, "a bare hash is the weak case"
     assert shop.claim(paid).status == 403
-    text = encode_defunct(text=proof_text("base", paid))
+    text = to_sign(paid)
     proof = payer.sign_message(text).signature.hex()
     mine = shop.claim(paid, proof=proof)
     assert mine.status == 200, mine.body

@@ -111,7 +111,7 @@ def test_a_node_that_fails_makes_a_payment_unknown(
 
 def test_no_node_at_all_makes_a_payment_unknown() -> None:
     assert evm(DEAD).judge(HASH) == Unknown(UnknownReason.NODE_UNREACHABLE)
-    assert SolanaReader([DEAD], MINT, "us").judge("x") == Unknown(UnknownReason.NODE_UNREACHABLE)
+    assert SolanaReader([DEAD], MINT, OWNER).judge("x") == Unknown(UnknownReason.NODE_UNREACHABLE)
 
 
 def test_another_node_may_know_what_the_first_one_does_not(serve: Serve) -> None:
@@ -176,6 +176,7 @@ def test_a_node_that_failed_is_asked_last_until_it_is_forgiven() -> None:
 
 OWNER = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
 PAID = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, OWNER, 400)])
+PAID["transaction"]["message"]["accountKeys"][2]["pubkey"] = SolanaReader([], MINT, OWNER).account
 
 
 def solana(url: str, owner: str = OWNER) -> SolanaReader:

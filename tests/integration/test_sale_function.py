@@ -199,7 +199,7 @@ def test_parallel_claims_of_one_payment_mint_one_key(
     assert prices is not None
     terms = read_terms({"traffic": "0.1"}, prices)
     assert isinstance(terms, Terms)
-    counter.quote("pool", 400_000, "127.20.0.1")
+    counter.quote(pool_order(terms, prices), "127.20.0.1")
     paid(functions)
 
     def buy(_: int) -> Bought | Refused:

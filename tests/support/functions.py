@@ -24,11 +24,11 @@ from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import HOUSE, Keys, bootstrap
 from local.http_server import HttpRequest
-from shared.chain.model import Depth, Unknown, UnknownReason, Verdict
+from shared.chain.model import Depth, Reading, Unknown, UnknownReason
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
-from shared.sale.model import Payment
+from shared.sale.model import Payment, Statement
 
 PREFIX = "psx-test-"
 RECIPIENT = "0x" + "11" * 20
@@ -47,17 +47,17 @@ class FakeChain:
     """Verdicts that a test decides; everything else has not been seen yet."""
 
     def __init__(self) -> None:
-        self.verdicts: dict[str, Verdict] = {}
+        self.verdicts: dict[str, Reading] = {}
         self.asked = 0
 
-    def judge(self, payment: Payment, depths: Sequence[Depth]) -> Verdict:
+    def judge(self, payment: Payment, depths: Sequence[Depth], tag: str = "") -> Reading:
         """The verdict that the test put there."""
         self.asked += 1
         return self.verdicts.get(payment.tx_hash, Unknown(UnknownReason.NOT_FOUND))
 
-    def proves(self, payment: Payment, payer: str) -> bool:
+    def proves(self, statement: Statement, proof: str, payer: str, quorum: int) -> bool:
         """A proof is the payer's name."""
-        return payment.proof == payer
+        return proof == payer
 
 
 class Functions:
