@@ -6,6 +6,7 @@ from typing import Any
 from functions.x402.wiring import Wiring
 from shared.guard.service import enter_loop
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import StoreUnavailable
 from shared.sale.owed import OwedRun
 from shared.sale.rules import read_prices
 
@@ -13,7 +14,7 @@ log = logging.getLogger("psx.jobs")
 
 
 def serve_owed(wiring: Wiring) -> dict[str, Any]:
-    """Every minute: serve, or put on the refund list, what is late. Answers counts."""
+    """Every minute: serve, or put on the refund list, what is late; put back lost holds of ports. Answers counts."""
     guard = wiring.settings.table("guard")
     refused = enter_loop(wiring.dynamo, guard, "serve_owed", now_ms())
     if refused is not None:
@@ -25,5 +26,9 @@ def serve_owed(wiring: Wiring) -> dict[str, Any]:
         wiring.counter.now_ms,
     )
     report = dict(run.run().as_json())
+    try:
+        report["heldAgain"] = wiring.counter.mint.ports.hold_again()
+    except StoreUnavailable as error:
+        report["failures"] = [*report["failures"], f"ports: {error}"]
     log.info("owed", extra={"report": report})
     return report

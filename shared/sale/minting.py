@@ -34,8 +34,8 @@ from shared.sale.model import (
     Session,
     Terms,
 )
-from shared.sale.ports import Ports, lease_item
-from shared.sale.rules import granted_bytes, username_of
+from shared.sale.ports import Ports, lease_items
+from shared.sale.rules import granted_bytes, key_id_of, username_of
 
 
 class Refunded(Exception):
@@ -77,7 +77,9 @@ class Mint:
         Raises Refunded, NoDevice (a dedicated port finds no device) and StoreUnavailable.
         """
         now = self.now_ms()
-        pak_id, secret, token = PakId(new_id()), new_pak_secret(), new_session_token()
+        # A port's key is named after its lease: whoever serves this payment holds the device for the same key.
+        pak_id = PakId(key_id_of(terms.lease_id) if terms.lease_id else new_id())
+        secret, token = new_pak_secret(), new_session_token()
         expires = now + terms.duration_s * 1000
         username = username_of(self.house, terms)
         traffic = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
@@ -105,7 +107,7 @@ class Mint:
         ]
         lease = self.ports.hold(terms, pak_id, expires) if terms.lease_id else None
         if lease is not None:
-            items.append(lease_item(self.table("sales"), lease))
+            items += lease_items(self.table("sales"), lease)
         try:
             faster = self._write(claim, payment, paid, items)
         except Refunded:

@@ -375,3 +375,8 @@ def lease_id_of(secret: bytes, payment_key: str) -> str:
         number, index = divmod(number, len(_LEASE_ALPHABET))
         letters.append(_LEASE_ALPHABET[index])
     return "l" + "".join(letters)
+
+
+def key_id_of(lease_id: str) -> str:
+    """The id of a port's key; it does not tell the lease."""
+    return hashlib.sha256(b"key\n" + lease_id.encode()).hexdigest()[:24]
