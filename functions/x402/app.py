@@ -7,9 +7,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from functions.api.idempotency import install_idempotency
 from functions.http import ProblemError, install
+from functions.x402 import admin
+from functions.x402.balance import BalanceDesk, steps
 from functions.x402.ports import PortDesk
-from functions.x402.reading import refuse_field
+from functions.x402.reading import pays, refuse_field
 from functions.x402.sale import Sale
 from functions.x402.wiring import Wiring
 from shared.metering.rules import day_of
@@ -30,8 +33,15 @@ WALLET_SESSIONS_MAX: Final = 50
 def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx sale", openapi_url=None, docs_url=None, redoc_url=None)
+    install_idempotency(app, wiring, lambda request: pays(request.headers))
     install(app)
     sale = Sale(wiring)
+    app.include_router(admin.router(wiring))
+    balance = BalanceDesk(sale)
+
+    @app.post("/v1/x402/balance")
+    def buy_balance(request: Request) -> JSONResponse:
+        return balance.buy(request)
 
     @app.get("/v1/x402/pool/pricing")
     def pool_pricing() -> dict[str, Any]:
@@ -42,7 +52,8 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
         sheet = answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
         kinds = sorted(sale.w.live.get("prices").get("ports", {}))
         ports = [answers.tier_row(sale.prices(kind)) for kind in kinds]
-        return sheet | {"proxy": {"product": "proxy", "tiers": ports}}
+        prepaid = {"product": "balance", "currency": "USDC", "steps": steps(sale.w)}
+        return sheet | {"proxy": {"product": "proxy", "tiers": ports}, "balance": prepaid}
 
     @app.get("/v1/x402/countries")
     def countries() -> dict[str, Any]:

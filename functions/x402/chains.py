@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from shared.chain.model import Depth, Network, ReadFailed, Reading, UnknownReason
@@ -23,8 +23,9 @@ GAS_KEY_BYTES: Final = 32
 class Chains:
     """Judges payments on either network."""
 
-    def __init__(self, settings: SaleSettings) -> None:
+    def __init__(self, settings: SaleSettings, recipients: Callable[[str], Sequence[str]]) -> None:
         self._settings = settings
+        self._recipients = recipients
 
     @functools.cached_property
     def _evm_nodes(self) -> Nodes[Any]:
@@ -33,18 +34,24 @@ class Chains:
         return evm_nodes(self._settings.evm_rpc_urls.split(","))
 
     @functools.cached_property
+    def _solana_nodes(self) -> Nodes[str]:
+        from shared.chain.nodes import Nodes  # noqa: PLC0415 - see the module's docstring
+
+        return Nodes(self._settings.solana_rpc_urls.split(","))
+
+    @property
     def _evm(self) -> EvmReader:
         from shared.chain.reader import EvmReader  # noqa: PLC0415 - see the module's docstring
 
         s = self._settings
-        return EvmReader(self._evm_nodes, s.evm_chain_id, s.evm_asset, s.evm_recipient)
+        return EvmReader(self._evm_nodes, s.evm_chain_id, s.evm_asset, self._recipients(Network.BASE))
 
-    @functools.cached_property
+    @property
     def _solana(self) -> SolanaReader:
         from shared.chain.reader import SolanaReader  # noqa: PLC0415 - see the module's docstring
 
-        s = self._settings
-        return SolanaReader(s.solana_rpc_urls.split(","), s.solana_asset, s.solana_recipient)
+        s, owners = self._settings, self._recipients(Network.SOLANA)
+        return SolanaReader(self._solana_nodes, s.solana_asset, owners, s.solana_genesis)
 
     @functools.cached_property
     def _settler(self) -> EvmSettler:
@@ -75,15 +82,10 @@ class Chains:
         typed = proof_typed_data(statement, self._settings.evm_chain_id)
         return proofs.is_evm_payers(self._evm, payer, text, typed, proof, quorum)
 
-    def faults(self) -> list[str]:
-        """What keeps this function from taking money; empty when nothing does."""
-        found = []
-        for name, reader in (("evm", self._evm), ("solana", self._solana)):
-            try:
-                found += reader.faults()
-            except ReadFailed as failed:
-                found.append(f"{name}: {failed.reason.value}")
-        return found
+    def faults(self, quorum: Callable[[str], int]) -> list[str]:
+        """What keeps this function from taking money; empty when nothing does. `quorum`: nodes needed, by network."""
+        evm = self._evm.faults(quorum(Network.BASE))
+        return [*evm, *self._solana.faults(quorum(Network.SOLANA))]
 
     def exact_faults(self) -> list[str]:
         """What keeps us from offering `exact`; the other rails do not depend on it."""

@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError
-from functions.x402.reading import added_traffic, refuse_field
+from functions.x402.reading import added_traffic, pays, refuse_field
 from functions.x402.sale import Sale
 from shared.access.model import Pak
 from shared.kernel.money import format_gb, format_usdc
@@ -49,7 +49,7 @@ class PortDesk:
             refuse_field(terms)
         stock = sale.countries()
         listed = stock.get(terms.country, 0) if terms.country else sum(stock.values())
-        if not listed and not _pays(request):
+        if not listed and not pays(request.headers):
             message = "no device of that kind is free now; do not pay, ask again later"
             raise ProblemError(503, "NO_STOCK", message, {"Retry-After": "60"})
         what = f"a {tier} dedicated port with {format_gb(terms.traffic_bytes)} GB"
@@ -92,7 +92,3 @@ class PortDesk:
             headers = {"Retry-After": "60"} if status == 503 else {}
             raise ProblemError(status, found.value, message, headers)
         return {"replaced": True, "port": answers.port_facts(found)}
-
-
-def _pays(request: Request) -> bool:
-    return "payment-signature" in request.headers or "x-payment" in request.headers

@@ -8,6 +8,11 @@ from shared.sale.model import FieldFault, Payment, Prices, Problem
 from shared.sale.rules import read_payment, read_traffic
 
 
+def pays(headers: Mapping[str, str]) -> bool:
+    """Whether a request shows a payment."""
+    return "payment-signature" in headers or "x-payment" in headers
+
+
 def shown_payment(headers: Mapping[str, str]) -> Payment | None:
     """The payment that headers show, if they show one."""
     payment = read_payment(headers)

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError, source_address
 from functions.x402.reading import added_seconds, added_traffic, refuse_field, shown_payment
+from functions.x402.validate import validated_rails
 from functions.x402.wiring import Wiring
 from shared.access.model import Pak
 from shared.kernel.codes import Pool
@@ -31,7 +32,7 @@ from shared.sale.model import (
 )
 from shared.sale.ports import PortLease
 from shared.sale.rules import lease_of, limited_as, read_prices, read_terms
-from shared.sale.service import pool_order, top_up_order
+from shared.sale.service import account_requester, pool_order, top_up_order
 from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
 _STATUS: Final = {
@@ -70,7 +71,8 @@ class Sale:
     def open_prices(self, tier: str = "") -> Prices:
         """The catalogue on a route that takes money: 503 until the sale is validated."""
         prices = self.prices(tier)
-        if self.w.live.get("sale").get("ok") is not True:
+        found = self.w.live.get("sale")
+        if found.get("ok") is not True or found.get("rails") != validated_rails(self.w.rails):
             message = "the sale is closed until its configuration is validated; do not pay now"
             raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "30"})
         return prices
@@ -118,12 +120,14 @@ class Sale:
     def exact(self) -> Rail | None:
         """The rail of signed transfers, while its gas wallet was found able to send them."""
         offered = self.w.live.get("sale").get("exact") is True
-        return self.w.counter.exact_rail if offered else None
+        return self.w.counter.exact_rail() if offered else None
 
-    def required(self, request: Request, order: Order, description: str, error: str | None) -> JSONResponse:
-        """A 402 in every form."""
+    def required(
+        self, request: Request, order: Order, description: str, error: str | None, requester: str = ""
+    ) -> JSONResponse:
+        """A 402 in every form, for whoever asks from an address, or is known by better than that."""
         w, exact = self.w, self.exact()
-        quote = w.counter.quote(order, source_address(request))
+        quote = w.counter.quote(order, requester or source_address(request))
         resource = w.settings.api_base_url + request.url.path
         asked = answers.Asked(resource, description, order.due_micro, quote, error)
         body = answers.payment_required(asked, w.rails, exact, self.countries())
@@ -136,7 +140,9 @@ class Sale:
         """A payment that buys nothing, told so that an honest payer knows what to do."""
         status = _STATUS[result.problem]
         if status == 402:
-            return self.required(request, order, description, f"{result.problem.value}: {result.detail}")
+            requester = account_requester(order) if order.account else ""
+            words = f"{result.problem.value}: {result.detail}"
+            return self.required(request, order, description, words, requester)
         message, headers = result.detail, {}
         if status == 503:
             headers["Retry-After"] = str(UNKNOWN_RETRY_S)

@@ -87,6 +87,20 @@ class Nodes(Generic[N]):
                 return answer
         raise ReadFailed(UnknownReason.NODES_DISAGREE) if said else failed
 
+    def faults(self, chain: str, ask: Callable[[N], list[str]], quorum: int) -> list[str]:
+        """What any node that answers says is wrong, and whether enough of them answer."""
+        found: dict[str, None] = {}
+        answered, failed = 0, UnknownReason.NODE_UNREACHABLE
+        for answer in self._answers(ask):
+            if isinstance(answer, ReadFailed):
+                failed = answer.reason
+                continue
+            answered += 1
+            found.update(dict.fromkeys(answer))
+        if answered < quorum:
+            found[f"{chain}: {failed.value}"] = None
+        return list(found)
+
     def verdict(self, ask: Callable[[N], R], depths: Sequence[Depth]) -> R | Unknown:
         """The verdict that as many nodes give as its amount asks for; anything less is UNKNOWN.
 

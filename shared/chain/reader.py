@@ -5,6 +5,7 @@ web3 builds and sends the EVM calls, solders checks what a Solana address is; bo
 
 import functools
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -35,11 +36,11 @@ def evm_nodes(urls: Sequence[str]) -> Nodes[Any]:
 class EvmReader:
     """Reads one EVM chain."""
 
-    def __init__(self, nodes: Nodes[Any], chain_id: int, contract: str, recipient: str) -> None:
+    def __init__(self, nodes: Nodes[Any], chain_id: int, contract: str, recipients: Sequence[str]) -> None:
         self._nodes = nodes
         self._chain_id = chain_id
         self._contract = contract
-        self._recipient = recipient
+        self._recipients = tuple(recipients)
 
     def judge(self, tx_hash: str, depths: Sequence[Depth] = SHALLOW, tag: str = "") -> Reading:
         """What a transaction hash (0x and 64 hex digits) stands for, and whether its payer tagged it (64 hex digits)."""
@@ -53,7 +54,7 @@ class EvmReader:
             block,
             head,
             contract=self._contract,
-            recipient=self._recipient,
+            recipients={r.lower() for r in self._recipients},
             depths=depths,
             transaction=transaction,
             tag=tag,
@@ -76,9 +77,20 @@ class EvmReader:
 
         return self._nodes.agreed(ask, quorum)
 
-    def faults(self) -> list[str]:
-        """What is wrong with the chain's configuration; empty when it may take money. Raises ReadFailed."""
-        return self._nodes.first(self._faults)
+    def faults(self, quorum: int = 1) -> list[str]:
+        """What is wrong with the chain's configuration; empty when it may take money.
+
+        Every node that answers must be of this chain, and as many must answer as the largest payment needs.
+        """
+        from web3 import Web3  # noqa: PLC0415 - loaded with the chain
+
+        bad = [
+            r
+            for r in self._recipients
+            if not _is_address(r) or not (r == r.lower() or Web3.is_checksum_address(r))
+        ]
+        faults = ["evm: a recipient is not an address, or its checksum is wrong"] if bad else []
+        return [*faults, *self._nodes.faults("evm", self._faults, quorum)]
 
     def _faults(self, client: Any) -> list[str]:
         faults = []
@@ -119,20 +131,16 @@ def evm_call(client: Any, method: str, params: list[Any], *, may_reject: bool = 
 class SolanaReader:
     """Reads Solana by JSON-RPC."""
 
-    def __init__(self, urls: Sequence[str], mint: str, owner: str) -> None:
-        self._nodes = Nodes(list(urls))
+    def __init__(self, nodes: Nodes[str], mint: str, owners: Sequence[str], genesis: str = "") -> None:
+        self._nodes = nodes
         self._mint = mint
-        self._owner = owner
+        self._owners = tuple(owners)
+        self._genesis = genesis
 
     @functools.cached_property
-    def account(self) -> str:
-        """Our associated token account: the only place that counts as paid to us."""
-        from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
-
-        owner, mint, program = (
-            bytes(Pubkey.from_string(a)) for a in (self._owner, self._mint, TOKEN_PROGRAM)
-        )
-        return str(Pubkey.find_program_address([owner, program, mint], Pubkey.from_string(ATA_PROGRAM))[0])
+    def accounts(self) -> dict[str, str]:
+        """Our associated token accounts, the only places that count as paid to us, and whose they are."""
+        return {_token_account(owner, self._mint): owner for owner in self._owners}
 
     def judge(self, signature: str, depths: Sequence[Depth] = SHALLOW, tag: str = "") -> Reading:
         """What a transaction signature (base58 of 64 bytes) stands for, and whether its payer tagged it."""
@@ -151,29 +159,46 @@ class SolanaReader:
         return judge_solana(
             answer,
             mint=self._mint,
-            owner=self._owner,
-            account=self.account,
+            ours=self.accounts,
             commitment=commitment,
             depths=depths,
             tags=tags,
         )
 
-    def faults(self) -> list[str]:
-        """What is wrong with the chain's configuration; empty when it may take money. Raises ReadFailed."""
-        from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
-
+    def faults(self, quorum: int = 1) -> list[str]:
+        """What is wrong with the chain's configuration; see `EvmReader.faults`."""
         try:
-            Pubkey.from_string(self._owner)
+            accounts = list(self.accounts)
         except ValueError:
-            return ["solana: the recipient is not an address"]
-        account = self._nodes.first(
-            functools.partial(_rpc, method="getAccountInfo", params=[self._mint, {"encoding": "jsonParsed"}])
-        )
+            return ["solana: a recipient is not an address"]
+        return self._nodes.faults("solana", lambda url: self._faults(url, accounts), quorum)
+
+    def _faults(self, url: str, accounts: list[str]) -> list[str]:
+        faults = []
+        if self._genesis and _rpc(url, "getGenesisHash", []) != self._genesis:
+            faults.append("solana: wrong chain")
+        value = _rpc(url, "getAccountInfo", [self._mint, {"encoding": "jsonParsed"}])["value"]
         try:
-            decimals = account["value"]["data"]["parsed"]["info"]["decimals"]
+            owner, decimals = value["owner"], value["data"]["parsed"]["info"]["decimals"]
         except (KeyError, TypeError):
-            return ["solana: the asset's mint is not there"]
-        return [] if decimals == USDC_DECIMALS else ["solana: the asset does not have 6 decimals"]
+            return [*faults, "solana: the asset's mint is not there"]
+        if owner != TOKEN_PROGRAM:
+            faults.append("solana: the asset is not of the legacy Token program")
+        if decimals != USDC_DECIMALS:
+            faults.append("solana: the asset does not have 6 decimals")
+        return faults
+
+
+def _token_account(owner: str, mint: str) -> str:
+    """The associated token account. Raises ValueError when one of them is no address."""
+    from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
+
+    seeds = [bytes(Pubkey.from_string(part)) for part in (owner, TOKEN_PROGRAM, mint)]
+    return str(Pubkey.find_program_address(seeds, Pubkey.from_string(ATA_PROGRAM))[0])
+
+
+def _is_address(text: str) -> bool:
+    return re.fullmatch(r"0x[0-9a-fA-F]{40}", text) is not None and int(text, 16) != 0
 
 
 def _tags(tag: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Source: ERC-20 (EIP-20), EIP-3009, execution-apis `eth_getTransactionReceipt`, S
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -50,14 +50,14 @@ def judge_evm(
     head: int,
     *,
     contract: str,
-    recipient: str,
+    recipients: Collection[str],
     depths: Sequence[Depth],
     transaction: Mapping[str, Any] | None = None,
     tag: str = "",
 ) -> Reading:
     """The verdict on a receipt; `block` is the canonical block at the receipt's height, `head` the newest height.
 
-    `transaction` is needed only to look for a tag.
+    `recipients` in lower case: any of our addresses. `transaction` is needed only to look for a tag.
     """
     unsettled = _unsettled(receipt, block, head, min(d.confirmations for d in depths))
     if unsettled is not None or receipt is None or block is None:
@@ -66,7 +66,7 @@ def judge_evm(
         return Invalid(InvalidReason.FAILED)
     paid: dict[str, int] = {}
     for log in receipt["logs"]:
-        payer = _evm_transfer(log, contract.lower(), recipient.lower())
+        payer = _evm_transfer(log, contract.lower(), recipients)
         if payer is not None:
             paid[payer] = paid.get(payer, 0) + _number(log["data"])
     wanted = depth_for(sum(paid.values()), depths).confirmations
@@ -131,7 +131,7 @@ def judge_authorization(
     for used, moved in pairwise(logs):
         if _authorization_key(used, contract.lower(), USED_TOPIC) != authorization.key:
             continue
-        payer = _evm_transfer(moved, contract.lower(), authorization.recipient)
+        payer = _evm_transfer(moved, contract.lower(), (authorization.recipient,))
         if payer == authorization.payer and _number(moved["data"]) == authorization.amount_micro:
             tx_hash = str(receipt["transactionHash"]).lower()
             at_s = _number(block["timestamp"])
@@ -155,7 +155,7 @@ def _unsettled(
     return None
 
 
-def _evm_transfer(log: Mapping[str, Any], contract: str, recipient: str) -> str | None:
+def _evm_transfer(log: Mapping[str, Any], contract: str, recipients: Collection[str]) -> str | None:
     """The payer of a log that is a transfer of the pinned asset to us."""
     topics = [str(t).lower() for t in log["topics"]]
     if (
@@ -166,7 +166,7 @@ def _evm_transfer(log: Mapping[str, Any], contract: str, recipient: str) -> str 
     ):
         return None
     payer, to = "0x" + topics[1][-40:], "0x" + topics[2][-40:]
-    return payer if to == recipient and payer != recipient else None
+    return payer if to in recipients and payer not in recipients else None
 
 
 def _authorization_key(log: Mapping[str, Any], contract: str, event: str) -> str:
@@ -185,15 +185,15 @@ def judge_solana(
     answer: Mapping[str, Any] | None,
     *,
     mint: str,
-    owner: str,
-    account: str,
+    ours: Mapping[str, str],
     commitment: str = "finalized",
     depths: Sequence[Depth] = SHALLOW,
     tags: Sequence[str] = (),
 ) -> Reading:
     """The verdict on a `getTransaction` answer that the chain holds at `commitment`; absent balances are zero.
 
-    `account` is `owner`'s associated token account: what goes anywhere else was not paid to us. `tags`: the tag as a memo
+    `ours`: our associated token accounts and whose they are; what goes anywhere else was not paid to us.
+    `tags`: the tag as a memo
     and as an address.
     """
     if answer is None or answer.get("meta") is None:
@@ -213,10 +213,10 @@ def judge_solana(
     for index in sorted(before.keys() | after.keys()):
         holder = after.get(index, before.get(index, ("", 0)))[0]
         change = after.get(index, ("", 0))[1] - before.get(index, ("", 0))[1]
-        if holder != owner:
+        if ours.get(keys[index]) == holder:
+            received += change
+        elif holder not in ours.values():
             paid[holder] = paid.get(holder, 0) - change
-        elif keys[index] == account:
-            received = change
     payers = {holder: amount for holder, amount in paid.items() if amount > 0}
     if received <= 0 or not payers:
         return Invalid(InvalidReason.NO_TRANSFER)

@@ -1,10 +1,16 @@
 """Shapes of the live settings, checked before one is written: a slip in a price must not reach a buyer. Pure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 CONFIRMATIONS_MAX: Final = 1000
 BASIS_POINTS_MAX: Final = 1000
+RECIPIENTS_MAX: Final = 8
+_ADDRESS: Final = {
+    "base": re.compile(r"0x[0-9a-fA-F]{40}"),
+    "solana": re.compile(r"[1-9A-HJ-NP-Za-km-z]{32,44}"),
+}
 _COMMITMENTS: Final = frozenset({"confirmed", "finalized"})
 
 
@@ -14,7 +20,20 @@ def setting_fault(name: str, value: Mapping[str, Any]) -> str | None:
         return _prices_fault(value)
     if name == "confirmations":
         return _confirmations_fault(value)
+    if name == "recipients":
+        return _recipients_fault(value)
     return None
+
+
+def _recipients_fault(value: Mapping[str, Any]) -> str | None:
+    """Shape only: that they are addresses with right checksums is validated by the function that knows chains."""
+    for network, shape in _ADDRESS.items():
+        rows = value.get(network)
+        if not isinstance(rows, list) or not 0 < len(rows) <= RECIPIENTS_MAX:
+            return f"{network}: 1 to {RECIPIENTS_MAX} addresses, the offered one first"
+        if not all(isinstance(row, str) and shape.fullmatch(row) for row in rows):
+            return f"{network}: not an address of that network"
+    return None if value.keys() == _ADDRESS.keys() else f"only {', '.join(_ADDRESS)}"
 
 
 def _prices_fault(value: Mapping[str, Any]) -> str | None:

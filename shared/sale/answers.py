@@ -74,7 +74,7 @@ def tier_row(prices: Prices) -> dict[str, Any]:
     """One tier of a price sheet."""
     return {
         "tier": prices.tier,
-        "pricePerGB": _usdc(prices.price_micro_per_gb),
+        "pricePerGB": usdc(prices.price_micro_per_gb),
         "currency": "USDC",
         "minPurchaseGB": gb_number(prices.min_bytes),
         "maxPurchaseGB": gb_number(prices.max_bytes),
@@ -266,12 +266,13 @@ def credentials(
         "stockUrl": place.stock_url,
         "quality": prices.quality,
         "caveats": list(CAVEATS),
-        "payment": {
-            "network": claim.network,
-            "txHash": claim.tx_hash,
-            "amountUSDC": _usdc(claim.amount_micro),
-        },
+        "payment": payment_facts(claim),
     }
+
+
+def payment_facts(claim: Claim) -> dict[str, Any]:
+    """What was paid."""
+    return {"network": claim.network, "txHash": claim.tx_hash, "amountUSDC": usdc(claim.amount_micro)}
 
 
 def port_facts(port: PortLease) -> dict[str, Any]:
@@ -299,6 +300,6 @@ def credit(pak: Pak, prices: Prices, used_bytes: int) -> dict[str, Any]:
     }
 
 
-def _usdc(micro: int) -> float | int:
+def usdc(micro: int) -> float | int:
     """Micro-USDC as the JSON number that outside clients read; never computed with."""
     return micro // MICRO_PER_USDC if micro % MICRO_PER_USDC == 0 else micro / MICRO_PER_USDC

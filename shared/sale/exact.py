@@ -75,7 +75,7 @@ class ExactRail:
     table: str
     settler: Callable[[], Settles]
     now_ms: Callable[[], int]
-    recipient: str
+    recipients: Callable[[], Sequence[str]]
     wait_s: float = SETTLE_WAIT_S
 
     def settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
@@ -109,7 +109,7 @@ class ExactRail:
         """Check everything, then reserve. A transfer that is in the chain already is judged, not sent."""
         settler, now = self.settler(), self.now_ms()
         fault = terms_fault(
-            authorization, recipient=self.recipient, due_micro=owed.order.due_micro, now_s=now // 1000
+            authorization, recipients=self.recipients(), due_micro=owed.order.due_micro, now_s=now // 1000
         )
         if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
             return Settled(Invalid(fault), False)

@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.access import table as access
 from shared.access.model import Pak, Quality
+from shared.access.prepaid import credit_items
 from shared.access.secrets import SecretBox, new_pak_secret, new_session_token, token_hash
 from shared.chain.model import Valid
 from shared.guard.model import AuditEvent
@@ -134,6 +135,32 @@ class Mint:
             return faster, False
         self._audit(pak_id, "topup", claim)
         self.tell(self.pak(pak_id))
+        return claim, True
+
+    def credit(
+        self, order: Order, prices: Prices, payment: Payment, paid: Valid, requester: str
+    ) -> tuple[Claim, bool]:
+        """More prepaid traffic for an account; the claim, and whether it is new. Raises Refunded, StoreUnavailable."""
+        granted = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        named = replace(order, username=order.account)
+        claim = self._claim(named, payment, paid, PakId(""), granted, order.account, "", requester)
+        facts = {"network": claim.network, "txHash": claim.tx_hash, "amountMicro": claim.amount_micro}
+        name = f"x402#{payment.network}#{payment.key}"
+        items = credit_items(
+            self.table("access"), AccountId(order.account), name, granted, {**facts, "at_ms": self.now_ms()}
+        )
+        faster = self._write(claim, payment, paid, items)
+        if faster is not None:
+            return faster, False
+        event = AuditEvent(
+            f"acct#{order.account}",
+            "credit_bought",
+            "x402",
+            self.now_ms(),
+            auth_method="x402",
+            metadata={**facts, "trafficBytes": granted},
+        )
+        append_audit(self.dynamo, self.table("audit"), event, order.account)
         return claim, True
 
     def _claim(

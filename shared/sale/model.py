@@ -17,6 +17,7 @@ class Product(StrEnum):
     POOL = "pool"
     PORT = "proxy"
     TOP_UP = "topup"
+    BALANCE = "balance"
 
 
 class Proof(StrEnum):
@@ -139,6 +140,7 @@ class Order:
     username: str = ""
     tier: str = ""
     proof: Proof = Proof.HASH
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Claim:
     """One payment that was accepted, and what it bought. `sealed` holds the session token.
 
     `key` is what was claimed: a transaction hash (with its payer where there were several), or an authorization whose
-    transaction is `tx_hash`.
+    transaction is `tx_hash`. A prepaid balance is an account's: then `username` is that account, and there is no key.
     """
 
     network: Network

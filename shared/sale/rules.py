@@ -13,6 +13,7 @@ from typing import Any, Final
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, Depth
 from shared.kernel.codes import Pool
+from shared.kernel.countries import COUNTRIES
 from shared.kernel.ids import AccountId, Country
 from shared.kernel.money import BYTES_PER_GB, MicroUsdc, NotADecimal, format_gb, parse_gb, price
 from shared.pool.model import Rotation
@@ -43,7 +44,6 @@ _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
 _SECRET: Final = re.compile(r"[0-9a-f]{64}")
 _SECRET_NONCE_BYTES: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
-_COUNTRY: Final = re.compile(r"[a-z]{2}")
 _SLUG: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
 _PIN: Final = ("pin", "lease")
@@ -54,6 +54,7 @@ _ROUTES: Final = {
     Product.POOL: "/v1/x402/pool",
     Product.PORT: "/v1/x402/proxy",
     Product.TOP_UP: "/v1/x402/manage/pool/topup",
+    Product.BALANCE: "/v1/x402/balance",
 }
 _TIME_KNOWN_FROM_S: Final = 1_500_000_000
 
@@ -84,7 +85,7 @@ def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
     if tier != prices.tier:
         return FieldFault("tier", prices.tier)
     country = query.get("country", "any").lower()
-    if country != "any" and not _COUNTRY.fullmatch(country):
+    if country != "any" and country not in COUNTRIES:
         return FieldFault("country", "an ISO 3166-1 alpha-2 code, or any")
     traffic = read_traffic(query.get("traffic"), prices)
     if isinstance(traffic, FieldFault):

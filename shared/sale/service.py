@@ -6,11 +6,13 @@ leaves is finished by the buyer's next request, or by the job in `owed.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from shared.access import table as access
 from shared.access.model import Pak
 from shared.access.secrets import token_hash
 from shared.chain.model import ReadFailed, Valid
+from shared.kernel.ids import AccountId
 from shared.runtime.dynamo import StoreUnavailable
 from shared.sale import owed_table
 from shared.sale import table as sales
@@ -31,6 +33,8 @@ from shared.sale.model import (
 from shared.sale.owed_table import Refund
 from shared.sale.rules import REEMIT_WINDOW_MS, due_micro, lease_id_of, payment_fingerprint
 from shared.sale.verifying import Verified, Verifier
+
+B = TypeVar("B", Bought, Claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,8 @@ class Counter(Verifier):
         return self._serve_or_refuse(found, prices, requester) if isinstance(found, Verified) else found
 
     def _named(
-        self, payment: Payment, order: Order, requester: str, work: Callable[[], Bought | Refused]
-    ) -> Bought | Refused:
+        self, payment: Payment, order: Order, requester: str, work: Callable[[], B | Refused]
+    ) -> B | Refused:
         """Do the work unless the buyer's name for this payment stands for another one.
 
         A name is kept while money may have moved, and given back when it certainly has not.
@@ -98,6 +102,8 @@ class Counter(Verifier):
             if order.product is Product.PORT:
                 terms = replace(terms, lease_id=lease_id_of(self.quote_secret, payment.key))
             return self.mint.key(order, terms, prices, payment, paid, requester)
+        if order.product is Product.BALANCE:
+            return self.mint.credit(order, prices, payment, paid, requester)[0]
         if order.pak_id is None:
             raise ValueError("an order is for a new key or for a known one")
         claim, _ = self.mint.raise_cap(order, order.pak_id, prices, payment, paid, requester)
@@ -166,6 +172,33 @@ class Counter(Verifier):
             return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
         return self.mint.credentials(session, self.mint.pak(session.pak_id), token, claim, repeated=repeated)
 
+    # Prepaid balances
+
+    def credit(self, order: Order, prices: Prices, payment: Payment) -> tuple[Claim, bool] | Refused:
+        """A prepaid balance for a payment, and whether it had bought it before. Raises StoreUnavailable.
+
+        Who asks is known by an API key, so quotes are the account's and not an address's.
+        """
+        requester = self.requester(account_requester(order))
+        began = self.now_ms()
+        found = self._named(
+            payment, order, requester, lambda: self._credit(order, prices, payment, requester)
+        )
+        return (found, found.claimed_at_ms < began) if isinstance(found, Claim) else found
+
+    def _credit(self, order: Order, prices: Prices, payment: Payment, requester: str) -> Claim | Refused:
+        known = self.mint.claimed(payment)
+        served = known or self._verify_and_serve(order, prices, payment, requester)
+        if isinstance(served, Bought):
+            raise TypeError("a balance is no key")
+        if isinstance(served, Refused) or (
+            served.product is Product.BALANCE and served.username == order.account
+        ):
+            return served
+        if served.proof is Proof.HASH and self.proof_of(served, payment, order).is_payers:
+            self._disputed(served)
+        return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
+
     def extend(self, pak: Pak, seconds: int, prices: Prices) -> Pak:
         """More time, which is free, up to the catalogue's longest duration from now."""
         latest = self.now_ms() + prices.duration_max_s * 1000
@@ -188,7 +221,7 @@ class Counter(Verifier):
         return self.mint.credentials(session, pak, token, claim, repeated=True)
 
 
-def _known(work: Callable[[], Bought | Refused]) -> Bought | Refused:
+def _known(work: Callable[[], B | Refused]) -> B | Refused:
     """The work's answer; a chain that cannot be asked makes it unknown."""
     try:
         return work()
@@ -214,3 +247,14 @@ def top_up_order(session: Session, traffic: int, prices: Prices, tier: str = "")
     subject = f"{Product.TOP_UP.value}:{session.pak_id}"
     due = due_micro(traffic, prices)
     return Order(Product.TOP_UP, subject, traffic, due, None, session.pak_id, session.username, tier)
+
+
+def balance_order(account_id: AccountId, traffic: int, due: int) -> Order:
+    """Prepaid traffic for an account; the quote names it."""
+    subject = f"{Product.BALANCE.value}:{account_id}"
+    return Order(Product.BALANCE, subject, traffic, due, account=account_id)
+
+
+def account_requester(order: Order) -> str:
+    """Whose quotes those of an account's order are."""
+    return f"account {order.account}"

@@ -94,7 +94,7 @@ class Verifier:
     quote_secret: bytes
     chain: Callable[[], Verifies]
     exact: ExactRail
-    exact_rail: Rail
+    exact_rail: Callable[[], Rail]
     depths: Callable[[str], Sequence[Depth]]
     now_ms: Callable[[], int]
     api_base_url: str
@@ -133,7 +133,7 @@ class Verifier:
         tag = tag_for(self.quote_secret, payment.secret, order.subject)
         first_hand, reading = False, _NOTHING
         if payment.authorization is not None:
-            if echo_fault(payment.echo, self.exact_rail, order.due_micro):
+            if echo_fault(payment.echo, self.exact_rail(), order.due_micro):
                 return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
             settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))
             reading, first_hand = self._settled(owed, settled.verdict), settled.first_hand

@@ -22,7 +22,6 @@ from local import lab
 from local.evm import FAKE_TOKEN, USDC, new_address
 from shared.access.table import find_secret
 from shared.chain.eip3009 import word
-from shared.guard.table import write_setting
 from shared.runtime.dynamo import SyncDynamo
 from shared.sale.model import Bought, Payment, Statement, Terms
 from shared.sale.rules import is_enough, proof_text, read_prices, read_terms
@@ -85,7 +84,7 @@ class Shop(Functions):
     def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles, anvil: Anvil) -> None:
         self.node, self.anvil = Node(anvil.url), anvil
         super().__init__(dynamo, redis_url, files, self.node.url, "", RECIPIENT)
-        dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+        self.open()
         self.call(QUERY)
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from functions.x402.serve_owed import serve_owed
 from local import lab
 from local.bootstrap import HOUSE
 from shared.chain.model import Valid
-from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
 from shared.pool import live
@@ -34,7 +33,7 @@ SESSION = "/v1/x402/manage/session"
 @pytest.fixture
 def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
     made = Functions(dynamo, valkey_url, lab_files)
-    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    made.open()
     yield made
     made.close()
 

@@ -17,6 +17,7 @@ from functions.api.wiring import Wiring as ApiWiring
 from functions.api.wiring import wire as wire_api
 from functions.http import lambda_handler
 from functions.x402.app import create_app as create_sale
+from functions.x402.validate import validated_rails
 from functions.x402.wiring import SaleSettings
 from functions.x402.wiring import Wiring as SaleWiring
 from functions.x402.wiring import wire as wire_sale
@@ -25,6 +26,7 @@ from local.api_gateway import http_event
 from local.bootstrap import HOUSE, Keys, bootstrap
 from local.http_server import HttpRequest
 from shared.chain.model import Depth, Reading, Unknown, UnknownReason
+from shared.guard.table import write_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -125,6 +127,11 @@ class Functions:
         self._thread.shutdown()
         self.redis.close()
         self.api_wiring.origins.close()
+
+    def open(self, *, exact: bool = False) -> None:
+        """Let money routes open as the validation would."""
+        found = {"ok": True, "exact": exact, "rails": validated_rails(self.sale_wiring.rails)}
+        self.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
 
     def call(
         self,

@@ -61,7 +61,7 @@ def evm(
     given: dict[str, Any] | None, block: dict[str, Any] | None = BLOCK, head: int = 10, confirmations: int = 1
 ) -> Reading:
     depths = (Depth(None, confirmations),)
-    return judge_evm(given, block, head, contract=USDC, recipient=US, depths=depths)
+    return judge_evm(given, block, head, contract=USDC, recipients={US}, depths=depths)
 
 
 def valid(amount: int, *authorizations: str) -> Valid:
@@ -106,7 +106,7 @@ def test_a_tag_counts_behind_the_payers_own_plain_transfer(change: dict[str, Any
         BLOCK,
         10,
         contract=USDC,
-        recipient=US,
+        recipients={US},
         depths=SHALLOW,
         transaction=TAGGED | change,
         tag=TAG,
@@ -151,7 +151,7 @@ def test_larger_amounts_wait_for_more() -> None:
     for amount, deep_enough in ((100, 10), (101, 12), (1000, 12), (1001, 18)):
         given = receipt(log(amount))
         for head, known in ((deep_enough - 1, False), (deep_enough, True)):
-            verdict = judge_evm(given, BLOCK, head, contract=USDC, recipient=US, depths=bands)
+            verdict = judge_evm(given, BLOCK, head, contract=USDC, recipients={US}, depths=bands)
             assert isinstance(verdict, Valid) == known, (amount, head, verdict)
 
 
@@ -219,7 +219,7 @@ def transaction(before: list[dict[str, Any]], after: list[dict[str, Any]], **met
 
 
 def solana(answer: dict[str, Any] | None) -> Reading:
-    return judge_solana(answer, mint=MINT, owner="us", account="account2")
+    return judge_solana(answer, mint=MINT, ours={"account2": "us"})
 
 
 def test_our_balance_that_rose_is_a_payment_of_whose_fell() -> None:
@@ -273,7 +273,7 @@ def test_everything_else_on_solana_is_told_for_what_it_is(
 def test_large_amounts_on_solana_wait_to_be_finalized() -> None:
     bands = (Depth(399), Depth(None, commitment="finalized"))
     given = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, "us", 400)])
-    pinned = {"mint": MINT, "owner": "us", "account": "account2"}
+    pinned: Any = {"mint": MINT, "ours": {"account2": "us"}}
     early = judge_solana(given, **pinned, commitment="confirmed", depths=bands)
     assert early == Unknown(UnknownReason.NOT_CONFIRMED)
     assert isinstance(judge_solana(given, **pinned, depths=bands), Valid)
