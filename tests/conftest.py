@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.support.chain",
     "tests.support.dataplane",
     "tests.support.gateway",
+    "tests.support.solana",
 ]
 
 

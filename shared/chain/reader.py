@@ -217,7 +217,10 @@ def _rpc(url: str, method: str, params: list[Any]) -> Any:
     try:
         with urllib.request.urlopen(request, timeout=NODE_TIMEOUT_S) as answer:  # noqa: S310
             parsed = json.loads(answer.read(ANSWER_MAX_BYTES))
-    except (OSError, ValueError, urllib.error.URLError):
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        raise ReadFailed(UnknownReason.NODE_UNREACHABLE) from None
+    except (OSError, ValueError):
         raise ReadFailed(UnknownReason.NODE_UNREACHABLE) from None
     if not isinstance(parsed, dict) or parsed.get("result", parsed) is parsed:
         raise ReadFailed(UnknownReason.NODE_UNREACHABLE)

@@ -1,6 +1,6 @@
 """What is tried against the hash rail, each a real transaction on a real EVM node: nothing stolen, nothing sold twice.
 
-The Solana rail has the same rules in `tests/unit/chain`; its real transactions are in the demo.
+The same is tried on a Solana runtime in `test_solana_attacks.py`.
 """
 
 import json

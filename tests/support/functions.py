@@ -34,6 +34,7 @@ from shared.sale.model import Payment, Statement
 
 PREFIX = "psx-test-"
 RECIPIENT = "0x" + "11" * 20
+SOLANA_RECIPIENT = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Functions:
         evm_url: str = "",
         gas_key: str = "",
         evm_recipient: str = RECIPIENT,
+        solana_url: str = "",
+        solana_recipient: str = SOLANA_RECIPIENT,
     ) -> None:
         # Mangum runs on its thread's event loop; the test's own thread belongs to the test runner's.
         self._thread = ThreadPoolExecutor(
@@ -111,12 +114,16 @@ class Functions:
             evm_recipient=evm_recipient,
             gas_key=SecretStr(gas_key),
             clock_error_ms=2000,
-            solana_rpc_urls="http://127.0.0.1:9",
-            solana_recipient="4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T",
+            solana_rpc_urls=solana_url or "http://127.0.0.1:9",
+            solana_recipient=solana_recipient,
         )
         self.api_wiring: ApiWiring = wire_api(api, dynamo, self.redis)
         wired = wire_sale(sale, dynamo, self.redis)
-        faked = wired if evm_url else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
+        faked = (
+            wired
+            if evm_url or solana_url
+            else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
+        )
         self.sale_wiring: SaleWiring = faked
         self._api = lambda_handler(create_api(lambda: self.api_wiring))
         self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
