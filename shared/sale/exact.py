@@ -138,7 +138,9 @@ class ExactRail:
 
     def finish(self, transfer: Transfer, depths: Sequence[Depth], wait_s: float) -> Verdict:
         """Send what is stored and wait for the chain. Raises ReadFailed."""
-        began, unstuck = time.monotonic(), 0.0
+        # Whoever comes late need not wait to see that it is stuck: the job gives each transfer one second.
+        began, waits_for_s = time.monotonic(), (self.now_ms() - transfer.reserved_at_ms) / 1000
+        unstick_at_s = 0.0 if waits_for_s > UNSTICK_AFTER_S else UNSTICK_AFTER_S
         if transfer.stage is Stage.SENT:
             self.settler().send(transfer.raw)
         while True:
@@ -153,8 +155,8 @@ class ExactRail:
                 return self._settled(transfer, verdict)
             if waited >= wait_s:
                 return self._given_up(transfer, verdict)
-            if waited - unstuck > UNSTICK_AFTER_S and transfer.stage is Stage.SENT:
-                unstuck = waited
+            if waited >= unstick_at_s and transfer.stage is Stage.SENT:
+                unstick_at_s = waited + UNSTICK_AFTER_S
                 self._unstick(transfer)
             time.sleep(POLL_S)
 
