@@ -390,6 +390,8 @@ class LocalNetwork:
             "PSX_GAS_KEY": self.gas_wallet.key.hex(),
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
+            "PSX_ECHO_URL": f"{self.target_url}/ip",
+            "PSX_ECHO_CA": str(self.files.ca),
         }
         return {"api": api, "x402": x402, "list-exits": self._common(), "roll-up": self._common()}
 

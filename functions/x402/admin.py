@@ -41,23 +41,28 @@ def api_key_of(wiring: Wiring, request: Request, scope: Scope) -> ApiKey:
     return found
 
 
+def recorded(w: Wiring, request: Request, action: str, **metadata: Any) -> None:
+    """Put what an admin does on record; 401 or 403 for anybody else."""
+    by = api_key_of(w, request, Scope.ADMIN)
+    event = AuditEvent(
+        f"acct#{by.account_id}",
+        action,
+        by.account_id,
+        now_ms(),
+        ip=source_address(request),
+        request_id=request.state.request_id,
+        auth_method="api_key",
+        metadata=metadata,
+    )
+    append_audit(w.dynamo, w.settings.table("audit"), event)
+
+
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/v1/x402/admin")
 
     def record(request: Request, action: str, **metadata: Any) -> None:
-        w, by = wiring(), api_key_of(wiring(), request, Scope.ADMIN)
-        event = AuditEvent(
-            f"acct#{by.account_id}",
-            action,
-            by.account_id,
-            now_ms(),
-            ip=source_address(request),
-            request_id=request.state.request_id,
-            auth_method="api_key",
-            metadata=metadata,
-        )
-        append_audit(w.dynamo, w.settings.table("audit"), event)
+        recorded(wiring(), request, action, **metadata)
 
     @routes.get("/owed")
     def owed(request: Request, limit: int = PAGE_DEFAULT, after: str = "") -> dict[str, Any]:

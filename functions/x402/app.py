@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from functions.api.idempotency import install_idempotency
 from functions.http import ProblemError, install
-from functions.x402 import admin
+from functions.x402 import admin, peer_tiers
 from functions.x402.balance import BalanceDesk, steps
 from functions.x402.ports import PortDesk
 from functions.x402.reading import pays, refuse_field
@@ -37,6 +37,7 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     install(app)
     sale = Sale(wiring)
     app.include_router(admin.router(wiring))
+    app.include_router(peer_tiers.router(wiring))
     balance = BalanceDesk(sale)
 
     @app.post("/v1/x402/balance")
@@ -45,11 +46,11 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
 
     @app.get("/v1/x402/pool/pricing")
     def pool_pricing() -> dict[str, Any]:
-        return answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+        return sale.sheet()
 
     @app.get("/v1/x402/pricing")
     def pricing() -> dict[str, Any]:
-        sheet = answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+        sheet = sale.sheet()
         kinds = sorted(sale.w.live.get("prices").get("ports", {}))
         ports = [answers.tier_row(sale.prices(kind)) for kind in kinds]
         prepaid = {"product": "balance", "currency": "USDC", "steps": steps(sale.w)}
@@ -89,7 +90,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/credit")
     def credit(request: Request) -> dict[str, Any]:
         session, pak, _ = sale.session(request)
-        return {"credit": answers.credit(pak, sale.prices_of(session), sale.used(pak))}
+        return {"credit": answers.credit(pak, sale.prices_of(session, pak), sale.used(pak))}
 
     @app.get("/v1/x402/manage/pool/usage")
     def usage(request: Request, days: str = str(USAGE_DAYS_DEFAULT)) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/connection")
     def connection(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        return sale.connection(session, pak, token, sale.prices_of(session))
+        return sale.connection(session, pak, token, sale.prices_of(session, pak))
 
     @app.post("/v1/x402/manage/session/topup")
     @app.post("/v1/x402/manage/pool/topup")
@@ -125,7 +126,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
-        return sale.credentials(bought, sale.prices_of(session))
+        return sale.credentials(bought, sale.prices_of(session, pak))
 
     @app.get("/v1/x402/sessions/wallet/{address}")
     def of_wallet(address: str, status: str = "all") -> dict[str, Any]:

@@ -75,8 +75,8 @@ class PortDesk:
 
     def calculate(self, request: Request) -> dict[str, Any]:
         """`GET /manage/session/topup/calculate`: what more traffic would cost; nothing is bought."""
-        session, _, _ = self._port(request)
-        prices = self._sale.prices_of(session)
+        session, pak, _ = self._port(request)
+        prices = self._sale.prices_of(session, pak)
         traffic = added_traffic(request.query_params.get("addTrafficGB"), prices)
         if traffic is None:
             refuse_field(FieldFault("addTrafficGB", "a number of GB"))

@@ -1,6 +1,7 @@
 """The work behind the sale's routes. Every answer about money that is not certain says: do not pay again."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import Request
@@ -31,7 +32,7 @@ from shared.sale.model import (
     Session,
 )
 from shared.sale.ports import PortLease
-from shared.sale.rules import lease_of, limited_as, read_prices, read_terms
+from shared.sale.rules import lease_of, limited_as, peer_tiers, read_prices, read_terms
 from shared.sale.service import account_requester, pool_order, top_up_order
 from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
@@ -77,19 +78,30 @@ class Sale:
             raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "30"})
         return prices
 
-    def countries(self) -> dict[Country, int]:
+    def peer_tiers(self) -> dict[str, str]:
+        """Tiers of peers that are on sale, and their IP types; none while the flag is off."""
+        return peer_tiers(self.w.live.get("prices"), self.w.live.get("peer_tiers"))
+
+    def sheet(self) -> dict[str, Any]:
+        """The price sheet of pool access."""
+        peers = [self.prices(tier) for tier in self.peer_tiers()]
+        return answers.price_sheet(self.prices(), self.w.rails, self.w.place, peers)
+
+    def countries(self, pool: Pool = Pool.MBL) -> dict[Country, int]:
         """Live stock of what is on sale; empty when the live network cannot be asked."""
         try:
-            return self.w.redis.run(stock(Pool.MBL))
+            return self.w.redis.run(stock(pool))
         except StoreUnavailable:
             return {}
 
     def buy(self, request: Request) -> JSONResponse:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
-        prices = self.open_prices()
+        tier, peers = request.query_params.get("tier", ""), self.peer_tiers()
+        prices = self.open_prices(tier if tier in peers else "")
         terms = read_terms(request.query_params, prices)
         if isinstance(terms, FieldFault):
-            refuse_field(terms)
+            other = terms.field == "tier" and peers
+            refuse_field(replace(terms, allowed=", ".join((prices.tier, *peers))) if other else terms)
         what = f"{format_gb(terms.traffic_bytes)} GB of {terms.tier} proxy traffic"
         return self.sell(request, pool_order(terms, prices), prices, what)
 
@@ -130,7 +142,8 @@ class Sale:
         quote = w.counter.quote(order, requester or source_address(request))
         resource = w.settings.api_base_url + request.url.path
         asked = answers.Asked(resource, description, order.due_micro, quote, error)
-        body = answers.payment_required(asked, w.rails, exact, self.countries())
+        pool = Pool.PEER if order.terms is not None and order.terms.ip_type else Pool.MBL
+        body = answers.payment_required(asked, w.rails, exact, self.countries(pool))
         header = answers.payment_required_header(asked, w.rails, exact)
         return JSONResponse(body, 402, {"PAYMENT-REQUIRED": header, "Cache-Control": "no-store"})
 
@@ -166,7 +179,8 @@ class Sale:
         self, bought: Bought, prices: Prices, headers: Mapping[str, str] | None = None
     ) -> JSONResponse:
         """200 with credentials."""
-        countries = [c.upper() for c in sorted(self.countries())]
+        pool = Pool.PEER if prices.ip_type else Pool.MBL
+        countries = [c.upper() for c in sorted(self.countries(pool))]
         port = self.port_of(bought.username)
         body = answers.credentials(bought, prices, self.w.place, self.used(bought.pak), countries, port)
         return JSONResponse(body, 200, {"Cache-Control": "no-store", **(headers or {})})
@@ -176,11 +190,16 @@ class Sale:
         lease_id = lease_of(username)
         return self.w.counter.mint.ports.find(lease_id) if lease_id else None
 
-    def prices_of(self, session: Session, *, selling: bool = False) -> Prices:
+    def prices_of(self, session: Session, pak: Pak, *, selling: bool = False) -> Prices:
         """What more traffic costs in a session."""
         port = self.port_of(session.username)
-        tier = port.tier if port else ""
+        tier = port.tier if port else self.tier_of(pak)
         return self.open_prices(tier) if selling else self.prices(tier)
+
+    def tier_of(self, pak: Pak) -> str:
+        """The tier of peers that a key was bought in, whether or not it is on sale now; empty for modems."""
+        tiers = self.w.live.get("prices").get("tiers", {})
+        return next((n for n, row in tiers.items() if pak.ip_type and row.get("ip_type") == pak.ip_type), "")
 
     def used(self, pak: Pak) -> int:
         """Bytes used: the live count when it is ahead of what was rolled up."""
@@ -204,7 +223,7 @@ class Sale:
         """`/manage/{pool,session}/topup`: more time is free, more traffic is paid for at its tier's price."""
         self.open_prices()
         session, pak, token = self.session(request)
-        prices, port = self.prices_of(session, selling=True), self.port_of(session.username)
+        prices, port = self.prices_of(session, pak, selling=True), self.port_of(session.username)
         payment, address = shown_payment(request.headers), source_address(request)
         self.limit(TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
         traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
@@ -212,7 +231,7 @@ class Sale:
             if not seconds:
                 refuse_field(FieldFault("addTrafficGB", "give addTrafficGB, addDurationSeconds or both"))
             return self.extended(session, pak, token, seconds, prices)
-        order = top_up_order(session, traffic, prices, port.tier if port else "")
+        order = top_up_order(session, traffic, prices, port.tier if port else self.tier_of(pak))
         what = f"{format_gb(traffic)} GB more for key {pak.pak_id}"
         if payment is None:
             return self.required(request, order, what, None)

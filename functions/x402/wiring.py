@@ -48,6 +48,8 @@ class SaleSettings(Settings):
     solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
     solana_recipient: str
     solana_genesis: str = ""
+    echo_url: str = ""
+    echo_ca: str = ""
 
     @field_validator("gas_key")
     @classmethod

@@ -48,6 +48,8 @@ def _prices_fault(value: Mapping[str, Any]) -> str | None:
         fault = _tier_fault(row)
         if fault:
             return f"{name}{fault}"
+    if ports.keys() & tiers.keys() or "ip_type" in tiers[value["default_tier"]]:
+        return "tiers: named otherwise than ports, and the default one without ip_type"
     for field in ("duration_default_s", "duration_max_s"):
         if not _whole(value.get(field), 1):
             return f"{field}: must be a whole number above 0"
@@ -64,6 +66,8 @@ def _tier_fault(row: object) -> str | None:
             return f".{field}: must be a whole number above 0"
     if row["min_bytes"] > row["max_bytes"]:
         return ".min_bytes: must not exceed max_bytes"
+    if row.get("ip_type", "mobile") not in {"mobile", "residential"}:
+        return ".ip_type: mobile or residential, for a tier of peers"
     return None if isinstance(row.get("quality"), str) else ".quality: must be text"
 
 

@@ -82,12 +82,14 @@ def tier_row(prices: Prices) -> dict[str, Any]:
     }
 
 
-def price_sheet(prices: Prices, rails: Sequence[Rail], place: Place) -> dict[str, Any]:
+def price_sheet(
+    prices: Prices, rails: Sequence[Rail], place: Place, peers: Sequence[Prices] = ()
+) -> dict[str, Any]:
     """`GET /v1/x402/pool/pricing`."""
     return {
         "product": "pool",
         "tiers": [
-            tier_row(prices),
+            *map(tier_row, (prices, *peers)),
         ],
         "defaultTier": prices.tier,
         "durationFree": True,
@@ -245,7 +247,8 @@ def credentials(
     socks = f"socks5://{at}:{place.socks_port}" if pak.socks_allowed else None
     manage = f"{place.api_base_url}/v1/x402/manage"
     routes = _POOL_ROUTES if port is None else _PORT_ROUTES
-    template = f"{pak.account_id}-{prices.tier}-{{country}}-sid-{{session}}-rot-{{rotation}}"
+    pool = f"peer-{{country}}-iptype-{prices.ip_type}" if prices.ip_type else f"{prices.tier}-{{country}}"
+    template = f"{pak.account_id}-{pool}-sid-{{session}}-rot-{{rotation}}"
     dedicated = {} if port is None else {"port": port_facts(port)}
     return {
         "product": "pool" if port is None else "proxy",
@@ -257,7 +260,11 @@ def credentials(
             "http": f"http://{at}:{place.http_port}",
             "socks5": socks,
             "usernameTemplate": template if port is None else username,
-            "allowed": {"tier": prices.tier, "ipTypes": ["mobile"], "countries": list(countries)},
+            "allowed": {
+                "tier": prices.tier,
+                "ipTypes": [prices.ip_type or "mobile"],
+                "countries": list(countries),
+            },
         },
         "credit": credit(pak, prices, used_bytes),
         "sessionToken": bought.session_token,

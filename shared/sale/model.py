@@ -47,6 +47,8 @@ class Prices:
     tolerance_bp: int
     socks: bool
     quality: str
+    ip_type: str = ""
+    """Peers of this IP type; empty for modems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Terms:
     carrier: str = ""
     city: str = ""
     lease_id: str = ""
+    ip_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,10 @@ _TIME_KNOWN_FROM_S: Final = 1_500_000_000
 
 
 def read_prices(setting: Mapping[str, Any], tier: str = "") -> Prices | None:
-    """The catalogue of a tier (of the pool's default one, or of a kind of port); None while nobody has set prices."""
+    """The catalogue of a tier (of the pool, its default one, or a kind of port); None while nobody has set prices."""
     try:
-        row = setting["ports"][tier] if tier else setting["tiers"][setting["default_tier"]]
         tier = tier or setting["default_tier"]
+        row = {**setting["tiers"], **setting.get("ports", {})}[tier]
         return Prices(
             tier=tier,
             price_micro_per_gb=row["price_micro_per_gb"],
@@ -74,9 +74,17 @@ def read_prices(setting: Mapping[str, Any], tier: str = "") -> Prices | None:
             tolerance_bp=setting["tolerance_bp"],
             socks=bool(setting.get("socks", False)),
             quality=row["quality"],
+            ip_type=row.get("ip_type", ""),
         )
     except KeyError:
         return None
+
+
+def peer_tiers(setting: Mapping[str, Any], flag: Mapping[str, Any]) -> dict[str, str]:
+    """Tiers of peers that are on sale, and their IP types: what the flag is on for, and was tested."""
+    tested = flag.get("tested", ()) if flag.get("on") is True else ()
+    tiers = setting.get("tiers", {})
+    return {name: row["ip_type"] for name, row in tiers.items() if row.get("ip_type") in tested}
 
 
 def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
@@ -99,7 +107,8 @@ def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
     rotation = query.get("rot", Rotation.AUTO10.value)
     if rotation not in {*Rotation, "hard"}:
         return FieldFault("rot", ", ".join(Rotation))
-    return Terms(tier, None if country == "any" else Country(country), traffic, duration, sid, rotation)
+    where = None if country == "any" else Country(country)
+    return Terms(tier, where, traffic, duration, sid, rotation, ip_type=prices.ip_type)
 
 
 def read_port_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
@@ -355,7 +364,10 @@ def username_of(account_id: AccountId, terms: Terms) -> str:
     if terms.lease_id:
         parts = [account_id, Pool.MBL.value, terms.country or "any", "rot", "sticky", "failover", "strict"]
         return "-".join([*parts, *_PIN, terms.lease_id])
-    parts = [account_id, terms.tier, terms.country or "any"]
+    pool = Pool.PEER.value if terms.ip_type else terms.tier
+    parts = [account_id, pool, terms.country or "any"]
+    if terms.ip_type:
+        parts += ["iptype", terms.ip_type]
     if terms.session_id is not None:
         parts += ["sid", terms.session_id]
     return "-".join([*parts, "rot", terms.rotation])

@@ -231,8 +231,9 @@ def _known(work: Callable[[], B | Refused]) -> B | Refused:
 
 def pool_order(terms: Terms, prices: Prices) -> Order:
     """Pool access for these terms."""
-    due = due_micro(terms.traffic_bytes, prices)
-    return Order(Product.POOL, Product.POOL.value, terms.traffic_bytes, due, terms)
+    due, peers = due_micro(terms.traffic_bytes, prices), terms.tier if prices.ip_type else ""
+    subject = f"{Product.POOL.value}:{peers}" if peers else Product.POOL.value
+    return Order(Product.POOL, subject, terms.traffic_bytes, due, terms, tier=peers)
 
 
 def port_order(terms: Terms, prices: Prices) -> Order:
