@@ -47,7 +47,7 @@ class SaleSettings(Settings):
     solana_rpc_urls: str
     solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
     solana_recipient: str
-    solana_genesis: str = ""
+    solana_genesis: str = "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d"
     echo_url: str = ""
     echo_ca: str = ""
 

@@ -223,6 +223,8 @@ def test_solana_is_validated_before_it_takes_money(serve: Serve) -> None:
         return serve(results(getAccountInfo={"value": value}))
 
     assert solana(mint(6)).faults() == []
+    elsewhere = SolanaReader(Nodes([mint(6)]), MINT, (OWNER,), "another genesis")
+    assert elsewhere.faults() == ["solana: wrong chain"]
     assert solana(mint(9)).faults() == ["solana: the asset does not have 6 decimals"]
     assert solana(serve(results(getAccountInfo={"value": None}))).faults() == [
         "solana: the asset's mint is not there"
