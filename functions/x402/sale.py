@@ -194,6 +194,9 @@ class Sale:
         """What more traffic costs in a session."""
         port = self.port_of(session.username)
         tier = port.tier if port else self.tier_of(pak)
+        if selling and pak.ip_type and tier not in self.peer_tiers():
+            message = "this tier of peers is not on sale now; nothing was charged, do not pay for it"
+            raise ProblemError(503, Problem.NOT_ON_SALE.value, message)
         return self.open_prices(tier) if selling else self.prices(tier)
 
     def tier_of(self, pak: Pak) -> str:

@@ -23,16 +23,15 @@ def is_evm_payers(
         raw = bytes.fromhex(signature.removeprefix("0x"))
     except ValueError:
         return False
-    for message in (encode_defunct(text=text), encode_typed_data(full_message=dict(typed))):
+    messages = (encode_defunct(text=text), encode_typed_data(full_message=dict(typed)))
+    for message in messages:
         try:
             if len(raw) == 65 and str(Account.recover_message(message, signature=raw)).lower() == payer:
                 return True
         except (BadSignature, ValidationError, ValueError):
             pass
-        digest = keccak(b"\x19" + message.version + message.header + message.body).hex()
-        if reader.accepts_signature(payer, digest, raw.hex(), quorum):
-            return True
-    return False
+    digests = [keccak(b"\x19" + m.version + m.header + m.body).hex() for m in messages]
+    return reader.accepts_signature(payer, digests, raw.hex(), quorum)
 
 
 def is_solana_payers(payer: str, text: str, signature: str) -> bool:

@@ -60,16 +60,19 @@ class EvmReader:
             tag=tag,
         )
 
-    def accepts_signature(self, wallet: str, digest: str, signature: str, quorum: int) -> bool:
-        """Whether a contract wallet says that this signature of a digest is its owner's (ERC-1271).
+    def accepts_signature(self, wallet: str, digests: Sequence[str], signature: str, quorum: int) -> bool:
+        """Whether a contract wallet says that this signature of one of the digests is its owner's (ERC-1271).
 
         As many nodes must say so as its payment needs. Raises ReadFailed.
         """
-        call = {"to": wallet, "data": signature_calldata(digest, signature), "gas": hex(WALLET_GAS)}
 
         def ask(client: Any) -> bool:
             if len(evm_call(client, "eth_getCode", [wallet, "latest"])) <= 2:
                 return False
+            return any(says_yes(client, digest) for digest in digests)
+
+        def says_yes(client: Any, digest: str) -> bool:
+            call = {"to": wallet, "data": signature_calldata(digest, signature), "gas": hex(WALLET_GAS)}
             try:
                 return is_accepted(str(evm_call(client, "eth_call", [call, "latest"], may_reject=True)))
             except Rejected:

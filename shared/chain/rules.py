@@ -32,8 +32,8 @@ MEMO_PROGRAMS: Final = frozenset(
     {"MemoSq4gqABAXKb96qnH8TysNcWxMyWCqXgDLGmfcHr", "Memo1UhkJRfHyvLMcVucJwxXeuD728EqVDDwQDxFMNo"}
 )
 USDC_DECIMALS: Final = 6
-PAYERS_MAX: Final = 64
-"""Payers of one transaction that are told apart."""
+PAYERS_MAX: Final = 16
+"""Payers of one transaction that are told apart; each may be a contract wallet that must be asked."""
 _TRANSFER_CALL: Final = re.compile(r"0xa9059cbb[0-9a-f]{128}([0-9a-f]{64})")
 """`transfer(address,uint256)` and 32 bytes more, which the contract does not read."""
 

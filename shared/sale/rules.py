@@ -35,7 +35,7 @@ BLOCK_TIME_ERROR_MS: Final = {"base": 0, "solana": 2_000}
 """How much earlier than it happened a block's time may say it was. A watcher needs less time than an honest clock error of
 seconds, so this is as small as the chain allows: Base's blocks carry the time at which they are complete.
 """
-REEMIT_WINDOW_MS: Final = 3_600_000
+REEMIT_WINDOW_MS: Final = 600_000
 HEADER_MAX_CHARS: Final = 8192
 MAX_BRACKETS: Final = 64
 _BASIS_POINTS: Final = 10_000
