@@ -32,6 +32,7 @@ from shared.chain.model import SHALLOW
 from shared.guard.table import write_setting
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
+from shared.runtime.settings import load
 from shared.sale.model import Bought, Order, Payment, Prices, Refused, Terms
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import Counter, pool_order
@@ -97,10 +98,12 @@ def _environment(redis_url: str, dynamo_url: str) -> dict[str, str]:
 
 def _open(dynamo: SyncDynamo) -> None:
     from functions.x402.validate import validated_rails  # noqa: PLC0415 - with the settings above
-    from functions.x402.wiring import wiring  # noqa: PLC0415
 
-    found = {"ok": True, "rails": validated_rails(wiring().rails)}
+    settings = load(SaleSettings)
+    redis = SyncRedis(settings.redis_url)
+    found = {"ok": True, "rails": validated_rails(wire(settings, dynamo, redis).rails)}
     dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
+    redis.close()
 
 
 def _round(target: str, status: int) -> float:
