@@ -26,7 +26,8 @@ from local.paths import ROOT
 
 PARAMETERS_FILE: Final = ROOT / "infra" / "functions" / "parameters.yml"
 SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
-    "credentials": ("PSX_SECRET_PEPPER", "PSX_SEALING_KEY"),
+    "credentials": ("PSX_SECRET_PEPPER",),
+    "modems": ("PSX_SEALING_KEY",),
     "device-tokens": ("PSX_JWT_PRIVATE_KEY", "PSX_JWT_PUBLIC_KEY"),
     "sale": ("PSX_QUOTE_SECRET",),
     "mesh": ("PSX_MESH_TOKEN",),

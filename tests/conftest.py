@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.support.packages",
     "tests.support.cloud",
     "tests.support.permissions",
+    "tests.support.solana",
 ]
 
 

@@ -39,10 +39,14 @@ def chain(event: AuditEvent, sequence: int, previous: str) -> AuditEntry:
     return AuditEntry(event, sequence, previous, hashlib.sha256(text.encode()).hexdigest())
 
 
-def first_broken(entries: Sequence[AuditEntry]) -> int | None:
-    """The sequence of the first entry that does not follow from the one before it; None when the chain holds."""
-    previous = GENESIS
-    for position, entry in enumerate(entries):
+def first_broken(entries: Sequence[AuditEntry], *, trimmed: bool = False) -> int | None:
+    """The sequence of the first entry that does not follow from the one before it; None when the chain holds.
+
+    A `trimmed` chain has lost its oldest entries to their age: it begins wherever it begins.
+    """
+    begins = trimmed and bool(entries)
+    previous = entries[0].previous if begins else GENESIS
+    for position, entry in enumerate(entries, entries[0].sequence if begins else 0):
         if entry != chain(entry.event, position, previous):
             return position
         previous = entry.digest

@@ -41,11 +41,17 @@ def configure(emulator: Emulator, net: LocalNetwork) -> None:
     """What `./psx configure` does, and what the network stack publishes."""
     nodes = {"PSX_EVM_RPC_URLS": net.evm.url, "PSX_SOLANA_RPC_URLS": net.solana.url}
     assert all(create_secrets(emulator.client("secretsmanager"), STAGE, nodes).values())
+    # The chain of this machine has a genesis of its own; the template knows the real one.
+    lab = {**nodes, "PSX_GAS_KEY": "", "PSX_SOLANA_GENESIS": net.solana.genesis()}
+    emulator.client("secretsmanager").put_secret_value(
+        SecretId=f"psx/{STAGE}/chains", SecretString=json.dumps(lab)
+    )
     given = {
         "api-base-url": "https://api.example",
         "gateway-host": "gateway.example",
         "gateway-http-port": "7000",
         "gateway-socks-port": "7001",
+        "echo-url": "https://echo.example/ip",
         "house-account": HOUSE,
         "evm-recipient": net.evm_recipient,
         "solana-recipient": net.solana_recipient,

@@ -39,8 +39,10 @@ _TRANSACT: Final = {
 
 def uses(service: str, operation: str, params: Mapping[str, Any]) -> set[Use]:
     """The IAM actions that one API call needs. Source: Service Authorization Reference, Amazon DynamoDB."""
+    if service == "kms":  # by alias, or by nothing: what was encrypted names its key
+        return {(f"kms:{operation}", "AccessKey")}
     if service != "dynamodb":
-        return {(f"{service}:{operation}", str(params.get("SecretId") or params.get("KeyId") or "*"))}
+        return {(f"{service}:{operation}", str(params.get("SecretId") or "*"))}
     if operation in {"TransactWriteItems", "TransactGetItems"}:
         parts = [next(iter(item.items())) for item in params["TransactItems"]]
         return {(f"dynamodb:{_TRANSACT[kind]}", _table(part)) for kind, part in parts}
