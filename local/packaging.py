@@ -30,7 +30,7 @@ RUNTIME: Final = "3.12"
 PLATFORM: Final = "x86_64-manylinux_2_28"  # the runtime's Amazon Linux 2023 has glibc 2.34
 MB: Final = 1_000_000
 UNZIPPED_BOUND_MB: Final = {"api": 90, "x402": 190, "jobs": 40}  # Lambda's own limit is 262 MB
-AWS_SERVICES: Final = frozenset({"dynamodb", "secretsmanager"})
+AWS_SERVICES: Final = frozenset({"dynamodb", "kms", "secretsmanager"})
 GEO: Final = "geo/"
 _INSTALL_BOUND_S: Final = 400
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -167,7 +167,10 @@ def _wheels(kind: str, python: Path, version: str) -> Path:
 def _filled(kind: str, python: Path, version: str) -> Path:
     lock = ROOT / "requirements" / f"{kind}.txt"
     folder = WHEELS / f"{kind}-{version}"
-    stamp, wanted = folder.with_suffix(".stamp"), hashlib.sha256(lock.read_bytes()).hexdigest()
+    stamp, wanted = (
+        folder.with_suffix(".stamp"),
+        hashlib.sha256(lock.read_bytes() + Path(__file__).read_bytes()).hexdigest(),
+    )
     if stamp.exists() and stamp.read_text() == wanted:
         return folder
     stamp.unlink(missing_ok=True)

@@ -25,13 +25,15 @@ from local.configure import (
     write_parameters,
 )
 from local.lab import LabFiles, relays_setting
+from local.packaging import AWS_SERVICES
 from local.paths import ROOT
 from local.tables import read_serverless, tables
 from shared.runtime.settings import PREFIX, SECRETS_VARIABLE, SecretsUnreadable, Settings, load
 from tests.support.cloud import serverless
-from tests.support.permissions import as_function
+from tests.support.permissions import as_function, granted
 
 STAGE = "test"
+RUNTIME_SERVICES = {"ec2", "logs", "sqs", "xray"}  # called for a function, not by it
 FUNCTIONS = read_serverless(STAGE)["functions"]
 NODES = {"PSX_EVM_RPC_URLS": "http://127.0.0.1:9", "PSX_SOLANA_RPC_URLS": "http://127.0.0.1:9"}
 PARAMETERS: dict[str, Any] = {
@@ -259,3 +261,8 @@ def test_no_function_has_a_role_or_an_alarm_that_the_template_forgot(
         assert properties["TracingConfig"] == {"Mode": "Active"}
     watched = json.dumps([r for r in resources.values() if r["Type"] == "AWS::CloudWatch::Dashboard"])
     assert [k for k in functions if k not in watched] == []
+
+
+def test_packages_describe_every_aws_service_that_functions_may_call() -> None:
+    called = {action.partition(":")[0] for name in FUNCTIONS for action, _ in granted(name)}
+    assert called - RUNTIME_SERVICES == AWS_SERVICES

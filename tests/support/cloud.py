@@ -119,4 +119,8 @@ def http_get(url: str, host: str = "") -> tuple[int, dict[str, str], Any]:
     except urllib.error.HTTPError as error:
         answer = error
     with answer:
-        return answer.status, {k.lower(): v for k, v in answer.headers.items()}, json.loads(answer.read())
+        text, headers = answer.read().decode(), {k.lower(): v for k, v in answer.headers.items()}
+    try:
+        return answer.status, headers, json.loads(text)
+    except ValueError:
+        return answer.status, headers, text
