@@ -1,0 +1,2 @@
+package psx.peer
+fun main() { println("x") }
