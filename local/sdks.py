@@ -21,7 +21,7 @@ from local.paths import ROOT, STATE
 SDK: Final = ROOT / "sdk"
 BUILT: Final = STATE / "sdk"
 BUILD_TIMEOUT_S: Final = 600
-NAMES: Final = ("python",)
+NAMES: Final = ("python", "go")
 
 
 class ToolMissing(Exception):
