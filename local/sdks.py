@@ -21,7 +21,7 @@ from local.paths import ROOT, STATE
 SDK: Final = ROOT / "sdk"
 BUILT: Final = STATE / "sdk"
 BUILD_TIMEOUT_S: Final = 600
-NAMES: Final = ("python", "go")
+NAMES: Final = ("python", "go", "node")
 
 
 class ToolMissing(Exception):

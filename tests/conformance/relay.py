@@ -210,8 +210,9 @@ class Socket:
         self.send(peer.encode_text(kind, **payload).decode())
 
     def raw(self, data: bytes) -> None:
-        """Bytes past all framing."""
-        self.ws.transport.write(data)
+        """Bytes past all framing, while the socket stands."""
+        with contextlib.suppress(RuntimeError):  # the peer has closed in this very turn
+            self.ws.transport.write(data)
 
     def _text(self, message: str) -> None:
         text = peer.parse_text(message.encode())

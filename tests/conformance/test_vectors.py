@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -74,3 +75,18 @@ def test_the_unit_of_a_fleet_is_valid_and_confined(tmp_path: Path) -> None:
     unit.write_text(text.replace("/usr/local/bin/psx-peer", str(build("go").command[0])))
     assert run([analyze, "verify", str(unit)], ROOT) == ""
     run([analyze, "security", "--offline=true", "--threshold=20", str(unit)], ROOT)
+
+
+def test_node_vectors() -> None:
+    node = needs("node")
+    build("node")
+    said = run([node, "--test", "test/"], SDK / "node")
+    assert "# fail 0" in said
+    assert "# pass 0" not in said
+
+
+def test_the_lock_of_node_names_no_host_and_one_dependency() -> None:
+    lock = (SDK / "node" / "package-lock.json").read_text()
+    assert "resolved" not in lock
+    assert "integrity" in lock
+    assert list(json.loads((SDK / "node" / "package.json").read_text())["dependencies"]) == ["ws"]
