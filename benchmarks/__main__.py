@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers, uplink
+from benchmarks import gateway, idle, path, relay, sale, sdks, selection, stall, tunnelers, uplink
 from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -29,6 +29,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "loaded_uplink": uplink.measure,
     "idle_peers": idle.idle,
     "handshakes": idle.handshakes,
+    "sdk_bulk": sdks.bulk,
+    "sdk_idle_memory": sdks.idle_memory,
     "selection_100k": selection.measure,
     "sale_402": sale.measure,
     "sale_mint": sale.measure_mint,

@@ -116,6 +116,10 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
     ]
     if fast:
         return _run([*command, "-m", FAST_MARK])
+    if not any(not a.startswith("-") and "conformance" not in a for a in arguments):
+        from local.sdks import prepare  # noqa: PLC0415
+
+        prepare()
     coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered"]
     narrowed = any(not a.startswith("-") for a in arguments)
     return _run([*command, "--durations=10", *([] if narrowed else coverage)])

@@ -21,7 +21,7 @@ from local.paths import ROOT, STATE
 SDK: Final = ROOT / "sdk"
 BUILT: Final = STATE / "sdk"
 BUILD_TIMEOUT_S: Final = 600
-NAMES: Final = ("python", "go", "node")
+NAMES: Final = ("python", "go", "node", "jvm")
 
 
 class ToolMissing(Exception):
@@ -61,6 +61,17 @@ def build(name: str) -> Sdk:
         case "jvm":
             return _jvm()
     raise ValueError(f"no SDK is called {name}")
+
+
+def prepare() -> None:
+    """Build all of them, and say which are left out; a build that fails is left to the tests to tell."""
+    for name in NAMES:
+        try:
+            build(name)
+        except ToolMissing as missing:
+            sys.stderr.write(f"skip: the {name} SDK is not built: {missing}\n")
+        except (BuildFailed, subprocess.TimeoutExpired) as failed:
+            sys.stderr.write(f"the {name} SDK does not build: {failed}\n")
 
 
 def _python() -> Sdk:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,15 @@ import pytest_asyncio
 from local.sdks import NAMES, Sdk, ToolMissing, build
 from tests.conformance.device import Rig
 from tests.conformance.targets import Target
+
+HERE: Final = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A first build may take minutes; a test's own time is what is bounded."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(60, func_only=True))
 
 
 def built(name: str) -> Sdk:

@@ -90,3 +90,23 @@ def test_the_lock_of_node_names_no_host_and_one_dependency() -> None:
     assert "resolved" not in lock
     assert "integrity" in lock
     assert list(json.loads((SDK / "node" / "package.json").read_text())["dependencies"]) == ["ws"]
+
+
+def test_jvm_vectors() -> None:
+    maven = needs("mvn")
+    needs("java")
+    build("jvm")
+    core = SDK / "android" / "core"
+    run([maven, "-q", "-B", "test"], core)
+    report = (core / "target" / "surefire-reports" / "TEST-psx.peer.VectorsTest.xml").read_text()
+    assert 'failures="0"' in report
+    assert "anEndDoesWhatItsScriptSays" in report
+
+
+def test_the_windows_service_builds_and_vets(tmp_path: Path) -> None:
+    go = needs("go")
+    folder = SDK / "windows"
+    run([go, "vet", "."], folder, GOOS="windows", GOARCH="amd64")
+    out = tmp_path / "psx-service.exe"
+    run([go, "build", "-mod=readonly", "-o", str(out), "."], folder, GOOS="windows", GOARCH="amd64")
+    assert out.read_bytes().startswith(b"MZ")

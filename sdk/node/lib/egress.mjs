@@ -8,6 +8,7 @@ import { Reason } from "./frames.mjs";
 
 const MAIL_PORTS = new Set([25, 465, 587, 2525]);
 const ADDRESSES_TRIED = 4;
+const LOOKUPS_MAX = 256; // a lookup goes on when its tunnel is gone: a flood of names must not pile up
 const SPECIAL_4 = [
   ["0.0.0.0", 8], ["10.0.0.0", 8], ["100.64.0.0", 10], ["127.0.0.0", 8], ["169.254.0.0", 16], ["172.16.0.0", 12],
   ["192.0.0.0", 24], ["192.0.2.0", 24], ["192.168.0.0", 16], ["198.18.0.0", 15], ["198.51.100.0", 24],
@@ -78,14 +79,20 @@ export class DialFailure extends Error {
 const policy = (verdict) => new DialFailure(Reason.EGRESS_POLICY, "connection_refused", `egress policy: ${verdict}`);
 const late = () => new DialFailure(Reason.TIMEOUT, "timeout", "dial timed out");
 
+let lookingUp = 0;
+
 async function addresses(host) {
   if (net.isIP(host) !== 0) return [host];
-  try {
-    if (!/^[\w.-]{1,253}$/.test(host)) throw new Error("no name");
-    const found = await lookup(host, { all: true });
-    if (found.length > 0) return [...new Set(found.map((entry) => entry.address))];
-  } catch {
-    // told below
+  if (lookingUp < LOOKUPS_MAX && /^[\w.-]{1,253}$/.test(host)) {
+    lookingUp++;
+    try {
+      const found = await lookup(host, { all: true });
+      if (found.length > 0) return [...new Set(found.map((entry) => entry.address))];
+    } catch {
+      // told below
+    } finally {
+      lookingUp--;
+    }
   }
   throw new DialFailure(Reason.DNS_FAILED, "dns_failed", "name not found");
 }

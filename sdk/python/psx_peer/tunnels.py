@@ -8,6 +8,8 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
 
 from psx_peer.wire import egress, peer
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 DIAL_TIMEOUT_S: Final = 8.0
 ADDRESSES_TRIED: Final = 4
+LOOKUPS_MAX: Final = 256
+LOOKUP_THREADS: Final = 16
 BLOCKED_MAX_S: Final = 30.0
 """A target of v1 that reads nothing for so long is given up: it holds up its whole socket."""
 TARGET_BUFFER_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -94,12 +98,25 @@ class DirectDialer:
         return list(dict.fromkeys(found))
 
 
+_lookups = ThreadPoolExecutor(LOOKUP_THREADS, "psx-lookup")
+_looking_up = BoundedSemaphore(LOOKUPS_MAX)
+
+
 async def _lookup(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[str]:
-    """Addresses of a name; a literal is one already, and asking a resolver's thread for it would cost a dial."""
+    """Addresses of a name; a literal is one already, and asking a resolver's thread for it would cost a dial.
+
+    A lookup goes on when its tunnel is gone, so a flood of names must not pile up. Raises OSError.
+    """
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:
-        return [str(i[4][0]) for i in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        pass
+    if not _looking_up.acquire(blocking=False):
+        raise OSError("too many names at once")
+    work = _lookups.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    work.add_done_callback(lambda _: _looking_up.release())
+    found = await asyncio.shield(asyncio.wrap_future(work, loop=loop))
+    return [str(i[4][0]) for i in found]
 
 
 class TargetSide(asyncio.Protocol):
