@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -96,8 +97,9 @@ class ScriptedApi:
 class ScriptedRelay:
     """One relay. `protocol` is what it chooses; `select` answers the offered subprotocol."""
 
-    def __init__(self, protocol: str = mux.PROTOCOL) -> None:
+    def __init__(self, protocol: str = mux.PROTOCOL, tls: ssl.SSLContext | None = None) -> None:
         self.protocol = protocol
+        self.tls = tls
         self.select: Callable[[str], str | None] = lambda offered: offered
         self.answers_heartbeats = True
         self.silent = False
@@ -112,6 +114,7 @@ class ScriptedRelay:
             self._serve,
             "127.0.0.1",
             self.port,
+            ssl=self.tls,
             select_subprotocol=self._select,
             compression=None,
             max_size=8 * 1024 * 1024,
@@ -129,7 +132,7 @@ class ScriptedRelay:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/"
 
     async def socket(self, wait_s: float = WAIT_S) -> Socket:
         """The next socket that sent device_info and was answered."""

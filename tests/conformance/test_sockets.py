@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
+import ssl
 
 import pytest
+import trustme
 from websockets.frames import CloseCode
 
 from shared.wire import mux
@@ -226,3 +228,28 @@ async def test_a_stop_works_while_nothing_answers(rig: Rig, number: signal.Signa
     await asyncio.sleep(1.5 if rig.sdk.name == "jvm" else 0.8)
     device.process.send_signal(number)
     assert await device.ended(STOP_WITHIN_S) == 0
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_a_relay_must_prove_who_it_is(rig: Rig, target: Target, trusted: bool) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    relay = ScriptedRelay(tls=context)
+    await relay.start()
+    rig.api.relays[:] = [relay.url]
+    trust = rig.folder / "trust.pem"
+    (authority if trusted else other).cert_pem.write_to_path(str(trust))
+    device = await rig.device(PSX_CA_FILE=str(trust))
+    if trusted:
+        tunnel = Tunnel(1)
+        await tunnel.open(await relay.socket(), "127.0.0.1", target.port)
+        connection = await target.connection()
+        await connection.say(bytes(300_000))
+        assert len(await tunnel.received(300_000)) == 300_000
+    else:
+        await device.logged("[REGISTERED]")
+        await asyncio.sleep(1)
+        assert not relay.upgrades, "the token went to a relay that nobody vouches for"
+    await device.stop()
+    await relay.stop()

@@ -37,8 +37,8 @@ class Table(val settings: Settings, val loop: Loop, val log: Log) {
 
     /** Addresses of a name, told in the loop; a literal needs no resolver's thread. */
     fun lookup(host: String, told: (List<InetAddress>) -> Unit) {
-        if (LITERAL.matches(host)) {
-            told(resolve(host))
+        if (':' in host || NUMBERS.matches(host)) { // a form that others read differently is no address here
+            told(if (':' in host || DOTTED.matches(host)) resolve(host) else emptyList())
             return
         }
         if (lookingUp >= LOOKUPS_MAX || !NAME.matches(host)) {
@@ -64,7 +64,8 @@ class Table(val settings: Settings, val loop: Loop, val log: Log) {
     }
 
     private companion object {
-        val LITERAL = Regex("[0-9a-fA-F:.]*(:[0-9a-fA-F:.%a-z]*|\\.[0-9]+)")
+        val NUMBERS = Regex("[0-9.]+")
+        val DOTTED = Regex("(0|[1-9][0-9]{0,2})(\\.(0|[1-9][0-9]{0,2})){3}")
         val NAME = Regex("[A-Za-z0-9._-]{1,253}")
     }
 }
