@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import secrets
 import signal
@@ -17,6 +16,7 @@ from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.registry import Device, Hooks, Registry
 from relay_node.settings import RelaySettings
+from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
@@ -72,7 +72,7 @@ async def serve(settings: RelaySettings) -> None:
         loop.create_task(follow_orders(redis, registry, presence, settings.relay_id)),
         loop.create_task(sweep_for_ever(registry, presence)),
     ]
-    gc.freeze()
+    garbage.settle()
     logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})
     await stopping.wait()
     peers.close()
