@@ -1,6 +1,7 @@
 """`python -m local.fleet COUNT`: simulated devices by the thousand in one process: they register, connect and heartbeat.
 
-A load for tests; they open no tunnels. The API is `PSX_API`, the key `API_KEY`; names are stable, so that a second run is the same devices.
+A load for tests; they open no tunnels. The API is `PSX_API`, the key `API_KEY`; names are stable, so that a second run is
+the same devices.
 """
 
 from __future__ import annotations
