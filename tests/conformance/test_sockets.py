@@ -225,7 +225,7 @@ async def test_a_stop_ends_tunnels_and_sockets_at_once(rig: Rig, target: Target)
 async def test_a_stop_works_while_nothing_answers(rig: Rig, number: signal.Signals) -> None:
     await rig.api.stop()
     device = await rig.device()
-    await asyncio.sleep(1.5 if rig.sdk.name == "jvm" else 0.8)
+    await device.logged("API")
     device.process.send_signal(number)
     assert await device.ended(STOP_WITHIN_S) == 0
 
