@@ -227,7 +227,7 @@ async def supplier_is_owed(story: Story) -> None:
         check("refused" not in report, f"the roll-up ran: {report}")
         key_id = story.reseller_key["id"]
         paks = (await asyncio.to_thread(_pak_id, story), key_id)
-        used = {pak: await asyncio.to_thread(net.redis.run, read_used(PakId(pak))) or 0 for pak in paks}
+        used = {pak: net.redis.run(read_used(PakId(pak))) or 0 for pak in paks}
         totals = {pak: await asyncio.to_thread(_day_total, story, f"pak#{pak}") for pak in used}
         return totals == used and used[key_id] > DOWNLOAD_BYTES // 20
 
