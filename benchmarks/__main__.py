@@ -38,6 +38,7 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "sale_402": sale.measure,
     "sale_mint": sale.measure_mint,
     "sale_cold_start": sale.measure_cold,
+    "sale_buyers": sale.measure_buyers,
 }
 TABLE_WIDTH: Final = 120
 CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"

@@ -23,7 +23,7 @@ from gateway_node.resolve import Resolver, Target
 from gateway_node.sessions import SessionKeeper
 from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
-from shared.kernel.codes import Pool, Refusal
+from shared.kernel.codes import IpType, Pool, Refusal
 from shared.kernel.ids import EndpointId
 from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
@@ -295,7 +295,9 @@ class Pipeline:
 
 
 def lock_quality(route: Route, pak: Pak) -> Route:
-    """A `safe` key never leaves the modems, whatever its username says."""
+    """A `safe` key never leaves the modems, one of a peer tier never leaves its IP type, whatever its username says."""
+    if pak.ip_type:
+        return replace(route, pools=(Pool.PEER,), ip_type=IpType(pak.ip_type))
     if pak.quality is Quality.SAFE and route.pools != (Pool.MBL,):
         return replace(route, pools=(Pool.MBL,))
     return route

@@ -392,6 +392,9 @@ class LocalNetwork:
             "PSX_GAS_KEY": self.gas_wallet.key.hex(),
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
+            "PSX_SOLANA_GENESIS": self.solana.genesis(),
+            "PSX_ECHO_URL": f"{self.target_url}/ip",
+            "PSX_ECHO_CA": str(self.files.ca),
         }
         return {
             "api": api,

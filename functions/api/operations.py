@@ -15,11 +15,11 @@ from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
 from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
-from shared.guard.table import read_switch, set_switch, write_setting
+from shared.guard.table import read_setting, read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 
-SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale"})
+SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "recipients"})
 
 
 class AccountBody(BaseModel):
@@ -82,6 +82,13 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         w.dynamo.run(access.put_api_key(table, key))
         record(request, by, "api_key_create", {"account": account_id, "scopes": sorted(body.scopes)})
         return {"accountId": account_id, "apiKey": text, "scopes": sorted(body.scopes)}
+
+    @routes.get("/v1/admin/settings/{name}")
+    def shown(request: Request, name: str) -> dict[str, Any]:
+        w, _ = wiring(), caller(wiring(), request, Scope.ADMIN)
+        if name not in SETTABLE:
+            raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
+        return {"setting": name, "value": w.dynamo.run(read_setting(w.settings.table("guard"), name))}
 
     @routes.put("/v1/admin/settings/{name}")
     def setting(request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:

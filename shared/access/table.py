@@ -144,6 +144,7 @@ def _pak_row(pak: Pak) -> dict[str, Any]:
         "expires_at_ms": pak.expires_at_ms,
         "quality": pak.quality.value,
         "socks_allowed": pak.socks_allowed,
+        "ip_type": pak.ip_type,
     }
 
 
@@ -166,6 +167,7 @@ def read_pak(row: Item) -> Pak:
         created_at_ms=row["created_at"],
         updated_at_ms=row["updated_at_ms"],
         last_used_at_ms=row.get("last_used_at_ms"),
+        ip_type=row.get("ip_type", ""),
     )
 
 

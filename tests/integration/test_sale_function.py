@@ -37,7 +37,7 @@ TOPUP = "/v1/x402/manage/pool/topup"
 @pytest.fixture
 def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
     made = Functions(dynamo, valkey_url, lab_files)
-    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    made.open()
     yield made
     made.close()
 
@@ -197,7 +197,7 @@ def test_parallel_claims_of_one_payment_mint_one_key(
     assert prices is not None
     terms = read_terms({"traffic": "0.1"}, prices)
     assert isinstance(terms, Terms)
-    counter.quote("pool", 400_000, "127.20.0.1")
+    counter.quote(pool_order(terms, prices), "127.20.0.1")
     paid(functions)
 
     def buy(_: int) -> Bought | Refused:
@@ -222,6 +222,20 @@ def test_parallel_claims_of_one_payment_mint_one_key(
         ("traffic=0.01", "traffic"),
         ("tier=zzz", "tier"),
         ("country=ZZZ", "country"),
+        ("country=ZZ", "country"),
+        ("country=", "country"),
+        ("country=uk", "country"),
+        ("traffic=", "traffic"),
+        ("traffic=Infinity", "traffic"),
+        ("traffic=0x10", "traffic"),
+        ("traffic=٣", "traffic"),
+        ("traffic=0.1000000001", "traffic"),
+        ("traffic=1001", "traffic"),
+        ("duration=0", "duration"),
+        ("duration=-1", "duration"),
+        ("duration=7776000.5", "duration"),
+        ("tier=", "tier"),
+        ("sid=", "sid"),
         ("duration=7776001", "duration"),
         ("duration=x", "duration"),
         ("sid=a-b", "sid"),
