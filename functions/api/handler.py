@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from functions.api import account, balance, inventory, keys, operations, pages, peers, resellers, sign_in
+from functions.api.audit import install_audit
 from functions.api.idempotency import install_idempotency
+from functions.api.limits import limited
 from functions.api.wiring import Wiring, wiring
 from functions.http import install, lambda_handler
 from shared.runtime.log import configure
@@ -13,7 +15,8 @@ from shared.runtime.log import configure
 
 def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
-    app = FastAPI(title="psx", docs_url=None, redoc_url=None)
+    app = FastAPI(title="psx", docs_url=None, redoc_url=None, dependencies=[Depends(limited(wired))])
+    install_audit(app, wired)
     install_idempotency(app, wired)
     install(app)
     for room in (peers, inventory, account, balance, keys, sign_in, resellers, operations, pages):

@@ -7,20 +7,19 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from functions.api.auth import caller
+from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
-from shared.access.prepaid import wholesale_price
 from shared.access.secrets import new_api_key, token_hash
-from shared.guard.model import AuditEvent, Switch
-from shared.guard.service import append_audit
+from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
-from shared.guard.table import read_switch, set_switch, write_setting
+from shared.guard.table import read_setting, read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 
-SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale"})
+SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "recipients"})
 
 
 class AccountBody(BaseModel):
@@ -48,18 +47,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     routes = APIRouter()
 
     def record(request: Request, by: ApiKey, action: str, metadata: dict[str, Any]) -> None:
-        w = wiring()
-        event = AuditEvent(
-            f"acct#{by.account_id}",
-            action,
-            by.account_id,
-            now_ms(),
-            ip=source_address(request),
-            request_id=request.state.request_id,
-            auth_method="api_key",
-            metadata=metadata,
-        )
-        append_audit(w.dynamo, w.settings.table("audit"), event)
+        record_of_account(wiring(), request, by, action, **metadata)
 
     @routes.get("/health")
     def health() -> dict[str, Any]:
@@ -95,6 +83,13 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         record(request, by, "api_key_create", {"account": account_id, "scopes": sorted(body.scopes)})
         return {"accountId": account_id, "apiKey": text, "scopes": sorted(body.scopes)}
 
+    @routes.get("/v1/admin/settings/{name}")
+    def shown(request: Request, name: str) -> dict[str, Any]:
+        w, _ = wiring(), caller(wiring(), request, Scope.ADMIN)
+        if name not in SETTABLE:
+            raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
+        return {"setting": name, "value": w.dynamo.run(read_setting(w.settings.table("guard"), name))}
+
     @routes.put("/v1/admin/settings/{name}")
     def setting(request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:
         w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
@@ -104,8 +99,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if fault:
             raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
         try:
-            if name == "wholesale":
-                wholesale_price(1, body)
             w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
         except (TypeError, ValueError):
             raise ProblemError(400, "INVALID_FIELD", f"{name}: amounts are integers, no fractions") from None

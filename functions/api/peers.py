@@ -6,9 +6,12 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.api.audit import concerns
 from functions.api.auth import api_key, caller, device_of
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
+from functions.limits import spend
+from shared.access.live import Limit
 from shared.access.model import Scope
 from shared.access.table import set_account_consent
 from shared.grading.live import enqueue_probe
@@ -17,10 +20,10 @@ from shared.grading.rules import PASSES_TO_LIST
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DEVICE_ID, AccountId, Country, DeviceId, EndpointId
+from shared.kernel.traffic import traffic_unit
 from shared.metering.table import usage_days
 from shared.pool.live import read_presence, unlist_endpoint
 from shared.runtime.clock import now_ms
-from shared.runtime.redis import command
 from shared.runtime.settings import Stage
 from shared.settlement.rules import RateMissing, rate_for
 from shared.settlement.service import owed_micro
@@ -114,14 +117,8 @@ class Peers:
     def limit(self, request: Request) -> str:
         """The caller's address, unless it registers too much: 429."""
         address = source_address(request)
-        minute = now_ms() // 60_000
-        key = f"registrations:{address}:{minute}"
-        count = self.w.redis.run(command("INCR", key, parse=int))
-        if count == 1:
-            self.w.redis.run(command("EXPIRE", key, 120, parse=bool))
-        if count > self.w.settings.registrations_per_minute:
-            message = "too many registrations from this address; wait a minute"
-            raise ProblemError(429, "RATE_LIMITED", message, {"Retry-After": "60"})
+        limit = Limit("register", self.w.settings.registrations_per_minute, 60)
+        spend(request, self.w.redis, [limit], f"ip:{address}", now_ms(), closed=True)
         return address
 
     def register_agent(self, request: Request, body: AgentBody) -> dict[str, Any]:
@@ -146,6 +143,7 @@ class Peers:
             body.walletAddress,
         )
         answer = self.enrolled(enrolled)
+        concerns(request, f"dev#{answer['deviceId']}", account_id, "api_key" if body.apiKey else "wallet")
         if looks_random(body.name):
             answer["warning"] = "this name looks random: another name at the next start makes another device"
         return answer
@@ -161,6 +159,7 @@ class Peers:
             account_id, device_id, body.deviceId, Kind.SDK, address, _consent(body.consent), None
         )
         answer = self.enrolled(enrolled)
+        concerns(request, f"dev#{answer['deviceId']}", account_id, "api_key")
         return {"device": {"deviceId": answer["deviceId"]}, **answer}
 
     def enrolled(self, result: Enrolled | EnrolFault) -> dict[str, Any]:
@@ -231,6 +230,7 @@ class Peers:
             "servedBytes": sum(up + down for _, up, down in page.rows),
             "days": [{"day": day, "bytes": up + down} for day, up, down in page.rows],
             "earningsPerGB": self.rate(device) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
             "accountPendingMicroUSDC": str(owed),
         }
 
@@ -256,7 +256,7 @@ class Peers:
 
         def seal(device_id: DeviceId) -> Modem:
             text = f"{body.username}:{body.password}"
-            return Modem(body.host, body.port, self.w.box.seal(text, f"modem#{device_id}"))
+            return Modem(body.host, body.port, self.w.modem_box.seal(text, f"modem#{device_id}"))
 
         origin = Origin(Country("zz"), IpType.MOBILE)
         added = self.w.enrolment.add_modem(
