@@ -145,7 +145,7 @@ class Fleet:
         parts = urlsplit(relay)
         secure = parts.scheme == "wss"
         device = Simulated(parts.netloc, token, self.seen)
-        host, port = parts.hostname, parts.port or (443 if secure else 80)
+        host, port = parts.hostname or "", parts.port or (443 if secure else 80)
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: device, host, port, ssl=self._trust if secure else None)
         self._devices.append(device)
