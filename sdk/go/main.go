@@ -1404,6 +1404,7 @@ type tunnel struct {
 	cancel     context.CancelFunc
 	heldSource bool
 	epoch      int
+	expiry     *time.Timer // while the path is lost
 	ended      bool
 	moved      atomic.Int64
 }
@@ -1547,6 +1548,9 @@ func (t *tunnel) resumeOn(on *socket, id uint32, received, limit uint64) {
 	if t.socket != nil {
 		t.socket.forget(t.id, t)
 	}
+	if t.expiry != nil {
+		t.expiry.Stop()
+	}
 	t.socket = on
 	t.epoch++
 	t.attach(on.out, id)
@@ -1570,7 +1574,7 @@ func (t *tunnel) pathLost() {
 		return
 	}
 	epoch := t.epoch
-	time.AfterFunc(t.d.s.times.resume, func() {
+	t.expiry = time.AfterFunc(t.d.s.times.resume, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.epoch == epoch && !t.ended {
@@ -1784,6 +1788,7 @@ type socket struct {
 	connected atomic.Bool
 	reading   atomic.Bool // false while a target of v1 holds the socket up
 	heard     atomic.Int64
+	leaving   bool   // a GOAWAY came
 	moveTo    string // the relay's wish, when the code is 4100
 	ctx       context.Context
 	mu        sync.Mutex
@@ -2219,7 +2224,8 @@ func (k *socket) onFrame(raw []byte) error {
 		k.resume(id, body)
 	case kind == muxPing:
 		k.out.send(append(muxHeader(muxPong, 0), body...))
-	case kind == muxGoaway:
+	case kind == muxGoaway && !k.leaving: // the first one counts
+		k.leaving = true
 		wait := time.Duration(binary.BigEndian.Uint32(body)) * time.Millisecond
 		time.AfterFunc(wait, func() {
 			if k.ctx.Err() == nil {

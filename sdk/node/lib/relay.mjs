@@ -26,7 +26,7 @@ const REDIRECTED = 4100;
 export class RelaySocket {
   constructor(device, identity, url) {
     Object.assign(this, { device, identity, url, s: device.s, log: device.log, table: device.table });
-    Object.assign(this, { ws: null, v2: false, stands: false, connected: false, unsent: 0, code: null, moveTo: null });
+    Object.assign(this, { ws: null, leaving: null, v2: false, stands: false, connected: false, unsent: 0, code: null, moveTo: null });
     this.tunnels = new Map();
     this.sessions = new Map();
     this.outbox = new Outbox((head, payload) => this.sendFrame(head, payload));
@@ -212,7 +212,7 @@ export class RelaySocket {
     else if (type === Mux.OPEN) this.open(id, parseOpen(body));
     else if (type === Mux.RESUME) this.resume(id, body);
     else if (type === Mux.PING) this.sendFrame(header(Mux.PONG, 0), body);
-    else if (type === Mux.GOAWAY) setTimeout(() => this.goAway(), body.readUInt32BE(0)).unref();
+    else if (type === Mux.GOAWAY) this.leaving ??= setTimeout(() => this.goAway(), body.readUInt32BE(0)).unref();
   }
 
   open(id, given) {

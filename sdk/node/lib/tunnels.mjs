@@ -181,7 +181,8 @@ export class Tunnel {
       this.abort();
       return;
     }
-    setTimeout(() => epoch === this.epoch && !this.ended_ && this.abort(), this.table.s.times.resume * 1000);
+    clearTimeout(this.expiry);
+    this.expiry = setTimeout(() => epoch === this.epoch && !this.ended_ && this.abort(), this.table.s.times.resume * 1000);
   }
 
   reaped() {

@@ -73,6 +73,7 @@ class RelaySocket(asyncio.Protocol):
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._pulse = Pulse(options.times, self._loop.time(), time.time())
         self._v2 = False
+        self._leaving = False
         self._cork = cork.Cork(self._write, self._loop.call_soon)
         self.outbox = stream.Outbox(self._send_frame, FRAME_SLOW_BYTES)
         self._paced_bytes = 0
@@ -249,7 +250,9 @@ class RelaySocket(asyncio.Protocol):
                 self._send_frame(mux.header(mux.MuxType.PONG, 0), frame.body)
             case mux.MuxType.GOAWAY:
                 reconnect_in_ms, _ = mux.read_goaway(frame.body)
-                self._loop.call_later(reconnect_in_ms / 1000, self._go_away)
+                if not self._leaving:  # the first one counts
+                    self._leaving = True
+                    self._loop.call_later(reconnect_in_ms / 1000, self._go_away)
 
     def _open(self, frame: mux.Frame) -> None:
         given = mux.read_open(frame.body)

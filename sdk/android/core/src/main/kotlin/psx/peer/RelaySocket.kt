@@ -89,6 +89,7 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
     private val tunnels = HashMap<Int, Tunnel>()
     private val sessions = HashMap<String, Session>()
     private var v2 = false
+    private var leaving = false
     private var code: Int? = null
     private var finished = false
     private var heardNanos = System.nanoTime()
@@ -320,7 +321,8 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
             frame.type == Mux.OPEN -> open(frame.tunnel, parseOpen(frame))
             frame.type == Mux.RESUME -> resume(frame)
             frame.type == Mux.PING -> outbox.send(dataFrame(Mux.PONG, 0, frame.bytes()))
-            frame.type == Mux.GOAWAY -> {
+            frame.type == Mux.GOAWAY && !leaving -> { // the first one counts
+                leaving = true
                 val waitMs = frame.body.getInt(frame.body.position()).toLong() and 0xffff_ffffL
                 loop.after(waitMs) {
                     if (!finished && code == null) {
