@@ -391,7 +391,8 @@ class LocalNetwork:
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
         }
-        return {"api": api, "x402": x402, "list-exits": self._common(), "roll-up": self._common()}
+        jobs = dict.fromkeys(("list-exits", "roll-up", "refresh-ip-data"), self._common())
+        return {"api": api, "x402": x402, **jobs}
 
     def _relay_settings(self, region: str) -> dict[str, str]:
         ports = self.ports

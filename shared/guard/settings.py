@@ -5,6 +5,7 @@ from typing import Any, Final
 
 CONFIRMATIONS_MAX: Final = 1000
 BASIS_POINTS_MAX: Final = 1000
+_RATED: Final = ("mobile", "residential", "datacenter", "unknown")
 _COMMITMENTS: Final = frozenset({"confirmed", "finalized"})
 
 
@@ -14,7 +15,35 @@ def setting_fault(name: str, value: Mapping[str, Any]) -> str | None:
         return _prices_fault(value)
     if name == "confirmations":
         return _confirmations_fault(value)
+    if name == "rates":
+        return _rates_fault(value)
+    if name == "terms":
+        return _terms_fault(value)
     return None
+
+
+def _rates_fault(value: Mapping[str, Any]) -> str | None:
+    """Every class has a rate, and what nobody knows is never paid like a phone or a home: that would invite lies."""
+    overrides = value.get("overrides", {})
+    if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
+        return "overrides: an object of account -> class -> rate"
+    for where, rates in (
+        ("", value),
+        *((f"overrides.{account}.", {**value, **own}) for account, own in overrides.items()),
+    ):
+        for name in _RATED:
+            if not _whole(rates.get(name), 0):
+                return f"{where}{name}: must be whole micro-USDC per GB"
+        if rates["unknown"] > min(rates["mobile"], rates["residential"]):
+            return f"{where}unknown: must not exceed mobile or residential"
+    return None
+
+
+def _terms_fault(value: Mapping[str, Any]) -> str | None:
+    accepted = value.get("accepted")
+    if not isinstance(accepted, list) or not all(isinstance(v, str) and v for v in accepted):
+        return "accepted: a list of versions"
+    return None if value.get("current") in accepted else "current: must be one of accepted"
 
 
 def _prices_fault(value: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 
 from functions.api.handler import create_app
 from local import lab
+from local.bootstrap import RATES
 from shared.runtime.dynamo import SyncDynamo, scan
 from tests.support.functions import PREFIX, Functions
 
@@ -99,7 +100,7 @@ def test_every_mutation_leaves_exactly_one_event_and_looking_leaves_none(functio
     third = key_of(functions, "psx_new", "admin")
     person = {"email": "a@b.example", "password": "a long password"}
     does("POST", "/v1/admin/accounts/psx_new/people", person, second)
-    does("PUT", "/v1/admin/settings/rates", {"mobile": 1}, second)
+    does("PUT", "/v1/admin/settings/rates", RATES, second)
     does("POST", "/v1/admin/switch", {"stopped": False, "reason": "x"}, second)
     credit = {"trafficGB": 1, "reason": "wire"}
     asked = does("POST", "/v1/admin/resellers/psx_reseller1/credits", credit, second)["approvalId"]

@@ -44,7 +44,9 @@ def after(*results: ProbeResult, grade: Grade = Grade(ID)) -> Grade:  # noqa: B0
 def decide(
     grade: Grade | None, device: Device = DEVICE, *, online: bool = True, account: bool = False
 ) -> Listing:
-    return decide_listing(device, grade, online=online, account_consented=account)
+    return decide_listing(
+        grade, wanted=device.listing_wanted, consented=device.consent is not None or account, online=online
+    )
 
 
 @pytest.mark.parametrize(
