@@ -263,7 +263,9 @@ async def test_a_revoked_device_is_gone_at_once_and_stays_out_with_its_old_token
     await plane.present("p1")
 
 
-async def test_an_account_whose_tokens_ended_loses_every_device_at_once_and_no_other_does(plane: Plane) -> None:
+async def test_an_account_whose_tokens_ended_loses_every_device_at_once_and_no_other_does(
+    plane: Plane,
+) -> None:
     from shared.kernel.ids import AccountId
     from shared.pool.live import revoke_account
 
