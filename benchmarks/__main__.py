@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, idle, path, relay, sale, selection, stall, tunnelers, uplink
+from benchmarks import gateway, idle, path, relay, sale, selection, stall, supply, tunnelers, uplink
 from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -33,6 +33,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "sale_402": sale.measure,
     "sale_mint": sale.measure_mint,
     "sale_cold_start": sale.measure_cold,
+    "registrations": supply.registrations,
+    "ip_classification": supply.classification,
 }
 TABLE_WIDTH: Final = 120
 CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"

@@ -10,6 +10,7 @@ from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
     Page,
+    TransactItem,
     get_item,
     put_new,
     query,
@@ -84,8 +85,17 @@ def owner_consent_row(consent: OwnerConsent) -> dict[str, Any]:
 
 def put_receipt(table: str, receipt: Receipt, receipt_id: str) -> DynamoRequest[bool]:
     """Keep an act of consent or withdrawal. Receipts are only ever added."""
+    return put_new(table, _receipt_row(receipt, receipt_id))
+
+
+def receipt_item(table: str, receipt: Receipt, receipt_id: str) -> TransactItem:
+    """`put_receipt` in a transaction."""
+    return transact_put(table, _receipt_row(receipt, receipt_id))
+
+
+def _receipt_row(receipt: Receipt, receipt_id: str) -> dict[str, Any]:
     place = f"{receipt.at_ms:013d}#{receipt_id}"
-    return put_new(table, {"pk": f"receipt#{receipt.subject}", "sk": place, **asdict(receipt)})
+    return {"pk": f"receipt#{receipt.subject}", "sk": place, **asdict(receipt)}
 
 
 def receipts(table: str, subject: str, limit: int) -> DynamoRequest[Page[Receipt]]:

@@ -93,24 +93,26 @@ class Enrolment:
 
     def register(self, arrival: Arrival) -> Enrolled | EnrolFault:
         """Enrol a device, or find it again."""
-        owner = self.dynamo.run(owners.get_owner(self.table("devices"), arrival.account_id))
-        found = self._find(arrival)
+        table = self.table("devices")
+        owner = self.dynamo.run(owners.get_owner(table, arrival.account_id))
+        found = self._by_name(arrival)
         if found is None:
             created = self._create(arrival, owner)
             if isinstance(created, Enrolled | EnrolFault):
                 return created
-            found = self._find(arrival)
+            taken = self.dynamo.run(devices.get_device(table, arrival.device_id))
+            found = self._by_name(arrival) or taken
         if found is None or found.account_id != arrival.account_id:
             return EnrolFault.NAME_TAKEN
         return self._again(found, arrival, owner)
 
-    def _find(self, arrival: Arrival) -> Device | None:
+    def _by_name(self, arrival: Arrival) -> Device | None:
         table = self.table("devices")
         known = self.dynamo.run(devices.find_name(table, arrival.account_id, arrival.name))
-        return self.dynamo.run(devices.get_device(table, known or arrival.device_id))
+        return None if known is None else self.dynamo.run(devices.get_device(table, known))
 
     def _create(self, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault | None:
-        """A new device; None when another machine registered it in this moment."""
+        """A new device; None when its name or its id is taken, perhaps by another machine in this moment."""
         now = self.now_ms()
         family_id, refresh, family = self._family(owner, now)
         origin = self.origin(arrival.address)
@@ -130,20 +132,22 @@ class Enrolment:
             claimed_country=claimed_country(arrival.claimed_country, origin),
             families={family_id: family},
         )
-        fault = self.put_counted(device)
+        fault = self.put_counted(device, _receipt(arrival))
         if fault is not None:
             return None if fault is EnrolFault.NAME_TAKEN else fault
-        if arrival.consent is not None:
-            self._keep_receipt(arrival, arrival.consent)
         return self._enrolled(device, owner, refresh, created=True)
 
-    def put_counted(self, device: Device) -> EnrolFault | None:
-        """Write a new device within its account's caps; None when it was written. Raises StoreUnavailable."""
+    def put_counted(self, device: Device, receipt: Receipt | None = None) -> EnrolFault | None:
+        """Write a new device within its account's caps, and its consent's receipt; None when it was written.
+
+        Raises StoreUnavailable.
+        """
         table = self.table("devices")
+        kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
         shard = int(token_hash(device.device_id)[:8], 16) % COUNT_SHARDS
         for attempt in range(CREATE_ATTEMPTS_MAX):
             try:
-                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard)))
+                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), kept))
             except Contended:
                 shard = (shard + 1) % COUNT_SHARDS
                 continue
@@ -170,7 +174,9 @@ class Enrolment:
         if given is not None and (
             found.consent is None or found.consent.terms_version != given.terms_version
         ):
-            self._keep_receipt(replace(arrival, device_id=found.device_id), given)
+            receipt = _receipt(replace(arrival, device_id=found.device_id))
+            if receipt is not None:
+                self.dynamo.run(owners.put_receipt(self.table("devices"), receipt, new_id()))
             fields["consent"] = devices.consent_row(given)
         if arrival.wallet and found.wallet is None:
             fields["wallet"] = arrival.wallet
@@ -198,18 +204,6 @@ class Enrolment:
             "region": assign_region(origin.country, self.regions()).name,
             "claimed_country": claimed_country(claimed, origin),
         }
-
-    def _keep_receipt(self, arrival: Arrival, consent: Consent) -> None:
-        receipt = Receipt(
-            subject=f"dev#{arrival.device_id}",
-            action="accepted",
-            terms_version=consent.terms_version,
-            method=consent.method,
-            by=f"device {arrival.device_id}",
-            at_ms=consent.accepted_at_ms,
-            claimed_at_ms=arrival.claimed_consent_ms,
-        )
-        self.dynamo.run(owners.put_receipt(self.table("devices"), receipt, new_id()))
 
     def _enrolled(self, device: Device, owner: Owner, refresh: str, *, created: bool) -> Enrolled:
         regions = self.regions()
@@ -300,6 +294,22 @@ class Enrolment:
                 self.redis.run(call)
         except StoreUnavailable:
             return
+
+
+def _receipt(arrival: Arrival) -> Receipt | None:
+    """The receipt of the consent that came with a registration, if any did."""
+    consent = arrival.consent
+    if consent is None:
+        return None
+    return Receipt(
+        subject=f"dev#{arrival.device_id}",
+        action="accepted",
+        terms_version=consent.terms_version,
+        method=consent.method,
+        by=f"device {arrival.device_id}",
+        at_ms=consent.accepted_at_ms,
+        claimed_at_ms=arrival.claimed_consent_ms,
+    )
 
 
 def _shards_with_room(counts: Mapping[int, tuple[int, int]]) -> list[int]:

@@ -4,7 +4,7 @@ A new device is written together with its name and with the count that bounds it
 registers at the same time. Counts stand in several rows per account: one row would make a starting fleet wait.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from shared.kernel.codes import IpType
@@ -14,6 +14,7 @@ from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
     Page,
+    TransactItem,
     get_item,
     query,
     scan,
@@ -136,16 +137,15 @@ def get_device(table: str, device_id: DeviceId) -> DynamoRequest[Device | None]:
 # Creation and counts
 
 
-def create(table: str, device: Device) -> DynamoRequest[Conflict | None]:
-    """A new device, its name, and its place in the count of its shard.
+def create(table: str, device: Device, beside: Sequence[TransactItem] = ()) -> DynamoRequest[Conflict | None]:
+    """A new device, its name, its place in the count of its shard, and whatever is written beside it.
 
     The conflict tells what stood against it: `DEVICE_ITEM` or `NAME_ITEM` (another machine was first), `COUNT_ITEM` (the
     shard is full).
     """
     name = {"pk": f"name#{device.account_id}", "sk": device.name, "device": device.device_id}
-    return transact(
-        [transact_put(table, _row(device)), transact_put(table, name), _count_item(table, device)]
-    )
+    places = [transact_put(table, _row(device)), transact_put(table, name), _count_item(table, device)]
+    return transact([*places, *beside])
 
 
 def _count_item(table: str, device: Device) -> Mapping[str, Any]:
