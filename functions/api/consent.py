@@ -107,6 +107,11 @@ class Consents:
     def accept(self, request: Request, device: Device, body: ConsentBody) -> dict[str, Any]:
         """Agreement for one device, also after it was withdrawn."""
         now, version = now_ms(), self._checked(body.termsVersion)
+        held = device.consent
+        if held is not None and held.terms_version == version and device.withdrawn_at_ms is None:
+            owner = self.w.dynamo.run(owners.get_owner(self.table, device.account_id))
+            if has_consent(device, owner, self.terms):
+                return self.of_device(device)  # said before: no second receipt
         receipt = Receipt(
             subject=f"dev#{device.device_id}",
             action="accepted",

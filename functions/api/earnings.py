@@ -12,6 +12,7 @@ from functions.api.device_view import MICRO_PER_USDC, DeviceView, wallet_facts
 from functions.api.enrolling import Body, WalletText
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
+from shared.access.live import Limit, hit
 from shared.access.model import AccountKind
 from shared.access.table import get_account
 from shared.guard.model import AuditEvent
@@ -37,6 +38,7 @@ DAYS_TOLD: Final = 90
 DAYS_KEPT_MAX: Final = 3_660
 """Ten years of daily rows: about 0.5 MB, read in one query."""
 WITHDRAWALS_TOLD: Final = 50
+WALLET_CHANGES: Final = Limit("wallet_change", 10, 86_400)
 
 
 class WalletBody(Body):
@@ -98,6 +100,10 @@ class Earnings:
     def set_wallet(self, request: Request, device: Device, wallet: str) -> dict[str, Any]:
         """Another wallet, after its cooling time. The owner's key may set the first one at once."""
         w, now = self.w, now_ms()
+        hits = w.redis.run(hit(WALLET_CHANGES, device.device_id))
+        if hits.over:
+            headers = {"Retry-After": str(hits.reset_s)}
+            raise ProblemError(429, "RATE_LIMITED", "too many wallet changes; wait and repeat", headers)
         account = w.dynamo.run(get_account(w.settings.table("access"), device.account_id))
         current = wallet_now(device, now)
         if account is not None and account.kind is AccountKind.WALLET and not same_wallet(wallet, current):

@@ -23,7 +23,7 @@ from shared.supply.service import Arrival, EnrolFault, Enrolled, device_id_for, 
 from shared.wire.egress import EgressPolicy, EgressVerdict, check_address
 
 REFRESHES_PER_SOURCE = Limit("refresh_source", 1_200, 60)
-REFRESHES_PER_DEVICE = Limit("refresh_device", 30, 60)
+WALLETS_PER_SOURCE = Limit("wallet_source", 30, 3600)
 RESERVED_PREFIXES = ("agent_", "modem_")
 _STATUS = {
     EnrolFault.NAME_TAKEN: 409,
@@ -145,7 +145,10 @@ class Enrolling:
             account_id, secret = self._supplier(body.apiKey), body.apiKey
         else:
             wallet = body.walletAddress or ""
-            account_id, secret = self.w.enrolment.wallet_account(wallet), f"wallet:{wallet_key(wallet)}"
+            account_id, is_new = self.w.enrolment.wallet_account(wallet)
+            if is_new:
+                self._limited(WALLETS_PER_SOURCE, rate_limit_source(address))
+            secret = f"wallet:{wallet_key(wallet)}"
         arrival = Arrival(
             account_id=self._of_account(account_id),
             device_id=device_id_for(secret, body.name),
@@ -203,7 +206,6 @@ class Enrolling:
         """The next tokens of a device."""
         address = source_address(request)
         self._limited(REFRESHES_PER_SOURCE, rate_limit_source(address))
-        self._limited(REFRESHES_PER_DEVICE, device_id[:128])
         return self.enrolled(self.w.enrolment.refresh(DeviceId(device_id), body.refreshToken, address))
 
     def enrolled(self, result: Enrolled | EnrolFault) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from shared.guard.table import read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import marshal
+from shared.runtime.settings import Stage
 from shared.supply.live import put_regions
 from shared.supply.model import parse_regions
 
@@ -46,7 +47,7 @@ class SwitchBody(BaseModel):
     reason: str
 
 
-def check_setting(name: str, value: dict[str, Any]) -> None:
+def check_setting(name: str, value: dict[str, Any], *, local: bool) -> None:
     """400, naming what is wrong, for a setting that must not be written."""
     fault = setting_fault(name, value)
     if fault is None:
@@ -55,7 +56,9 @@ def check_setting(name: str, value: dict[str, Any]) -> None:
             if name == "wholesale":
                 wholesale_price(1, value)
             if name == "relays":
-                parse_regions(value)
+                regions = parse_regions(value)
+                if not local and not all(region.url.startswith("wss://") for region in regions):
+                    raise ValueError("a url must begin with wss://")
         except (TypeError, ValueError) as error:
             fault = str(error) if name == "relays" else "amounts are integers, no fractions"
     if fault is not None:
@@ -119,7 +122,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
         if name not in SETTABLE:
             raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
-        check_setting(name, body)
+        check_setting(name, body, local=w.settings.stage is Stage.LOCAL)
         w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
         if name == "relays":
             w.redis.run(put_regions(body))

@@ -18,6 +18,7 @@ from shared.runtime.clock import now_ms
 from shared.supply import table as devices
 from shared.supply.model import Device, Owner
 from shared.supply.owners import change_owner, get_owner, revoke_owner
+from shared.supply.tokens import Claims, verify
 
 DEVICES_PAGE_MAX: Final = 200
 LISTING_RUN_S: Final = 60
@@ -64,6 +65,9 @@ class Owned:
 
     def my_devices(self, request: Request, response: Response, limit: int, cursor: str) -> dict[str, Any]:
         """One page of the caller's devices, newest first; `X-Next-Cursor` tells where the next one begins."""
+        itself = self._device_itself(request)
+        if itself is not None:
+            return {"devices": [self.view.status(itself)], "total": 1, "more": False}
         account_id = self.account(request)
         start = read_cursor(cursor) if cursor else None
         if start is not None and start["account_id"] != {"S": account_id}:
@@ -79,6 +83,12 @@ class Owned:
         if page.next_key is not None:
             answer["nextCursor"] = response.headers["X-Next-Cursor"] = write_cursor(page.next_key)
         return answer
+
+    def _device_itself(self, request: Request) -> Device | None:
+        """The device whose own token this is: in its owner's list it sees itself alone."""
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        claims = verify(bearer, self.w.settings.jwt_public_key.get_secret_value()) if bearer else None
+        return device_of(self.w, request, claims.device_id) if isinstance(claims, Claims) else None
 
     def count(self, account_id: AccountId) -> int:
         """How many devices an account has."""

@@ -54,22 +54,22 @@ class ListingReport:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What decides the class of an exit beside its probe: an operator's word, and home networks that are none."""
+    """What decides the class of an exit beside its probe: home networks that are none, unless an operator has spoken.
+
+    What an operator says of the exit's own address is in the probe's result already. The address that a device connects
+    from is no proof of where it exits, so a word on that one can only clear a crowd.
+    """
 
     overrides: Mapping[str, Any]
     crowded: frozenset[str] = frozenset()
 
     def of(self, grade: Grade, presence: Presence | None) -> IpType:
         """The class that is sold and paid. An exit that no probe has seen is unknown."""
-        latest, address = grade.latest, presence.ip if presence else ""
-        asn = latest.exit_asn if latest else 0
-        said = override_for(self.overrides, address, asn)
-        if said is not None:
-            return said
-        seen = latest.exit_ip_type if latest else IpType.UNKNOWN
-        if seen is IpType.RESIDENTIAL and network_of(address) in self.crowded:
-            return IpType.UNKNOWN
-        return seen
+        seen = grade.latest.exit_ip_type if grade.latest else IpType.UNKNOWN
+        if seen is not IpType.RESIDENTIAL or presence is None or network_of(presence.ip) not in self.crowded:
+            return seen
+        cleared = override_for(self.overrides, presence.ip, presence.asn) is not None
+        return seen if cleared else IpType.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,12 +278,11 @@ class Enrolment:
         )
         return self.put_counted(device) or device
 
-    def wallet_account(self, wallet: str) -> AccountId:
-        """The account of whoever registers with a wallet and no key."""
+    def wallet_account(self, wallet: str) -> tuple[AccountId, bool]:
+        """The account of whoever registers with a wallet and no key, and whether it is a new one."""
         account_id = AccountId("psx_w" + token_hash(wallet_key(wallet))[:24])
         account = Account(account_id, AccountKind.WALLET, self.now_ms(), wallet)
-        self.dynamo.run(access.put_account(self.table("access"), account))
-        return account_id
+        return account_id, self.dynamo.run(access.put_account(self.table("access"), account))
 
     def tell(self, revoked: Device | None) -> None:
         """Make relays close the sockets of a device whose tokens ended. Without Redis they go on until they expire."""

@@ -199,7 +199,7 @@ def test_rates_are_live_and_an_owner_may_have_their_own(functions: Functions) ->
 
 
 def test_an_operators_word_on_a_network_beats_the_table_and_is_on_record(
-    functions: Functions, list_now: Any
+    functions: Functions,
 ) -> None:
     for subject, ip_type in (("AS64601", "datacenter"), ("127.10.1.0/28", "residential")):
         body = {"ipType": ip_type, "reason": "looked up"}
@@ -208,14 +208,7 @@ def test_an_operators_word_on_a_network_beats_the_table_and_is_on_record(
         assert functions.call(path, "PUT", body, owner(functions)).status == 403
     functions.api_wiring.live._kept.clear()
     assert enrolled(functions, "narrow", PHONE)["ipType"] == "residential"
-    far = enrolled(functions, "wide", "127.10.1.77", consent=TERMS)
-    assert far["ipType"] == "datacenter"
-    ident = far["deviceId"]
-    functions.redis.run(put_presence(presence(ident)))
-    probed(functions, ident, seen(IpType.MOBILE, 64601), seen(IpType.MOBILE, 64601))
-    list_now()
-    sold = functions.redis.run(command("HGET", f"{{peer}}:ep:{ident}", "ip_type", parse=bytes))
-    assert sold == b"residential"  # the presence of the test is within the narrow network
+    assert enrolled(functions, "wide", "127.10.1.77", consent=TERMS)["ipType"] == "datacenter"
     log = functions.dynamo.run(entries(f"{PREFIX}audit", "acct#psx_admin", 50, forward=True)).rows
     assert first_broken(log) is None
     assert [e.event.metadata["subject"] for e in log if e.event.action == "ip_class_change"] == [
@@ -254,6 +247,24 @@ def test_hundreds_of_homes_in_one_small_network_are_flagged_and_a_carriers_nat_i
     told = functions.call("/v1/gateway/incidents").body["incidents"]
     assert [i["kind"] for i in told] == ["crowded_network"]
     assert "127." not in told[0]["message"]
+    word = {"ipType": "residential", "reason": "a campus, looked at"}
+    functions.call("/v1/admin/ip-classes/127.11.1.0/24", "PUT", word, admin(functions))
+    functions.api_wiring.live._kept.clear()
+    status = functions.call(f"/v1/peer/agents/{crowd}/status", headers=owner(functions)).body
+    assert (status["ipType"], status["earningsPerGB"]) == ("residential", 0.5)
+
+
+def test_connecting_from_a_network_with_a_good_name_does_not_ennoble_an_exit(
+    functions: Functions, list_now: Any
+) -> None:
+    word = {"ipType": "mobile", "reason": "a carrier"}
+    functions.call("/v1/admin/ip-classes/127.12.1.0/24", "PUT", word, admin(functions))
+    ident = enrolled(functions, consent=TERMS)["deviceId"]
+    functions.redis.run(put_presence(placed(ident, SERVER, IpType.MOBILE)))
+    probed(functions, ident, seen(IpType.DATACENTER, 64999), seen(IpType.DATACENTER, 64999))
+    assert list_now()["newly_listed"] == [ident]
+    sold = functions.redis.run(command("HGET", f"{{peer}}:ep:{ident}", "ip_type", parse=bytes))
+    assert sold == b"datacenter"
 
 
 def placed(ident: str, address: str, ip_type: IpType) -> Presence:
@@ -312,6 +323,12 @@ def test_a_token_of_one_device_opens_no_other_and_nobodys_key_another_account(fu
             assert functions.call(path, method, body, headers).status == 404, (method, path)
         assert functions.call(path, method, body).status == 401, (method, path)
     assert functions.call("/v1/peer/my-devices", headers=thief).body["devices"] == []
+    itself = functions.call("/v1/peer/my-devices", headers=device(mine)).body["devices"]
+    assert [d["deviceId"] for d in itself] == [mine["deviceId"]]
+    for path in ("list-all", "revoke-all"):
+        refused = functions.call(f"/v1/peer/my-devices/{path}", "POST", headers=device(mine))
+        assert refused.status == 401
+    assert functions.call("/v1/peer/consent", "DELETE", headers=device(mine)).status == 401
     path = f"/v1/peer/agents/{theirs}/refresh"
     stolen = functions.call(path, "POST", {"refreshToken": mine["refreshToken"]})
     assert stolen.body["code"] == "REFRESH_INVALID"
@@ -401,6 +418,25 @@ def test_an_owner_ends_every_token_of_every_device_at_once(functions: Functions)
     one = functions.call(f"/v1/peer/my-devices/{held['deviceId']}/revoke", "POST", headers=owner(functions))
     assert one.status == 200
     assert functions.call(path, headers=device(again)).status == 404
+
+
+def test_strangers_cannot_keep_a_device_from_refreshing(functions: Functions) -> None:
+    held = enrolled(functions)
+    path = f"/v1/peer/agents/{held['deviceId']}/refresh"
+    for number in range(40):
+        guess = {"refreshToken": f"{number:016x}.{'0' * 48}"}
+        assert functions.call(path, "POST", guess, source="127.10.9.9").body["code"] == "REFRESH_INVALID"
+    assert functions.call(path, "POST", {"refreshToken": held["refreshToken"]}).status == 200
+
+
+def test_one_place_makes_few_wallet_accounts_and_knows_those_it_made(functions: Functions) -> None:
+    def wallet(number: int) -> Reply:
+        body = {"name": "w", "walletAddress": f"0x{number:040x}"}
+        return functions.call("/v1/peer/agents/register", "POST", body, source=PHONE)
+
+    answers = [wallet(number).status for number in range(31)]
+    assert answers == [200] * 30 + [429]
+    assert wallet(0).status == 200
 
 
 # Owners

@@ -308,9 +308,11 @@ def test_a_modem_is_found_again_by_its_name_and_is_counted(enrolment: Enrolment,
 
 
 def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
-    assert enrolment.wallet_account("0xABC") == enrolment.wallet_account("0xabc")
-    assert enrolment.wallet_account("0xdef") != enrolment.wallet_account("0xabc")
-    assert enrolment.wallet_account("So1anaA") != enrolment.wallet_account("so1anaa")
+    first, is_new = enrolment.wallet_account("0xABC")
+    assert is_new
+    assert enrolment.wallet_account("0xabc") == (first, False)
+    assert enrolment.wallet_account("0xdef")[0] != first
+    assert enrolment.wallet_account("So1anaA")[0] != enrolment.wallet_account("so1anaa")[0]
 
 
 def test_a_wallet_is_kept_when_it_was_registered_first(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
