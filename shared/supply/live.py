@@ -20,8 +20,15 @@ def put_regions(value: Mapping[str, Any]) -> RedisCall[None]:
 
 
 def read_regions() -> RedisCall[dict[str, Any]]:
-    """The setting `relays`; empty while nobody wrote it."""
-    return command("GET", _REGIONS, parse=lambda raw: dict(json.loads(raw)) if raw else {})
+    """The setting `relays`; empty while nobody wrote it. Raises ValueError for what is none."""
+
+    def parse(raw: Any) -> dict[str, Any]:
+        found = json.loads(raw) if raw else {}
+        if not isinstance(found, dict):
+            raise ValueError("regions are an object")
+        return found
+
+    return command("GET", _REGIONS, parse=parse)
 
 
 def put_crowded(networks: Iterable[str]) -> RedisCall[None]:
