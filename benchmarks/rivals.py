@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import Final
 
 from benchmarks import installs
@@ -30,6 +32,30 @@ async def haproxy(bed: Bed, target: str, *, buffer_bytes: int = 0, hops: int = 1
         parts.append(await bed.listener(f"haproxy-{port}", command, port))
         at = f"127.0.0.1:{port}"
     return Way(at, parts=tuple(parts))
+
+
+async def openssh(bed: Bed, target: str) -> Way:
+    """`ssh -R`: a reverse tunnel of one encrypted connection, as many an administrator has one."""
+    server, client = installs.system("sshd", "openssh-server"), installs.system("ssh", "openssh-client")
+    folder, port, at = bed.folder.path, free_port(), free_port()
+    keys = [str(folder / f"ssh-{role}") for role in ("host", "client")]
+    for key in keys:
+        program = installs.system("ssh-keygen", "openssh-client")
+        made = await asyncio.create_subprocess_exec(program, "-q", "-t", "ed25519", "-N", "", "-f", key)
+        await made.wait()
+    if os.geteuid() == 0:  # sshd will not start without it, and only its service makes it
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+    config = (
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys[0]}\nAuthorizedKeysFile {keys[1]}.pub\nStrictModes no\n"
+        "UsePAM no\nPidFile none\nPermitRootLogin yes\nAllowTcpForwarding yes\nLogLevel ERROR\n"
+    )
+    command = [server, "-D", "-e", "-f", bed.file("sshd.conf", config)]
+    listening = await bed.listener("openssh-server", command, port)
+    command = [client, "-F", "none", "-N", "-i", keys[1], "-p", str(port), "-R", f"127.0.0.1:{at}:{target}"]
+    for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"):
+        command += ["-o", option]
+    dialling = await bed.listener("openssh-client", [*command, "127.0.0.1"], at)
+    return Way(f"127.0.0.1:{at}", parts=(listening, dialling))
 
 
 async def squid(bed: Bed, target: str) -> Way:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 from typing import Any, Final
@@ -27,6 +26,7 @@ from shared.access.rules import is_expired
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import GatewayId, PakId
 from shared.pool.live import REVOKE_PAK, read_presence
+from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.log import configure
@@ -88,7 +88,7 @@ async def serve(settings: GatewaySettings) -> None:
             loop.create_task(sweep_tunnels(meter)),
             loop.create_task(sweep_keys(auth, meter)),
         ]
-        gc.freeze()
+        garbage.settle()
         log.info("gateway ready", extra={"gateway": gateway_id})
         await stopping.wait()
         for server in servers:

@@ -8,14 +8,21 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
+from prometheus_client import Counter
+
 from gateway_node.pipeline import Pipeline
 from gateway_node.tunnel import Tunnel, reset
+from shared.runtime.deadlines import Deadline
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
 FLUSH_MAX_S: Final = 30.0
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
+
+CROWDED: Final = Counter(
+    "psx_gateway_crowded", "Connections cut at once: too many of one address had no tunnel yet"
+)
 
 log = logging.getLogger("psx.gateway")
 
@@ -29,12 +36,13 @@ class CustomerSide(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._tunnel: Tunnel | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
         self._address = ""
         self.told_address: str | None = None
         self._ended = False
         self._eof_sent = False
         self._full = False
+        self._waits = False
 
     # transport callbacks
 
@@ -43,6 +51,10 @@ class CustomerSide(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
+        self._waits = self._pipeline.lobby.enter(self._address)
+        if not self._waits:
+            CROWDED.inc()
+            self.cut()
 
     def pause_writing(self) -> None:
         self._full = True
@@ -65,6 +77,7 @@ class CustomerSide(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
+        self.leave_lobby()
         if self._opening is not None:
             self._opening.cancel()
         tunnel = self._tunnel
@@ -74,15 +87,21 @@ class CustomerSide(asyncio.Protocol):
             else:
                 tunnel.cut()
 
+    def leave_lobby(self) -> None:
+        """It is known who this is."""
+        if self._waits:
+            self._waits = False
+            self._pipeline.lobby.leave(self._address)
+
     # path
 
     def send(self, data: Bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # uvloop raises when the transport closed in this very turn
+            try:
                 transport.write(data)
+            except RuntimeError:  # uvloop raises when the transport closed in this very turn
+                return
 
     def send_eof(self) -> None:
         transport = self._transport
@@ -121,6 +140,7 @@ class CustomerSide(asyncio.Protocol):
             return
         tunnel.customer = self
         self._tunnel = tunnel
+        self.leave_lobby()
         if answer:
             transport.write(answer)
         if early:
@@ -150,10 +170,10 @@ class CustomerSide(asyncio.Protocol):
     def abort_after(self, timeout_s: float) -> None:
         """Hang up unless the timer is stopped: slow heads hold no connection."""
         self.stop_timer()
-        self._timer = self._loop.call_later(timeout_s, self.cut)
+        self._deadline = self._pipeline.deadlines.call_after(timeout_s, self.cut)
 
     def stop_timer(self) -> None:
         """What was waited for came."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -17,6 +17,7 @@ from shared.access.secrets import SealBroken, SecretBox
 from shared.kernel.codes import Pool, Refusal
 from shared.kernel.ids import DeviceId
 from shared.pool.model import Acquired, Endpoint
+from shared.runtime.deadlines import Deadlines
 from shared.wire import mux
 from shared.wire.http1 import ResponseHead, basic_header, connect_head
 from shared.wire.mux import MuxReason
@@ -68,6 +69,7 @@ class ExitDialer:
         self._box = box
         self._links = links
         self._opened: dict[str, str] = {}
+        self._deadlines = Deadlines()
 
     async def open(
         self, acquired: Acquired, target: Target, request_id: str
@@ -93,9 +95,9 @@ class ExitDialer:
         exit_ = ConnectExit(request, carries_eof=endpoint.pool is Pool.MBL)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(EXIT_CONNECT_TIMEOUT_S) as bound:
+            with self._deadlines.within(EXIT_CONNECT_TIMEOUT_S) as bound:
                 await loop.create_connection(lambda: exit_, host, exit_port)
-                bound.reschedule(loop.time() + EXIT_ANSWER_TIMEOUT_S)
+                bound.reschedule(EXIT_ANSWER_TIMEOUT_S)
                 answer = await exit_.answer
         except (OSError, TimeoutError) as error:
             exit_.cut()
@@ -124,7 +126,7 @@ class ExitDialer:
         """Peers of v2 check what they dial, so they are told the name and find the address that is near them."""
         device_id, mesh = DeviceId(acquired.endpoint.endpoint_id), (acquired.mesh_host, acquired.mesh_port)
         try:
-            async with asyncio.timeout(EXIT_ANSWER_TIMEOUT_S):
+            with self._deadlines.within(EXIT_ANSWER_TIMEOUT_S):
                 return await self._links.open(device_id, mesh, target.host, target.port)
         except LinkRefused as refused:
             known = _STREAM_REASONS.get(refused.reason)

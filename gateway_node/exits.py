@@ -34,7 +34,6 @@ class ConnectExit(asyncio.Protocol):
             tunnel.to_customer(early)
         if self._ended:
             tunnel.exit_ended()
-        self.release()
 
     # transport callbacks
 
@@ -56,8 +55,7 @@ class ConnectExit(asyncio.Protocol):
         except HeadError:
             self.answer.set_exception(ConnectionAbortedError("malformed answer"))
             return
-        if head is not None:
-            self.hold()
+        if head is not None:  # what follows is kept for the turn or two until the tunnel stands
             self.answer.set_result(head)
 
     def pause_writing(self) -> None:
@@ -93,10 +91,10 @@ class ConnectExit(asyncio.Protocol):
     def send(self, data: Bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # uvloop raises when the transport closed in this very turn
+            try:
                 transport.write(data)
+            except RuntimeError:  # uvloop raises when the transport closed in this very turn
+                return
 
     def send_eof(self) -> None:
         transport = self._transport

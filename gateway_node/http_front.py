@@ -8,7 +8,6 @@ Source: RFC 9110 sections 7.6.1 and 9.3.6, RFC 9112 section 9.3.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -18,6 +17,7 @@ from gateway_node.pipeline import Pipeline, Request
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
 from gateway_node.tunnel import Tunnel
 from shared.kernel.codes import Refusal
+from shared.runtime.clock import new_id
 from shared.wire.http1 import (
     HeadError,
     RequestHead,
@@ -46,7 +46,7 @@ class _Upstream(NamedTuple):
 class HttpFront(CustomerSide):
     """One connection of a customer."""
 
-    def __init__(self, pipeline: Pipeline, new_id: Callable[[], str] = lambda: str(uuid.uuid4())) -> None:
+    def __init__(self, pipeline: Pipeline, new_id: Callable[[], str] = new_id) -> None:
         super().__init__(pipeline)
         self._new_id = new_id
         self._buffer = bytearray()
@@ -161,6 +161,7 @@ class HttpFront(CustomerSide):
             return
         self._tunnel, self._upstream, self._exchange = tunnel, upstream, exchange
         tunnel.customer = PlainPath(self, tunnel)
+        self.leave_lobby()
         self._send_on(exchange, tunnel)
         tunnel.exit.attach(tunnel)
         if tunnel.open:

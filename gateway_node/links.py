@@ -7,10 +7,9 @@ where the device is now; the customer sees a pause. After `RESUME_TRY_S` it is c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, cast
 
 from prometheus_client import Counter
@@ -20,6 +19,7 @@ from shared.kernel.ids import DeviceId
 from shared.pool.model import Presence
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire import mux
+from shared.wire.cork import Cork
 from shared.wire.http1 import HeadError, build_head, take_response_head
 from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
 from shared.wire.stream import FlowViolation, Outbox, Stream, WindowBudget
@@ -68,6 +68,7 @@ class RelayLink(asyncio.Protocol):
         self._exits: dict[int, StreamExit] = {}
         self._last_id = 0
         self._heard_s = self._loop.time()
+        self._cork = Cork(self._write, self._loop.call_soon)
         self.outbox = Outbox(self._send)
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.lost = False
@@ -97,6 +98,7 @@ class RelayLink(asyncio.Protocol):
 
     def close(self) -> None:
         """This gateway ends."""
+        self._cork.flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -160,15 +162,15 @@ class RelayLink(asyncio.Protocol):
             exit_.receive(frame)
 
     def _send(self, head: bytes, payload: Bytes = b"") -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        self._cork.write(mux.link_header(len(head) + len(payload)) + head, payload)
+
+    def _write(self, parts: Sequence[Bytes]) -> None:
+        if self._transport is None or self._transport.is_closing():
             return
-        size = len(head) + len(payload)
-        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
-            if payload:
-                transport.writelines((mux.link_header(size) + head, payload))
-            else:
-                transport.write(mux.link_header(size) + head)
+        try:
+            self._transport.writelines(parts)
+        except RuntimeError:  # uvloop raises when the transport closed in this very turn
+            return
 
 
 class RelayLinks:

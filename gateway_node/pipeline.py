@@ -16,6 +16,7 @@ from prometheus_client import Counter, Gauge
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer, ExitFailed, Fault
 from gateway_node.leases import Leases
+from gateway_node.lobby import Lobby
 from gateway_node.meter import MeterService
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
@@ -26,6 +27,7 @@ from shared.kernel.ids import EndpointId
 from shared.pool.live import SESSIONS_MAX, stock
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
 from shared.pool.username import UsernameMissing, parse_username
+from shared.runtime.deadlines import Deadlines
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire.mux import MuxReason
 
@@ -97,6 +99,8 @@ class Pipeline:
         self._now_ms = now_ms
         self._connections: dict[str, int] = {}
         self._barren: dict[EndpointId, set[str]] = {}
+        self.deadlines = Deadlines()
+        self.lobby = Lobby()
 
     async def open(self, request: Request) -> Outcome:
         """Open a tunnel, or say why not. Never raises for anything a customer, an exit or a store can do."""
@@ -105,7 +109,7 @@ class Pipeline:
         except UsernameMissing:
             return self._refuse(RefusedRequest(Refusal.USERNAME_PARSE, "the username is missing or too long"))
         try:
-            async with asyncio.timeout(OPEN_TOTAL_MAX_S):
+            with self.deadlines.within(OPEN_TOTAL_MAX_S):
                 result = await self._open(request, route)
         except StoreUnavailable:
             result = RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")

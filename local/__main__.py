@@ -167,6 +167,7 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
         str(os.cpu_count() or 2),
         "--dist",
         "loadfile",
+        "--max-worker-restart=0",
         *arguments,
     ]
     if fast:

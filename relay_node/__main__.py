@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import secrets
 import signal
@@ -18,6 +17,7 @@ from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.regions import RegionTable
 from relay_node.registry import Device, Hooks, Registry
 from relay_node.settings import RelaySettings
+from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
@@ -77,7 +77,7 @@ async def serve(settings: RelaySettings) -> None:
         loop.create_task(regions.follow()),
         loop.create_task(follow_bucket(settings.ip_data_bucket, *files)),
     ]
-    gc.freeze()
+    garbage.settle()
     logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})
     await stopping.wait()
     peers.close()

@@ -6,13 +6,14 @@ Frames and their order are in `shared/wire/mux.py`; OPEN and RESUME name the dev
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from relay_node.figures import LINKS, Reason, count
 from relay_node.forward import Buffers, Forward
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Registry
+from shared.wire.cork import Cork
 from shared.wire.mux import (
     Bytes,
     Frame,
@@ -45,6 +46,7 @@ class LinkConnection(asyncio.Protocol):
         self._reader = LinkReader()
         self._forwards: dict[int, Forward] = {}
         self._heard_s = self._loop.time()
+        self._cork = Cork(self._write, self._loop.call_soon)
         self.outbox = Outbox(self._send)
         self.buffers = Buffers(whole=registry.buffers)
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
@@ -89,6 +91,7 @@ class LinkConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """The relay ends."""
+        self._cork.flush()
         self._transport.close()
 
     def _frame(self, frame: Frame) -> None:
@@ -127,12 +130,12 @@ class LinkConnection(asyncio.Protocol):
         self._send(refused_frame(tunnel_id, reason))
 
     def _send(self, head: bytes, payload: Bytes = b"") -> None:
-        transport = self._transport
-        if transport.is_closing():
+        self._cork.write(link_header(len(head) + len(payload)) + head, payload)
+
+    def _write(self, parts: Sequence[Bytes]) -> None:
+        if self._transport.is_closing():
             return
-        size = len(head) + len(payload)
-        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
-            if payload:
-                transport.writelines((link_header(size) + head, payload))
-            else:
-                transport.write(link_header(size) + head)
+        try:
+            self._transport.writelines(parts)
+        except RuntimeError:  # uvloop raises when the transport closed in this very turn
+            return

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from relay_node.figures import SOCKETS, Reason, count
@@ -18,7 +19,9 @@ from relay_node.registry import MAX_SOCKETS_PER_ADDRESS, Device, Registry
 from relay_node.tunnel import Tunnel
 from shared.supply.tokens import TokenFault
 from shared.wire import handshake, mux, peer
+from shared.wire.cork import Cork
 from shared.wire.http1 import HeadError, build_head, take_request_head
+from shared.wire.mux import Bytes
 from shared.wire.peer import Binary, FrameType, MalformedFrame, Text, Type
 from shared.wire.stream import Outbox
 from shared.wire.websocket import (
@@ -64,6 +67,7 @@ class PeerSocket(asyncio.Protocol):
         self.device: Device | None = None
         self.tunnels: dict[str, Tunnel] = {}
         self.ends: dict[int, PeerEnd] = {}
+        self._cork = Cork(self._write_out, self.loop.call_soon)
         self.outbox = Outbox(self._send_frame)
         self.buffers = Buffers(SOCKET_BUFFER_MAX_BYTES, registry.buffers)
         self.v2 = False
@@ -197,6 +201,7 @@ class PeerSocket(asyncio.Protocol):
         self.lost_reason = reason
         self._closing = True
         self._write(build_head(f"HTTP/1.1 {status}", [("Content-Length", "0"), ("Connection", "close")]))
+        self._cork.flush()
         if self._transport:
             self._transport.close()
 
@@ -348,15 +353,7 @@ class PeerSocket(asyncio.Protocol):
             self.send_text(Type.TUNNEL_DATA, sessionId=session_id, data=base64.b64encode(data).decode())
 
     def _send_frame(self, head: bytes, payload: mux.Bytes = b"") -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        envelope = frame_header(Opcode.BINARY, len(head) + len(payload)) + head
-        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
-            if payload:
-                transport.writelines((envelope, payload))
-            else:
-                transport.write(envelope)
+        self._cork.write(frame_header(Opcode.BINARY, len(head) + len(payload)) + head, payload)
 
     def send_close(self, session_id: str) -> None:
         """End a session at the peer."""
@@ -393,6 +390,7 @@ class PeerSocket(asyncio.Protocol):
         self.ready = False
         self.lost_reason = reason
         self._write(encode_close(code, text))
+        self._cork.flush()
         self._transport.close()
 
     def go_away(self, reconnect_in_ms: int, try_for_ms: int) -> None:
@@ -429,8 +427,12 @@ class PeerSocket(asyncio.Protocol):
             self._transport.abort()
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # uvloop raises when the transport closed in this very turn
-                self._transport.write(data)
+        self._cork.write(data)
+
+    def _write_out(self, parts: Sequence[Bytes]) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._transport.writelines(parts)
+        except RuntimeError:  # uvloop raises when the transport closed in this very turn
+            return

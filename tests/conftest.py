@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 pytest_plugins = [
+    "tests.support.hung",
     "tests.support.stores",
     "tests.support.lab",
     "tests.support.chain",

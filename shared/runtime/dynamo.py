@@ -341,6 +341,7 @@ class AsyncDynamo:
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+            parameter_validation=False,  # the server validates too, and here it would run on the byte path's loop
         )
         self._context = aioboto3.Session().client("dynamodb", config=config)
         self._client = await self._context.__aenter__()

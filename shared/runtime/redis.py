@@ -61,7 +61,7 @@ class SyncRedis:
     """Runs calls with redis-py; made once per Lambda container."""
 
     def __init__(self, url: str) -> None:
-        import redis  # noqa: PLC0415 - the nodes use redis.asyncio
+        import redis  # noqa: PLC0415 - the nodes do without it
 
         self._errors = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
         self._missing = redis.exceptions.NoScriptError
@@ -99,7 +99,6 @@ class AsyncRedis:
         from shared.runtime.redis_wire import Servers  # noqa: PLC0415 - Lambda does not need it
 
         self._servers = Servers(url)
-        self._url = url.replace("+cluster", "")
 
     async def run(self, call: RedisCall[T]) -> T:
         """Run one call. Raises StoreUnavailable when nothing is known of its outcome; cancelling is safe."""
@@ -126,25 +125,16 @@ class AsyncRedis:
 
         A first pair `("", "")` says that the subscription stands: whatever was missed before it must be swept.
         """
-        import redis.asyncio as aio  # noqa: PLC0415 - Lambda does not need it
-        from redis import RedisError  # noqa: PLC0415
-
-        # No read timeout here: a quiet channel is not a broken one; health_check_interval finds a dead connection.
-        client = aio.Redis.from_url(
-            self._url, socket_connect_timeout=CONNECT_TIMEOUT_S, health_check_interval=10
-        )
-        subscription = client.pubsub()
         try:
-            await subscription.subscribe(*channels)
-            yield "", ""
-            async for message in subscription.listen():
-                if message["type"] == "message":
-                    yield message["channel"].decode(), message["data"].decode()
-        except (RedisError, OSError, TimeoutError) as error:
+            subscription = await self._servers.subscribe(*channels)
+            try:
+                yield "", ""
+                while True:
+                    yield await subscription.next()
+            finally:
+                subscription.close()
+        except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"redis: {type(error).__name__}") from error
-        finally:
-            await subscription.aclose()  # type: ignore[no-untyped-call]  # redis-py
-            await client.aclose()
 
     async def close(self) -> None:
         """Hang up."""

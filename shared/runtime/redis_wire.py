@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import ssl
 from collections import deque
 from typing import Any, Final, cast
@@ -18,6 +19,9 @@ import hiredis
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
+PING_EVERY_S: Final = 10.0
+MESSAGES_MAX: Final = 100_000
+"""Messages that wait for a slow reader."""
 SLOTS: Final = 16_384
 MOVED_RETRIES_MAX: Final = 3
 CLUSTER_SCHEMES: Final = frozenset({"redis+cluster", "rediss+cluster"})
@@ -117,6 +121,83 @@ class Connection(asyncio.Protocol):
             self._watch = self._loop.call_later(ANSWER_TIMEOUT_S - age_s, self._check)
 
 
+class Subscription(asyncio.Protocol):
+    """A connection of its own that hears channels. A quiet one is pinged, so that a dead one is found."""
+
+    def __init__(self, channels: tuple[str, ...]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._transport: asyncio.Transport | None = None
+        self._silent = set(channels)
+        self._messages: deque[tuple[str, str]] = deque()
+        self._waiter: asyncio.Future[None] = self._loop.create_future()
+        self._asked = False
+        self._lost = False
+
+    async def stands(self) -> None:
+        """Wait until every channel is heard. Raises ConnectionGone."""
+        while self._silent:
+            await self._something()
+
+    async def next(self) -> tuple[str, str]:
+        """The next (channel, text). Raises ConnectionGone, or TimeoutError when the server does not answer."""
+        while not self._messages:
+            try:
+                async with asyncio.timeout(PING_EVERY_S):
+                    await self._something()
+            except TimeoutError:
+                if self._asked:
+                    raise
+                self._asked = True
+                self.send("PING")
+        return self._messages.popleft()
+
+    async def _something(self) -> None:
+        if self._lost:
+            raise ConnectionGone("connection lost")
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def send(self, *arguments: Argument) -> None:
+        """Send a command; what comes back is heard in `next`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(hiredis.pack_command(cast(Any, arguments)))
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's own are no subclass of it
+
+    def data_received(self, data: bytes) -> None:
+        self._asked = False
+        self._reader.feed(data)
+        try:
+            while (answer := self._reader.gets()) is not _NOTHING:
+                self._heard(answer)
+        except hiredis.ProtocolError:
+            self.close()
+        self._wake()
+
+    def _heard(self, answer: Any) -> None:
+        if isinstance(answer, hiredis.ReplyError) or len(self._messages) >= MESSAGES_MAX:
+            self.close()  # refused, or nobody reads: who subscribes again sweeps what was missed
+        elif isinstance(answer, list) and answer[0] == b"subscribe":
+            self._silent.discard(answer[1].decode())
+        elif isinstance(answer, list) and answer[0] == b"message":
+            self._messages.append((answer[1].decode(), answer[2].decode()))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._waiter.done():
+            self._waiter.set_result(None)
+
+
 class Server:
     """One Redis server: its connection, made when first needed and again after a loss."""
 
@@ -152,6 +233,23 @@ class Server:
         self._connection = connection
         return connection
 
+    async def subscribe(self, channels: tuple[str, ...]) -> Subscription:
+        """Raises OSError or TimeoutError."""
+        loop = asyncio.get_running_loop()
+        tls = ssl.create_default_context() if self._address.tls else None
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, subscription = await loop.create_connection(
+                lambda: Subscription(channels), self._host, self._port, ssl=tls
+            )
+            try:
+                for command in (*self._address.greeting, ("SUBSCRIBE", *channels)):
+                    subscription.send(*command)
+                await subscription.stands()
+            except BaseException:
+                subscription.close()
+                raise
+        return subscription
+
     async def close(self) -> None:
         """Hang up."""
         if self._connecting is not None and not self._connecting.done():
@@ -185,6 +283,13 @@ class Servers:
                 return answer
             self._slots = []
         return answer
+
+    async def subscribe(self, *channels: str) -> Subscription:
+        """Hear channels; what is published on one server of a Cluster is heard on all. Raises OSError or TimeoutError."""
+        for server in [*self._by_address.values()][:-1]:
+            with contextlib.suppress(OSError, TimeoutError):
+                return await server.subscribe(channels)
+        return await [*self._by_address.values()][-1].subscribe(channels)
 
     def _server(self, key: str | None) -> Server:
         slot = key_slot(key) if key is not None else 0

@@ -17,8 +17,10 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_HEADER_COUNT: Final = 100
 MAX_PORT: Final = 65_535
 
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE: Final = re.compile(rf"({_NAME}) ([\x21-\x7e]+) HTTP/1\.([01])")
+_STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([0-9]{3})(?: (.*))?", re.DOTALL)
+_HEADER: Final = re.compile(rf"({_NAME}):([\t\x20-\x7e\x80-\xff]*)")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _IPV6: Final = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\]")
 
@@ -75,7 +77,10 @@ class ResponseHead:
 
 
 def _first(headers: Headers, name: str) -> str | None:
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 def take_request_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> RequestHead | None:
@@ -83,13 +88,11 @@ def take_request_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Req
     lines = _take_lines(buffer, max_bytes)
     if lines is None:
         return None
-    parts = lines[0].split(b" ")
-    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] not in (b"HTTP/1.0", b"HTTP/1.1"):
+    start = _REQUEST_LINE.fullmatch(lines[0])
+    if start is None:
         raise HeadError(HeadFault.BAD_LINE)
-    if not parts[1] or not parts[1].isascii() or any(c <= 0x20 or c == 0x7F for c in parts[1]):
-        raise HeadError(HeadFault.BAD_LINE)
-    headers, names = _headers(lines[1:])
-    return RequestHead(parts[0].decode(), parts[1].decode(), parts[2][-1] - ord("0"), headers, names)
+    method, target, minor = start.groups()
+    return RequestHead(method, target, int(minor), *_headers(lines))
 
 
 def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> ResponseHead | None:
@@ -97,15 +100,15 @@ def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Re
     lines = _take_lines(buffer, max_bytes)
     if lines is None:
         return None
-    version, _, rest = lines[0].partition(b" ")
-    code, _, reason = rest.partition(b" ")
-    if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
+    start = _STATUS_LINE.fullmatch(lines[0])
+    if start is None:
         raise HeadError(HeadFault.BAD_LINE)
-    headers, names = _headers(lines[1:])
-    return ResponseHead(int(code), reason.decode("latin-1"), headers, version[-1] - ord("0"), names)
+    minor, code, reason = start.groups("")
+    headers, names = _headers(lines)
+    return ResponseHead(int(code), reason, headers, int(minor), names)
 
 
-def _take_lines(buffer: bytearray, max_bytes: int) -> list[bytes] | None:
+def _take_lines(buffer: bytearray, max_bytes: int) -> list[str] | None:
     while buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before the start line is skipped
         del buffer[:2]
     end = buffer.find(b"\r\n\r\n", 0, max_bytes)
@@ -113,21 +116,23 @@ def _take_lines(buffer: bytearray, max_bytes: int) -> list[bytes] | None:
         if len(buffer) >= max_bytes:
             raise HeadError(HeadFault.TOO_LARGE)
         return None
-    lines = bytes(buffer[:end]).split(b"\r\n")
+    lines = buffer[:end].decode("latin-1").split("\r\n")
     del buffer[: end + 4]
     if len(lines) - 1 > MAX_HEADER_COUNT:
         raise HeadError(HeadFault.TOO_MANY_HEADERS)
     return lines
 
 
-def _headers(lines: Sequence[bytes]) -> tuple[Headers, tuple[str, ...]]:
+def _headers(lines: Sequence[str]) -> tuple[Headers, tuple[str, ...]]:
+    """The headers below a start line: lower-case names with values, and names as written."""
     headers, names = [], []
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+    for line in lines[1:]:
+        header = _HEADER.fullmatch(line)
+        if header is None:
             raise HeadError(HeadFault.BAD_HEADER)
-        names.append(name.decode())
-        headers.append((names[-1].lower(), value.strip(b" \t").decode("latin-1")))
+        name, value = header.groups()
+        names.append(name)
+        headers.append((name.lower(), value.strip(" \t")))
     return tuple(headers), tuple(names)
 
 
@@ -183,10 +188,11 @@ def basic_header(username: str, password: str) -> str:
 
 def build_head(start_line: str, headers: Sequence[tuple[str, str]]) -> bytes:
     """A head ready to send. Raises ValueError for a line break inside a value: nothing may smuggle a header."""
-    lines = [start_line, *(f"{name}: {value}" for name, value in headers)]
-    if any("\r" in line or "\n" in line for line in lines):
+    lines = [start_line, *[f"{name}: {value}" for name, value in headers], "", ""]
+    head = "\r\n".join(lines)
+    if head.count("\r") != len(lines) - 1 or head.count("\n") != len(lines) - 1:
         raise ValueError("line break in a head")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    return head.encode("latin-1", "replace")
 
 
 def connect_head(host: str, port: int, headers: Sequence[tuple[str, str]]) -> bytes:

@@ -55,11 +55,51 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
     await redis.close()
 
 
-async def test_messages_begin_by_saying_that_the_subscription_stands(valkey_url: str) -> None:
-    redis = AsyncRedis(valkey_url)
+async def test_messages_begin_by_saying_that_the_subscription_stands(any_valkey_url: str) -> None:
+    redis = AsyncRedis(any_valkey_url)
     messages = redis.messages("a", "b")
     assert await anext(messages) == ("", "")
     await redis.run(command("PUBLISH", "b", "hello", parse=ok))
     assert await asyncio.wait_for(anext(messages), 5) == ("b", "hello")
     await messages.aclose()  # type: ignore[attr-defined]  # an async generator
+    await redis.close()
+
+
+async def test_messages_arrive_all_and_in_order(valkey_url: str) -> None:
+    redis = AsyncRedis(valkey_url)
+    messages = redis.messages("a")
+    await anext(messages)
+    texts = [f"{n}" * (n % 50) for n in range(5000)]
+    await asyncio.gather(*(redis.run(command("PUBLISH", "a", text, parse=ok)) for text in texts))
+    async with asyncio.timeout(10):
+        assert [await anext(messages) for _ in texts] == [("a", text) for text in texts]
+    await messages.aclose()  # type: ignore[attr-defined]  # an async generator
+    await redis.close()
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_who_listens_can_be_cancelled_at_any_moment(valkey_url: str, turns: int) -> None:
+    redis = AsyncRedis(valkey_url)
+
+    async def listen() -> None:
+        async for _ in redis.messages("a"):
+            await redis.run(command("PUBLISH", "a", "again", parse=ok))
+
+    listening = asyncio.create_task(listen())
+    for _ in range(turns):
+        await asyncio.sleep(0 if turns < 9 else 0.002)
+    listening.cancel()
+    done, _ = await asyncio.wait([listening], timeout=5)
+    assert done == {listening}
+    assert listening.cancelled()
+    await redis.close()
+
+
+async def test_a_lost_subscription_is_told(valkey_url: str) -> None:
+    redis = AsyncRedis(valkey_url)
+    messages = redis.messages("a")
+    await anext(messages)
+    await redis.run(command("CLIENT", "KILL", "TYPE", "pubsub", parse=ok))
+    with pytest.raises(StoreUnavailable):
+        await asyncio.wait_for(anext(messages), 5)
     await redis.close()

@@ -103,12 +103,12 @@ async def test_a_killed_gateway_leaves_no_place_taken(net: LocalNetwork) -> None
     proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
     stream = asyncio.create_task(curl(proxy, f"{net.target_url}/slow/60000000", ca, keep_body=False))
     async with asyncio.timeout(10):
-        while not net.redis.run(command("KEYS", "*:lease:*", parse=list)):
+        while not net.redis.run(command("KEYS", "{peer}:lease:*", parse=list)):
             await asyncio.sleep(0.05)
     await net.supervisor.stop_part("gateway", signal.SIGKILL)
     assert (await stream).exit_code != 0
     await net.start_gateway()
     async with asyncio.timeout(10):
-        while net.redis.run(command("KEYS", "*:lease:*", parse=list)):
+        while net.redis.run(command("KEYS", "{peer}:lease:*", parse=list)):
             await asyncio.sleep(0.05)
     assert (await curl(proxy, net.target_url + "/ip", ca)).status == 200

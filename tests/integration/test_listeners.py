@@ -11,6 +11,7 @@ import pytest
 
 from gateway_node.http_front import HttpFront
 from gateway_node.listen import listen, tls_context
+from gateway_node.lobby import WAITING_PER_NETWORK_MAX
 from gateway_node.pipeline import CONNECTIONS_MAX
 from local import lab
 from shared.access import table as access
@@ -284,3 +285,27 @@ async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
     assert head.startswith("HTTP/1.1 503 ")
     writer.close()
     plane.auth._table = table
+
+
+async def test_strangers_of_one_address_cannot_fill_the_gateway(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    target, port = await plane.target(echo), await front(plane)
+    strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING_PER_NETWORK_MAX)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with pytest.raises(ConnectionResetError):
+        await reader.readexactly(1)
+    writer.close()
+
+    other, from_elsewhere = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+    from_elsewhere.write(connect(target))
+    assert (await other.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    from_elsewhere.close()
+
+    strangers[0][1].write(connect(target))  # it says who it is, gets its tunnel, and makes room
+    assert (await strangers[0][0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(connect(target))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    for _, open_ in (*strangers, (reader, writer)):
+        open_.close()
+    await until(lambda: not plane.pipeline.lobby.crowd())

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from psx_peer.identity import Identity, tls_context
 from psx_peer.options import Options
 from psx_peer.streams import StreamTable, StreamTarget
 from psx_peer.tunnels import Dialer, TargetSide
-from psx_peer.wire import handshake, http1, mux, peer, stream, websocket
+from psx_peer.wire import cork, handshake, http1, mux, peer, stream, websocket
 
 CONNECT_TIMEOUT_S: Final = 15.0
 TICK_S: Final = 5.0
@@ -67,6 +67,7 @@ class RelaySocket(asyncio.Protocol):
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._heard_s = self._loop.time()
         self._v2 = False
+        self._cork = cork.Cork(self._write, self._loop.call_soon)
         self.outbox = stream.Outbox(self._send_frame, FRAME_SLOW_BYTES)
         self._paced_bytes = 0
         self._paced_s = self._heard_s
@@ -389,15 +390,22 @@ class RelaySocket(asyncio.Protocol):
         ]
         if payload:
             parts.append(websocket.apply_mask(payload, mask[turn:] + mask[:turn]))
-        with contextlib.suppress(RuntimeError):  # uvloop raises when the transport closed in this very turn
-            transport.writelines(parts)
+        self._cork.write(*parts)
+
+    def _write(self, parts: Sequence[mux.Bytes]) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._transport.writelines(parts)
+        except RuntimeError:  # uvloop raises when the transport closed in this very turn
+            return
 
     def _send(self, opcode: websocket.Opcode, payload: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(websocket.encode_frame(opcode, payload, os.urandom(4)))
+        self._cork.write(websocket.encode_frame(opcode, payload, os.urandom(4)))
 
     def _finish(self, code: websocket.CloseCode, reason: str) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(websocket.encode_close(code, reason, os.urandom(4)))
+            self._cork.write(websocket.encode_close(code, reason, os.urandom(4)))
+            self._cork.flush()
             self._transport.close()
         self._end(code)

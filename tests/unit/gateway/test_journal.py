@@ -93,7 +93,7 @@ def test_what_is_confirmed_is_not_cut_again(copied: Copied) -> None:
     assert life.lines() == ()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.one_of(

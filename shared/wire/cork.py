@@ -1,0 +1,49 @@
+"""What is written to one connection in one turn of a loop leaves together, in one system call.
+
+Many small frames of many tunnels share a connection; each write of its own costs a system call here and a wake-up there. No
+I/O of its own: the owner passes how to write, and how to be called at the end of the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from shared.wire.mux import Bytes
+
+GATHER_MAX_BYTES: Final = 16 * 1024
+"""So much leaves at once, so that the connection can say that it is full before much more is given to it."""
+
+
+class Cork:
+    """Gathers parts in order. `flush` before the connection is closed."""
+
+    __slots__ = ("_call_soon", "_parts", "_size_bytes", "_write")
+
+    def __init__(
+        self, write: Callable[[Sequence[Bytes]], object], call_soon: Callable[[Callable[[], None]], Any]
+    ) -> None:
+        self._write = write
+        self._call_soon = call_soon
+        self._parts: list[Bytes] = []
+        self._size_bytes = 0
+
+    def write(self, head: bytes, payload: Bytes = b"") -> None:
+        """Add a frame."""
+        parts = self._parts
+        if not parts:
+            self._call_soon(self.flush)
+        parts.append(head)
+        self._size_bytes += len(head)
+        if payload:
+            parts.append(payload)
+            self._size_bytes += len(payload)
+        if self._size_bytes >= GATHER_MAX_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        parts = self._parts
+        if parts:
+            self._parts, self._size_bytes = [], 0
+            self._write(parts)
