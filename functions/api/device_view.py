@@ -7,7 +7,7 @@ from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.grading.listing import Classes
 from shared.grading.model import PROBE_MODE, Grade
-from shared.grading.rules import is_verified
+from shared.grading.rules import exit_was_seen, is_verified
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
 from shared.pool.live import read_presence
@@ -65,7 +65,7 @@ class DeviceView:
 
     def _class_of(self, device: Device, grade: Grade | None, presence: Presence | None) -> IpType:
         overrides = self.w.live.get("ip_classes")
-        if grade is not None and grade.latest is not None:
+        if grade is not None and exit_was_seen(grade):
             return Classes(overrides, self.w.redis.run(read_crowded())).of(grade, presence)
         said = override_for(overrides, presence.ip if presence else "", device.origin.asn)
         return said or device.origin.ip_type

@@ -77,6 +77,14 @@ def add_result(grade: Grade, result: ProbeResult) -> Grade:
     )
 
 
+def exit_was_seen(grade: Grade | None) -> bool:
+    """Whether a probe ever saw where a device exits; one that only failed has not."""
+    latest = grade.latest if grade else None
+    return latest is not None and (
+        latest.passed or latest.exit_asn > 0 or latest.exit_country != UNKNOWN_COUNTRY
+    )
+
+
 def is_verified(grade: Grade | None) -> bool:
     """Whether probes have shown that a device serves."""
     return grade is not None and (grade.passes >= PASSES_TO_LIST or grade.listed)

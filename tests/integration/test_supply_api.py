@@ -12,7 +12,7 @@ from local.bootstrap import RATES
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
-from shared.grading.model import Grade, ProbeResult
+from shared.grading.model import Failure, Grade, ProbeResult
 from shared.grading.rules import add_result
 from shared.grading.table import get_grade, put_result
 from shared.guard.rules import first_broken
@@ -173,6 +173,13 @@ def test_an_unknown_exit_is_never_sold_or_paid_as_the_phone_that_registered(
     assert kept == b"unknown"
     status = functions.call(f"/v1/peer/agents/{ident}/status", headers=device(body)).body
     assert (status["ipType"], status["earningsPerGB"], status["proven"]) == ("unknown", 0.1, True)
+
+
+def test_a_device_that_only_failed_probes_is_told_what_its_address_says(functions: Functions) -> None:
+    body = enrolled(functions)
+    probed(functions, body["deviceId"], ProbeResult(now_ms(), failure=Failure.PEER_OFFLINE))
+    status = functions.call(f"/v1/peer/agents/{body['deviceId']}/status", headers=device(body)).body
+    assert (status["ipType"], status["earningsPerGB"], status["listed"]) == ("mobile", 1.2, False)
 
 
 def test_a_modem_is_paid_by_what_probes_see_and_not_by_its_name(functions: Functions) -> None:
