@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, idle, path, relay, sale, selection, stall, supply, tunnelers, uplink
+from benchmarks import gateway, idle, keys, path, relay, sale, selection, stall, supply, tunnelers, uplink
 from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -30,11 +30,17 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "idle_peers": idle.idle,
     "handshakes": idle.handshakes,
     "selection_100k": selection.measure,
+    "keys_flush_1k": keys.flush_cost,
+    "keys_flush_8x10k": keys.flush_many,
+    "keys_auth": keys.auth_lookup,
+    "keys_api_requests": keys.api_requests,
+    "keys_list_10k": keys.list_keys,
     "sale_402": sale.measure,
     "sale_mint": sale.measure_mint,
     "sale_cold_start": sale.measure_cold,
     "registrations": supply.registrations,
     "ip_classification": supply.classification,
+    "sale_buyers": sale.measure_buyers,
 }
 TABLE_WIDTH: Final = 120
 CAPTION: Final = "ratio: ours / theirs; cpu: s/GB or us a piece; ~n: n rounds disturbed by other programs"

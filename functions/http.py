@@ -1,4 +1,7 @@
-"""What both HTTP functions share: request ids, problem details, who is calling. Source: RFC 9457."""
+"""What both HTTP functions share: request ids, problem details, who is calling, where they stand.
+
+Source: RFC 9457; draft-ietf-httpapi-ratelimit-headers-10.
+"""
 
 import re
 import uuid
@@ -12,6 +15,7 @@ from mangum import Mangum
 from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from starlette.exceptions import HTTPException
 
+from shared.access.live import Allowance
 from shared.runtime.dynamo import StoreUnavailable
 
 RETRY_AFTER_S: Final = 2
@@ -54,6 +58,26 @@ def source_address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
+def seconds_up(ms: int) -> int:
+    """Milliseconds as whole seconds, rounded up."""
+    return -(-ms // 1000)
+
+
+def rate_limit_headers(request: Request) -> dict[str, str]:
+    """`RateLimit` and `RateLimit-Policy` for what this request was counted under."""
+    told: list[Allowance] = getattr(request.state, "rate_limits", [])
+    if not told:
+        return {}
+    return {
+        "RateLimit-Policy": ", ".join(
+            f'"{a.limit.name}";q={a.limit.calls};w={a.limit.window_s}' for a in told
+        ),
+        "RateLimit": ", ".join(
+            f'"{a.limit.name}";r={a.left};t={seconds_up(a.wait_ms or a.reset_ms)}' for a in told
+        ),
+    }
+
+
 def install(app: FastAPI) -> None:
     """Give an app its request ids and its errors."""
 
@@ -65,6 +89,7 @@ def install(app: FastAPI) -> None:
         request.state.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         response = await call_next(request)
         response.headers["X-Request-ID"] = request.state.request_id
+        response.headers.update(rate_limit_headers(request))
         return response
 
     @app.exception_handler(ProblemError)

@@ -10,6 +10,7 @@ import uvloop
 
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
+from gateway_node.history import KeyHistory
 from gateway_node.http_front import HttpFront
 from gateway_node.journal import open_journal
 from gateway_node.leases import Leases
@@ -18,6 +19,7 @@ from gateway_node.listen import listen, tls_context
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
 from gateway_node.resolve import Resolver
+from gateway_node.sessions import SessionKeeper
 from gateway_node.settings import KEY_BYTES, GatewaySettings
 from gateway_node.socks_front import SocksFront
 from gateway_node.workers import run_workers
@@ -60,7 +62,10 @@ async def serve(settings: GatewaySettings) -> None:
         meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms, journal)
         await meter.start()
         house = settings.house_account
-        auth = Authenticator(dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house)
+        history = KeyHistory(dynamo, redis, settings.table, gateway_id, now_ms, house)
+        auth = Authenticator(
+            dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house, history
+        )
         leases = Leases(redis, gateway_id, now_ms)
         resolver = Resolver(EgressPolicy(lab_allow=settings.lab_endpoints()), settings.lab_names())
         mesh_token = settings.mesh_token.get_secret_value()
@@ -68,7 +73,8 @@ async def serve(settings: GatewaySettings) -> None:
             mesh_token, lambda device_id: redis.run(read_presence(device_id)), leases.path_lost
         )
         dialer = ExitDialer(mesh_token, box, links)
-        pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms, house)
+        sessions = SessionKeeper(redis, now_ms)
+        pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms, house, sessions)
         how: dict[str, Any] = {
             "tls": tls_context(settings.gateway_tls_cert, settings.gateway_tls_key),
             "proxied": settings.gateway_proxy_protocol,
@@ -86,7 +92,10 @@ async def serve(settings: GatewaySettings) -> None:
             loop.create_task(follow_revocations(redis, auth, meter)),
             loop.create_task(links.sweep_for_ever()),
             loop.create_task(sweep_tunnels(meter)),
-            loop.create_task(sweep_keys(auth, meter)),
+            loop.create_task(sweep_keys(auth, meter, history)),
+            loop.create_task(history.run()),
+            loop.create_task(sessions.run()),
+            loop.create_task(sessions.follow()),
         ]
         garbage.settle()
         log.info("gateway ready", extra={"gateway": gateway_id})
@@ -124,7 +133,7 @@ async def sweep_tunnels(meter: MeterService) -> None:
             tunnel.sweep(TUNNEL_SWEEP_S)
 
 
-async def sweep_keys(auth: Authenticator, meter: MeterService) -> None:
+async def sweep_keys(auth: Authenticator, meter: MeterService, history: KeyHistory | None = None) -> None:
     """Cut what has expired, and read open keys again now and then: the net under pushed revocations."""
     loop = asyncio.get_running_loop()
     read_s = loop.time()
@@ -133,6 +142,8 @@ async def sweep_keys(auth: Authenticator, meter: MeterService) -> None:
         now = now_ms()
         for tunnel in meter.all_tunnels():
             if is_expired(tunnel.pak, now):
+                if history is not None:
+                    history.expired(tunnel.pak)
                 tunnel.cut()
         if loop.time() - read_s >= KEY_SWEEP_S:
             read_s = loop.time()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from gateway_node.journal import Line
 from gateway_node.tunnel import Budget, Tunnel
@@ -140,7 +140,7 @@ class TunnelBudget(Budget):
         tunnel = self._tunnel
         up = tunnel.up_bytes - tunnel.flushed_up
         down = tunnel.down_bytes - tunnel.flushed_down
-        if down and (unsent := unsent_bytes(tunnel.customer)):
+        if down and tunnel.customer is not None and (unsent := tunnel.customer.unsent_bytes):
             down = max(down - unsent, 0)
             if self._again is None:
                 self._again = asyncio.get_running_loop().call_later(SETTLE_AGAIN_S, self._settle_again)
@@ -160,10 +160,3 @@ class TunnelBudget(Budget):
         line.add(tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down)
         tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
         line.tunnels -= 1
-
-
-def unsent_bytes(customer: object) -> int:
-    """What waits in this process for a customer that reads slowly. Listeners do not tell, so their transport is asked."""
-    front = getattr(customer, "_front", customer)
-    transport: Any = getattr(front, "_transport", None)
-    return 0 if transport is None else int(transport.get_write_buffer_size())

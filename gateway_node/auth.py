@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from gateway_node.history import KeyHistory
 from shared.access import table as access
 from shared.access.model import Pak
-from shared.access.rules import authenticate, standing
+from shared.access.rules import authenticate, is_expired, standing
 from shared.access.secrets import SecretBox
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import AccountId, PakId
@@ -94,6 +95,7 @@ class Authenticator:
         now_ms: Callable[[], int],
         met: Callable[[Pak], Awaitable[None]],
         house_account: str = "",
+        history: KeyHistory | None = None,
     ) -> None:
         self._dynamo = dynamo
         self._table = access_table
@@ -103,10 +105,13 @@ class Authenticator:
         self._met = met
         self._cache: dict[str, _Entry] = {}
         self._house_account = house_account
+        self._history = history
         self._addresses = FailureLimiter(now_s)
         self._accounts = FailureLimiter(now_s, ACCOUNT_BANS)
 
-    async def authenticate(self, account_id: AccountId, password: str, address: str) -> Pak | Refusal:
+    async def authenticate(
+        self, account_id: AccountId, password: str, address: str, request_id: str = ""
+    ) -> Pak | Refusal:
         """The pak of a password, or why it may not pass. Raises StoreUnavailable for a key nobody knows yet."""
         secret_hash = self._box.hash(password)
         address = network_of(address)
@@ -118,12 +123,29 @@ class Authenticator:
         pak = entry.pak if entry else None
         refusal = authenticate(pak, account_id, self._now_ms())
         if refusal is None and pak is not None:
+            if self._history is not None:
+                self._history.authenticated(pak, address, request_id)
             return pak
+        if self._history is not None:
+            self._tell(self._history, account_id, pak, refusal or Refusal.AUTH_INVALID, address, request_id)
         if refusal is Refusal.AUTH_INVALID:
             self._addresses.failed(address)
             if account_id != self._house_account:
                 self._accounts.failed(account_id)
         return refusal or Refusal.AUTH_INVALID
+
+    def _tell(
+        self,
+        history: KeyHistory,
+        account_id: AccountId,
+        pak: Pak | None,
+        refusal: Refusal,
+        address: str,
+        request_id: str,
+    ) -> None:
+        history.failed(account_id, pak, refusal, address, request_id)
+        if pak is not None and is_expired(pak, self._now_ms()):
+            history.expired(pak)
 
     async def _read(self, secret_hash: str, known: _Entry | None) -> _Entry | None:
         try:

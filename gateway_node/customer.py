@@ -95,6 +95,10 @@ class CustomerSide(asyncio.Protocol):
 
     # path
 
+    @property
+    def unsent_bytes(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def send(self, data: Bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():

@@ -121,6 +121,7 @@ class HttpFront(CustomerSide):
         ):
             self._exchange = exchange
             exchange.reused = True
+            self._tunnel.requests += 1
             self._send_on(exchange, self._tunnel)
             return
         self._drop_upstream()
@@ -285,6 +286,10 @@ class PlainPath:
     def __init__(self, front: HttpFront, tunnel: Tunnel) -> None:
         self._front = front
         self._tunnel = tunnel
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._front.unsent_bytes
 
     def send(self, data: Bytes) -> None:
         self._front.upstream_sent(self._tunnel, data)

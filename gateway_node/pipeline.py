@@ -20,12 +20,14 @@ from gateway_node.lobby import Lobby
 from gateway_node.meter import MeterService
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
+from gateway_node.sessions import SessionKeeper
 from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
-from shared.kernel.codes import Pool, Refusal
+from shared.kernel.codes import IpType, Pool, Refusal
 from shared.kernel.ids import EndpointId
-from shared.pool.live import SESSIONS_MAX, stock
+from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
+from shared.pool.numbers import live_numbers, run_async
 from shared.pool.username import UsernameMissing, parse_username
 from shared.runtime.deadlines import Deadlines
 from shared.runtime.dynamo import StoreUnavailable
@@ -89,6 +91,7 @@ class Pipeline:
         meter: MeterService,
         now_ms: Callable[[], int],
         house_account: str = "",
+        sessions: SessionKeeper | None = None,
     ) -> None:
         self._house_account = house_account
         self._auth = auth
@@ -97,6 +100,7 @@ class Pipeline:
         self._dialer = dialer
         self._meter = meter
         self._now_ms = now_ms
+        self._sessions = sessions
         self._connections: dict[str, int] = {}
         self._barren: dict[EndpointId, set[str]] = {}
         self.deadlines = Deadlines()
@@ -128,7 +132,9 @@ class Pipeline:
         return Outcome(refused, corrections)
 
     async def _open(self, request: Request, route: Route) -> Tunnel | RefusedRequest:
-        pak = await self._auth.authenticate(route.account_id, request.password, request.address)
+        pak = await self._auth.authenticate(
+            route.account_id, request.password, request.address, request.request_id
+        )
         if isinstance(pak, Refusal):
             return RefusedRequest(pak, _AUTH_MESSAGES[pak])
         fault = self._standing(pak, request)
@@ -165,6 +171,7 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
+        began_ms = self._now_ms()
         either, moves, busy, missing = False, 0, 0, NoStockReason.STOCK
         attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
         while attempts:
@@ -186,7 +193,7 @@ class Pipeline:
                 self._leases.give_back(acquired, pak.pak_id)
                 return side
             if not isinstance(side, ExitFailed):
-                return self._opened(pak, acquired, side)
+                return self._opened(pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
@@ -235,8 +242,9 @@ class Pipeline:
                 Refusal.NO_STOCK, "that lease was released, has expired or is not this account's"
             )
         counts: dict[str, int] = {}
+        numbers = await run_async(self._leases.redis, live_numbers(self._now_ms()))
         for pool in route.pools:
-            for country, count in (await self._leases.redis.run(stock(pool))).items():
+            for country, count in numbers.stock_of(pool).items():
                 counts[country] = counts.get(country, 0) + count
         wanted = route.country.upper() if route.country else "any country"
         others = sorted((c for c in counts if c != route.country), key=lambda c: -counts[c])
@@ -244,15 +252,19 @@ class Pipeline:
         busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
         return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
 
-    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath) -> Tunnel:
+    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int) -> Tunnel:
         tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
         self._meter.opened(tunnel)
         _OPENED_IN[acquired.endpoint.pool].inc()
         OPEN.inc()
+        if self._sessions is not None:
+            self._sessions.opened(tunnel, route, began_ms)
         return tunnel
 
     def _ended(self, tunnel: Tunnel, exit_broke: bool) -> None:
         self._meter.closed(tunnel)
+        if self._sessions is not None:
+            self._sessions.closed(tunnel)
         self._disconnect(tunnel.pak)
         self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
         OPEN.dec()
@@ -283,7 +295,9 @@ class Pipeline:
 
 
 def lock_quality(route: Route, pak: Pak) -> Route:
-    """A `safe` key never leaves the modems, whatever its username says."""
+    """A `safe` key never leaves the modems, one of a peer tier never leaves its IP type, whatever its username says."""
+    if pak.ip_type:
+        return replace(route, pools=(Pool.PEER,), ip_type=IpType(pak.ip_type))
     if pak.quality is Quality.SAFE and route.pools != (Pool.MBL,):
         return replace(route, pools=(Pool.MBL,))
     return route

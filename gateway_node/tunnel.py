@@ -71,6 +71,13 @@ class Path(Protocol):
         """End at once, visibly."""
 
 
+class CustomerPath(Path, Protocol):
+    """The customer's side. `unsent_bytes`: what waits in this process for a customer that reads slowly."""
+
+    @property
+    def unsent_bytes(self) -> int: ...
+
+
 class ExitPath(Path, Protocol):
     """The side of the exit. `carries_eof`: whether the target hears of a half-close."""
 
@@ -96,10 +103,11 @@ class Tunnel:
         self.pak = pak
         self.acquired = acquired
         self.exit = exit_path
-        self.customer: Path | None = None
+        self.customer: CustomerPath | None = None
         self.budget = budget
         self.up_bytes = 0
         self.down_bytes = 0
+        self.requests = 1
         self.flushed_up = 0
         self.flushed_down = 0
         self.line = LineKey(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from local.api_gateway import ApiGateway
-from local.lambda_runtime import FunctionFailed, LocalFunction
+from local.lambda_runtime import INVOKE_TIMEOUT_S, FunctionFailed, LocalFunction
 from local.supervisor import Supervisor
 from local.tables import read_serverless
 
@@ -68,8 +68,11 @@ class LocalCloud:
     ) -> None:
         self._supervisor = supervisor
         self._environments = environments
-        handlers = {n: f["handler"] for n, f in read_serverless(stage)["functions"].items()}
-        self.functions = {n: LocalFunction(n, h, WORKERS.get(n, 1)) for n, h in handlers.items()}
+        functions = read_serverless(stage)["functions"]
+        self.functions = {
+            n: LocalFunction(n, f["handler"], WORKERS.get(n, 1), f.get("timeout", INVOKE_TIMEOUT_S))
+            for n, f in functions.items()
+        }
         self.schedules = {s.name: s for s in read_schedules(stage)}
         self.gateway = ApiGateway({p: self.functions[n] for p, n in read_routes(stage).items()})
         self._clock: list[asyncio.Task[None]] = []
@@ -86,9 +89,9 @@ class LocalCloud:
         self._clock = [loop.create_task(self._tick(s)) for s in self.schedules.values()]
 
     async def fire(self, name: str) -> Any:
-        """Fire a schedule now: the same function, with the same event. Raises FunctionFailed."""
+        """Fire a schedule now, for one round: the same function, with the same event. Raises FunctionFailed."""
         schedule = self.schedules[name]
-        return await self.functions[schedule.function].invoke(schedule.event)
+        return await self.functions[schedule.function].invoke({**schedule.event, "span_s": 0})
 
     async def _tick(self, schedule: Schedule) -> None:
         while True:

@@ -24,13 +24,13 @@ USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 FAKE_TOKEN: Final = "0xfA4E000000000000000000000000000000000001"  # noqa: S105 - an address
 GAS_BALANCE_WEI: Final = 10**18
 WALLET_MICRO: Final = 10_000_000
-_SOURCE: Final = ROOT / "local" / "contracts" / "usdc.vy"
+_SOURCES: Final = ROOT / "local" / "contracts"
 
 
-def token_code() -> str:
-    """Runtime bytecode of the token, compiled once per source."""
-    source = _SOURCE.read_text("utf-8")
-    cached = CACHE / f"usdc-{hashlib.sha256(source.encode()).hexdigest()[:16]}.hex"
+def contract_code(name: str) -> str:
+    """Runtime bytecode of a contract of the lab, compiled once per source."""
+    source = (_SOURCES / f"{name}.vy").read_text("utf-8")
+    cached = CACHE / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.hex"
     if not cached.exists():
         from vyper.compiler import compile_code  # noqa: PLC0415 - a slow import that only the first run needs
 
@@ -62,7 +62,7 @@ class EvmChain:
 
     def place_tokens(self) -> None:
         """`prepare`, blocking."""
-        code = token_code()
+        code = contract_code("usdc")
         for address in (USDC, FAKE_TOKEN):
             self.call("anvil_setCode", address, code)
         self.call("evm_mine")  # a view at the genesis block sees a clock that has not begun

@@ -162,6 +162,7 @@ class LabSecrets:
 
     pepper: str
     sealing_key: str
+    master_key: str
     quote_secret: str
     mesh_token: str
     jwt_private: str
@@ -178,6 +179,7 @@ def fresh_secrets() -> LabSecrets:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return LabSecrets(
+        secrets.token_hex(32),
         secrets.token_hex(32),
         secrets.token_hex(32),
         secrets.token_hex(32),

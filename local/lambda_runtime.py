@@ -36,7 +36,8 @@ class _Invocation:
 class LocalFunction:
     """One function: its queue of invocations and the workers that take them."""
 
-    def __init__(self, name: str, handler: str, workers: int) -> None:
+    def __init__(self, name: str, handler: str, workers: int, timeout_s: float = INVOKE_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self.name = name
         self._handler = handler
         self._workers = workers
@@ -73,9 +74,9 @@ class LocalFunction:
         self._open[invocation.request_id] = invocation
         await self._queue.put(invocation)
         try:
-            return await asyncio.wait_for(invocation.answer, INVOKE_TIMEOUT_S)
+            return await asyncio.wait_for(invocation.answer, self._timeout_s)
         except TimeoutError:
-            raise FunctionFailed(f"{self.name} did not answer within {INVOKE_TIMEOUT_S:.0f} s") from None
+            raise FunctionFailed(f"{self.name} did not answer within {self._timeout_s:.0f} s") from None
         finally:
             self._open.pop(invocation.request_id, None)
 
@@ -100,7 +101,7 @@ class LocalFunction:
             200,
             (
                 ("Lambda-Runtime-Aws-Request-Id", invocation.request_id),
-                ("Lambda-Runtime-Deadline-Ms", str(int((time.time() + INVOKE_TIMEOUT_S) * 1000))),
+                ("Lambda-Runtime-Deadline-Ms", str(int((time.time() + self._timeout_s) * 1000))),
                 (
                     "Lambda-Runtime-Invoked-Function-Arn",
                     f"arn:aws:lambda:local:000000000000:function:{self.name}",

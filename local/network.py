@@ -373,6 +373,7 @@ class LocalNetwork:
             **self._common(),
             **public,
             **self._key_settings(),
+            "PSX_MASTER_KEY": self.secrets.master_key,
             **self._origin_settings(),
             "PSX_JWT_PRIVATE_KEY": self.secrets.jwt_private,
             "PSX_JWT_PUBLIC_KEY": self.secrets.jwt_public,
@@ -381,7 +382,8 @@ class LocalNetwork:
         x402 = {
             **self._common(),
             **public,
-            **self._key_settings(),
+            "PSX_SECRET_PEPPER": self.secrets.pepper,
+            "PSX_MASTER_KEY": self.secrets.master_key,
             "PSX_QUOTE_SECRET": self.secrets.quote_secret,
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_EVM_RPC_URLS": self.evm.url,
@@ -390,9 +392,18 @@ class LocalNetwork:
             "PSX_GAS_KEY": self.gas_wallet.key.hex(),
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
+            "PSX_SOLANA_GENESIS": self.solana.genesis(),
+            "PSX_ECHO_URL": f"{self.target_url}/ip",
+            "PSX_ECHO_CA": str(self.files.ca),
         }
-        jobs = dict.fromkeys(("list-exits", "roll-up", "refresh-ip-data"), self._common())
-        return {"api": api, "x402": x402, **jobs}
+        return {
+            "api": api,
+            "x402": x402,
+            "list-exits": self._common(),
+            "roll-up": self._common(),
+            "live-numbers": self._common(),
+            "refresh-ip-data": self._common(),
+        }
 
     def _relay_settings(self, region: str) -> dict[str, str]:
         ports = self.ports

@@ -42,6 +42,10 @@ class SolanaChain:
             raise RuntimeError(f"{method}: {parsed['error']}")
         return parsed["result"]
 
+    def genesis(self) -> str:
+        """What names this chain."""
+        return str(self._call("getGenesisHash"))
+
     async def prepare(self, recipient: str, *other_mints: str) -> None:
         """Put USDC (and any other mint) on the chain, and open the recipient's token accounts."""
         for mint in (USDC_MINT, *other_mints):

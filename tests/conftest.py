@@ -12,6 +12,7 @@ pytest_plugins = [
     "tests.support.chain",
     "tests.support.dataplane",
     "tests.support.gateway",
+    "tests.support.solana",
 ]
 
 

@@ -14,13 +14,23 @@ from shared.access.table import get_pak, list_paks
 from shared.kernel.codes import Pool
 from shared.kernel.ids import PakId
 from shared.kernel.money import gb_number
+from shared.kernel.traffic import traffic_unit
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
-from shared.pool.sessions import LiveSession, close_session, parse_session_key, sessions_of
+from shared.pool.sessions import (
+    LiveSession,
+    close_session,
+    leave_word,
+    parse_session_key,
+    publish_closed,
+    sessions_of,
+)
 from shared.runtime.clock import now_ms
 
 STATS_DAYS_MAX: Final = 90
 CREDENTIALS_MAX: Final = 100
+CLOSING_PASSES_MAX: Final = 4
+"""A list holds 250 sessions of a pool; who makes new ones meanwhile is not waited for."""
 DAY_MS: Final = 86_400_000
 
 
@@ -50,7 +60,7 @@ class AccountView:
         return sorted((s for some in found for s in some), key=lambda s: -s.seen_at_ms)
 
     def shown(self, key: ApiKey, session: LiveSession) -> dict[str, Any]:
-        """A session for its owner. What selection does not keep is null: traffic is counted by key and day."""
+        """A session for its owner: bytes and requests as gateways told them, at most two seconds ago."""
         settings = self.w.settings
         country = session.country or "any"
         username = f"{key.account_id}-{session.pool.value}-{country}-sid-{session.session_id}"
@@ -66,11 +76,11 @@ class AccountView:
             "createdAt": session.created_at_ms,
             "lastActivityAt": session.seen_at_ms,
             "expiresAt": session.ends_at_ms,
-            "requestCount": None,
-            "bytesIn": None,
-            "bytesOut": None,
+            "requestCount": session.requests,
+            "bytesIn": session.down_bytes,
+            "bytesOut": session.up_bytes,
             "endpointId": session.endpoint_id,
-            "rotation": None,
+            "rotation": session.rotation or None,
             "ttl": max(session.ends_at_ms - session.created_at_ms, 0) // 1000,
             "proxyUrl": f"http://{username}@{settings.gateway_host}:{settings.gateway_http_port}",
             "socks5Url": f"socks5://{username}@{settings.gateway_host}:{settings.gateway_socks_port}",
@@ -78,14 +88,35 @@ class AccountView:
         }
 
     def close_one(self, key: ApiKey, session_key: str, pak_id: str | None) -> bool:
-        """Close a session of the caller's own."""
+        """Close a session of the caller's own: its device is forgotten, its open tunnels end within a second."""
         parsed = parse_session_key(session_key)
         if parsed is None or (pak_id is not None and parsed[1] != pak_id):
             return False
         pool, owner, sid = parsed
         if self.own_key(key, owner) is None:
             return False
-        return self.w.redis.run(close_session(pool, key.account_id, owner, sid))
+        closed = self.w.redis.run(close_session(pool, key.account_id, owner, sid, now_ms()))
+        if closed:
+            self.w.redis.run(publish_closed(f"session:{session_key}"))
+        return closed
+
+    def close_all(self, key: ApiKey, pak_id: str | None) -> int:
+        """Close every session of the account or of one key, and cut every tunnel, of a named session or not."""
+        if pak_id is not None and self.own_key(key, pak_id) is None:
+            return 0
+        name = f"account:{key.account_id}" if pak_id is None else f"key:{pak_id}"
+        now, closed = now_ms(), 0
+        for pool in Pool:
+            self.w.redis.run(leave_word(pool, name, now))
+        for _ in range(CLOSING_PASSES_MAX):
+            found = self.sessions(key, pak_id)
+            calls = (close_session(s.pool, key.account_id, s.pak_id, s.session_id, now) for s in found)
+            gone = sum(self.w.redis.run(call) for call in calls)
+            closed += gone
+            if not gone:
+                break
+        self.w.redis.run(publish_closed(name))
+        return closed
 
     def credentials(self, request: Request, key: ApiKey, pak_id: str | None) -> dict[str, Any]:
         """Where and as whom to connect; with a key's id its password too, on record as a reveal."""
@@ -125,6 +156,7 @@ class AccountView:
             "totalBytes": total,
             "totalGB": gb_number(total),
             "days": [{"day": day, "bytesOut": up, "bytesIn": down} for day, up, down in page.rows],
+            "trafficUnit": traffic_unit(),
             "generatedAt": now,
         }
 
@@ -145,9 +177,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.delete("/v1/gateway/pool/my-sessions")
     def close_all(request: Request, pakId: str | None = None) -> dict[str, Any]:
-        key = me(request)
-        closed = sum(view.close_one(key, session.key, pakId) for session in view.sessions(key, pakId))
-        return {"closed": closed}
+        return {"closed": view.close_all(me(request), pakId)}
 
     @routes.delete("/v1/gateway/pool/my-sessions/{session_key}")
     def close_one(request: Request, session_key: str, pakId: str | None = None) -> dict[str, Any]:

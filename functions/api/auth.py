@@ -1,13 +1,13 @@
 """Who calls: an API key with its scopes, or a device with its token."""
 
-from typing import Final
-
 from fastapi import Request
 
+from functions.api.audit import concerns
+from functions.api.limits import SIGN_IN_PERSON, SIGN_IN_SOURCE
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
+from functions.limits import spend
 from shared.access import people
-from shared.access.live import Limit, hit
 from shared.access.model import ApiKey, Scope
 from shared.access.people import Person
 from shared.access.secrets import token_hash
@@ -18,9 +18,6 @@ from shared.supply.model import Device
 from shared.supply.owners import get_owner
 from shared.supply.table import get_device
 from shared.supply.tokens import Claims, verify
-
-_PER_SOURCE: Final = Limit("sign_in_source", 10, 60)
-_PER_PERSON: Final = Limit("sign_in_person", 5, 60)
 
 
 def api_key(wiring: Wiring, text: str) -> ApiKey:
@@ -41,6 +38,8 @@ def caller(wiring: Wiring, request: Request, scope: Scope | None) -> ApiKey:
     looks = request.method == "GET" and Scope.READ in key.scopes and scope is not Scope.ADMIN
     if scope is not None and scope not in key.scopes and not looks:
         raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
+    how = "password" if key.person else "api_key"
+    concerns(request, f"acct#{key.account_id}", key.person or key.account_id, how)
     return key
 
 
@@ -75,14 +74,9 @@ def fresh(wiring: Wiring, request: Request, key: ApiKey) -> ApiKey:
 
 def password_matches(wiring: Wiring, request: Request, email: str, password: str) -> Person | None:
     """Whoever has this address and password; 429 after too many tries from one place or at one address."""
-    for limit, who in ((_PER_SOURCE, source_address(request)), (_PER_PERSON, token_hash(email.lower()))):
-        hits = wiring.redis.run(hit(limit, who))
-        if hits.over:
-            headers = {
-                "Retry-After": str(hits.reset_s),
-                "RateLimit": f"limit={limit.hits_max}, remaining=0, reset={hits.reset_s}",
-            }
-            raise ProblemError(429, "RATE_LIMITED", "too many tries; please wait", headers)
+    tries = ((SIGN_IN_SOURCE, f"ip:{source_address(request)}"), (SIGN_IN_PERSON, token_hash(email.lower())))
+    for limit, who in tries:
+        spend(request, wiring.redis, [limit], who, now_ms(), closed=True)
     person = wiring.dynamo.run(people.get_person(wiring.settings.table("access"), email))
     right = people.is_password(password, person.password_hash if person else people.NOBODY)
     return person if right else None
@@ -97,10 +91,12 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
         if not isinstance(claims, Claims):
             return _of_human(wiring, request, device)
         if device is not None and claims.device_id == device_id and _is_current(wiring, claims, device):
+            concerns(request, f"dev#{device_id}", device_id, "device_token")
             return device
     else:
         key = caller(wiring, request, Scope.SUPPLY)
         if device is not None and device.account_id == key.account_id:
+            concerns(request, f"dev#{device_id}", key.person or key.account_id, "api_key")
             return device
     raise ProblemError(404, "NOT_FOUND", "there is no such device")
 

@@ -6,19 +6,22 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from functions.api.amounts import Amount
+from functions.api.audit import told
 from functions.api.auth import caller, fresh
 from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access.model import Account, AccountKind, Scope
-from shared.access.prepaid import PURCHASE_MAX_BYTES, credit_items, get_prepaid, wholesale_price
+from shared.access.prepaid import credit, get_prepaid
+from shared.access.rules import PURCHASE_MAX_BYTES, wholesale_price
 from shared.access.table import get_account
 from shared.guard.approvals import Approvals
 from shared.guard.model import Approval, ApprovalState
 from shared.kernel.ids import AccountId
-from shared.kernel.money import NotADecimal, format_usdc, gb_number, parse_gb
+from shared.kernel.money import BYTES_PER_GB, NotADecimal, format_usdc, gb_number, parse_gb
+from shared.kernel.traffic import traffic_unit
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import transact
 
 CREDIT: Final = "reseller_credit"
 PREPAID_KINDS: Final = frozenset({AccountKind.RESELLER, AccountKind.PARTNER, AccountKind.CUSTOMER})
@@ -27,7 +30,7 @@ PREPAID_KINDS: Final = frozenset({AccountKind.RESELLER, AccountKind.PARTNER, Acc
 class CreditBody(BaseModel):
     """`POST /v1/admin/resellers/{account}/credits`."""
 
-    trafficGB: int | float | str
+    trafficGB: Amount
     reason: Annotated[str, Field(min_length=1, max_length=256)]
     paymentReference: Annotated[str, Field(max_length=256)] = ""
 
@@ -56,6 +59,7 @@ class Balances:
             "prepaid": found is not None,
             "creditedGB": gb_number(found.credited_bytes) if found else 0,
             "availableGB": gb_number(found.available_bytes) if found else 0,
+            "trafficUnit": traffic_unit(),
         }
 
     def quote(self, text: str) -> dict[str, Any]:
@@ -64,7 +68,8 @@ class Balances:
         per_gb, total = wholesale_price(size, self.w.live.get("wholesale"))
         return {
             "trafficGB": gb_number(size),
-            "bytesPerGB": 1_000_000_000,
+            "trafficUnit": traffic_unit(),
+            "bytesPerGB": BYTES_PER_GB,
             "pricePerGB": format_usdc(per_gb),
             "amountUSDC": format_usdc(total),
             "amountMicroUSDC": str(total),
@@ -81,7 +86,7 @@ class Balances:
     def propose(self, request: Request, account_id: str, body: CreditBody) -> dict[str, Any]:
         """Ask for a credit; nothing is credited before another admin says yes."""
         by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
-        size = traffic(str(body.trafficGB))
+        size = traffic(body.trafficGB)
         account = self.account(account_id)
         facts = {
             "account": account.account_id,
@@ -93,6 +98,7 @@ class Balances:
         asked = Approval(ident, CREDIT, facts, by.account_id, now_ms())
         if self.approvals.propose(asked):
             record_of_account(self.w, request, by, "credit_propose", approval=ident, **facts)
+        told(request)
         return self.shown(self.found(ident))
 
     def decide(self, request: Request, ident: str, state: ApprovalState) -> dict[str, Any]:
@@ -108,6 +114,7 @@ class Balances:
                 record_of_account(
                     self.w, request, by, f"credit_{state.value}", approval=ident, **asked.arguments
                 )
+        told(request)  # a repeated word decides nothing more
         if asked.state is not state:
             raise ProblemError(409, "DECIDED_ALREADY", f"this request is {asked.state.value}")
         if state is ApprovalState.APPROVED:
@@ -119,8 +126,7 @@ class Balances:
         account = AccountId(approved.arguments["account"])
         facts = {"approved_by": approved.decided_by, "at_ms": now_ms()}
         size = int(approved.arguments["bytes"])
-        items = credit_items(self.w.settings.table("access"), account, approved.approval_id, size, facts)
-        self.w.dynamo.run(transact(items))
+        credit(self.w.dynamo, self.w.settings.table("access"), account, approved.approval_id, size, facts)
 
     def found(self, ident: str) -> Approval:
         """A request for a credit, or 404."""

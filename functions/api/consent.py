@@ -11,7 +11,8 @@ from functions.api.auth import by_device, caller, device_of
 from functions.api.enrolling import Body, ConsentBody
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
-from shared.access.live import Limit, hit
+from functions.limits import spend
+from shared.access.live import Limit
 from shared.access.model import ApiKey, Scope
 from shared.kernel.ids import DEVICE_ID, DeviceId, EndpointId
 from shared.pool.live import revoke_account, unlist_endpoint
@@ -158,10 +159,8 @@ class Consents:
 
     def about(self, request: Request, device_id: str) -> dict[str, Any]:
         """What anybody may know of a device id: that it is one, since when, and how its owner ends it."""
-        hits = self.w.redis.run(hit(LOOKUPS, rate_limit_source(source_address(request))))
-        if hits.over:
-            headers = {"Retry-After": str(hits.reset_s)}
-            raise ProblemError(429, "RATE_LIMITED", "too many look-ups; wait and repeat", headers)
+        who = f"ip:{rate_limit_source(source_address(request))}"
+        spend(request, self.w.redis, [LOOKUPS], who, now_ms(), closed=False)
         known = DEVICE_ID.fullmatch(device_id) is not None
         device = self.w.dynamo.run(devices.get_device(self.table, DeviceId(device_id))) if known else None
         if device is None:

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from functions.api.audit import told
 from functions.api.auth import by_device, device_of
 from functions.api.device_view import MICRO_PER_USDC, DeviceView, wallet_facts
 from functions.api.enrolling import Body, WalletText
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
-from shared.access.live import Limit, hit
+from functions.limits import spend
+from shared.access.live import Limit
 from shared.access.model import AccountKind
 from shared.access.table import get_account
 from shared.guard.model import AuditEvent
@@ -26,6 +28,7 @@ from shared.kernel.money import (
     parse_usdc,
     whole_micro,
 )
+from shared.kernel.traffic import traffic_unit
 from shared.metering.table import earned_days
 from shared.runtime.clock import new_id, now_ms
 from shared.settlement.service import owed_micro
@@ -92,6 +95,7 @@ class Earnings:
             "earningsPerGB": self._view.rate(device, self._view.ip_type(device)) / MICRO_PER_USDC,
             "earnedUSDC": format_usdc(earned),
             "availableUSDC": format_usdc(MicroUsdc(max(earned - device.requested_micro, 0))),
+            "trafficUnit": traffic_unit(),
             "accountPendingMicroUSDC": str(owed),
             "withdrawals": [_told(w) for w in asked.rows if w.device_id == device.device_id],
             **wallet_facts(device, now_ms()),
@@ -100,10 +104,7 @@ class Earnings:
     def set_wallet(self, request: Request, device: Device, wallet: str) -> dict[str, Any]:
         """Another wallet, after its cooling time. The owner's key may set the first one at once."""
         w, now = self.w, now_ms()
-        hits = w.redis.run(hit(WALLET_CHANGES, device.device_id))
-        if hits.over:
-            headers = {"Retry-After": str(hits.reset_s)}
-            raise ProblemError(429, "RATE_LIMITED", "too many wallet changes; wait and repeat", headers)
+        spend(request, w.redis, [WALLET_CHANGES], device.device_id, now, closed=True)
         account = w.dynamo.run(get_account(w.settings.table("access"), device.account_id))
         current = wallet_now(device, now)
         if account is not None and account.kind is AccountKind.WALLET and not same_wallet(wallet, current):
@@ -133,6 +134,7 @@ class Earnings:
             metadata={"device": device.device_id, **metadata},
         )
         append_audit(self.w.dynamo, self.w.settings.table("audit"), event)
+        told(request)
 
     def withdraw(self, request: Request, device: Device, asked: Decimal | None) -> dict[str, Any]:
         """Record that somebody wants what the device earned, to its registered wallet."""

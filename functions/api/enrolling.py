@@ -6,11 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from functions.api.audit import concerns
 from functions.api.auth import api_key, caller
 from functions.api.device_view import MICRO_PER_USDC, DeviceView
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
-from shared.access.live import Limit, hit
+from functions.limits import spend
+from shared.access.live import Limit
 from shared.access.model import Scope
 from shared.grading.live import enqueue_probe
 from shared.kernel.codes import IpType
@@ -111,26 +113,20 @@ class Enrolling:
         """The container's wiring."""
         return self._wiring()
 
-    def _limited(self, limit: Limit, who: str) -> None:
+    def _limited(self, request: Request, limit: Limit, who: str) -> None:
         """Count a call, or 429."""
-        hits = self.w.redis.run(hit(limit, who))
-        if hits.over:
-            headers = {
-                "Retry-After": str(hits.reset_s),
-                "RateLimit": f"limit={limit.hits_max}, remaining=0, reset={hits.reset_s}",
-            }
-            raise ProblemError(429, "RATE_LIMITED", "too many calls; wait and repeat", headers)
+        spend(request, self.w.redis, [limit], who, now_ms(), closed=True)
 
     def _source(self, request: Request) -> str:
         """The caller's address, unless it registers too much."""
         address = source_address(request)
         limit = Limit("register_source", self.w.settings.registrations_per_minute, 60)
-        self._limited(limit, rate_limit_source(address))
+        self._limited(request, limit, f"ip:{rate_limit_source(address)}")
         return address
 
-    def _of_account(self, account_id: AccountId) -> AccountId:
+    def _of_account(self, request: Request, account_id: AccountId) -> AccountId:
         limit = Limit("register_account", self.w.settings.registrations_per_key_per_minute, 60)
-        self._limited(limit, account_id)
+        self._limited(request, limit, account_id)
         return account_id
 
     def register_agent(self, request: Request, body: AgentBody) -> dict[str, Any]:
@@ -147,10 +143,10 @@ class Enrolling:
             wallet = body.walletAddress or ""
             account_id, is_new = self.w.enrolment.wallet_account(wallet)
             if is_new:
-                self._limited(WALLETS_PER_SOURCE, rate_limit_source(address))
+                self._limited(request, WALLETS_PER_SOURCE, f"ip:{rate_limit_source(address)}")
             secret = f"wallet:{wallet_key(wallet)}"
         arrival = Arrival(
-            account_id=self._of_account(account_id),
+            account_id=self._of_account(request, account_id),
             device_id=device_id_for(secret, body.name),
             name=body.name,
             kind=Kind.AGENT,
@@ -161,6 +157,7 @@ class Enrolling:
             claimed_country=body.country,
         )
         answer = self.enrolled(self.w.enrolment.register(arrival))
+        concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
         if looks_random(body.name):
             answer["warning"] = "this name looks random: another name at the next start makes another device"
         return answer
@@ -173,7 +170,7 @@ class Enrolling:
         consent = self._consent(body.consent)
         address = self._source(request)
         arrival = Arrival(
-            account_id=self._of_account(self._supplier(body.apiKey)),
+            account_id=self._of_account(request, self._supplier(body.apiKey)),
             device_id=DeviceId(body.deviceId),
             name=body.deviceId,
             kind=Kind.SDK,
@@ -183,6 +180,7 @@ class Enrolling:
             claimed_country=body.country,
         )
         answer = self.enrolled(self.w.enrolment.register(arrival))
+        concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
         return {"device": {"deviceId": answer["deviceId"]}, **answer}
 
     def _supplier(self, text: str) -> AccountId:
@@ -205,7 +203,7 @@ class Enrolling:
     def refresh(self, request: Request, device_id: str, body: RefreshBody) -> dict[str, Any]:
         """The next tokens of a device."""
         address = source_address(request)
-        self._limited(REFRESHES_PER_SOURCE, rate_limit_source(address))
+        self._limited(request, REFRESHES_PER_SOURCE, f"ip:{rate_limit_source(address)}")
         return self.enrolled(self.w.enrolment.refresh(DeviceId(device_id), body.refreshToken, address))
 
     def enrolled(self, result: Enrolled | EnrolFault) -> dict[str, Any]:
@@ -240,7 +238,7 @@ class Enrolling:
 
         def seal(device_id: DeviceId) -> Modem:
             text = f"{body.username}:{body.password}"
-            return Modem(body.host, body.port, self.w.box.seal(text, f"modem#{device_id}"))
+            return Modem(body.host, body.port, self.w.modem_box.seal(text, f"modem#{device_id}"))
 
         unseen = Origin(UNKNOWN_COUNTRY, IpType.UNKNOWN)
         added = self.w.enrolment.add_modem(key.account_id, body.name, unseen, slug(body.carrier), seal)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from functions.api import (
     account,
@@ -19,7 +19,9 @@ from functions.api import (
     resellers,
     sign_in,
 )
+from functions.api.audit import install_audit
 from functions.api.idempotency import install_idempotency
+from functions.api.limits import limited
 from functions.api.wiring import Wiring, wiring
 from functions.http import install, lambda_handler
 from shared.runtime.log import configure
@@ -27,7 +29,8 @@ from shared.runtime.log import configure
 
 def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
-    app = FastAPI(title="psx", docs_url=None, redoc_url=None)
+    app = FastAPI(title="psx", docs_url=None, redoc_url=None, dependencies=[Depends(limited(wired))])
+    install_audit(app, wired)
     install_idempotency(app, wired)
     install(app)
     supply = (enrolling, owned, earnings, consent, ip_classes)

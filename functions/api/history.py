@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from fastapi import Request
 
+from functions.api.audit import USER_AGENT_MAX_CHARS, told
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
 from shared.access.model import ApiKey, Pak
 from shared.guard.model import AuditEntry, AuditEvent
 from shared.guard.service import append_audit
-from shared.guard.table import AUDIT_PAGE_MAX, account_log, entries
+from shared.guard.table import AUDIT_KEPT_S, AUDIT_PAGE_MAX, account_log, entries
 from shared.runtime.clock import now_ms
 
 PAGES_MAX: Final = 10
@@ -38,7 +39,7 @@ def _event(request: Request, key: ApiKey, stream: str, action: str, facts: dict[
         key.person or key.account_id,
         now_ms(),
         ip=source_address(request),
-        user_agent=request.headers.get("user-agent", "")[:256],
+        user_agent=request.headers.get("user-agent", "")[:USER_AGENT_MAX_CHARS],
         request_id=request.state.request_id,
         auth_method="password" if key.person else "api_key",
         metadata=facts,
@@ -49,12 +50,14 @@ def record_of_key(w: Wiring, request: Request, key: ApiKey, pak: Pak, action: st
     """Append to a key's history, and to its account's log."""
     event = _event(request, key, f"pak#{pak.pak_id}", action, facts)
     append_audit(w.dynamo, w.settings.table("audit"), event, account=pak.account_id)
+    told(request)
 
 
 def record_of_account(w: Wiring, request: Request, by: ApiKey, action: str, **facts: Any) -> None:
     """Append to the history of the account that acts."""
     event = _event(request, by, f"acct#{by.account_id}", action, facts)
     append_audit(w.dynamo, w.settings.table("audit"), event)
+    told(request)
 
 
 def shown(entry: AuditEntry, ident: int | str) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def shown(entry: AuditEntry, ident: int | str) -> dict[str, Any]:
     event = entry.event
     return {
         "id": ident,
-        "pakId": event.stream.removeprefix("pak#"),
+        "pakId": event.stream.removeprefix("pak#") if event.stream.startswith("pak#") else None,
         "action": event.action,
         "ip": event.ip,
         "userAgent": event.user_agent,
@@ -84,9 +87,14 @@ def _filtered(
     read: Callable[[Any], Iterable[tuple[Any, AuditEntry]]], before: Any, action: str, limit: int
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
+    oldest_ms = now_ms() - AUDIT_KEPT_S * 1000  # the store takes its time to delete what has expired
     for _ in range(PAGES_MAX if action else 1):
         rows = list(read(before))
-        found += [shown(entry, ident) for ident, entry in rows if not action or entry.event.action == action]
+        found += [
+            shown(entry, ident)
+            for ident, entry in rows
+            if entry.event.at_ms > oldest_ms and (not action or entry.event.action == action)
+        ]
         if len(rows) < AUDIT_PAGE_MAX or len(found) >= limit:
             break
         before = rows[-1][0]

@@ -8,17 +8,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from functions.api.wiring import Wiring
 from functions.http import problem, source_address
 from shared.access import idempotency as rows
 from shared.access.idempotency import Operation
+from shared.access.secrets import Seals
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import DynamoRequest, StoreUnavailable
+from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
+from shared.runtime.settings import Settings
 
 T = TypeVar("T")
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -28,8 +29,21 @@ RETRY_AFTER_S: Final = 2
 Next = Callable[[Request], Awaitable[Response]]
 
 
+class Keeps(Protocol):
+    """What keeping responses needs of a function's wiring."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def dynamo(self) -> SyncDynamo: ...
+
+    @property
+    def box(self) -> Seals: ...
+
+
 class _Writes:
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
+    def __init__(self, wiring: Callable[[], Keeps]) -> None:
         self._wiring = wiring
 
     @property
@@ -120,13 +134,18 @@ def _caller(request: Request) -> str:
     return f"address:{source_address(request)}"
 
 
-def install_idempotency(app: FastAPI, wiring: Callable[[], Wiring]) -> None:
-    """Give every write of an app its first response again. Install it before the request ids, which go around it."""
+def install_idempotency(
+    app: FastAPI, wiring: Callable[[], Keeps], names_payment: Callable[[Request], bool] = lambda _: False
+) -> None:
+    """Give every write of an app its first response again. Install it before the request ids, which go around it.
+
+    Where the key names a payment, the sale keeps what it stands for itself.
+    """
     writes = _Writes(wiring)
 
     @app.middleware("http")
     async def once(request: Request, call_next: Next) -> Response:
-        if request.method not in WRITES or "idempotency-key" not in request.headers:
+        if request.method not in WRITES or "idempotency-key" not in request.headers or names_payment(request):
             return await call_next(request)
         try:
             return await writes.handle(request, call_next)

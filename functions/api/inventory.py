@@ -1,6 +1,5 @@
-"""Public inventory: counts per country, never an address and never an id."""
+"""Public inventory: counts per country, never an address and never an id. All of it is read from one rollup."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,64 +10,77 @@ from functions.http import ProblemError
 from shared.guard.table import open_incidents
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import Country
-from shared.pool.live import network_facts, stock
+from shared.pool.numbers import Numbers, live_numbers, networks_of, run
 from shared.runtime.clock import now_ms
 
 INCIDENTS_MAX: Final = 50
-FEW: Final = 1
-"""A carrier with fewer exits than this is counted under `other`, so that no single device shows."""
+CARRIERS_MAX: Final = 200
+"""The largest networks of a country; the rest is counted under `other`."""
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """Routes of the inventory."""
     routes = APIRouter()
 
-    def counts() -> dict[Pool, dict[Country, int]]:
-        return {pool: wiring().redis.run(stock(pool)) for pool in Pool}
+    def numbers() -> Numbers:
+        return run(wiring().redis, live_numbers(now_ms()))
 
     @routes.get("/v1/gateway/pool/stock")
     def pool_stock() -> dict[str, Any]:
-        pools = counts()
-        totals = {pool.value: sum(by_country.values()) for pool, by_country in pools.items()}
+        found = numbers()
+        totals = {pool.value: sum(found.stock_of(pool).values()) for pool in Pool}
         return {
-            "pools": {pool.value: by_country for pool, by_country in pools.items()},
+            "pools": {pool.value: found.stock_of(pool) for pool in Pool},
             "totals": {**totals, "all": sum(totals.values())},
-            "generatedAt": now_ms(),
+            "generatedAt": found.at_ms,
         }
 
     @routes.get("/v1/gateway/pool/availability")
     def availability() -> dict[str, Any]:
-        pools = counts()
-        countries: dict[str, Any] = {}
-        for country in sorted(pools[Pool.MBL].keys() | pools[Pool.PEER].keys()):
-            modem, peer = pools[Pool.MBL].get(country, 0), pools[Pool.PEER].get(country, 0)
-            types = Counter(f.ip_type for f in wiring().redis.run(network_facts(Pool.PEER, country)))
-            countries[country.upper()] = {
-                "modem": modem,
-                "peer": peer,
-                "routableModem": modem,
-                "routablePeer": peer,
-                "peerIpTypes": {t.value: types.get(t, 0) for t in (IpType.MOBILE, IpType.RESIDENTIAL)},
+        found = numbers()
+        modems, peers = found.stock_of(Pool.MBL), found.stock_of(Pool.PEER)
+        online, types = found.online.get(Pool.PEER.value, {}), found.types.get(Pool.PEER.value, {})
+        countries = {
+            country.upper(): {
+                "modem": modems.get(country, 0),
+                "peer": peers.get(country, 0),
+                "routableModem": modems.get(country, 0),
+                "routablePeer": online.get(country, 0),
+                "peerIpTypes": {
+                    kind.value: types.get(country, {}).get(kind.value, 0)
+                    for kind in (IpType.MOBILE, IpType.RESIDENTIAL)
+                },
             }
-        return {"countries": countries}
+            for country in sorted(modems.keys() | peers.keys())
+        }
+        return {"countries": countries, "generatedAt": found.at_ms}
+
+    @routes.get("/v1/gateway/pool/live")
+    def live() -> dict[str, Any]:
+        found = numbers()
+        return {
+            "stock": found.stock,
+            "online": found.online,
+            "openConnections": found.load,
+            "traffic": {"totalBytes": found.traffic_bytes, "bytesPerSecond": found.bytes_per_s},
+            "generatedAt": found.at_ms,
+        }
 
     @routes.get("/v1/gateway/pool/stock/carriers")
     def carriers(country: str) -> dict[str, Any]:
         code = country.lower()
         if len(code) != 2 or not code.isalpha() or not code.isascii():
             raise ProblemError(400, "INVALID_FIELD", "country: an ISO 3166-1 alpha-2 code")
-        facts = wiring().redis.run(network_facts(Pool.PEER, Country(code)))
-        by_network = Counter((f.asn, f.isp, f.ip_type) for f in facts)
-        shown = {network: count for network, count in by_network.items() if count >= FEW}
+        found, networks = run(wiring().redis, networks_of(Pool.PEER, Country(code), now_ms()))
+        shown, total = networks[:CARRIERS_MAX], sum(network.count for network in networks)
         return {
             "pool": Pool.PEER.value,
-            "updatedAt": now_ms(),
+            "updatedAt": found.at_ms,
             "country": code,
-            "total": len(facts),
-            "other": len(facts) - sum(shown.values()),
+            "total": total,
+            "other": total - sum(network.count for network in shown),
             "carriers": [
-                {"asn": asn, "name": name, "ipType": ip_type.value, "count": count}
-                for (asn, name, ip_type), count in sorted(shown.items(), key=lambda item: -item[1])
+                {"asn": n.asn, "name": n.name, "ipType": n.ip_type, "count": n.count} for n in shown
             ],
         }
 

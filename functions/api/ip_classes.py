@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from functions.api.audit import told
 from functions.api.auth import caller
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
@@ -67,6 +68,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
             metadata={"subject": subject, "entry": entry or {}},
         )
         append_audit(w.dynamo, w.settings.table("audit"), event)
+        told(request)
 
     @routes.get("/v1/admin/ip-classes")
     def read(request: Request) -> dict[str, Any]:

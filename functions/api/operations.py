@@ -7,16 +7,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from functions.api.auth import caller
+from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
-from shared.access.prepaid import wholesale_price
 from shared.access.secrets import new_api_key, token_hash
-from shared.guard.model import AuditEvent, Switch
-from shared.guard.service import append_audit
+from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
-from shared.guard.table import read_switch, set_switch, write_setting
+from shared.guard.table import read_setting, read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import marshal
@@ -24,7 +23,7 @@ from shared.runtime.settings import Stage
 from shared.supply.live import put_regions
 from shared.supply.model import parse_regions
 
-SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "relays", "terms"})
+SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms"})
 
 
 class AccountBody(BaseModel):
@@ -53,8 +52,6 @@ def check_setting(name: str, value: dict[str, Any], *, local: bool) -> None:
     if fault is None:
         try:
             marshal(value)
-            if name == "wholesale":
-                wholesale_price(1, value)
             if name == "relays":
                 regions = parse_regions(value)
                 if not local and not all(region.url.startswith("wss://") for region in regions):
@@ -70,18 +67,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     routes = APIRouter()
 
     def record(request: Request, by: ApiKey, action: str, metadata: dict[str, Any]) -> None:
-        w = wiring()
-        event = AuditEvent(
-            f"acct#{by.account_id}",
-            action,
-            by.account_id,
-            now_ms(),
-            ip=source_address(request),
-            request_id=request.state.request_id,
-            auth_method="api_key",
-            metadata=metadata,
-        )
-        append_audit(w.dynamo, w.settings.table("audit"), event)
+        record_of_account(wiring(), request, by, action, **metadata)
 
     @routes.get("/health")
     def health() -> dict[str, Any]:
@@ -116,6 +102,13 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         w.dynamo.run(access.put_api_key(table, key))
         record(request, by, "api_key_create", {"account": account_id, "scopes": sorted(body.scopes)})
         return {"accountId": account_id, "apiKey": text, "scopes": sorted(body.scopes)}
+
+    @routes.get("/v1/admin/settings/{name}")
+    def shown(request: Request, name: str) -> dict[str, Any]:
+        w, _ = wiring(), caller(wiring(), request, Scope.ADMIN)
+        if name not in SETTABLE:
+            raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
+        return {"setting": name, "value": w.dynamo.run(read_setting(w.settings.table("guard"), name))}
 
     @routes.put("/v1/admin/settings/{name}")
     def setting(request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:

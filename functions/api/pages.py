@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from functions.api.wiring import Wiring
+from shared.kernel.traffic import traffic_unit_text
 
 _SKILL = """# psx: proxies for agents that have a wallet
 
@@ -19,6 +20,8 @@ _SKILL = """# psx: proxies for agents that have a wallet
 5. Keep `sessionToken`: GET {api}/v1/x402/manage/pool/credit with `X-Session-Token` tells what is left,
    POST …/topup buys more, GET …/connection gives the credentials again.
 
+{unit}
+
 Stock, counts only: {api}/v1/gateway/pool/stock
 Prices: {api}/v1/x402/pool/pricing
 """
@@ -29,7 +32,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     routes = APIRouter()
 
     def skill() -> str:
-        return _SKILL.format(api=wiring().settings.api_base_url)
+        return _SKILL.format(api=wiring().settings.api_base_url, unit=traffic_unit_text())
 
     @routes.get("/skill.md", response_class=PlainTextResponse)
     @routes.get("/llms.txt", response_class=PlainTextResponse)

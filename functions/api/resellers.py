@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.api import history
+from functions.api.amounts import Amount
 from functions.api.auth import caller, fresh
 from functions.api.history import record_of_key
 from functions.api.paging import read_cursor, write_cursor
@@ -21,8 +22,9 @@ from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PakId
-from shared.kernel.money import NotADecimal, gb_number, parse_gb
-from shared.metering.live import open_meter, read_used, read_used_of
+from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
+from shared.kernel.traffic import traffic_unit
+from shared.metering.live import open_meter, read_used
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
@@ -33,16 +35,22 @@ KEYS_PAGE_MAX: Final = 1000
 USAGE_DAYS_MAX: Final = 90
 DAY_MS: Final = 86_400_000
 MEGABYTE: Final = 1_000_000
-Amount = int | float | str
+EXPIRY_MAX_MS: Final = 253_402_300_799_999
+"""The end of the year 9999."""
+TOP_UP_TRIES_MAX: Final = 8
+
+
+Label = Annotated[str, Field(min_length=1, max_length=LABEL_MAX_CHARS, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Expiry = Annotated[int, Field(strict=True, ge=0, le=EXPIRY_MAX_MS)]
 
 
 class CreateBody(BaseModel):
     """`POST /v1/reseller/pool-keys`."""
 
     model_config = ConfigDict(extra="ignore")
-    label: Annotated[str, Field(min_length=1, max_length=LABEL_MAX_CHARS)]
+    label: Label
     trafficCapGB: Amount | None
-    expiresAt: int | None = None
+    expiresAt: Expiry | None = None
     qualityTier: Quality = Quality.STANDARD
 
 
@@ -50,10 +58,10 @@ class ChangeBody(BaseModel):
     """`PATCH`: only what is sent is changed; a null `expiresAt` removes it."""
 
     model_config = ConfigDict(extra="ignore")
-    label: Annotated[str, Field(min_length=1, max_length=LABEL_MAX_CHARS)] | None = None
+    label: Label | None = None
     enabled: bool | None = None
     trafficCapGB: Amount | None = None
-    expiresAt: int | None = None
+    expiresAt: Expiry | None = None
     qualityTier: Quality | None = None
 
 
@@ -174,29 +182,38 @@ class Resellers:
     def top_up(self, request: Request, pak_id: str, body: TopUpBody) -> dict[str, Any]:
         """More traffic, more days, both in one write; it does not turn a key on."""
         key, pak = self.own(request, pak_id)
-        add = _bytes(body.addTrafficGB, "addTrafficGB") or 0
+        add, days = _bytes(body.addTrafficGB, "addTrafficGB") or 0, body.extendDays or 0
+        if not add and not days:
+            raise ProblemError(400, "INVALID_FIELD", "addTrafficGB: give addTrafficGB, extendDays or both")
+        for _ in range(TOP_UP_TRIES_MAX):
+            conflict = self.raised(request, key, pak, add, days)
+            changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
+            if conflict is None:
+                return self.told(request, key, changed, "topup")
+            if 0 not in conflict.failed or changed.expires_at_ms == pak.expires_at_ms:
+                _settle(conflict)
+            pak = changed  # somebody else moved the end in the same moment: go on from there
+        raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
+
+    def raised(self, request: Request, key: ApiKey, pak: Pak, add: int, days: int) -> Conflict | None:
+        """Write a top-up; None also when an earlier try of the same operation wrote it."""
         if add and pak.cap_bytes is None:
             raise ProblemError(400, "INVALID_FIELD", "addTrafficGB: this key has no cap to raise")
         fault = cap_fault((pak.cap_bytes or 0) + add, _ANY_KIND) if add else None
         if fault is not None:
             raise ProblemError(400, "INVALID_FIELD", fault.replace("trafficCapGB", "addTrafficGB"))
-        now = now_ms()
-        expires = None
-        if body.extendDays:
-            expires = max(now, pak.expires_at_ms or 0) + body.extendDays * 86_400_000
-        if add:
-            item = access.top_up_item(self.table, pak.pak_id, add, expires, now, reenable=False)
-            operation = operation_of(request)
-            once = [once_item(self.table, operation, now)] if operation else []
-            drawn = move_items(self.table, self.prepaid(key), add)
-            conflict = self.w.dynamo.run(transact([item, *drawn, *once]))
-            done_before = conflict is not None and once and len(drawn) + 1 in conflict.failed
-            if not done_before:
-                _settle(conflict)
-        elif expires is not None:
-            self.w.dynamo.run(access.change(self.table, pak.pak_id, {"expires_at_ms": expires}, now))
-        changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
-        return self.told(request, key, changed, "topup")
+        now, operation = now_ms(), operation_of(request)
+        expires = max(now, pak.expires_at_ms or 0) + days * DAY_MS if days else None
+        if expires is not None and expires > EXPIRY_MAX_MS:
+            raise ProblemError(400, "INVALID_FIELD", "extendDays: later than the year 9999")
+        item = access.top_up_item(
+            self.table, pak.pak_id, add, expires, now, reenable=False, expiry_was=(pak.expires_at_ms,)
+        )
+        once = [once_item(self.table, operation, now)] if operation else []
+        drawn = move_items(self.table, self.prepaid(key), add)
+        conflict = self.w.dynamo.run(transact([item, *drawn, *once]))
+        done_before = conflict is not None and once and len(drawn) + 1 in conflict.failed
+        return None if done_before else conflict
 
     def regenerate(self, request: Request, pak_id: str) -> dict[str, Any]:
         """Another secret; the old one stops in the same moment."""
@@ -248,22 +265,18 @@ class Resellers:
         if found.next_key is not None:
             response.headers["X-Next-Cursor"] = write_cursor(found.next_key)
         paks = [p for p in found.rows if p.disabled_reason is not DisabledReason.DELETED]
-        try:
-            live = self.w.redis.run(read_used_of([p.pak_id for p in paks])) if paks else {}
-        except StoreUnavailable:
-            live = {}
-        return [self.record(p, max(p.used_bytes, live.get(p.pak_id, 0))) for p in paks]
+        return [self.record(p) for p in paks]
 
     def used(self, pak: Pak) -> int:
-        """Bytes that a key has used, live; the last roll-up without Redis."""
+        """Bytes that a key has used as far as anybody knows: for money. What is shown comes from the roll-up alone."""
         try:
             return max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
         except StoreUnavailable:
             return pak.used_bytes
 
-    def record(self, pak: Pak, used_bytes: int | None = None) -> dict[str, Any]:
+    def record(self, pak: Pak) -> dict[str, Any]:
         """A key without its secret."""
-        used = self.used(pak) if used_bytes is None else used_bytes
+        used = pak.used_bytes
         return {
             "id": pak.pak_id,
             "username": pak.account_id,
@@ -279,6 +292,7 @@ class Resellers:
             "createdAt": pak.created_at_ms,
             "updatedAt": pak.updated_at_ms,
             "qualityTier": pak.quality.value,
+            "bytesPerGB": BYTES_PER_GB,
         }
 
 
@@ -304,14 +318,17 @@ def operation_of(request: Request) -> str:
 _ANY_KIND: Final = AccountKind.RESELLER
 
 
-def _bytes(value: Amount | None, name: str) -> int | None:
-    """A JSON number of GB as bytes, read by its shortest text; 400 naming the field."""
+def _bytes(value: str | None, name: str) -> int | None:
+    """A number of GB as bytes; 400 naming the field."""
     if value is None:
         return None
     try:
-        return parse_gb(str(value))
+        return parse_gb(value)
     except NotADecimal:
         raise ProblemError(400, "INVALID_FIELD", f"{name}: a number of GB with at most nine places") from None
+
+
+Day = Annotated[str, Query(pattern=r"^(\d{4}-\d{2}-\d{2})?$")]
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
@@ -343,13 +360,14 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         return work.record(work.own(request, pak_id)[1])
 
     @routes.get("/{pak_id}/usage")
-    def usage(request: Request, pak_id: str, since: str = "", days: int = USAGE_DAYS_MAX) -> dict[str, Any]:
+    def usage(request: Request, pak_id: str, since: Day = "", days: int = USAGE_DAYS_MAX) -> dict[str, Any]:
         _, pak = work.own(request, pak_id)
         bound = max(1, min(days, USAGE_DAYS_MAX))
         first = since or day_of(now_ms() - (bound - 1) * DAY_MS)
         table = work.w.settings.table("usage")
         page = work.w.dynamo.run(usage_days(table, f"pak#{pak.pak_id}", first, bound))
-        return {"usage": [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]}
+        days_shown = [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]
+        return {"usage": days_shown, "trafficUnit": traffic_unit()}
 
     @routes.get("/{pak_id}/audit")
     def audit(

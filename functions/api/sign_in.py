@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from functions.api.audit import concerns
 from functions.api.auth import caller, password_matches
 from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
@@ -105,7 +106,9 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.post("/v1/auth/sign-in")
     def sign_in(request: Request, body: SignInBody) -> dict[str, Any]:
-        return work.token(work.person(request, body.email, body.password))
+        found = work.person(request, body.email, body.password)
+        concerns(request, f"acct#{found.account_id}", found.email, "password")
+        return work.token(found)
 
     @routes.post("/v1/auth/password")
     def password(request: Request, body: PasswordBody) -> dict[str, Any]:

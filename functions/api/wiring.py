@@ -4,16 +4,18 @@ import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from functions.sealing import KEY_BYTES, SealingSettings, envelope
+from shared.access.envelope import Envelope
 from shared.access.secrets import SecretBox
 from shared.guard.service import LiveSettings
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
-from shared.runtime.settings import Settings, load, secret_bytes
+from shared.runtime.settings import load, secret_bytes
 from shared.runtime.signing import check_public_keys
 from shared.supply.ip_data import mirror_of
 from shared.supply.model import Origin, Region, parse_regions
@@ -21,17 +23,14 @@ from shared.supply.origin import OriginReader
 from shared.supply.rules import override_for
 from shared.supply.service import Enrolment
 
-KEY_BYTES: Final = 32
 
-
-class ApiSettings(Settings):
+class ApiSettings(SealingSettings):
     """Environment of the API function (prefix PSX_)."""
 
     api_base_url: str
     gateway_host: str
     gateway_http_port: int
     gateway_socks_port: int
-    secret_pepper: SecretStr
     sealing_key: SecretStr
     jwt_private_key: SecretStr
     jwt_public_key: SecretStr
@@ -40,12 +39,14 @@ class ApiSettings(Settings):
     country_mmdb: Path
     asn_classes: Path | None = None
     ip_data_bucket: str = ""
-    registrations_per_minute: int = 60
-    registrations_per_key_per_minute: int = 12_000
+    registrations_per_minute: int = Field(default=60, ge=1)
+    registrations_per_key_per_minute: int = Field(default=12_000, ge=1)
+    calls_per_minute_address: int = Field(default=6000, ge=1)
+    calls_per_minute_key: int = Field(default=3000, ge=1)
 
-    @field_validator("secret_pepper", "sealing_key")
+    @field_validator("sealing_key")
     @classmethod
-    def _key(cls, value: SecretStr) -> SecretStr:
+    def _modem_key(cls, value: SecretStr) -> SecretStr:
         secret_bytes(value, KEY_BYTES)
         return value
 
@@ -70,14 +71,15 @@ class Wiring:
     dynamo: SyncDynamo
     redis: SyncRedis
     live: LiveSettings
-    box: SecretBox
+    box: Envelope
+    modem_box: SecretBox
     origins: OriginReader
     enrolment: Enrolment
 
 
 def wire(settings: ApiSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring:
     """Put the parts together."""
-    box = SecretBox(
+    modem_box = SecretBox(
         secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
     )
     live = LiveSettings(dynamo, settings.table("guard"), now_ms)
@@ -91,7 +93,7 @@ def wire(settings: ApiSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring:
         private_key=settings.jwt_private_key.get_secret_value(),
         now_ms=now_ms,
     )
-    return Wiring(settings, dynamo, redis, live, box, origins, enrolment)
+    return Wiring(settings, dynamo, redis, live, envelope(settings), modem_box, origins, enrolment)
 
 
 def open_origins(settings: ApiSettings) -> OriginReader:

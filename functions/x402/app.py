@@ -7,11 +7,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from functions.api.idempotency import install_idempotency
 from functions.http import ProblemError, install
+from functions.x402 import admin, peer_tiers
+from functions.x402.balance import BalanceDesk, steps
 from functions.x402.ports import PortDesk
-from functions.x402.reading import refuse_field
+from functions.x402.reading import pays, refuse_field
 from functions.x402.sale import Sale
 from functions.x402.wiring import Wiring
+from shared.kernel.traffic import traffic_unit
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.runtime.clock import now_ms
@@ -30,19 +34,28 @@ WALLET_SESSIONS_MAX: Final = 50
 def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx sale", openapi_url=None, docs_url=None, redoc_url=None)
+    install_idempotency(app, wiring, lambda request: pays(request.headers))
     install(app)
     sale = Sale(wiring)
+    app.include_router(admin.router(wiring))
+    app.include_router(peer_tiers.router(wiring))
+    balance = BalanceDesk(sale)
+
+    @app.post("/v1/x402/balance")
+    def buy_balance(request: Request) -> JSONResponse:
+        return balance.buy(request)
 
     @app.get("/v1/x402/pool/pricing")
     def pool_pricing() -> dict[str, Any]:
-        return answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+        return sale.sheet()
 
     @app.get("/v1/x402/pricing")
     def pricing() -> dict[str, Any]:
-        sheet = answers.price_sheet(sale.prices(), sale.w.rails, sale.w.place)
+        sheet = sale.sheet()
         kinds = sorted(sale.w.live.get("prices").get("ports", {}))
         ports = [answers.tier_row(sale.prices(kind)) for kind in kinds]
-        return sheet | {"proxy": {"product": "proxy", "tiers": ports}}
+        prepaid = {"product": "balance", "currency": "USDC", "steps": steps(sale.w)}
+        return sheet | {"proxy": {"product": "proxy", "tiers": ports}, "balance": prepaid}
 
     @app.get("/v1/x402/countries")
     def countries() -> dict[str, Any]:
@@ -78,7 +91,8 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/credit")
     def credit(request: Request) -> dict[str, Any]:
         session, pak, _ = sale.session(request)
-        return {"credit": answers.credit(pak, sale.prices_of(session), sale.used(pak))}
+        shown = answers.credit(pak, sale.prices_of(session, pak), sale.used(pak))
+        return {"credit": shown, "trafficUnit": traffic_unit()}
 
     @app.get("/v1/x402/manage/pool/usage")
     def usage(request: Request, days: str = str(USAGE_DAYS_DEFAULT)) -> dict[str, Any]:
@@ -89,12 +103,12 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         owner, table = f"pak#{pak.pak_id}", sale.w.settings.table("usage")
         page = sale.w.dynamo.run(usage_days(table, owner, since, USAGE_DAYS_MAX))
         rows = [{"day": day, "bytesOut": up, "bytesIn": down} for day, up, down in page.rows]
-        return {"usage": rows, "usedBytes": sale.used(pak)}
+        return {"usage": rows, "usedBytes": sale.used(pak), "trafficUnit": traffic_unit()}
 
     @app.get("/v1/x402/manage/pool/connection")
     def connection(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        return sale.connection(session, pak, token, sale.prices_of(session))
+        return sale.connection(session, pak, token, sale.prices_of(session, pak))
 
     @app.post("/v1/x402/manage/session/topup")
     @app.post("/v1/x402/manage/pool/topup")
@@ -110,11 +124,11 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.post("/v1/x402/manage/pool/regenerate")
     def regenerate(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        sale.limit(REGENERATE_LIMIT, pak.pak_id)
+        sale.limit(request, REGENERATE_LIMIT, pak.pak_id)
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
-        return sale.credentials(bought, sale.prices_of(session))
+        return sale.credentials(bought, sale.prices_of(session, pak))
 
     @app.get("/v1/x402/sessions/wallet/{address}")
     def of_wallet(address: str, status: str = "all") -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from shared.chain.model import Depth, Network, ReadFailed, UnknownReason, Verdict
+from shared.chain.model import Depth, Network, ReadFailed, Reading, UnknownReason
 from shared.runtime.settings import secret_bytes
-from shared.sale.model import Payment
-from shared.sale.rules import proof_text
+from shared.sale.model import Payment, Statement
+from shared.sale.rules import proof_text, proof_typed_data
 
 if TYPE_CHECKING:
     from functions.x402.wiring import SaleSettings
@@ -23,8 +23,9 @@ GAS_KEY_BYTES: Final = 32
 class Chains:
     """Judges payments on either network."""
 
-    def __init__(self, settings: SaleSettings) -> None:
+    def __init__(self, settings: SaleSettings, recipients: Callable[[str], Sequence[str]]) -> None:
         self._settings = settings
+        self._recipients = recipients
 
     @functools.cached_property
     def _evm_nodes(self) -> Nodes[Any]:
@@ -33,18 +34,24 @@ class Chains:
         return evm_nodes(self._settings.evm_rpc_urls.split(","))
 
     @functools.cached_property
+    def _solana_nodes(self) -> Nodes[str]:
+        from shared.chain.nodes import Nodes  # noqa: PLC0415 - see the module's docstring
+
+        return Nodes(self._settings.solana_rpc_urls.split(","))
+
+    @property
     def _evm(self) -> EvmReader:
         from shared.chain.reader import EvmReader  # noqa: PLC0415 - see the module's docstring
 
         s = self._settings
-        return EvmReader(self._evm_nodes, s.evm_chain_id, s.evm_asset, s.evm_recipient)
+        return EvmReader(self._evm_nodes, s.evm_chain_id, s.evm_asset, self._recipients(Network.BASE))
 
-    @functools.cached_property
+    @property
     def _solana(self) -> SolanaReader:
         from shared.chain.reader import SolanaReader  # noqa: PLC0415 - see the module's docstring
 
-        s = self._settings
-        return SolanaReader(s.solana_rpc_urls.split(","), s.solana_asset, s.solana_recipient)
+        s, owners = self._settings, self._recipients(Network.SOLANA)
+        return SolanaReader(self._solana_nodes, s.solana_asset, owners, s.solana_genesis)
 
     @functools.cached_property
     def _settler(self) -> EvmSettler:
@@ -60,30 +67,25 @@ class Chains:
             raise ReadFailed(UnknownReason.RAIL_CLOSED)
         return self._settler
 
-    def judge(self, payment: Payment, depths: Sequence[Depth]) -> Verdict:
-        """The verdict on a payment."""
+    def judge(self, payment: Payment, depths: Sequence[Depth], tag: str = "") -> Reading:
+        """What a payment's hash stands for, and whether its payer put the tag into it."""
         reader = self._evm if payment.network == Network.BASE else self._solana
-        return reader.judge(payment.tx_hash, depths)
+        return reader.judge(payment.tx_hash, depths, tag)
 
-    def proves(self, payment: Payment, payer: str) -> bool:
-        """Whether `proof` is the payer's signature of this payment: EIP-191 on EVM, Ed25519 on Solana."""
-        text = proof_text(payment.network, payment.tx_hash)
-        try:
-            if payment.network == Network.BASE:
-                return _evm_signer(text, payment.proof).lower() == payer.lower()
-            return _solana_signed(text, payment.proof, payer)
-        except (ValueError, TypeError, IndexError):
-            return False
+    def proves(self, statement: Statement, proof: str, payer: str, quorum: int) -> bool:
+        """Whether `proof` is the payer's signature of a statement. Raises ReadFailed."""
+        from shared.chain import proofs  # noqa: PLC0415 - see the module's docstring
 
-    def faults(self) -> list[str]:
-        """What keeps this function from taking money; empty when nothing does."""
-        found = []
-        for name, reader in (("evm", self._evm), ("solana", self._solana)):
-            try:
-                found += reader.faults()
-            except ReadFailed as failed:
-                found.append(f"{name}: {failed.reason.value}")
-        return found
+        text = proof_text(statement)
+        if statement.network != Network.BASE:
+            return proofs.is_solana_payers(payer, text, proof)
+        typed = proof_typed_data(statement, self._settings.evm_chain_id)
+        return proofs.is_evm_payers(self._evm, payer, text, typed, proof, quorum)
+
+    def faults(self, quorum: Callable[[str], int]) -> list[str]:
+        """What keeps this function from taking money; empty when nothing does. `quorum`: nodes needed, by network."""
+        evm = self._evm.faults(quorum(Network.BASE))
+        return [*evm, *self._solana.faults(quorum(Network.SOLANA))]
 
     def exact_faults(self) -> list[str]:
         """What keeps us from offering `exact`; the other rails do not depend on it."""
@@ -91,26 +93,3 @@ class Chains:
             return self.settler().faults()
         except ReadFailed as failed:
             return [f"exact: {failed.reason.value}"]
-
-
-def _evm_signer(text: str, proof: str) -> str:
-    from eth_account import Account  # noqa: PLC0415 - loaded with the chain
-    from eth_account.messages import encode_defunct  # noqa: PLC0415
-    from eth_keys.exceptions import BadSignature  # noqa: PLC0415
-
-    try:
-        return str(
-            Account.recover_message(
-                encode_defunct(text=text), signature=bytes.fromhex(proof.removeprefix("0x"))
-            )
-        )
-    except BadSignature:
-        return ""
-
-
-def _solana_signed(text: str, proof: str, payer: str) -> bool:
-    from solders.pubkey import Pubkey  # noqa: PLC0415 - loaded with the chain
-    from solders.signature import Signature  # noqa: PLC0415
-
-    signature = Signature.from_string(proof)
-    return signature.verify(Pubkey.from_string(payer), text.encode())

@@ -6,10 +6,11 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError
-from functions.x402.reading import added_traffic, refuse_field
+from functions.x402.reading import added_traffic, pays, refuse_field
 from functions.x402.sale import Sale
 from shared.access.model import Pak
 from shared.kernel.money import format_gb, format_usdc
+from shared.kernel.traffic import traffic_unit
 from shared.sale import answers
 from shared.sale.model import FieldFault, Problem, Session
 from shared.sale.ports import NotReplaced, PortLease
@@ -49,7 +50,7 @@ class PortDesk:
             refuse_field(terms)
         stock = sale.countries()
         listed = stock.get(terms.country, 0) if terms.country else sum(stock.values())
-        if not listed and not _pays(request):
+        if not listed and not pays(request.headers):
             message = "no device of that kind is free now; do not pay, ask again later"
             raise ProblemError(503, "NO_STOCK", message, {"Retry-After": "60"})
         what = f"a {tier} dedicated port with {format_gb(terms.traffic_bytes)} GB"
@@ -75,13 +76,14 @@ class PortDesk:
 
     def calculate(self, request: Request) -> dict[str, Any]:
         """`GET /manage/session/topup/calculate`: what more traffic would cost; nothing is bought."""
-        session, _, _ = self._port(request)
-        prices = self._sale.prices_of(session)
+        session, pak, _ = self._port(request)
+        prices = self._sale.prices_of(session, pak)
         traffic = added_traffic(request.query_params.get("addTrafficGB"), prices)
         if traffic is None:
             refuse_field(FieldFault("addTrafficGB", "a number of GB"))
         due = due_micro(traffic, prices)
-        return {"addTrafficGB": format_gb(traffic), "amountUSDC": format_usdc(due), "amountMicro": str(due)}
+        costs = {"amountUSDC": format_usdc(due), "amountMicro": str(due)}
+        return {"addTrafficGB": format_gb(traffic), **costs, "trafficUnit": traffic_unit()}
 
     def replace(self, request: Request) -> dict[str, Any]:
         """`POST /manage/ports/replace`: the same credentials on another device."""
@@ -92,7 +94,3 @@ class PortDesk:
             headers = {"Retry-After": "60"} if status == 503 else {}
             raise ProblemError(status, found.value, message, headers)
         return {"replaced": True, "port": answers.port_facts(found)}
-
-
-def _pays(request: Request) -> bool:
-    return "payment-signature" in request.headers or "x-payment" in request.headers

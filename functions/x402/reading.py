@@ -8,13 +8,19 @@ from shared.sale.model import FieldFault, Payment, Prices, Problem
 from shared.sale.rules import read_payment, read_traffic
 
 
+def pays(headers: Mapping[str, str]) -> bool:
+    """Whether a request shows a payment."""
+    return "payment-signature" in headers or "x-payment" in headers
+
+
 def shown_payment(headers: Mapping[str, str]) -> Payment | None:
     """The payment that headers show, if they show one."""
     payment = read_payment(headers)
     if isinstance(payment, Problem):
         message = (
             "Payment-Signature: a transaction hash (0x and 64 hex digits, or a Solana signature), or the base64 JSON of "
-            "an x402 payment on base; Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -; do not pay again"
+            "an x402 payment on base; Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -; X-Quote-Secret: the 64 hex "
+            "digits of quoteSecret; do not pay again"
         )
         raise ProblemError(400, payment.value, message)
     return payment

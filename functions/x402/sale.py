@@ -1,23 +1,25 @@
 """The work behind the sale's routes. Every answer about money that is not certain says: do not pay again."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError, source_address
+from functions.limits import spend
 from functions.x402.reading import added_seconds, added_traffic, refuse_field, shown_payment
+from functions.x402.validate import validated_rails
 from functions.x402.wiring import Wiring
+from shared.access.live import Limit
 from shared.access.model import Pak
 from shared.kernel.codes import Pool
 from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
-from shared.metering.live import read_used
-from shared.pool.live import stock
-from shared.runtime.dynamo import StoreUnavailable
+from shared.pool.numbers import known
 from shared.sale import answers
-from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT, Limit, count_call
+from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
 from shared.sale.model import (
     Bought,
     FieldFault,
@@ -30,8 +32,9 @@ from shared.sale.model import (
     Session,
 )
 from shared.sale.ports import PortLease
-from shared.sale.rules import lease_of, limited_as, proof_text, read_prices, read_terms
-from shared.sale.service import UNKNOWN_RETRY_S, pool_order, top_up_order
+from shared.sale.rules import lease_of, limited_as, peer_tiers, read_prices, read_terms
+from shared.sale.service import account_requester, pool_order, top_up_order
+from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
 _STATUS: Final = {
     Problem.NOT_ON_SALE: 503,
@@ -69,31 +72,41 @@ class Sale:
     def open_prices(self, tier: str = "") -> Prices:
         """The catalogue on a route that takes money: 503 until the sale is validated."""
         prices = self.prices(tier)
-        if self.w.live.get("sale").get("ok") is not True:
+        found = self.w.live.get("sale")
+        if found.get("ok") is not True or found.get("rails") != validated_rails(self.w.rails):
             message = "the sale is closed until its configuration is validated; do not pay now"
             raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "30"})
         return prices
 
-    def countries(self) -> dict[Country, int]:
+    def peer_tiers(self) -> dict[str, str]:
+        """Tiers of peers that are on sale, and their IP types; none while the flag is off."""
+        return peer_tiers(self.w.live.get("prices"), self.w.live.get("peer_tiers"))
+
+    def sheet(self) -> dict[str, Any]:
+        """The price sheet of pool access."""
+        peers = [self.prices(tier) for tier in self.peer_tiers()]
+        return answers.price_sheet(self.prices(), self.w.rails, self.w.place, peers)
+
+    def countries(self, pool: Pool = Pool.MBL) -> dict[Country, int]:
         """Live stock of what is on sale; empty when the live network cannot be asked."""
-        try:
-            return self.w.redis.run(stock(Pool.MBL))
-        except StoreUnavailable:
-            return {}
+        numbers = known(self.w.redis, self.w.counter.now_ms())
+        return numbers.stock_of(pool) if numbers else {}
 
     def buy(self, request: Request) -> JSONResponse:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
-        prices = self.open_prices()
+        tier, peers = request.query_params.get("tier", ""), self.peer_tiers()
+        prices = self.open_prices(tier if tier in peers else "")
         terms = read_terms(request.query_params, prices)
         if isinstance(terms, FieldFault):
-            refuse_field(terms)
+            other = terms.field == "tier" and peers
+            refuse_field(replace(terms, allowed=", ".join((prices.tier, *peers))) if other else terms)
         what = f"{format_gb(terms.traffic_bytes)} GB of {terms.tier} proxy traffic"
         return self.sell(request, pool_order(terms, prices), prices, what)
 
     def sell(self, request: Request, order: Order, prices: Prices, what: str) -> JSONResponse:
         """402 with the price of an order, or what a payment buys."""
         payment, address = shown_payment(request.headers), source_address(request)
-        self.limit(BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(address))
+        self.limit(request, BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(address))
         if payment is None:
             return self.required(request, order, what, None)
         result = self.w.counter.buy(order, prices, payment, address)
@@ -101,31 +114,35 @@ class Sale:
             return self.refused(request, result, order, what, payment)
         return self.bought(result, prices)
 
-    def limit(self, limit: Limit, who: str) -> None:
-        """429 when a caller asks too often; a live network that cannot be asked lets callers through."""
-        counter = self.w.counter
-        try:
-            wait_ms = self.w.redis.run(count_call(limit, counter.requester(who), counter.now_ms()))
-        except StoreUnavailable:
-            return
-        if wait_ms:
-            message = (
-                f"at most {limit.calls} in {limit.window_s} s here; nothing was charged, do not pay again"
-            )
-            raise ProblemError(429, "RATE_LIMITED", message, {"Retry-After": str(-(-wait_ms // 1000))})
+    def limit(self, request: Request, limit: Limit, who: str) -> None:
+        """429 when a caller asks too often. With the live network away only what asks for a price goes on."""
+        counter, closed = self.w.counter, limit is not BUY_LIMIT
+        more = "; nothing was charged, do not pay again"
+        spend(
+            request,
+            self.w.redis,
+            [limit],
+            counter.requester(who),
+            counter.now_ms(),
+            closed=closed,
+            message=more,
+        )
 
     def exact(self) -> Rail | None:
         """The rail of signed transfers, while its gas wallet was found able to send them."""
         offered = self.w.live.get("sale").get("exact") is True
-        return self.w.counter.exact_rail if offered else None
+        return self.w.counter.exact_rail() if offered else None
 
-    def required(self, request: Request, order: Order, description: str, error: str | None) -> JSONResponse:
-        """A 402 in every form."""
+    def required(
+        self, request: Request, order: Order, description: str, error: str | None, requester: str = ""
+    ) -> JSONResponse:
+        """A 402 in every form, for whoever asks from an address, or is known by better than that."""
         w, exact = self.w, self.exact()
-        quote = w.counter.quote(order.subject, order.due_micro, source_address(request))
+        quote = w.counter.quote(order, requester or source_address(request))
         resource = w.settings.api_base_url + request.url.path
         asked = answers.Asked(resource, description, order.due_micro, quote, error)
-        body = answers.payment_required(asked, w.rails, exact, self.countries())
+        pool = Pool.PEER if order.terms is not None and order.terms.ip_type else Pool.MBL
+        body = answers.payment_required(asked, w.rails, exact, self.countries(pool))
         header = answers.payment_required_header(asked, w.rails, exact)
         return JSONResponse(body, 402, {"PAYMENT-REQUIRED": header, "Cache-Control": "no-store"})
 
@@ -135,17 +152,20 @@ class Sale:
         """A payment that buys nothing, told so that an honest payer knows what to do."""
         status = _STATUS[result.problem]
         if status == 402:
-            return self.required(request, order, description, f"{result.problem.value}: {result.detail}")
+            requester = account_requester(order) if order.account else ""
+            words = f"{result.problem.value}: {result.detail}"
+            return self.required(request, order, description, words, requester)
         message, headers = result.detail, {}
         if status == 503:
             headers["Retry-After"] = str(UNKNOWN_RETRY_S)
             message = f"{result.detail}; repeat this request with the same payment, do not pay again"
         if result.problem in {Problem.NOT_YOURS, Problem.PAYMENT_TOO_OLD}:
-            shown = payment.tx_hash or "<hash of the transaction that moved the money>"
-            text = proof_text(payment.network, shown).replace("\n", "\\n")
+            shown = payment.tx_hash or SHOWN_HASH
+            text = self.w.counter.text_to_sign(order, payment.network, shown).replace("\n", "\\n")
             message = (
-                f"{result.detail}. If you are the payer: sign this text with the paying wallet and send the signature "
-                f'as X-Payment-Proof: "{text}"; do not pay again'
+                f"{result.detail}. If you are the payer: send the secret of the quote whose tag is in the transaction as "
+                f"X-Quote-Secret, or sign this text with the paying wallet and send the signature as X-Payment-Proof: "
+                f'"{text}"; do not pay again'
             )
         raise ProblemError(status, result.problem.value, message, headers)
 
@@ -158,7 +178,8 @@ class Sale:
         self, bought: Bought, prices: Prices, headers: Mapping[str, str] | None = None
     ) -> JSONResponse:
         """200 with credentials."""
-        countries = [c.upper() for c in sorted(self.countries())]
+        pool = Pool.PEER if prices.ip_type else Pool.MBL
+        countries = [c.upper() for c in sorted(self.countries(pool))]
         port = self.port_of(bought.username)
         body = answers.credentials(bought, prices, self.w.place, self.used(bought.pak), countries, port)
         return JSONResponse(body, 200, {"Cache-Control": "no-store", **(headers or {})})
@@ -168,19 +189,23 @@ class Sale:
         lease_id = lease_of(username)
         return self.w.counter.mint.ports.find(lease_id) if lease_id else None
 
-    def prices_of(self, session: Session, *, selling: bool = False) -> Prices:
+    def prices_of(self, session: Session, pak: Pak, *, selling: bool = False) -> Prices:
         """What more traffic costs in a session."""
         port = self.port_of(session.username)
-        tier = port.tier if port else ""
+        tier = port.tier if port else self.tier_of(pak)
+        if selling and pak.ip_type and tier not in self.peer_tiers():
+            message = "this tier of peers is not on sale now; nothing was charged, do not pay for it"
+            raise ProblemError(503, Problem.NOT_ON_SALE.value, message)
         return self.open_prices(tier) if selling else self.prices(tier)
 
+    def tier_of(self, pak: Pak) -> str:
+        """The tier of peers that a key was bought in, whether or not it is on sale now; empty for modems."""
+        tiers = self.w.live.get("prices").get("tiers", {})
+        return next((n for n, row in tiers.items() if pak.ip_type and row.get("ip_type") == pak.ip_type), "")
+
     def used(self, pak: Pak) -> int:
-        """Bytes used: the live count when it is ahead of what was rolled up."""
-        try:
-            live = self.w.redis.run(read_used(pak.pak_id))
-        except StoreUnavailable:
-            live = None
-        return max(pak.used_bytes, live or 0)
+        """Bytes used, as the roll-up has them: the same that every other answer shows, at most 10 s old."""
+        return pak.used_bytes
 
     def session(self, request: Request) -> tuple[Session, Pak, str]:
         """The caller's session by its token, or 401."""
@@ -196,15 +221,15 @@ class Sale:
         """`/manage/{pool,session}/topup`: more time is free, more traffic is paid for at its tier's price."""
         self.open_prices()
         session, pak, token = self.session(request)
-        prices, port = self.prices_of(session, selling=True), self.port_of(session.username)
+        prices, port = self.prices_of(session, pak, selling=True), self.port_of(session.username)
         payment, address = shown_payment(request.headers), source_address(request)
-        self.limit(TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
+        self.limit(request, TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
         traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
         if traffic is None:
             if not seconds:
                 refuse_field(FieldFault("addTrafficGB", "give addTrafficGB, addDurationSeconds or both"))
             return self.extended(session, pak, token, seconds, prices)
-        order = top_up_order(session, traffic, prices, port.tier if port else "")
+        order = top_up_order(session, traffic, prices, port.tier if port else self.tier_of(pak))
         what = f"{format_gb(traffic)} GB more for key {pak.pak_id}"
         if payment is None:
             return self.required(request, order, what, None)

@@ -1,14 +1,17 @@
 """The job that lets the sale open: money routes stay closed until the house account, recipients and chains are right."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from functions.x402.wiring import Wiring
 from shared.access.model import AccountKind
 from shared.access.table import get_account
+from shared.chain.model import Depth
 from shared.guard.service import enter_loop
 from shared.guard.table import write_setting
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
+from shared.sale.model import Rail
 from shared.sale.rules import read_depths, read_prices
 
 SETTING = "sale"
@@ -27,12 +30,13 @@ def validate_sale(wiring: Wiring) -> dict[str, Any]:
         faults.append("house account: missing, or not a house account")
     if read_prices(wiring.live.get("prices")) is None:
         faults.append("prices: not set")
-    faults += wiring.chains.faults()
+    faults += wiring.chains.faults(lambda network: max(d.quorum for d in _depths(wiring, network)))
     faults += depth_faults(wiring)
     exact_faults = wiring.chains.exact_faults()
     now = now_ms()
     found = {
         "ok": not faults,
+        "rails": validated_rails(wiring.rails),
         "faults": faults,
         "exact": not faults and not exact_faults,
         "exactFaults": exact_faults,
@@ -42,6 +46,15 @@ def validate_sale(wiring: Wiring) -> dict[str, Any]:
     return found
 
 
+def validated_rails(rails: Sequence[Rail]) -> list[str]:
+    """What was validated: with another recipient, asset or chain the sale is closed until that is validated too."""
+    return [f"{r.network} {r.chain_id} {r.asset} {r.recipient}" for r in rails]
+
+
+def _depths(wiring: Wiring, network: str) -> Sequence[Depth]:
+    return read_depths(wiring.live.get("confirmations"), network)
+
+
 def depth_faults(wiring: Wiring) -> list[str]:
     """Amount bands that no payment could ever satisfy."""
     faults = []
@@ -49,7 +62,7 @@ def depth_faults(wiring: Wiring) -> list[str]:
         ("base", wiring.settings.evm_rpc_urls),
         ("solana", wiring.settings.solana_rpc_urls),
     ):
-        depths = read_depths(wiring.live.get("confirmations"), network)
+        depths = _depths(wiring, network)
         if max(d.quorum for d in depths) > len(urls.split(",")):
             faults.append(f"{network}: confirmations ask for more nodes than there are")
         if depths[-1].up_to_micro is not None:

@@ -1,19 +1,22 @@
 """Settings and parts of the x402 function, made once per container."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from pydantic import SecretStr, field_validator
 
+from functions.sealing import KEY_BYTES, SealingSettings, envelope
 from functions.x402.chains import GAS_KEY_BYTES, Chains
-from shared.access.secrets import SecretBox
+from shared.access.secrets import Seals
+from shared.chain.model import Network
 from shared.guard.service import LiveSettings
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
-from shared.runtime.settings import Settings, load, secret_bytes
+from shared.runtime.settings import load, secret_bytes
 from shared.sale.answers import Place
 from shared.sale.exact import ExactRail
 from shared.sale.minting import Mint
@@ -21,18 +24,16 @@ from shared.sale.model import Rail
 from shared.sale.rules import read_depths
 from shared.sale.service import Counter
 
-KEY_BYTES: Final = 32
+SOLANA_CAIP2: Final = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 
 
-class SaleSettings(Settings):
+class SaleSettings(SealingSettings):
     """Environment of the x402 function (prefix PSX_)."""
 
     api_base_url: str
     gateway_host: str
     gateway_http_port: int
     gateway_socks_port: int
-    secret_pepper: SecretStr
-    sealing_key: SecretStr
     quote_secret: SecretStr
     house_account: str
     evm_rpc_urls: str
@@ -44,6 +45,9 @@ class SaleSettings(Settings):
     solana_rpc_urls: str
     solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
     solana_recipient: str
+    solana_genesis: str = "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d"
+    echo_url: str = ""
+    echo_ca: str = ""
 
     @field_validator("gas_key")
     @classmethod
@@ -52,9 +56,9 @@ class SaleSettings(Settings):
             secret_bytes(value, GAS_KEY_BYTES)
         return value
 
-    @field_validator("secret_pepper", "sealing_key", "quote_secret")
+    @field_validator("quote_secret")
     @classmethod
-    def _key(cls, value: SecretStr) -> SecretStr:
+    def _quote_key(cls, value: SecretStr) -> SecretStr:
         secret_bytes(value, KEY_BYTES)
         return value
 
@@ -69,48 +73,57 @@ class Wiring:
     live: LiveSettings
     counter: Counter
     chains: Chains
-    rails: tuple[Rail, ...]
+    rail_of: Callable[[str], Rail]
     place: Place
+
+    @property
+    def rails(self) -> tuple[Rail, ...]:
+        """Where money is taken now."""
+        return self.rail_of(Network.BASE), self.rail_of(Network.SOLANA)
+
+    @property
+    def box(self) -> Seals:
+        """What seals secrets at rest."""
+        return self.counter.mint.box
 
 
 def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring:
     """Put the parts together."""
-    box = SecretBox(
-        secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
-    )
-    rails = (
-        Rail(
-            "base",
-            settings.evm_chain_id,
-            f"eip155:{settings.evm_chain_id}",
-            settings.evm_asset,
-            settings.evm_recipient,
-        ),
-        Rail(
-            "solana",
-            None,
-            "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp",
-            settings.solana_asset,
-            settings.solana_recipient,
-        ),
-    )
-    chains = Chains(settings)
     live = LiveSettings(dynamo, settings.table("guard"), now_ms)
+    ours = functools.partial(recipients, settings, live)
+    rail_of = functools.partial(_rail, settings, ours)
+    chains = Chains(settings, ours)
     counter = Counter(
-        mint=Mint(dynamo, redis, settings.table, box, AccountId(settings.house_account), now_ms),
+        mint=Mint(
+            dynamo, redis, settings.table, envelope(settings), AccountId(settings.house_account), now_ms
+        ),
         redis=redis,
         quote_secret=secret_bytes(settings.quote_secret, KEY_BYTES),
         chain=lambda: chains,
-        exact=ExactRail(dynamo, settings.table("sales"), chains.settler, now_ms, settings.evm_recipient),
-        exact_rail=rails[0],
+        exact=ExactRail(dynamo, settings.table("sales"), chains.settler, now_ms, lambda: ours(Network.BASE)),
+        exact_rail=lambda: rail_of(Network.BASE),
         depths=lambda network: read_depths(live.get("confirmations"), network),
         now_ms=now_ms,
+        api_base_url=settings.api_base_url,
         clock_error_ms=settings.clock_error_ms,
     )
     place = Place(
         settings.api_base_url, settings.gateway_host, settings.gateway_http_port, settings.gateway_socks_port
     )
-    return Wiring(settings, dynamo, redis, live, counter, chains, rails, place)
+    return Wiring(settings, dynamo, redis, live, counter, chains, rail_of, place)
+
+
+def recipients(settings: SaleSettings, live: LiveSettings, network: str) -> tuple[str, ...]:
+    """Our addresses on a network: the one that is offered, then those that still count as ours."""
+    first = settings.evm_recipient if network == Network.BASE else settings.solana_recipient
+    return tuple(live.get("recipients").get(network) or (first,))
+
+
+def _rail(settings: SaleSettings, ours: Callable[[str], tuple[str, ...]], network: str) -> Rail:
+    offered, s = ours(network)[0], settings
+    if network == Network.BASE:
+        return Rail("base", s.evm_chain_id, f"eip155:{s.evm_chain_id}", s.evm_asset, offered)
+    return Rail("solana", None, SOLANA_CAIP2, s.solana_asset, offered)
 
 
 @functools.cache

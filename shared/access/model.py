@@ -96,3 +96,5 @@ class Pak:
     created_at_ms: int
     updated_at_ms: int
     last_used_at_ms: int | None = None
+    ip_type: str = ""
+    """Locked to peers of this IP type; empty for no such lock."""

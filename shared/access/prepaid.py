@@ -2,32 +2,31 @@
 
 An account without a balance row is on invoice and not limited here. With one, a cap is drawn from the balance in the
 transaction that gives it to the key, so a balance is never promised twice; a key that ends gives its unused rest back.
+What a purchase costs is `rules.wholesale_price`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from enum import Enum
 
 from shared.kernel.ids import AccountId
-from shared.kernel.money import BYTES_PER_GB, MicroUsdc, price
 from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
+    RunsDynamo,
     TransactItem,
     get_item,
+    transact,
     transact_put,
     transact_update,
 )
 
-DISCOUNTS: Final = (
-    (250, 2_400_000),
-    (100, 2_800_000),
-    (50, 3_200_000),
-    (10, 3_600_000),
-    (0, 4_000_000),
-)
-"""(GB of one purchase from which on, micro-USDC per GB), the largest first; the setting `wholesale` overrides it."""
-PURCHASE_MAX_BYTES: Final = 100_000 * BYTES_PER_GB
+
+class Purchased(Enum):
+    """What a credit came to."""
+
+    CREDITED = "credited"
+    REPEATED = "repeated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +36,6 @@ class Prepaid:
     account_id: AccountId
     credited_bytes: int
     available_bytes: int
-
-
-def wholesale_price(byte_count: int, setting: Mapping[str, Any]) -> tuple[MicroUsdc, MicroUsdc]:
-    """(per GB, whole price rounded up) of one purchase. The whole purchase has the price of its size."""
-    steps: Sequence[Sequence[int]] = setting.get("steps") or DISCOUNTS
-    ordered = sorted(((int(gb), int(micro)) for gb, micro in steps), reverse=True)
-    per_gb = next((micro for gb, micro in ordered if byte_count >= gb * BYTES_PER_GB), ordered[-1][1])
-    return MicroUsdc(per_gb), price(byte_count, MicroUsdc(per_gb))
 
 
 def _pk(account_id: AccountId) -> str:
@@ -70,6 +61,22 @@ def credit_items(
         transact_put(table, mark),
         transact_update(table, _pk(account_id), "-", add, {":bytes": byte_count}),
     ]
+
+
+def credit(
+    dynamo: RunsDynamo,
+    table: str,
+    account_id: AccountId,
+    credit_id: str,
+    byte_count: int,
+    facts: Mapping[str, object],
+) -> Purchased:
+    """Credit a purchase under an id that names it for ever (an approval, a payment's claim): once, whatever is repeated.
+
+    For whoever writes more in the same transaction there is `credit_items`. Raises StoreUnavailable: say it again.
+    """
+    conflict = dynamo.run(transact(credit_items(table, account_id, credit_id, byte_count, facts)))
+    return Purchased.CREDITED if conflict is None else Purchased.REPEATED
 
 
 def move_items(table: str, prepaid: Prepaid | None, byte_count: int) -> list[TransactItem]:

@@ -1,9 +1,12 @@
-"""Pure decisions of access: may this key carry traffic now, and what a change to a key may be."""
+"""Pure decisions of access: may this key carry traffic now, what a change to a key may be, what a purchase costs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from shared.access.model import AccountKind, DisabledReason, Pak
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import AccountId
-from shared.kernel.money import BYTES_PER_GB
+from shared.kernel.money import BYTES_PER_GB, MicroUsdc, price
 
 CAP_MAX_BYTES = 1000 * BYTES_PER_GB
 LABEL_MAX_CHARS = 128
@@ -40,3 +43,25 @@ def cap_fault(cap_bytes: int | None, kind: AccountKind) -> str | None:
     if cap_bytes is None:
         return None if kind is AccountKind.PARTNER else "trafficCapGB: null is for partner accounts only"
     return None if 0 < cap_bytes <= CAP_MAX_BYTES else "trafficCapGB: must be more than 0 and at most 1000"
+
+
+DISCOUNTS: Final = (
+    (250, 2_400_000),
+    (100, 2_800_000),
+    (50, 3_200_000),
+    (10, 3_600_000),
+    (0, 4_000_000),
+)
+"""(GB of one purchase from which on, micro-USDC per GB), the largest first; the setting `wholesale` overrides it."""
+PURCHASE_MAX_BYTES: Final = 100_000 * BYTES_PER_GB
+
+
+def wholesale_price(byte_count: int, setting: Mapping[str, Any]) -> tuple[MicroUsdc, MicroUsdc]:
+    """(per GB, whole price rounded up) of one purchase. The whole purchase has the price of its size.
+
+    Raises TypeError or ValueError for a setting that is no list of whole numbers.
+    """
+    steps: Sequence[Sequence[int]] = setting.get("steps") or DISCOUNTS
+    ordered = sorted(((int(gb), int(micro)) for gb, micro in steps), reverse=True)
+    per_gb = next((micro for gb, micro in ordered if byte_count >= gb * BYTES_PER_GB), ordered[-1][1])
+    return MicroUsdc(per_gb), price(byte_count, MicroUsdc(per_gb))

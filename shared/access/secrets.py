@@ -1,14 +1,15 @@
 """How secrets are kept: pak secrets sealed (so that `reveal` works) and found by a keyed hash; API keys as plain SHA-256.
 
 API keys and session tokens are 128 random bits or more, so a plain hash is enough; pak secrets have 96 and get a pepper.
-The sealing key is a data key of KMS in AWS and a local one otherwise. Source: NIST SP 800-38D (AES-GCM).
+What customers are told again is sealed by `envelope.py`; `SecretBox` is for one key that nodes hold (modems' credentials).
+Source: NIST SP 800-38D (AES-GCM).
 """
 
 import base64
 import hashlib
 import hmac
 import os
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,8 +22,21 @@ class SealBroken(Exception):
     """A sealed secret does not open: another key, another context, or altered bytes."""
 
 
+class Seals(Protocol):
+    """Whatever keeps secrets so that they can be told again. `context` binds a sealed text to the row it stands in."""
+
+    def hash(self, secret: str) -> str:
+        """The keyed hash that a pak secret is found by."""
+
+    def seal(self, text: str, context: str) -> str:
+        """A secret as it may be stored. Raises StoreUnavailable."""
+
+    def open(self, sealed: str, context: str) -> str:
+        """The secret again. Raises SealBroken or StoreUnavailable."""
+
+
 class SecretBox:
-    """Seals and finds secrets. `context` binds a sealed text to the row it stands in."""
+    """Seals and finds secrets under one key. `context` binds a sealed text to the row it stands in."""
 
     def __init__(self, sealing_key: bytes, pepper: bytes) -> None:
         if len(sealing_key) != KEY_BYTES or len(pepper) != KEY_BYTES:

@@ -129,6 +129,7 @@ def _pak_row(pak: Pak) -> dict[str, Any]:
         "expires_at_ms": pak.expires_at_ms,
         "quality": pak.quality.value,
         "socks_allowed": pak.socks_allowed,
+        "ip_type": pak.ip_type,
     }
 
 
@@ -151,6 +152,7 @@ def read_pak(row: Item) -> Pak:
         created_at_ms=row["created_at"],
         updated_at_ms=row["updated_at_ms"],
         last_used_at_ms=row.get("last_used_at_ms"),
+        ip_type=row.get("ip_type", ""),
     )
 
 
@@ -195,15 +197,23 @@ def list_paks(
 
 
 def suspend(
-    table: str, pak_id: PakId, reason: DisabledReason, now_ms: int, at_cap_bytes: int | None = None
+    table: str,
+    pak_id: PakId,
+    reason: DisabledReason,
+    now_ms: int,
+    at_cap_bytes: int | None = None,
+    at_expiry_ms: int | None = None,
 ) -> DynamoRequest[Pak | None]:
-    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap is no longer
-    the one that was reached."""
+    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap or its end is
+    no longer the one that was reached."""
     values: dict[str, object] = {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms}
     condition = "enabled = :yes"
     if at_cap_bytes is not None:
         condition += " AND cap_bytes = :cap"
         values[":cap"] = at_cap_bytes
+    if at_expiry_ms is not None:
+        condition += " AND expires_at_ms = :expiry"
+        values[":expiry"] = at_expiry_ms
     return update(
         table,
         f"pak#{pak_id}",
@@ -253,19 +263,36 @@ def change_item(
 
 
 def top_up_item(
-    table: str, pak_id: PakId, add_bytes: int, expires_at_ms: int | None, now_ms: int, *, reenable: bool
+    table: str,
+    pak_id: PakId,
+    add_bytes: int,
+    expires_at_ms: int | None,
+    now_ms: int,
+    *,
+    reenable: bool,
+    expiry_was: tuple[int | None] | None = None,
 ) -> TransactItem:
-    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped key on again."""
+    """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped or expired key on again.
+
+    With `expiry_was` the expiry moves only from what was read, so that no extension is lost to another one.
+    """
     expression = "SET updated_at_ms = :now"
     values: dict[str, object] = {":now": now_ms}
     if expires_at_ms is not None:
         expression += ", expires_at_ms = :expires"
         values[":expires"] = expires_at_ms
-    condition = "attribute_exists(cap_bytes)"
+    condition = "attribute_exists(cap_bytes)" if add_bytes else "attribute_exists(pk)"
+    if expires_at_ms is not None and expiry_was is not None:
+        before = expiry_was[0]
+        condition += " AND " + (
+            "attribute_not_exists(expires_at_ms)" if before is None else "expires_at_ms = :was"
+        )
+        if before is not None:
+            values[":was"] = before
     if reenable:
         expression += ", enabled = :yes REMOVE disabled_reason"
-        values |= {":yes": True, ":cap": DisabledReason.CAP.value}
-        condition += " AND (attribute_not_exists(disabled_reason) OR disabled_reason = :cap)"
+        values |= {":yes": True, ":cap": DisabledReason.CAP.value, ":late": DisabledReason.EXPIRED.value}
+        condition += " AND (attribute_not_exists(disabled_reason) OR disabled_reason IN (:cap, :late))"
     if add_bytes:
         expression += " ADD cap_bytes :add"
         values[":add"] = add_bytes

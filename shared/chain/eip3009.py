@@ -5,6 +5,7 @@ served on this rail: their signature is not 65 bytes. Source: EIP-3009, EIP-712.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from shared.chain.model import Authorization, InvalidReason
@@ -52,10 +53,11 @@ def _uint(value: object) -> int | None:
 
 
 def terms_fault(
-    authorization: Authorization, *, recipient: str, due_micro: int, now_s: int
+    authorization: Authorization, *, recipients: Sequence[str], due_micro: int, now_s: int
 ) -> InvalidReason | None:
     """Why we would not send it, the cheapest reasons first; nothing is asked of the chain."""
-    if authorization.recipient != recipient.lower() or authorization.payer == recipient.lower():
+    ours = {r.lower() for r in recipients}
+    if authorization.recipient not in ours or authorization.payer in ours:
         return InvalidReason.AUTH_RECIPIENT
     if authorization.amount_micro < due_micro:
         return InvalidReason.AUTH_AMOUNT

@@ -63,7 +63,8 @@ class Valid:
     """The sum that one payer moved to us, and when the chain says so.
 
     `tx_hash` is the transaction that moved it. `authorizations` are the keys of this payer's signed transfers (EIP-3009)
-    in that transaction: each is one payment, whichever way it is shown to us.
+    in that transaction: each is one payment, whichever way it is shown to us. `tagged`: this payer put the tag that was
+    asked for into the transaction.
     """
 
     payer: str
@@ -71,6 +72,24 @@ class Valid:
     paid_at_s: int
     tx_hash: str = ""
     authorizations: tuple[str, ...] = ()
+    tagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """One transaction in which several payers paid us. Which of them asks must be proven."""
+
+    payments: tuple[Valid, ...]
+
+    @property
+    def amount_micro(self) -> int:
+        """All of it."""
+        return sum(p.amount_micro for p in self.payments)
+
+    def of(self, payer: str) -> "Valid | Invalid":
+        """What one of them paid."""
+        found = (p for p in self.payments if p.payer == payer)
+        return next(found, Invalid(InvalidReason.NO_TRANSFER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,8 @@ class Unknown:
 
 
 Verdict = Valid | Invalid | Unknown
+Reading = Verdict | Several
+"""What a transaction hash stands for, before it is known who asks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
-from shared.chain.model import Depth, Invalid, ReadFailed, Rejected, Unknown, UnknownReason, Valid, Verdict
+from shared.chain.model import (
+    Depth,
+    Invalid,
+    ReadFailed,
+    Reading,
+    Rejected,
+    Several,
+    Unknown,
+    UnknownReason,
+    Valid,
+)
 from shared.chain.rules import depth_for
 
 N = TypeVar("N")
 T = TypeVar("T")
+R = TypeVar("R", bound=Reading)
 SHUNNED_S: Final = 30.0
 
 
@@ -63,12 +74,39 @@ class Nodes(Generic[N]):
             failed = answer
         raise failed
 
-    def verdict(self, ask: Callable[[N], Verdict], depths: Sequence[Depth]) -> Verdict:
+    def agreed(self, ask: Callable[[N], T], quorum: int) -> T:
+        """What this many nodes say alike. Raises ReadFailed, Rejected."""
+        said: dict[T, int] = {}
+        failed = ReadFailed(UnknownReason.NODE_UNREACHABLE)
+        for answer in self._answers(ask):
+            if isinstance(answer, ReadFailed):
+                failed = answer
+                continue
+            said[answer] = said.get(answer, 0) + 1
+            if said[answer] >= quorum:
+                return answer
+        raise ReadFailed(UnknownReason.NODES_DISAGREE) if said else failed
+
+    def faults(self, chain: str, ask: Callable[[N], list[str]], quorum: int) -> list[str]:
+        """What any node that answers says is wrong, and whether enough of them answer."""
+        found: dict[str, None] = {}
+        answered, failed = 0, UnknownReason.NODE_UNREACHABLE
+        for answer in self._answers(ask):
+            if isinstance(answer, ReadFailed):
+                failed = answer.reason
+                continue
+            answered += 1
+            found.update(dict.fromkeys(answer))
+        if answered < quorum:
+            found[f"{chain}: {failed.value}"] = None
+        return list(found)
+
+    def verdict(self, ask: Callable[[N], R], depths: Sequence[Depth]) -> R | Unknown:
         """The verdict that as many nodes give as its amount asks for; anything less is UNKNOWN.
 
         A verdict of INVALID is as final as money that is gone, so it needs the largest number that any amount does.
         """
-        said: dict[Verdict, int] = {}
+        said: dict[R, int] = {}
         unknown: Unknown | None = None
         failed = Unknown(UnknownReason.NODE_UNREACHABLE)
         for answer in self._answers(ask):
@@ -85,7 +123,7 @@ class Nodes(Generic[N]):
         return unknown or failed
 
 
-def _needed(verdict: Valid | Invalid, depths: Sequence[Depth]) -> int:
-    if isinstance(verdict, Valid):
+def _needed(verdict: Valid | Several | Invalid, depths: Sequence[Depth]) -> int:
+    if not isinstance(verdict, Invalid):
         return depth_for(verdict.amount_micro, depths).quorum
     return max(d.quorum for d in depths)

@@ -5,8 +5,8 @@ Solana: the balance change of token accounts that our wallet owns, of the pinned
 Source: ERC-20 (EIP-20), EIP-3009, execution-apis `eth_getTransactionReceipt`, Solana RPC `getTransaction` (jsonParsed).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from shared.chain.model import (
     Depth,
     Invalid,
     InvalidReason,
+    Reading,
+    Several,
     Unknown,
     UnknownReason,
     Valid,
@@ -26,7 +28,14 @@ TRANSFER_TOPIC: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55
 USED_TOPIC: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
 CANCELED_TOPIC: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81"
 TOKEN_PROGRAM: Final = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"  # noqa: S105 - a public program id
+MEMO_PROGRAMS: Final = frozenset(
+    {"MemoSq4gqABAXKb96qnH8TysNcWxMyWCqXgDLGmfcHr", "Memo1UhkJRfHyvLMcVucJwxXeuD728EqVDDwQDxFMNo"}
+)
 USDC_DECIMALS: Final = 6
+PAYERS_MAX: Final = 16
+"""Payers of one transaction that are told apart; each may be a contract wallet that must be asked."""
+_TRANSFER_CALL: Final = re.compile(r"0xa9059cbb[0-9a-f]{128}([0-9a-f]{64})")
+"""`transfer(address,uint256)` and 32 bytes more, which the contract does not read."""
 
 
 def depth_for(amount_micro: int, depths: Sequence[Depth]) -> Depth:
@@ -41,10 +50,15 @@ def judge_evm(
     head: int,
     *,
     contract: str,
-    recipient: str,
+    recipients: Collection[str],
     depths: Sequence[Depth],
-) -> Verdict:
-    """The verdict on a receipt; `block` is the canonical block at the receipt's height, `head` the newest height."""
+    transaction: Mapping[str, Any] | None = None,
+    tag: str = "",
+) -> Reading:
+    """The verdict on a receipt; `block` is the canonical block at the receipt's height, `head` the newest height.
+
+    `recipients` in lower case: any of our addresses. `transaction` is needed only to look for a tag.
+    """
     unsettled = _unsettled(receipt, block, head, min(d.confirmations for d in depths))
     if unsettled is not None or receipt is None or block is None:
         return unsettled or Unknown(UnknownReason.NOT_FOUND)
@@ -52,16 +66,45 @@ def judge_evm(
         return Invalid(InvalidReason.FAILED)
     paid: dict[str, int] = {}
     for log in receipt["logs"]:
-        payer = _evm_transfer(log, contract.lower(), recipient.lower())
+        payer = _evm_transfer(log, contract.lower(), recipients)
         if payer is not None:
             paid[payer] = paid.get(payer, 0) + _number(log["data"])
-    verdict = _one_payer(paid, _number(block["timestamp"]))
-    if isinstance(verdict, Valid):
-        wanted = depth_for(verdict.amount_micro, depths).confirmations
-        spent = _authorizations(receipt["logs"], contract.lower(), verdict.payer)
-        verdict = replace(verdict, tx_hash=str(receipt["transactionHash"]).lower(), authorizations=spent)
-        return _unsettled(receipt, block, head, wanted) or verdict
-    return verdict
+    wanted = depth_for(sum(paid.values()), depths).confirmations
+    tx_hash, at_s = str(receipt["transactionHash"]).lower(), _number(block["timestamp"])
+    tagger = _tagger(transaction, contract.lower(), tag)
+    given = [
+        Valid(
+            payer,
+            amount,
+            at_s,
+            tx_hash,
+            _authorizations(receipt["logs"], contract.lower(), payer),
+            payer == tagger,
+        )
+        for payer, amount in paid.items()
+        if amount > 0
+    ]
+    verdict = _reading(given)
+    return verdict if isinstance(verdict, Invalid) else _unsettled(receipt, block, head, wanted) or verdict
+
+
+def _reading(given: Sequence[Valid]) -> Valid | Several | Invalid:
+    if not given:
+        return Invalid(InvalidReason.NO_TRANSFER)
+    if len(given) > PAYERS_MAX:
+        return Invalid(InvalidReason.SEVERAL_PAYERS)
+    return given[0] if len(given) == 1 else Several(tuple(given))
+
+
+def _tagger(transaction: Mapping[str, Any] | None, contract: str, tag: str) -> str:
+    """Who put this tag behind a plain transfer of their own; empty when nobody did.
+
+    Only the sender of the transaction can have chosen its calldata, so only the sender's own money is tagged by it.
+    """
+    if not tag or transaction is None or str(transaction["to"] or "").lower() != contract:
+        return ""
+    call = _TRANSFER_CALL.fullmatch(str(transaction["input"]).lower())
+    return str(transaction["from"]).lower() if call and call.group(1) == tag else ""
 
 
 def judge_authorization(
@@ -88,7 +131,7 @@ def judge_authorization(
     for used, moved in pairwise(logs):
         if _authorization_key(used, contract.lower(), USED_TOPIC) != authorization.key:
             continue
-        payer = _evm_transfer(moved, contract.lower(), authorization.recipient)
+        payer = _evm_transfer(moved, contract.lower(), (authorization.recipient,))
         if payer == authorization.payer and _number(moved["data"]) == authorization.amount_micro:
             tx_hash = str(receipt["transactionHash"]).lower()
             at_s = _number(block["timestamp"])
@@ -112,7 +155,7 @@ def _unsettled(
     return None
 
 
-def _evm_transfer(log: Mapping[str, Any], contract: str, recipient: str) -> str | None:
+def _evm_transfer(log: Mapping[str, Any], contract: str, recipients: Collection[str]) -> str | None:
     """The payer of a log that is a transfer of the pinned asset to us."""
     topics = [str(t).lower() for t in log["topics"]]
     if (
@@ -123,7 +166,7 @@ def _evm_transfer(log: Mapping[str, Any], contract: str, recipient: str) -> str 
     ):
         return None
     payer, to = "0x" + topics[1][-40:], "0x" + topics[2][-40:]
-    return payer if to == recipient and payer != recipient else None
+    return payer if to in recipients and payer not in recipients else None
 
 
 def _authorization_key(log: Mapping[str, Any], contract: str, event: str) -> str:
@@ -142,11 +185,17 @@ def judge_solana(
     answer: Mapping[str, Any] | None,
     *,
     mint: str,
-    owner: str,
+    ours: Mapping[str, str],
     commitment: str = "finalized",
     depths: Sequence[Depth] = SHALLOW,
-) -> Verdict:
-    """The verdict on a `getTransaction` answer that the chain holds at `commitment`; absent balances are zero."""
+    tags: Sequence[str] = (),
+) -> Reading:
+    """The verdict on a `getTransaction` answer that the chain holds at `commitment`; absent balances are zero.
+
+    `ours`: our associated token accounts and whose they are; what goes anywhere else was not paid to us.
+    `tags`: the tag as a memo
+    and as an address.
+    """
     if answer is None or answer.get("meta") is None:
         return Unknown(UnknownReason.NOT_FOUND)
     if not answer.get("blockTime"):  # who asked before it was paid cannot be told without it
@@ -154,24 +203,50 @@ def judge_solana(
     meta = answer["meta"]
     if meta.get("err") is not None:
         return Invalid(InvalidReason.FAILED)
+    message = answer["transaction"]["message"]
+    keys = [str(k["pubkey"]) for k in message["accountKeys"]]
     before, after = (
         _balances(meta.get("preTokenBalances"), mint),
         _balances(meta.get("postTokenBalances"), mint),
     )
-    changes: dict[str, int] = {}
-    for key in before.keys() | after.keys():
-        holder = after.get(key, before.get(key, ("", 0)))[0]
-        change = after.get(key, ("", 0))[1] - before.get(key, ("", 0))[1]
-        changes[holder] = changes.get(holder, 0) + change
-    received = changes.pop(owner, 0)
-    payers = {holder: -change for holder, change in changes.items() if change < 0}
+    received, paid = 0, dict[str, int]()
+    for index in sorted(before.keys() | after.keys()):
+        holder = after.get(index, before.get(index, ("", 0)))[0]
+        change = after.get(index, ("", 0))[1] - before.get(index, ("", 0))[1]
+        if ours.get(keys[index]) == holder:
+            received += change
+        elif holder not in ours.values():
+            paid[holder] = paid.get(holder, 0) - change
+    payers = {holder: amount for holder, amount in paid.items() if amount > 0}
     if received <= 0 or not payers:
         return Invalid(InvalidReason.NO_TRANSFER)
-    if len(payers) > 1:
+    if (
+        len(payers) > 1 and sum(payers.values()) != received
+    ):  # others were paid too: nobody can say who paid us
         return Invalid(InvalidReason.SEVERAL_PAYERS)
     if depth_for(received, depths).commitment == "finalized" and commitment != "finalized":
         return Unknown(UnknownReason.NOT_CONFIRMED)
-    return Valid(next(iter(payers)), received, int(answer["blockTime"]))
+    at_s, taggers = int(answer["blockTime"]), _solana_taggers(message, tags)
+    alone = len(payers) == 1
+    return _reading(
+        [Valid(p, received if alone else a, at_s, tagged=p in taggers) for p, a in payers.items()]
+    )
+
+
+def _solana_taggers(message: Mapping[str, Any], tags: Sequence[str]) -> frozenset[str]:
+    """Who signed a transaction that carries a tag, as a memo or as a reference key."""
+    accounts = message["accountKeys"]
+    if not tags or not any(said in tags for said in _said(message)):
+        return frozenset()
+    return frozenset(str(k["pubkey"]) for k in accounts if k.get("signer"))
+
+
+def _said(message: Mapping[str, Any]) -> Iterator[str]:
+    for account in message["accountKeys"]:
+        yield str(account["pubkey"])
+    for instruction in message.get("instructions", ()):
+        if instruction.get("programId") in MEMO_PROGRAMS:
+            yield str(instruction.get("parsed"))
 
 
 def _balances(rows: Sequence[Mapping[str, Any]] | None, mint: str) -> dict[int, tuple[str, int]]:
@@ -180,16 +255,6 @@ def _balances(rows: Sequence[Mapping[str, Any]] | None, mint: str) -> dict[int, 
     return {
         int(r["accountIndex"]): (str(r.get("owner", "")), int(r["uiTokenAmount"]["amount"])) for r in kept
     }
-
-
-def _one_payer(paid: Mapping[str, int], at_s: int) -> Verdict:
-    given = {payer: amount for payer, amount in paid.items() if amount > 0}
-    if not given:
-        return Invalid(InvalidReason.NO_TRANSFER)
-    if len(given) > 1:
-        return Invalid(InvalidReason.SEVERAL_PAYERS)
-    payer, amount = next(iter(given.items()))
-    return Valid(payer, amount, at_s)
 
 
 def _number(value: Any) -> int:

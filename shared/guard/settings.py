@@ -1,41 +1,43 @@
 """Shapes of the live settings, checked before one is written: a slip in a price must not reach a buyer. Pure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 CONFIRMATIONS_MAX: Final = 1000
 BASIS_POINTS_MAX: Final = 1000
-_RATED: Final = ("mobile", "residential", "datacenter", "unknown")
+WHOLE_MAX: Final = 10**15
+STEPS_MAX: Final = 20
+RECIPIENTS_MAX: Final = 8
+_CLASSES: Final = frozenset({"mobile", "residential", "datacenter", "unknown"})
+_ADDRESS: Final = {
+    "base": re.compile(r"0x[0-9a-fA-F]{40}"),
+    "solana": re.compile(r"[1-9A-HJ-NP-Za-km-z]{32,44}"),
+}
 _COMMITMENTS: Final = frozenset({"confirmed", "finalized"})
 
 
 def setting_fault(name: str, value: Mapping[str, Any]) -> str | None:
     """What is wrong with a setting, naming the field; None when it may be written."""
-    if name == "prices":
-        return _prices_fault(value)
-    if name == "confirmations":
-        return _confirmations_fault(value)
-    if name == "rates":
-        return _rates_fault(value)
-    if name == "terms":
-        return _terms_fault(value)
-    return None
+    fault = _FAULTS.get(name)
+    return fault(value) if fault else None
 
 
 def _rates_fault(value: Mapping[str, Any]) -> str | None:
-    """Every class has a rate, and what nobody knows is never paid like a phone or a home: that would invite lies."""
     overrides = value.get("overrides", {})
     if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
-        return "overrides: an object of account -> class -> rate"
-    for where, rates in (
-        ("", value),
-        *((f"overrides.{account}.", {**value, **own}) for account, own in overrides.items()),
-    ):
-        for name in _RATED:
-            if not _whole(rates.get(name), 0):
-                return f"{where}{name}: must be whole micro-USDC per GB"
-        if rates["unknown"] > min(rates["mobile"], rates["residential"]):
-            return f"{where}unknown: must not exceed mobile or residential"
+        return "overrides: an object of accounts and their own rates"
+    own = {f"overrides.{account}.": rates for account, rates in overrides.items()}
+    plain = {kind: rate for kind, rate in value.items() if kind != "overrides"}
+    for prefix, rates in {"": plain, **own}.items():
+        for kind, rate in rates.items():
+            if kind not in _CLASSES:
+                return f"{prefix}{kind}: rates are for {', '.join(sorted(_CLASSES))}"
+            if not _whole(rate, 0):
+                return f"{prefix}{kind}: must be a whole number of micro-USDC per GB"
+        merged = {**plain, **rates}
+        if merged.get("unknown", 0) > min(merged.get("mobile", 0), merged.get("residential", 0)):
+            return f"{prefix}unknown: must not exceed mobile or residential: that would invite lies"
     return None
 
 
@@ -44,6 +46,28 @@ def _terms_fault(value: Mapping[str, Any]) -> str | None:
     if not isinstance(accepted, list) or not all(isinstance(v, str) and v for v in accepted):
         return "accepted: a list of versions"
     return None if value.get("current") in accepted else "current: must be one of accepted"
+
+
+def _wholesale_fault(value: Mapping[str, Any]) -> str | None:
+    steps = value.get("steps")
+    if not isinstance(steps, list) or not 0 < len(steps) <= STEPS_MAX:
+        return f"steps: a list of 1 to {STEPS_MAX} pairs of GB and micro-USDC per GB"
+    for step in steps:
+        right = isinstance(step, list) and len(step) == 2 and _whole(step[0], 0) and _whole(step[1], 1)
+        if not right:
+            return "steps: each is a pair of whole numbers: from how many GB on, micro-USDC per GB"
+    return None if any(step[0] == 0 for step in steps) else "steps: one begins at 0 GB"
+
+
+def _recipients_fault(value: Mapping[str, Any]) -> str | None:
+    """Shape only: that they are addresses with right checksums is validated by the function that knows chains."""
+    for network, shape in _ADDRESS.items():
+        rows = value.get(network)
+        if not isinstance(rows, list) or not 0 < len(rows) <= RECIPIENTS_MAX:
+            return f"{network}: 1 to {RECIPIENTS_MAX} addresses, the offered one first"
+        if not all(isinstance(row, str) and shape.fullmatch(row) for row in rows):
+            return f"{network}: not an address of that network"
+    return None if value.keys() == _ADDRESS.keys() else f"only {', '.join(_ADDRESS)}"
 
 
 def _prices_fault(value: Mapping[str, Any]) -> str | None:
@@ -58,6 +82,8 @@ def _prices_fault(value: Mapping[str, Any]) -> str | None:
         fault = _tier_fault(row)
         if fault:
             return f"{name}{fault}"
+    if ports.keys() & tiers.keys() or "ip_type" in tiers[value["default_tier"]]:
+        return "tiers: named otherwise than ports, and the default one without ip_type"
     for field in ("duration_default_s", "duration_max_s"):
         if not _whole(value.get(field), 1):
             return f"{field}: must be a whole number above 0"
@@ -74,6 +100,8 @@ def _tier_fault(row: object) -> str | None:
             return f".{field}: must be a whole number above 0"
     if row["min_bytes"] > row["max_bytes"]:
         return ".min_bytes: must not exceed max_bytes"
+    if row.get("ip_type", "mobile") not in {"mobile", "residential"}:
+        return ".ip_type: mobile or residential, for a tier of peers"
     return None if isinstance(row.get("quality"), str) else ".quality: must be text"
 
 
@@ -99,4 +127,14 @@ def _confirmations_fault(value: Mapping[str, Any]) -> str | None:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= WHOLE_MAX
+
+
+_FAULTS: Final = {
+    "prices": _prices_fault,
+    "confirmations": _confirmations_fault,
+    "rates": _rates_fault,
+    "terms": _terms_fault,
+    "wholesale": _wholesale_fault,
+    "recipients": _recipients_fault,
+}

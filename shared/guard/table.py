@@ -22,6 +22,8 @@ T = TypeVar("T")
 LOOP_ROW_KEPT_S: Final = 7200
 AUDIT_KEPT_S: Final = 90 * 86_400
 AUDIT_PAGE_MAX: Final = 100
+AUDIT_EXPIRING: Final = ("pak#", "auth#", "dev#")
+"""Streams whose events go after `AUDIT_KEPT_S`. What accounts, admins and loops did stays."""
 
 
 def read_switch(table: str) -> DynamoRequest[Switch]:
@@ -123,9 +125,11 @@ def _read_entry(row: Item) -> AuditEntry:
 
 def append_entry(table: str, entry: AuditEntry, account: str = "") -> DynamoRequest[bool]:
     """Append an entry, and its copy in an account's log; False when its place in the stream is taken."""
+    ttl = entry.event.at_ms // 1000 + AUDIT_KEPT_S
     row = {
         "pk": entry.event.stream,
         "sk": f"{entry.sequence:012d}",
+        "ttl": ttl if entry.event.stream.startswith(AUDIT_EXPIRING) else None,
         "event": {**asdict(entry.event), "metadata": dict(entry.event.metadata)},
         "previous": entry.previous,
         "digest": entry.digest,
@@ -133,7 +137,6 @@ def append_entry(table: str, entry: AuditEntry, account: str = "") -> DynamoRequ
     if not account:
         return put_new(table, row)
     place = f"{entry.event.at_ms:013d}#{entry.event.stream}#{entry.sequence:012d}"
-    ttl = entry.event.at_ms // 1000 + AUDIT_KEPT_S
     copy = {**row, "pk": f"log#{account}", "sk": place, "sequence": entry.sequence, "ttl": ttl}
     asked = transact([transact_put(table, row), transact_put(table, copy, new=False)])
     return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)

@@ -14,7 +14,7 @@ MICRO_PER_USDC: Final = 1_000_000
 FEMTO_PER_MICRO: Final = 1_000_000_000
 BYTES_PER_GB: Final = 1_000_000_000
 
-_DECIMAL: Final = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?")
+_DECIMAL: Final = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
 
 
 class NotADecimal(ValueError):

@@ -1,6 +1,6 @@
 """Live counters in Redis: a flush is applied once by (gateway, sequence), and leases keep all gateways within a cap."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -58,10 +58,6 @@ def read_used(pak_id: PakId) -> RedisCall[int | None]:
     return command("HGET", _USED, pak_id, parse=lambda raw: None if raw is None else int(raw))
 
 
-def read_used_of(pak_ids: Sequence[PakId]) -> RedisCall[Mapping[PakId, int]]:
-    """Bytes used, live, of many keys in one call; keys that no gateway has met are left out."""
-
-    def parse(answer: Any) -> Mapping[PakId, int]:
-        return {pak: int(raw) for pak, raw in zip(pak_ids, answer, strict=True) if raw is not None}
-
-    return command("HMGET", _USED, *pak_ids, parse=parse)
+def read_traffic() -> RedisCall[int]:
+    """Bytes that all gateways flushed, of all keys, since Redis was last lost."""
+    return command("HGET", _USED, "#", parse=lambda raw: int(raw or 0))

@@ -6,7 +6,6 @@ Key table: docs/architecture.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +34,6 @@ MOVE_PEERS: Final = "move:relay"
 REVOKED_TTL_S: Final = 2 * 3600
 GATEWAY_ALIVE_TTL_S: Final = 30
 REAP_BATCH: Final = 500
-FACTS_BOUND: Final = 2000
 ENDPOINTS_KEPT: Final = 8192
 SESSIONS_MAX: Final = 250
 """Sessions with a name that one account (or key of a shared account) has at once, per pool."""
@@ -54,13 +52,11 @@ _RELEASE: Final = Script.load("shared.pool", "release")
 _REAP: Final = Script.load("shared.pool", "reap")
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
-_STOCK: Final = Script.load("shared.pool", "stock")
 _RENEW_PRESENCE: Final = Script.load("shared.pool", "renew_presence")
 _PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
 _RESERVE: Final = Script.load("shared.pool", "reserve")
 _UNRESERVE: Final = Script.load("shared.pool", "unreserve")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
-_FACTS: Final = Script.load("shared.pool", "facts")
 
 
 def _prefix(pool: Pool) -> str:
@@ -250,41 +246,6 @@ def unreserve(pool: Pool, lease_id: str) -> RedisCall[bool]:
     """End a hold: its credentials fail closed from now on. False when there was none."""
     prefix = _prefix(pool)
     return RedisCall(bool, script=_UNRESERVE, keys=[f"{prefix}reserved:{lease_id}"], args=[prefix, lease_id])
-
-
-# Stock
-
-
-def stock(pool: Pool) -> RedisCall[dict[Country, int]]:
-    """Listed endpoints per country: the one place where stock is counted."""
-    prefix = _prefix(pool)
-
-    def parse(answer: Any) -> dict[Country, int]:
-        return {Country(c.decode()): int(n) for c, n in zip(answer[::2], answer[1::2], strict=True)}
-
-    return RedisCall(parse, script=_STOCK, keys=[f"{prefix}countries"], args=[prefix])
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkFact:
-    """ASN, name and class of one listed endpoint; never an address or an id."""
-
-    asn: int
-    isp: str
-    ip_type: IpType
-
-
-def network_facts(pool: Pool, country: Country | None) -> RedisCall[tuple[NetworkFact, ...]]:
-    """Network facts of up to `FACTS_BOUND` listed endpoints, for counting."""
-    prefix = _prefix(pool)
-
-    def parse(answer: Any) -> tuple[NetworkFact, ...]:
-        rows = (row for row in answer if row[0] is not None)
-        return tuple(NetworkFact(int(a), i.decode(), IpType(t.decode())) for a, i, t in rows)
-
-    return RedisCall(
-        parse, script=_FACTS, keys=[f"{prefix}listed:{country or 'any'}"], args=[prefix, FACTS_BOUND]
-    )
 
 
 # Selection

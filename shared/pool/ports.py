@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.kernel.codes import Pool
-from shared.kernel.ids import AccountId, Country, EndpointId
+from shared.kernel.ids import AccountId, Country, EndpointId, PakId
 from shared.pool.live import unreserve
 from shared.runtime.redis import RedisCall, Script, command
 
@@ -33,13 +33,16 @@ def hold_port(
     wish: PortWish,
     lease_id: str,
     account_id: AccountId,
+    pak_id: PakId,
     expires_at_ms: int,
     now_ms: int,
     excluded: Iterable[EndpointId] = (),
+    first: EndpointId | None = None,
 ) -> RedisCall[EndpointId | None]:
-    """Hold a device under a lease, or answer the one it holds; None when none is free.
+    """Hold a device under a lease for one key, or answer the one it holds; None when none is free.
 
-    With the held device in `excluded` the lease moves to another one, and keeps what it has when there is none.
+    `first` is taken when it is free, whatever else is. With the held device in `excluded` the lease moves to another one,
+    and keeps what it has when there is none.
     """
     prefix = f"{{{wish.pool.value}}}:"
     args: list[str | int] = [
@@ -52,6 +55,8 @@ def hold_port(
         wish.city,
         wish.carrier,
         LOOKED_AT,
+        pak_id,
+        first or "",
         *excluded,
     ]
     keys = [f"{prefix}reserved:{lease_id}", f"{prefix}listed:{wish.country or 'any'}"]
@@ -72,3 +77,8 @@ def is_listed(pool: Pool, endpoint_id: EndpointId) -> RedisCall[bool]:
 def is_paused(pool: Pool, endpoint_id: EndpointId) -> RedisCall[bool]:
     """Whether faults were reported of a device a moment ago."""
     return command("EXISTS", f"{{{pool.value}}}:pause:{endpoint_id}", parse=bool)
+
+
+def is_held(pool: Pool, lease_id: str) -> RedisCall[bool]:
+    """Whether the live network still knows what a lease holds."""
+    return command("EXISTS", f"{{{pool.value}}}:reserved:{lease_id}", parse=bool)

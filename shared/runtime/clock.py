@@ -11,6 +11,11 @@ def now_ms() -> UnixMs:
     return UnixMs(time.time_ns() // 1_000_000)
 
 
+def random_bytes(size: int) -> bytes:
+    """Fresh random bytes."""
+    return secrets.token_bytes(size)
+
+
 def new_id(size_bytes: int = 12) -> str:
     """A fresh random id in lower-case hex, twice `size_bytes` long."""
     return secrets.token_hex(size_bytes)

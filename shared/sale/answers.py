@@ -12,8 +12,9 @@ from typing import Any, Final
 from shared.access.model import Pak
 from shared.chain.eip3009 import DOMAIN_NAME, DOMAIN_VERSION
 from shared.kernel.ids import Country
-from shared.kernel.money import MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
-from shared.sale.model import Bought, Claim, Prices, Rail
+from shared.kernel.money import BYTES_PER_GB, MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
+from shared.kernel.traffic import traffic_unit
+from shared.sale.model import Bought, Claim, Prices, Quote, Rail
 from shared.sale.ports import REPLACEMENTS_MAX, PortLease
 from shared.sale.rules import QUOTE_TTL_S
 
@@ -23,8 +24,9 @@ CAVEATS: Final = (
     "sticky pins the device, not its IP address: carriers change addresses on their own schedule.",
     "Stickiness needs a -sid- token; without one every connection is a fresh pick.",
     "The key suspends itself at its cap within seconds; unused traffic is not refunded.",
-    "A payment is honoured for whoever asked for the price before paying, from the same address; "
-    "or for whoever signs it with the paying wallet (X-Payment-Proof), which is safer behind a shared address.",
+    "A bare transaction hash is honoured for whoever asked for the price before paying, from the same address: behind a "
+    "shared address others may claim it too. Safer is the quote's tag in the transaction with its secret (X-Quote-Secret), "
+    "and safest the paying wallet's signature (X-Payment-Proof).",
 )
 EXACT_TTL_S: Final = 300
 """How long a signed transfer may wait for us; short, because it is money in a header."""
@@ -73,7 +75,7 @@ def tier_row(prices: Prices) -> dict[str, Any]:
     """One tier of a price sheet."""
     return {
         "tier": prices.tier,
-        "pricePerGB": _usdc(prices.price_micro_per_gb),
+        "pricePerGB": usdc(prices.price_micro_per_gb),
         "currency": "USDC",
         "minPurchaseGB": gb_number(prices.min_bytes),
         "maxPurchaseGB": gb_number(prices.max_bytes),
@@ -81,18 +83,21 @@ def tier_row(prices: Prices) -> dict[str, Any]:
     }
 
 
-def price_sheet(prices: Prices, rails: Sequence[Rail], place: Place) -> dict[str, Any]:
+def price_sheet(
+    prices: Prices, rails: Sequence[Rail], place: Place, peers: Sequence[Prices] = ()
+) -> dict[str, Any]:
     """`GET /v1/x402/pool/pricing`."""
     return {
         "product": "pool",
         "tiers": [
-            tier_row(prices),
+            *map(tier_row, (prices, *peers)),
         ],
         "defaultTier": prices.tier,
         "durationFree": True,
         "defaultDurationSeconds": prices.duration_default_s,
         "maxDurationSeconds": prices.duration_max_s,
-        "bytesPerGB": 1_000_000_000,
+        "bytesPerGB": BYTES_PER_GB,
+        "trafficUnit": traffic_unit(),
         "stockUrl": place.stock_url,
         "usernameDsl": _USERNAME_DSL,
         "networks": [
@@ -116,7 +121,7 @@ class Asked:
     resource: str
     description: str
     due: int
-    quote: str
+    quote: Quote
     error: str | None = None
 
 
@@ -133,18 +138,34 @@ def payment_required(
         "paymentRequirement": {
             "x402Version": 1,
             "accepts": accepts,
-            "extra": {"quoteId": asked.quote, "quoteExpiresInSeconds": QUOTE_TTL_S},
+            "extra": _binding(asked.quote),
         },
         "countries": {country.upper(): count for country, count in sorted(stock.items())},
         "howToPay": [
             "transfer exactly maxAmountRequired micro-USDC of asset to payTo on one of the networks",
             "repeat this request with the header Payment-Signature: <transaction hash>",
             "if the answer says that the payment is not known yet, repeat it again; do not pay again",
+            "safer: put quoteTag (never quoteSecret) into the transaction - on base the 32 bytes behind the calldata of "
+            "transfer, on solana a memo, or the tag as a reference key - and send X-Quote-Secret: <quoteSecret> as well",
+            "safest: sign textToSign (EIP-191, EIP-712, ERC-1271, or signMessage on solana) with the paying wallet, its "
+            "first line to its last, and send the signature as X-Payment-Proof",
             *(["or let any x402 client sign a transfer (scheme exact): it needs no gas"] if signed else []),
         ],
+        "trafficUnit": traffic_unit(),
         "caveats": list(CAVEATS),
     }
     return body | ({"accepts": signed} if signed else {})
+
+
+def _binding(quote: Quote) -> dict[str, Any]:
+    """How a payment is tied to whoever asked."""
+    return {
+        "quoteId": quote.quote_id,
+        "quoteExpiresInSeconds": QUOTE_TTL_S,
+        "quoteSecret": quote.secret,
+        "quoteTag": quote.tag,
+        "textToSign": quote.text,
+    }
 
 
 def _accept_v1(scheme: str, asked: Asked, rail: Rail) -> dict[str, Any]:
@@ -174,7 +195,10 @@ def payment_required_header(asked: Asked, rails: Sequence[Rail], exact: Rail | N
             "description": asked.description,
             "mimeType": "application/json",
         },
-        "extensions": {"payment-identifier": {"info": {"required": False}, "schema": _IDENTIFIER_SCHEMA}},
+        "extensions": {
+            "payment-identifier": {"info": {"required": False}, "schema": _IDENTIFIER_SCHEMA},
+            "psx-quote": {"info": {"secret": asked.quote.secret, "tag": asked.quote.tag}},
+        },
         "accepts": [*signed, *(_accept_v2("txhash", asked, rail) for rail in rails)],
     }
     encoded = _base64_json(value)
@@ -226,7 +250,8 @@ def credentials(
     socks = f"socks5://{at}:{place.socks_port}" if pak.socks_allowed else None
     manage = f"{place.api_base_url}/v1/x402/manage"
     routes = _POOL_ROUTES if port is None else _PORT_ROUTES
-    template = f"{pak.account_id}-{prices.tier}-{{country}}-sid-{{session}}-rot-{{rotation}}"
+    pool = f"peer-{{country}}-iptype-{prices.ip_type}" if prices.ip_type else f"{prices.tier}-{{country}}"
+    template = f"{pak.account_id}-{pool}-sid-{{session}}-rot-{{rotation}}"
     dedicated = {} if port is None else {"port": port_facts(port)}
     return {
         "product": "pool" if port is None else "proxy",
@@ -238,7 +263,11 @@ def credentials(
             "http": f"http://{at}:{place.http_port}",
             "socks5": socks,
             "usernameTemplate": template if port is None else username,
-            "allowed": {"tier": prices.tier, "ipTypes": ["mobile"], "countries": list(countries)},
+            "allowed": {
+                "tier": prices.tier,
+                "ipTypes": [prices.ip_type or "mobile"],
+                "countries": list(countries),
+            },
         },
         "credit": credit(pak, prices, used_bytes),
         "sessionToken": bought.session_token,
@@ -247,12 +276,13 @@ def credentials(
         "stockUrl": place.stock_url,
         "quality": prices.quality,
         "caveats": list(CAVEATS),
-        "payment": {
-            "network": claim.network,
-            "txHash": claim.tx_hash,
-            "amountUSDC": _usdc(claim.amount_micro),
-        },
+        "payment": payment_facts(claim),
     }
+
+
+def payment_facts(claim: Claim) -> dict[str, Any]:
+    """What was paid."""
+    return {"network": claim.network, "txHash": claim.tx_hash, "amountUSDC": usdc(claim.amount_micro)}
 
 
 def port_facts(port: PortLease) -> dict[str, Any]:
@@ -277,9 +307,10 @@ def credit(pak: Pak, prices: Prices, used_bytes: int) -> dict[str, Any]:
         "enabled": pak.enabled,
         "disabledReason": pak.disabled_reason.value if pak.disabled_reason else None,
         "expiresAt": pak.expires_at_ms,
+        "bytesPerGB": BYTES_PER_GB,
     }
 
 
-def _usdc(micro: int) -> float | int:
+def usdc(micro: int) -> float | int:
     """Micro-USDC as the JSON number that outside clients read; never computed with."""
     return micro // MICRO_PER_USDC if micro % MICRO_PER_USDC == 0 else micro / MICRO_PER_USDC

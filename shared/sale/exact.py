@@ -24,6 +24,7 @@ from shared.chain.settler import LOG_RANGE_BLOCKS, REPLACEMENT_PERCENT, SignedTr
 from shared.runtime.dynamo import RunsDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
+from shared.sale.model import Proof
 from shared.sale.owed_table import Owed, owe_item
 
 SETTLE_WAIT_S: Final = 12.0
@@ -74,7 +75,7 @@ class ExactRail:
     table: str
     settler: Callable[[], Settles]
     now_ms: Callable[[], int]
-    recipient: str
+    recipients: Callable[[], Sequence[str]]
     wait_s: float = SETTLE_WAIT_S
 
     def settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
@@ -108,7 +109,7 @@ class ExactRail:
         """Check everything, then reserve. A transfer that is in the chain already is judged, not sent."""
         settler, now = self.settler(), self.now_ms()
         fault = terms_fault(
-            authorization, recipient=self.recipient, due_micro=owed.order.due_micro, now_s=now // 1000
+            authorization, recipients=self.recipients(), due_micro=owed.order.due_micro, now_s=now // 1000
         )
         if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
             return Settled(Invalid(fault), False)
@@ -125,7 +126,9 @@ class ExactRail:
         kept = rows.reserve_item(self.table, transfer)
         if (
             self.dynamo.run(
-                transact([kept, owe_item(self.table, replace(owed, order=replace(owed.order, proven=True)))])
+                transact(
+                    [kept, owe_item(self.table, replace(owed, order=replace(owed.order, proof=Proof.EXACT)))]
+                )
             )
             is None
         ):
@@ -135,7 +138,9 @@ class ExactRail:
 
     def finish(self, transfer: Transfer, depths: Sequence[Depth], wait_s: float) -> Verdict:
         """Send what is stored and wait for the chain. Raises ReadFailed."""
-        began, unstuck = time.monotonic(), 0.0
+        # Whoever comes late need not wait to see that it is stuck: the job gives each transfer one second.
+        began, waits_for_s = time.monotonic(), (self.now_ms() - transfer.reserved_at_ms) / 1000
+        unstick_at_s = 0.0 if waits_for_s > UNSTICK_AFTER_S else UNSTICK_AFTER_S
         if transfer.stage is Stage.SENT:
             self.settler().send(transfer.raw)
         while True:
@@ -150,8 +155,8 @@ class ExactRail:
                 return self._settled(transfer, verdict)
             if waited >= wait_s:
                 return self._given_up(transfer, verdict)
-            if waited - unstuck > UNSTICK_AFTER_S and transfer.stage is Stage.SENT:
-                unstuck = waited
+            if waited >= unstick_at_s and transfer.stage is Stage.SENT:
+                unstick_at_s = waited + UNSTICK_AFTER_S
                 self._unstick(transfer)
             time.sleep(POLL_S)
 

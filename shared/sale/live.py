@@ -3,10 +3,10 @@
 Both live in Redis; losing it forgets open quotes (their buyers sign) and counts (they begin anew).
 """
 
-from dataclasses import dataclass
 from typing import Final
 
-from shared.runtime.redis import RedisCall, Script, command
+from shared.access.live import Limit
+from shared.runtime.redis import RedisCall, command
 from shared.sale.rules import QUOTE_TTL_S
 
 _PREFIX: Final = "quote:"
@@ -24,28 +24,8 @@ def quoted_at(quote: str) -> RedisCall[int | None]:
 
 # Rate limits
 
-_LIMIT: Final = Script.load("shared.sale", "limit")
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """At most `calls` in any `window_s`, estimated from two fixed windows."""
-
-    name: str
-    calls: int
-    window_s: int
-
-
 BUY_LIMIT: Final = Limit("buy", 10, 60)
 TOP_UP_LIMIT: Final = Limit("topup", 5, 60)
 REGENERATE_LIMIT: Final = Limit("regenerate", 3, 3600)
 PAID_LIMIT: Final = Limit("paid", 60, 60)
 """For requests that show a payment: its buyer is told to ask again every two seconds, and must be able to."""
-
-
-def count_call(limit: Limit, who: str, now_ms: int) -> RedisCall[int]:
-    """Count a call of `who` (a hidden requester or a key, never an address); answers ms to wait, 0 when it may go on."""
-    window_ms = limit.window_s * 1000
-    window = now_ms // window_ms
-    keys = [f"{{limit:{who}}}:{limit.name}:{number}" for number in (window, window - 1)]
-    return RedisCall(int, script=_LIMIT, keys=keys, args=[limit.calls, window_ms, now_ms])

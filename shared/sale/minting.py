@@ -10,7 +10,8 @@ from typing import Any
 
 from shared.access import table as access
 from shared.access.model import Pak, Quality
-from shared.access.secrets import SecretBox, new_pak_secret, new_session_token, token_hash
+from shared.access.prepaid import credit_items
+from shared.access.secrets import Seals, new_pak_secret, new_session_token, token_hash
 from shared.chain.model import Valid
 from shared.guard.model import AuditEvent
 from shared.guard.service import append_audit
@@ -22,9 +23,20 @@ from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, tr
 from shared.runtime.redis import SyncRedis
 from shared.sale import owed_table
 from shared.sale import table as sales
-from shared.sale.model import Bought, Claim, Order, Payment, Prices, Problem, Refused, Session, Terms
-from shared.sale.ports import Ports, lease_item
-from shared.sale.rules import granted_bytes, username_of
+from shared.sale.model import (
+    Bought,
+    Claim,
+    Order,
+    Payment,
+    Prices,
+    Problem,
+    Proof,
+    Refused,
+    Session,
+    Terms,
+)
+from shared.sale.ports import Ports, lease_items
+from shared.sale.rules import granted_bytes, key_id_of, username_of
 
 
 class Refunded(Exception):
@@ -38,7 +50,7 @@ class Mint:
     dynamo: RunsDynamo
     redis: SyncRedis
     table: Callable[[str], str]
-    box: SecretBox
+    box: Seals
     house: AccountId
     now_ms: Callable[[], int]
 
@@ -66,7 +78,9 @@ class Mint:
         Raises Refunded, NoDevice (a dedicated port finds no device) and StoreUnavailable.
         """
         now = self.now_ms()
-        pak_id, secret, token = PakId(new_id()), new_pak_secret(), new_session_token()
+        # A port's key is named after its lease: whoever serves this payment holds the device for the same key.
+        pak_id = PakId(key_id_of(terms.lease_id) if terms.lease_id else new_id())
+        secret, token = new_pak_secret(), new_session_token()
         expires = now + terms.duration_s * 1000
         username = username_of(self.house, terms)
         traffic = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
@@ -81,7 +95,8 @@ class Mint:
             enabled=True,
             disabled_reason=None,
             expires_at_ms=expires,
-            quality=Quality.SAFE,
+            quality=Quality.STANDARD if terms.ip_type else Quality.SAFE,
+            ip_type=terms.ip_type,
             socks_allowed=prices.socks,
             created_at_ms=now,
             updated_at_ms=now,
@@ -94,7 +109,7 @@ class Mint:
         ]
         lease = self.ports.hold(terms, pak_id, expires) if terms.lease_id else None
         if lease is not None:
-            items.append(lease_item(self.table("sales"), lease))
+            items += lease_items(self.table("sales"), lease)
         try:
             faster = self._write(claim, payment, paid, items)
         except Refunded:
@@ -123,6 +138,32 @@ class Mint:
         self.tell(self.pak(pak_id))
         return claim, True
 
+    def credit(
+        self, order: Order, prices: Prices, payment: Payment, paid: Valid, requester: str
+    ) -> tuple[Claim, bool]:
+        """More prepaid traffic for an account; the claim, and whether it is new. Raises Refunded, StoreUnavailable."""
+        granted = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        named = replace(order, username=order.account)
+        claim = self._claim(named, payment, paid, PakId(""), granted, order.account, "", requester)
+        facts = {"network": claim.network, "txHash": claim.tx_hash, "amountMicro": claim.amount_micro}
+        name = f"x402#{payment.network}#{payment.key}"
+        items = credit_items(
+            self.table("access"), AccountId(order.account), name, granted, {**facts, "at_ms": self.now_ms()}
+        )
+        faster = self._write(claim, payment, paid, items)
+        if faster is not None:
+            return faster, False
+        event = AuditEvent(
+            f"acct#{order.account}",
+            "credit_bought",
+            "x402",
+            self.now_ms(),
+            auth_method="x402",
+            metadata={**facts, "trafficBytes": granted},
+        )
+        append_audit(self.dynamo, self.table("audit"), event, order.account)
+        return claim, True
+
     def _claim(
         self,
         order: Order,
@@ -148,17 +189,22 @@ class Mint:
             username=username,
             sealed=sealed,
             claimed_at_ms=self.now_ms(),
-            proven=order.proven,
+            proof=order.proof,
         )
 
     def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:
         """All or nothing; the claim that stood in the way, if one did. Raises Refunded, StoreUnavailable."""
-        claims = sales.claim_items(self.table("sales"), claim, paid.authorizations)
+        names = paid.authorizations
+        if (
+            not payment.authorization
+        ):  # by hash: whoever else the chain says took part, this payer is served once
+            names = (f"{payment.tx_hash}#{paid.payer}", *names)
+        claims = sales.claim_items(self.table("sales"), claim, names)
         served = owed_table.served_items(self.table("sales"), payment)
         conflict = self.dynamo.run(transact([*claims, *items, *served]))
         if conflict is None:
             return None
-        for key in (claim.key, *paid.authorizations):
+        for key in (claim.key, *names):
             found = self.claimed_by_key(claim.network, key)
             if found is not None:
                 return found
@@ -175,7 +221,7 @@ class Mint:
         secret = self.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")
         return Bought(pak, claim.username, secret, opened["token"], claim, True)
 
-    def supersede(self, claim: Claim, requester: str) -> Bought | Refused:
+    def supersede(self, claim: Claim, requester: str, proof: Proof) -> Bought | Refused:
         """Take back what was given for a bare hash, and give the payer, who proved the payment, fresh credentials."""
         bought = self.reopen(claim)
         if isinstance(bought, Refused):
@@ -183,7 +229,7 @@ class Mint:
         pak, secret, token = bought.pak, new_pak_secret(), new_session_token()
         sealed = self.box.seal(json.dumps({"token": token}), f"claim#{claim.network}#{claim.key}")
         now = self.now_ms()
-        mine = replace(claim, requester=requester, sealed=sealed, claimed_at_ms=now, proven=True)
+        mine = replace(claim, requester=requester, sealed=sealed, claimed_at_ms=now, proof=proof)
         session = self.dynamo.run(sales.get_session(self.table("sales"), token_hash(bought.session_token)))
         if session is None:
             return Refused(Problem.RETRY, "the session of this purchase cannot be read now")

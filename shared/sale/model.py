@@ -17,6 +17,21 @@ class Product(StrEnum):
     POOL = "pool"
     PORT = "proxy"
     TOP_UP = "topup"
+    BALANCE = "balance"
+
+
+class Proof(StrEnum):
+    """How a payment was shown to be its claimer's. Whatever a bare hash bought is taken back by the payer's own proof."""
+
+    HASH = "hash"
+    EXACT = "exact"
+    SECRET = "secret"  # noqa: S105 - the name of a kind of proof
+    SIGNATURE = "signature"
+
+    @property
+    def is_payers(self) -> bool:
+        """Whether only the payer can have given it, now as then."""
+        return self in {Proof.SECRET, Proof.SIGNATURE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +47,8 @@ class Prices:
     tolerance_bp: int
     socks: bool
     quality: str
+    ip_type: str = ""
+    """Peers of this IP type; empty for modems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,7 @@ class Terms:
     carrier: str = ""
     city: str = ""
     lease_id: str = ""
+    ip_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +87,8 @@ class Echo:
 @dataclass(frozen=True, slots=True)
 class Payment:
     """What a buyer shows as paid: a hash on a network and perhaps the payer's signature over it, or a signed transfer that
-    we send ourselves (`exact`; then `tx_hash` is empty). `name` is the buyer's own (payment-identifier, Idempotency-Key).
+    we send ourselves (`exact`; then `tx_hash` is empty). `name` is the buyer's own (payment-identifier, Idempotency-Key),
+    `secret` that of a quote. `payer` is set where several paid in one transaction, once it is known who asks.
     """
 
     network: Network
@@ -78,17 +97,41 @@ class Payment:
     authorization: Authorization | None = None
     echo: Echo | None = None
     name: str = ""
+    secret: str = ""
+    payer: str = ""
 
     @property
     def key(self) -> str:
         """What is claimed once."""
-        return self.authorization.key if self.authorization else self.tx_hash
+        if self.authorization:
+            return self.authorization.key
+        return f"{self.tx_hash}#{self.payer}" if self.payer else self.tx_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a payer signs: this transaction is mine, and it is for this."""
+
+    network: Network
+    tx_hash: str
+    quote: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The terms of a requester, and a secret that is told once. The tag goes into the transaction, the secret never."""
+
+    quote_id: str
+    secret: str
+    tag: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is bought. `subject` names it in a quote: a payment for one subject buys no other. `proven`, once verified:
-    the payer's own signature came with it.
+    """What is bought. `subject` names it in a quote: a payment for one subject buys no other. `proof`: how the payment
+    was shown to be the buyer's, once that is verified.
     """
 
     product: Product
@@ -99,7 +142,8 @@ class Order:
     pak_id: PakId | None = None
     username: str = ""
     tier: str = ""
-    proven: bool = False
+    proof: Proof = Proof.HASH
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +161,8 @@ class Rail:
 class Claim:
     """One payment that was accepted, and what it bought. `sealed` holds the session token.
 
-    `key` is what was claimed: a transaction hash, or an authorization whose transaction is `tx_hash`. `proven`: by the
-    payer's signature; what was given for a bare hash is taken back when the payer proves the payment later.
+    `key` is what was claimed: a transaction hash (with its payer where there were several), or an authorization whose
+    transaction is `tx_hash`. A prepaid balance is an account's: then `username` is that account, and there is no key.
     """
 
     network: Network
@@ -133,7 +177,7 @@ class Claim:
     username: str
     sealed: str
     claimed_at_ms: int
-    proven: bool = False
+    proof: Proof = Proof.HASH
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from shared.chain.model import Invalid, ReadFailed, Valid, Verdict
+from shared.chain.model import Invalid, ReadFailed, Several, Valid, Verdict
 from shared.guard.model import Incident
 from shared.guard.table import close_incident, open_incident
 from shared.runtime.dynamo import StoreUnavailable
@@ -111,8 +111,10 @@ class OwedRun:
         depths = self.counter.depths(owed.network)
         transfer = self._run(exact_table.get_transfer(self._table, owed.key))
         if transfer is None:
-            payment = Payment(owed.network, owed.tx_hash)
-            return self.counter.chain().judge(payment, depths), payment
+            payer = owed.key.partition("#")[2]
+            payment = Payment(owed.network, owed.tx_hash, payer=payer)
+            reading = self.counter.chain().judge(payment, depths)
+            return reading.of(payer) if isinstance(reading, Several) else reading, payment
         payment = Payment(owed.network, "", "", transfer.authorization)
         return self.counter.exact.finish(transfer, depths, SETTLE_WAIT_S), payment
 

@@ -22,9 +22,10 @@ from shared.runtime.dynamo import (
     transact_put,
     update,
 )
-from shared.sale.model import Order, Payment, Product, Terms
+from shared.sale.model import Order, Payment, Product, Proof, Terms
 
 OPEN: Final = "open"
+DISMISSED: Final = "dismissed"
 _OWED: Final = "owed"
 _REFUND: Final = "refund"
 
@@ -54,6 +55,7 @@ class Refund:
     reason: str
     at_ms: int
     state: str = OPEN
+    decided: str = ""
 
 
 def _sk(network: str, payment_key: str) -> str:
@@ -64,7 +66,7 @@ def _order_row(order: Order) -> dict[str, Any]:
     row = {k: v for k, v in asdict(order).items() if v is not None}
     if order.terms is not None:
         row["terms"] = {k: v for k, v in asdict(order.terms).items() if v is not None}
-    return {**row, "product": order.product.value}
+    return {**row, "product": order.product.value, "proof": order.proof.value}
 
 
 def _read_order(row: Item) -> Order:
@@ -75,7 +77,7 @@ def _read_order(row: Item) -> Order:
         terms = Terms(**{**terms, **optional})
     pak_id = row.get("pak_id")
     fixed = {"product": Product(row["product"]), "terms": terms, "pak_id": PakId(pak_id) if pak_id else None}
-    return Order(**{**row, **fixed})
+    return Order(**{**row, **fixed, "proof": Proof(row["proof"])})
 
 
 def _owed_row(owed: Owed) -> dict[str, Any]:
@@ -110,9 +112,12 @@ def served_items(table: str, payment: Payment) -> list[TransactItem]:
             "Delete": {
                 "TableName": table,
                 "Key": key(_REFUND, where),
-                "ConditionExpression": "attribute_not_exists(pk) OR #state = :open",
+                "ConditionExpression": "attribute_not_exists(pk) OR #state IN (:open, :dismissed)",
                 "ExpressionAttributeNames": {"#state": "state"},
-                "ExpressionAttributeValues": {":open": marshal_value(OPEN)},
+                "ExpressionAttributeValues": {
+                    ":open": marshal_value(OPEN),
+                    ":dismissed": marshal_value(DISMISSED),
+                },
             }
         },
     ]
@@ -121,6 +126,12 @@ def served_items(table: str, payment: Payment) -> list[TransactItem]:
 def forget(table: str, owed: Owed) -> DynamoRequest[None]:
     """No money came after all, or it was served by another name."""
     params = {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}
+    return DynamoRequest("delete_item", params, lambda _: None)
+
+
+def settled(table: str, payment: Payment) -> DynamoRequest[None]:
+    """A claim stands for this payment: nothing is owed."""
+    params = {"TableName": table, "Key": key(_OWED, _sk(payment.network, payment.key))}
     return DynamoRequest("delete_item", params, lambda _: None)
 
 
@@ -156,6 +167,26 @@ def _refund_row(found: Refund) -> dict[str, Any]:
     return {"pk": _REFUND, "sk": _sk(found.network, found.key), **asdict(found)}
 
 
+def decide_refund(
+    table: str, network: str, payment_key: str, state: str, words: str
+) -> DynamoRequest[Refund | None]:
+    """A human's word on a refund, once; None when it is not open. A served payment has none."""
+    return update(
+        table,
+        _REFUND,
+        _sk(network, payment_key),
+        "SET #state = :state, decided = :words",
+        {":state": state, ":words": words, ":open": OPEN},
+        parse=_read_refund,
+        condition="#state = :open",
+        names={"#state": "state"},
+    )
+
+
+def _read_refund(row: Item) -> Refund:
+    return Refund(**{k: v for k, v in row.items() if k not in {"pk", "sk"}})
+
+
 def give_up(table: str, owed: Owed, found: Refund) -> DynamoRequest[Conflict | None]:
     """From owed to refundable, in one step."""
     gone: TransactItem = {"Delete": {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}}
@@ -164,8 +195,4 @@ def give_up(table: str, owed: Owed, found: Refund) -> DynamoRequest[Conflict | N
 
 def refunds(table: str, limit: int, start: Any = None) -> DynamoRequest[Page[Refund]]:
     """The list."""
-
-    def parse(row: Item) -> Refund:
-        return Refund(**{k: v for k, v in row.items() if k not in {"pk", "sk"}})
-
-    return query(table, "pk = :pk", {":pk": _REFUND}, parse=parse, limit=limit, start=start)
+    return query(table, "pk = :pk", {":pk": _REFUND}, parse=_read_refund, limit=limit, start=start)

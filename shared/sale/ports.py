@@ -5,27 +5,34 @@ can be written again from the row at any time. Source: the v1 contract of `/v1/x
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
-from shared.pool.ports import PortWish, hold_port, is_listed, is_paused, let_go
+from shared.pool.ports import PortWish, hold_port, is_held, is_listed, is_paused, let_go
 from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
+    Page,
     RunsDynamo,
     StoreUnavailable,
     TransactItem,
     get_item,
+    key,
+    query,
     transact_put,
     update,
 )
-from shared.runtime.redis import SyncRedis
+from shared.runtime.redis import RedisCall, SyncRedis
 from shared.sale.model import Terms
 
 REPLACEMENTS_MAX: Final = 3
+PAGE: Final = 100
+EXTENDABLE_MS: Final = 7 * 86_400_000
+"""How long after its end a port stays in the list: its holder may still add time."""
+_LISTED: Final = "ports"
 PRIVATE: Final = "private"
 
 
@@ -62,9 +69,40 @@ class PortLease:
         return PortWish(Pool.MBL, self.country, self.carrier, self.city, self.tier == PRIVATE)
 
 
-def lease_item(table: str, lease: PortLease) -> TransactItem:
-    """A new port, for the transaction that mints its key."""
-    return transact_put(table, {"pk": f"port#{lease.lease_id}", "sk": "-", **asdict(lease)})
+def lease_items(table: str, lease: PortLease) -> list[TransactItem]:
+    """A new port, for the transaction that mints its key; also in the list that lost holds are put back from."""
+    return [
+        transact_put(table, {"pk": f"port#{lease.lease_id}", "sk": "-", **asdict(lease)}),
+        transact_put(table, {"pk": _LISTED, "sk": lease.lease_id}),
+    ]
+
+
+def listed_leases(table: str, limit: int, start: Any = None) -> DynamoRequest[Page[str]]:
+    """Ports that are held, or were until a while ago."""
+
+    def parse(row: Item) -> str:
+        return str(row["sk"])
+
+    return query(table, "pk = :pk", {":pk": _LISTED}, parse=parse, limit=limit, start=start)
+
+
+def unlist_lease(table: str, lease_id: str) -> DynamoRequest[None]:
+    """A port's time is over: nothing is held for it any more."""
+    params = {"TableName": table, "Key": key(_LISTED, lease_id)}
+    return DynamoRequest("delete_item", params, lambda _: None)
+
+
+def place_lease(table: str, lease: PortLease, endpoint_id: EndpointId) -> DynamoRequest[PortLease | None]:
+    """The device that a port is on; the holder has used up no replacement by it."""
+    return update(
+        table,
+        f"port#{lease.lease_id}",
+        "-",
+        "SET endpoint_id = :new",
+        {":new": endpoint_id, ":before": lease.replaced},
+        parse=_read,
+        condition="replaced = :before",
+    )
 
 
 def _read(row: Item) -> PortLease:
@@ -116,7 +154,7 @@ class Ports:
     def hold(self, terms: Terms, pak_id: PakId, expires_at_ms: int) -> PortLease:
         """A device for a port that is about to be sold; the same one when asked again. Raises NoDevice."""
         wish = PortWish(Pool.MBL, terms.country, terms.carrier, terms.city, terms.tier == PRIVATE)
-        call = hold_port(wish, terms.lease_id, self.house, expires_at_ms, self.now_ms())
+        call = hold_port(wish, terms.lease_id, self.house, pak_id, expires_at_ms, self.now_ms())
         endpoint_id = self.redis.run(call)
         if endpoint_id is None:
             raise NoDevice("port: no device is free")
@@ -151,8 +189,48 @@ class Ports:
     def extend(self, lease: PortLease, expires_at_ms: int) -> None:
         """A longer session holds its device longer; also puts a hold back that Redis lost."""
         self.dynamo.run(extend_lease(self.table, lease.lease_id, expires_at_ms))
-        call = hold_port(lease.wish, lease.lease_id, self.house, expires_at_ms, self.now_ms())
-        self.redis.run(call)
+        self.redis.run(self._hold(replace(lease, expires_at_ms=expires_at_ms)))
+
+    def _hold(self, lease: PortLease, excluded: tuple[EndpointId, ...] = ()) -> RedisCall[EndpointId | None]:
+        return hold_port(
+            lease.wish,
+            lease.lease_id,
+            self.house,
+            lease.pak_id,
+            lease.expires_at_ms,
+            self.now_ms(),
+            excluded,
+            first=lease.endpoint_id,
+        )
+
+    def hold_again(self) -> int:
+        """Put back the holds that the live network lost, each on its own device unless that was sold meanwhile; how many.
+
+        A port whose device is not on sale fails closed until it is, or until its holder replaces it. Raises
+        StoreUnavailable.
+        """
+        put_back, start = 0, None
+        while True:
+            page = self.dynamo.run(listed_leases(self.table, PAGE, start))
+            put_back += sum(self._hold_again(lease_id) for lease_id in page.rows)
+            start = page.next_key
+            if start is None:
+                return put_back
+
+    def _hold_again(self, lease_id: str) -> bool:
+        lease = self.find(lease_id)
+        if lease is None or lease.expires_at_ms + EXTENDABLE_MS <= self.now_ms():
+            self.dynamo.run(unlist_lease(self.table, lease_id))
+            return False
+        pool = lease.wish.pool
+        if lease.expires_at_ms <= self.now_ms() or self.redis.run(is_held(pool, lease_id)):
+            return False
+        if not self.redis.run(is_listed(pool, lease.endpoint_id)):
+            return False
+        found = self.redis.run(self._hold(lease))
+        if found is not None and found != lease.endpoint_id:
+            self.dynamo.run(place_lease(self.table, lease, found))
+        return found is not None
 
     def replace(self, lease: PortLease) -> PortLease | NotReplaced:
         """Another device for one that went offline, free and at most `REPLACEMENTS_MAX` times."""
@@ -160,15 +238,7 @@ class Ports:
             return NotReplaced.ONLINE
         if lease.replaced >= REPLACEMENTS_MAX:
             return NotReplaced.USED_UP
-        call = hold_port(
-            lease.wish,
-            lease.lease_id,
-            self.house,
-            lease.expires_at_ms,
-            self.now_ms(),
-            (lease.endpoint_id,),
-        )
-        found = self.redis.run(call)
+        found = self.redis.run(self._hold(lease, excluded=(lease.endpoint_id,)))
         if found is None:
             return NotReplaced.NONE_FREE
         return self.dynamo.run(move_lease(self.table, lease, found)) or NotReplaced.CHANGED

@@ -13,38 +13,57 @@ from typing import Any, Final
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, Depth
 from shared.kernel.codes import Pool
+from shared.kernel.countries import COUNTRIES
 from shared.kernel.ids import AccountId, Country
 from shared.kernel.money import BYTES_PER_GB, MicroUsdc, NotADecimal, format_gb, parse_gb, price
 from shared.pool.model import Rotation
-from shared.sale.model import Echo, FieldFault, Order, Payment, Prices, Problem, Rail, Terms
+from shared.sale.model import (
+    Echo,
+    FieldFault,
+    Order,
+    Payment,
+    Prices,
+    Problem,
+    Product,
+    Rail,
+    Statement,
+    Terms,
+)
 
 QUOTE_TTL_S: Final = 3600
 BLOCK_TIME_ERROR_MS: Final = {"base": 0, "solana": 2_000}
 """How much earlier than it happened a block's time may say it was. A watcher needs less time than an honest clock error of
 seconds, so this is as small as the chain allows: Base's blocks carry the time at which they are complete.
 """
-REEMIT_WINDOW_MS: Final = 3_600_000
+REEMIT_WINDOW_MS: Final = 600_000
 HEADER_MAX_CHARS: Final = 8192
 MAX_BRACKETS: Final = 64
 _BASIS_POINTS: Final = 10_000
 _EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
+_SECRET: Final = re.compile(r"[0-9a-f]{64}")
+_SECRET_NONCE_BYTES: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
-_COUNTRY: Final = re.compile(r"[a-z]{2}")
 _SLUG: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
 _PIN: Final = ("pin", "lease")
 _LEASE_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 _LEASE_CHARS: Final = 12
 _BASE_NAMES: Final = frozenset({"base", "eip155:8453"})
+_ROUTES: Final = {
+    Product.POOL: "/v1/x402/pool",
+    Product.PORT: "/v1/x402/proxy",
+    Product.TOP_UP: "/v1/x402/manage/pool/topup",
+    Product.BALANCE: "/v1/x402/balance",
+}
 _TIME_KNOWN_FROM_S: Final = 1_500_000_000
 
 
 def read_prices(setting: Mapping[str, Any], tier: str = "") -> Prices | None:
-    """The catalogue of a tier (of the pool's default one, or of a kind of port); None while nobody has set prices."""
+    """The catalogue of a tier (of the pool, its default one, or a kind of port); None while nobody has set prices."""
     try:
-        row = setting["ports"][tier] if tier else setting["tiers"][setting["default_tier"]]
         tier = tier or setting["default_tier"]
+        row = {**setting["tiers"], **setting.get("ports", {})}[tier]
         return Prices(
             tier=tier,
             price_micro_per_gb=row["price_micro_per_gb"],
@@ -55,9 +74,17 @@ def read_prices(setting: Mapping[str, Any], tier: str = "") -> Prices | None:
             tolerance_bp=setting["tolerance_bp"],
             socks=bool(setting.get("socks", False)),
             quality=row["quality"],
+            ip_type=row.get("ip_type", ""),
         )
     except KeyError:
         return None
+
+
+def peer_tiers(setting: Mapping[str, Any], flag: Mapping[str, Any]) -> dict[str, str]:
+    """Tiers of peers that are on sale, and their IP types: what the flag is on for, and was tested."""
+    tested = flag.get("tested", ()) if flag.get("on") is True else ()
+    tiers = setting.get("tiers", {})
+    return {name: row["ip_type"] for name, row in tiers.items() if row.get("ip_type") in tested}
 
 
 def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
@@ -66,7 +93,7 @@ def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
     if tier != prices.tier:
         return FieldFault("tier", prices.tier)
     country = query.get("country", "any").lower()
-    if country != "any" and not _COUNTRY.fullmatch(country):
+    if country != "any" and country not in COUNTRIES:
         return FieldFault("country", "an ISO 3166-1 alpha-2 code, or any")
     traffic = read_traffic(query.get("traffic"), prices)
     if isinstance(traffic, FieldFault):
@@ -80,7 +107,8 @@ def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
     rotation = query.get("rot", Rotation.AUTO10.value)
     if rotation not in {*Rotation, "hard"}:
         return FieldFault("rot", ", ".join(Rotation))
-    return Terms(tier, None if country == "any" else Country(country), traffic, duration, sid, rotation)
+    where = None if country == "any" else Country(country)
+    return Terms(tier, where, traffic, duration, sid, rotation, ip_type=prices.ip_type)
 
 
 def read_port_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:
@@ -174,17 +202,13 @@ def limited_as(address: str) -> str:
     return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
 
 
-def claim_fault(
-    *, proven: bool, quoted_at_ms: int | None, paid_at_s: int, now_ms: int, slack_ms: int
-) -> Problem | None:
-    """Why a valid payment may not be claimed by whoever shows its hash.
+def claim_fault(*, quoted_at_ms: int | None, paid_at_s: int, now_ms: int, slack_ms: int) -> Problem | None:
+    """Why a valid payment may not be claimed by whoever shows its bare hash.
 
-    The payer's signature always may. A bare hash may when this requester had asked for these terms before it was paid:
-    who only watches the chain asks later. A payment that is older than the quote's life is refused.
+    It may when this requester had asked for these terms before it was paid: who only watches the chain asks later. A
+    payment that is older than the quote's life is refused.
     """
     known = paid_at_s >= _TIME_KNOWN_FROM_S
-    if proven:
-        return None
     if quoted_at_ms is None:
         return Problem.NOT_YOURS
     if known and paid_at_s * 1000 + slack_ms < quoted_at_ms:
@@ -194,9 +218,55 @@ def claim_fault(
     return None
 
 
-def proof_text(network: str, tx_hash: str) -> str:
-    """What a payer signs to prove that a payment is theirs."""
-    return f"psx: this payment is mine\nnetwork: {network}\ntransaction: {tx_hash}"
+def proof_text(statement: Statement) -> str:
+    """What a payer signs to prove that a payment is theirs, and what it is for."""
+    s = statement
+    lines = (f"network: {s.network}", f"transaction: {s.tx_hash}", f"quote: {s.quote}", f"url: {s.url}")
+    return "\n".join(("psx: this payment is mine", *lines))
+
+
+def proof_typed_data(statement: Statement, chain_id: int) -> dict[str, Any]:
+    """The same as EIP-712 typed data."""
+    fields = ("network", "transaction", "quote", "url")
+    return {
+        "types": {
+            "EIP712Domain": [{"name": "name", "type": "string"}, {"name": "chainId", "type": "uint256"}],
+            "PaymentProof": [{"name": name, "type": "string"} for name in fields],
+        },
+        "primaryType": "PaymentProof",
+        "domain": {"name": "psx", "chainId": chain_id},
+        "message": {
+            "network": statement.network,
+            "transaction": statement.tx_hash,
+            "quote": statement.quote,
+            "url": statement.url,
+        },
+    }
+
+
+def statement_of(order: Order, network: str, tx_hash: str, api_base_url: str) -> Statement:
+    """What the payer of an order signs. It names no requester, so that it holds wherever the payer is."""
+    quote = f"{order.subject} for {order.due_micro} micro-USDC"
+    return Statement(network, tx_hash, quote, api_base_url + _ROUTES[order.product])
+
+
+def quote_secret(key: bytes, nonce: bytes, subject: str) -> str:
+    """A secret that buys this subject: a nonce and its seal. Nothing is stored, and every asking gets one of its own."""
+    seal = hmac.new(key, b"secret\n" + nonce + subject.encode(), hashlib.sha256).digest()
+    return (nonce + seal[:_SECRET_NONCE_BYTES]).hex()
+
+
+def quote_tag(secret: str) -> str:
+    """What is put on the chain: SHA-256 of the secret's bytes, in hex."""
+    return hashlib.sha256(bytes.fromhex(secret)).hexdigest()
+
+
+def tag_for(key: bytes, secret: str, subject: str) -> str:
+    """The tag to look for when a secret is shown; empty when it is none of ours for this subject."""
+    if not _SECRET.fullmatch(secret):
+        return ""
+    nonce = bytes.fromhex(secret)[:_SECRET_NONCE_BYTES]
+    return quote_tag(secret) if hmac.compare_digest(secret, quote_secret(key, nonce, subject)) else ""
 
 
 def read_payment(headers: Mapping[str, str]) -> Payment | Problem | None:
@@ -212,9 +282,10 @@ def read_payment(headers: Mapping[str, str]) -> Payment | Problem | None:
         return Problem.BAD_PAYMENT
     found = _payment(raw, "", proof) if raw else _payment_json(old, proof)
     found = found or _payment_json(_decoded(raw or old), proof)
-    if found is None or (name and not _NAME.fullmatch(name)):
+    secret = headers.get("x-quote-secret", "").strip().lower()
+    if found is None or (name and not _NAME.fullmatch(name)) or (secret and not _SECRET.fullmatch(secret)):
         return Problem.BAD_PAYMENT
-    return replace(found, name=name) if name else found
+    return replace(found, name=name or found.name, secret=secret)
 
 
 def payment_fingerprint(payment: Payment, order: Order) -> str:
@@ -293,7 +364,10 @@ def username_of(account_id: AccountId, terms: Terms) -> str:
     if terms.lease_id:
         parts = [account_id, Pool.MBL.value, terms.country or "any", "rot", "sticky", "failover", "strict"]
         return "-".join([*parts, *_PIN, terms.lease_id])
-    parts = [account_id, terms.tier, terms.country or "any"]
+    pool = Pool.PEER.value if terms.ip_type else terms.tier
+    parts = [account_id, pool, terms.country or "any"]
+    if terms.ip_type:
+        parts += ["iptype", terms.ip_type]
     if terms.session_id is not None:
         parts += ["sid", terms.session_id]
     return "-".join([*parts, "rot", terms.rotation])
@@ -314,3 +388,8 @@ def lease_id_of(secret: bytes, payment_key: str) -> str:
         number, index = divmod(number, len(_LEASE_ALPHABET))
         letters.append(_LEASE_ALPHABET[index])
     return "l" + "".join(letters)
+
+
+def key_id_of(lease_id: str) -> str:
+    """The id of a port's key; it does not tell the lease."""
+    return hashlib.sha256(b"key\n" + lease_id.encode()).hexdigest()[:24]

@@ -18,7 +18,7 @@ from shared.runtime.dynamo import (
     transact_put,
     update,
 )
-from shared.sale.model import Claim, Product, Session
+from shared.sale.model import Claim, Product, Proof, Session
 
 NAME_KEPT_S: Final = 86_400
 
@@ -29,7 +29,7 @@ def _claim_pk(network: str, payment_key: str) -> str:
 
 def claim_items(table: str, claim: Claim, aliases: Sequence[str] = ()) -> list[TransactItem]:
     """The claim, unless the payment was claimed before, under each name that the payment could be shown by."""
-    row = {**asdict(claim), "product": claim.product.value, "sk": "-"}
+    row = {**asdict(claim), "product": claim.product.value, "proof": claim.proof.value, "sk": "-"}
     names = dict.fromkeys((claim.key, *aliases))
     return [transact_put(table, {**row, "pk": _claim_pk(claim.network, name)}) for name in names]
 
@@ -39,6 +39,7 @@ def supersede_items(table: str, before: Claim, after: Claim, old_token: str) -> 
     row = {
         **asdict(after),
         "product": after.product.value,
+        "proof": after.proof.value,
         "pk": _claim_pk(after.network, after.key),
         "sk": "-",
     }
@@ -59,7 +60,12 @@ def get_claim(table: str, network: str, payment_key: str) -> DynamoRequest[Claim
 
     def parse(row: Item) -> Claim:
         fields = {k: v for k, v in row.items() if k not in {"pk", "sk"}}
-        return Claim(**{**fields, "product": Product(row["product"]), "pak_id": PakId(row["pak_id"])})
+        typed = {
+            "product": Product(row["product"]),
+            "proof": Proof(row["proof"]),
+            "pak_id": PakId(row["pak_id"]),
+        }
+        return Claim(**{**fields, **typed})
 
     return get_item(table, _claim_pk(network, payment_key), parse=parse)
 

@@ -13,6 +13,7 @@ from shared.guard.table import open_incidents
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.pool import live
+from shared.pool.numbers import derive, run
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
 from shared.supply import table as devices
@@ -80,7 +81,7 @@ def test_what_works_is_listed_once_as_its_exit_was_seen(listing: ListingRun) -> 
     report = listing.run(NOW)
     assert (report.devices, report.listed, report.newly_listed) == (3, 1, ["good"])
     assert report.reasons == {"listed": 1, "failing": 1, "not_probed": 1}
-    assert listing.redis.run(live.stock(Pool.MBL)) == {"us": 1}
+    assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 1}
     again = listing.run(NOW)
     assert (again.newly_listed, again.delisted, again.healed) == ([], [], 0)
 
@@ -90,7 +91,7 @@ def test_three_failures_take_an_exit_off_with_its_reason(listing: ListingRun) ->
     listing.run(NOW)
     probe(listing, "m", FAIL, FAIL, FAIL)
     assert listing.run(NOW).delisted == ["m: failing"]
-    assert listing.redis.run(live.stock(Pool.MBL)) == {}
+    assert run(listing.redis, derive()).stock_of(Pool.MBL) == {}
     grade = listing.dynamo.run(grades.get_grade("psx-test-grades", DeviceId("m")))
     assert grade is not None
     assert (grade.listed, grade.reason) == (False, "failing")
@@ -120,7 +121,7 @@ def test_a_redis_that_lost_everything_is_healed_from_the_truth(listing: ListingR
     listing.redis.run(command("FLUSHALL", parse=bool))
     report = listing.run(NOW)
     assert (report.newly_listed, report.healed) == ([], 1)
-    assert listing.redis.run(live.stock(Pool.MBL)) == {"us": 1}
+    assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 1}
 
 
 def test_what_the_truth_does_not_know_is_taken_off(listing: ListingRun) -> None:
@@ -139,7 +140,7 @@ def test_the_brake_keeps_the_shelf_when_too_much_fails_at_once(listing: ListingR
         probe(listing, name, FAIL, FAIL, FAIL)
     report = listing.run(NOW)
     assert (report.delisted, len(report.braked)) == ([], 1)
-    assert listing.redis.run(live.stock(Pool.MBL)) == {"us": 7}
+    assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 7}
     assert len(listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
-from shared.pool import live
+from shared.pool import live, numbers
 from shared.pool.model import (
     Acquired,
     Endpoint,
@@ -18,6 +18,7 @@ from shared.pool.model import (
     Selected,
 )
 from shared.pool.username import parse_username
+from shared.runtime.clock import now_ms
 from shared.runtime.redis import RedisCall, SyncRedis, command
 
 pytestmark = pytest.mark.slow
@@ -253,19 +254,19 @@ def test_a_dead_gateways_connections_are_given_back(redis: SyncRedis) -> None:
 
 def test_stock_counts_what_is_listed(redis: SyncRedis) -> None:
     run(redis, *(live.list_endpoint(modem(f"m{n}", "us" if n else "de")) for n in range(3)))
-    assert redis.run(live.stock(Pool.MBL)) == {"us": 2, "de": 1}
+    assert numbers.run(redis, numbers.derive()).stock_of(Pool.MBL) == {"us": 2, "de": 1}
     assert redis.run(live.listed_ids(Pool.MBL)) == {"m0", "m1", "m2"}
     assert redis.run(live.unlist_endpoint(Pool.MBL, EndpointId("m0")))
     assert not redis.run(live.unlist_endpoint(Pool.MBL, EndpointId("m0")))
-    assert redis.run(live.stock(Pool.MBL)) == {"us": 2}
-    facts = redis.run(live.network_facts(Pool.MBL, Country("us")))
-    assert [(f.asn, f.ip_type) for f in facts] == [(64601, IpType.MOBILE)] * 2
+    assert numbers.run(redis, numbers.derive()).stock_of(Pool.MBL) == {"us": 2}
+    _, networks = numbers.run(redis, numbers.networks_of(Pool.MBL, Country("us"), now_ms()))
+    assert [(n.asn, n.ip_type, n.count) for n in networks] == [(64601, IpType.MOBILE, 2)]
 
 
 def test_listing_again_refreshes_and_moves_between_countries(redis: SyncRedis) -> None:
     assert redis.run(live.list_endpoint(modem("m1", "us")))
     assert not redis.run(live.list_endpoint(modem("m1", "de")))
-    assert redis.run(live.stock(Pool.MBL)) == {"de": 1}
+    assert numbers.run(redis, numbers.derive()).stock_of(Pool.MBL) == {"de": 1}
     assert isinstance(take(redis, "psx_a-mbl-us"), NoStock)
 
 

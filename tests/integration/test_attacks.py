@@ -1,6 +1,6 @@
 """What is tried against the hash rail, each a real transaction on a real EVM node: nothing stolen, nothing sold twice.
 
-The Solana rail has the same rules in `tests/unit/chain`; its real transactions are in the demo.
+The same is tried on a Solana runtime in `test_solana_attacks.py`.
 """
 
 import json
@@ -8,24 +8,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from eth_account.messages import encode_defunct
+from eth_abi.abi import encode
+from eth_account.messages import SignableMessage, encode_defunct
 from eth_account.signers.local import LocalAccount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local import lab
-from local.evm import FAKE_TOKEN, USDC, new_address
+from local.evm import FAKE_TOKEN, USDC, contract_code, new_address
 from shared.access.table import find_secret
 from shared.chain.eip3009 import word
-from shared.guard.table import write_setting
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Payment, Terms
-from shared.sale.rules import is_enough, proof_text, read_prices, read_terms
+from shared.sale.model import Bought, Payment, Prices, Statement, Terms
+from shared.sale.rules import granted_bytes, is_enough, proof_text, read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.support.chain import Anvil
 from tests.support.functions import PREFIX, Functions, Reply
@@ -36,6 +38,7 @@ DUE = 400_000
 BUYER, THIEF = "127.20.0.1", "127.20.0.9"
 RECIPIENT = new_address()
 THIEF_WALLET = new_address()
+PRICED = Prices("mbl", 4_000_000, 1, 10**12, 1, 1, 200, False, "")
 USDBC = "0xd9aAEc86B65D86f6A7B5B1b0c42FFA531710b6CA"
 
 
@@ -85,7 +88,7 @@ class Shop(Functions):
     def __init__(self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles, anvil: Anvil) -> None:
         self.node, self.anvil = Node(anvil.url), anvil
         super().__init__(dynamo, redis_url, files, self.node.url, "", RECIPIENT)
-        dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+        self.open()
         self.call(QUERY)
 
     def close(self) -> None:
@@ -123,6 +126,14 @@ def approve(spender: str, amount: int) -> str:
 def transfer_from(payer: str, amount: int = DUE) -> str:
     sides = payer[2:].lower().rjust(64, "0") + RECIPIENT[2:].lower().rjust(64, "0")
     return "0x23b872dd" + sides + word(amount)
+
+
+def statement(paid: str, due: int = DUE, url: str = "https://api.example/v1/x402/pool") -> Statement:
+    return Statement("base", paid, f"pool for {due} micro-USDC", url)
+
+
+def to_sign(paid: str, **change: Any) -> SignableMessage:
+    return encode_defunct(text=proof_text(statement(paid, **change)))
 
 
 def raw(wallet: LocalAccount, data: str, to: str = USDC, nonce: int = 0) -> str:
@@ -196,7 +207,7 @@ def test_a_payment_on_behalf_of_somebody_is_that_somebodys(shop: Shop) -> None:
     payer, sender = shop.anvil.new_wallet(), shop.anvil.new_wallet()
     shop.anvil.send(payer, USDC, approve(sender.address, DUE))
     paid = shop.anvil.send(sender, USDC, transfer_from(payer.address))
-    text = encode_defunct(text=proof_text("base", paid))
+    text = to_sign(paid)
     by_sender = shop.claim(paid, THIEF, proof=sender.sign_message(text).signature.hex())
     assert by_sender.status == 403
     by_payer = shop.claim(paid, THIEF, proof=payer.sign_message(text).signature.hex())
@@ -220,6 +231,17 @@ def test_the_edge_of_the_tolerance(shop: Shop, amount: int, status: int, allocat
 def test_the_tolerance_is_exact_for_any_amount(due: int, short: int, bp: int) -> None:
     edge = -(-due * (10_000 - bp) // 10_000)
     assert is_enough(max(edge + short, 0), due, bp) == (max(edge + short, 0) >= edge)
+
+
+@given(paid=st.integers(1, 10**13), traffic=st.integers(1, 10**15), price=st.integers(1, 10**8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_is_granted_is_never_less_than_asked_nor_more_than_paid(
+    paid: int, traffic: int, price: int
+) -> None:
+    prices = replace(PRICED, price_micro_per_gb=price)
+    granted = granted_bytes(paid, traffic, prices)
+    assert granted >= traffic
+    assert granted == traffic or granted * price <= paid * 10**9 < (granted + 1) * price
 
 
 @pytest.mark.parametrize("shape", [str.upper, lambda h: h[2:], lambda h: "0X" + h[2:], lambda h: f" {h} "])
@@ -254,7 +276,7 @@ def test_a_payer_who_proves_the_payment_later_takes_back_what_a_thief_got(shop: 
     stolen = shop.claim(paid, THIEF, proof="0x" + "11" * 65)
     assert stolen.status == 200, "a bare hash is the weak case"
     assert shop.claim(paid).status == 403
-    text = encode_defunct(text=proof_text("base", paid))
+    text = to_sign(paid)
     proof = payer.sign_message(text).signature.hex()
     mine = shop.claim(paid, proof=proof)
     assert mine.status == 200, mine.body
@@ -268,6 +290,92 @@ def test_a_payer_who_proves_the_payment_later_takes_back_what_a_thief_got(shop: 
     assert (found[0], found[1] is not None) == (None, True)
     assert shop.claim(paid, THIEF).status == 403
     assert shop.claim(paid, proof=proof).body["proxy"] == mine.body["proxy"]
+
+
+def test_several_logs_of_one_payer_add_up(shop: Shop) -> None:
+    collector = new_address()
+    shop.anvil.call("anvil_setCode", collector, contract_code("collector"))
+    payer = shop.anvil.new_wallet()
+    shop.anvil.send(payer, USDC, approve(collector, DUE))
+    kinds = ["address", "address[]", "address", "uint256"]
+    call = encode(kinds, [USDC, [payer.address] * 4, RECIPIENT, DUE // 4]).hex()
+    paid = shop.anvil.send(shop.anvil.new_wallet(), collector, "0x24a71994" + call)
+    assert len(shop.anvil.call("eth_getTransactionReceipt", paid)["logs"]) >= 4
+    answer = shop.claim(paid)
+    assert (answer.status, answer.body["payment"]["amountUSDC"]) == (200, 0.4)
+
+
+def test_a_payment_that_is_older_than_a_quote_lives_needs_its_payer(shop: Shop) -> None:
+    payer = shop.anvil.new_wallet()
+    paid = shop.anvil.send(payer, USDC, transfer())
+    counter, hour_ms = shop.sale_wiring.counter, 3_600_000
+    object.__setattr__(counter, "now_ms", lambda: now_ms() + hour_ms + 10_000)
+    old = shop.claim(paid)
+    assert (old.status, old.body["code"]) == (403, "PAYMENT_TOO_OLD")
+    proof = payer.sign_message(to_sign(paid)).signature.hex()
+    assert shop.claim(paid, proof=proof).status == 200
+    object.__setattr__(counter, "now_ms", now_ms)
+
+
+def test_a_payment_on_another_chain_is_not_known_here(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    fields: Any = {"to": USDC, "data": transfer(), "value": 0, "gas": 200_000, "nonce": 0, "chainId": 84532}
+    fields |= {"maxFeePerGas": 10**10, "maxPriorityFeePerGas": 1}
+    signed = wallet.sign_transaction(fields)
+    with pytest.raises(RuntimeError):
+        shop.anvil.call("eth_sendRawTransaction", "0x" + bytes(signed.raw_transaction).hex())
+    answer = shop.claim("0x" + bytes(signed.hash).hex())
+    assert (answer.status, "do not pay again" in answer.body["message"]) == (503, True)
+    other = {"transactionHash": "0x" + "ab" * 32, "network": "base-sepolia"}
+    assert shop.call(QUERY, headers={"x-payment": json.dumps(other)}).status == 400
+
+
+def test_what_was_reorged_away_after_it_was_claimed_buys_nothing_more(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    paid = shop.anvil.send(wallet, USDC, transfer())
+    first = shop.claim(paid)
+    assert first.status == 200
+    shop.anvil.call("anvil_reorg", 1, [])
+    assert shop.anvil.call("eth_getTransactionReceipt", paid) is None
+    assert shop.claim(paid).body["proxy"] == first.body["proxy"]
+    mined = shop.anvil.call("eth_sendRawTransaction", raw(wallet, transfer()))
+    if mined == paid:
+        assert shop.claim(paid).body["proxy"] == first.body["proxy"]
+    assert shop.claim(paid, THIEF).status == 403
+
+
+def test_a_victims_hash_against_another_quote_buys_nothing(shop: Shop) -> None:
+    """The thief had asked before the payment, but for another amount, or for a top-up of a key of his own."""
+    small, large = QUERY, QUERY.replace("0.1", "0.2")
+    shop.call(large, source=THIEF)
+    paid = shop.anvil.send(shop.anvil.new_wallet(2 * DUE), USDC, transfer(amount=2 * DUE))
+    assert shop.claim(paid, THIEF, small).status == 403
+    victim = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    assert shop.claim(victim, THIEF, large).status == 402, "half of the price, and nothing is consumed"
+    own = shop.anvil.send(shop.anvil.new_wallet(2 * DUE), USDC, transfer(amount=2 * DUE))
+    token = {"x-session-token": shop.claim(own, THIEF, large).body["sessionToken"]}
+    top_up = "/v1/x402/manage/pool/topup"
+    stolen = shop.call(
+        top_up, "POST", {"addTrafficGB": 0.1}, token | {"payment-signature": victim}, source=THIEF
+    )
+    assert stolen.status == 403
+    assert shop.claim(victim).status == 200
+
+
+def test_fifty_claims_at_once_mint_one_key(shop: Shop) -> None:
+    counter = shop.sale_wiring.counter
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    order, paid = pool_order(terms, prices), shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+    with ThreadPoolExecutor(25) as pool:
+        answers = list(
+            pool.map(lambda _: counter.buy(order, prices, Payment("base", paid), BUYER), range(50))
+        )
+    assert all(isinstance(a, Bought) for a in answers), answers[:3]
+    assert [a.repeated for a in answers if isinstance(a, Bought)].count(False) == 1
+    assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1
 
 
 def test_another_country_is_the_same_purchase(shop: Shop) -> None:

@@ -11,6 +11,7 @@ import pytest
 from shared.chain.model import Depth, ReadFailed, Unknown, UnknownReason, Valid
 from shared.chain.nodes import SHUNNED_S, Nodes
 from shared.chain.reader import EvmReader, SolanaReader, evm_nodes
+from shared.chain.rules import TOKEN_PROGRAM
 from tests.unit.chain.test_rules import (
     BLOCK,
     HASH,
@@ -67,7 +68,7 @@ def results(**by_method: Any) -> Callable[[str], str]:
 
 
 def evm(*urls: str) -> EvmReader:
-    return EvmReader(evm_nodes(urls), 8453, USDC, US)
+    return EvmReader(evm_nodes(urls), 8453, USDC, (US,))
 
 
 EVM_GOOD = results(
@@ -111,7 +112,7 @@ def test_a_node_that_fails_makes_a_payment_unknown(
 
 def test_no_node_at_all_makes_a_payment_unknown() -> None:
     assert evm(DEAD).judge(HASH) == Unknown(UnknownReason.NODE_UNREACHABLE)
-    assert SolanaReader([DEAD], MINT, "us").judge("x") == Unknown(UnknownReason.NODE_UNREACHABLE)
+    assert SolanaReader(Nodes([DEAD]), MINT, (OWNER,)).judge("x") == Unknown(UnknownReason.NODE_UNREACHABLE)
 
 
 def test_another_node_may_know_what_the_first_one_does_not(serve: Serve) -> None:
@@ -128,8 +129,10 @@ def test_a_chain_is_validated_before_it_takes_money(serve: Serve) -> None:
         eth_chainId="0x2105", eth_getCode="0x60", eth_call="0x" + (18).to_bytes(32, "big").hex()
     )
     assert evm(serve(decimals)).faults() == ["evm: the asset does not have 6 decimals"]
-    with pytest.raises(ReadFailed):
-        evm(DEAD).faults()
+    assert evm(DEAD).faults() == ["evm: chain_node_unreachable"]
+    assert evm(DEAD, serve(EVM_GOOD)).faults() == []
+    assert evm(DEAD, serve(EVM_GOOD)).faults(2) == ["evm: chain_node_unreachable"]
+    assert evm(serve(EVM_GOOD), serve(decimals)).faults() == ["evm: the asset does not have 6 decimals"]
 
 
 TWO = (Depth(None, quorum=2),)
@@ -176,10 +179,13 @@ def test_a_node_that_failed_is_asked_last_until_it_is_forgiven() -> None:
 
 OWNER = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
 PAID = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, OWNER, 400)])
+PAID["transaction"]["message"]["accountKeys"][2]["pubkey"] = next(
+    iter(SolanaReader(Nodes([]), MINT, (OWNER,)).accounts)
+)
 
 
 def solana(url: str, owner: str = OWNER) -> SolanaReader:
-    return SolanaReader([url], MINT, owner)
+    return SolanaReader(Nodes([url]), MINT, (owner,))
 
 
 def status(value: Any) -> dict[str, Any]:
@@ -213,12 +219,14 @@ def test_what_solana_has_not_confirmed_is_unknown(
 
 def test_solana_is_validated_before_it_takes_money(serve: Serve) -> None:
     def mint(decimals: int) -> str:
-        value = {"data": {"parsed": {"info": {"decimals": decimals}}}}
+        value = {"owner": TOKEN_PROGRAM, "data": {"parsed": {"info": {"decimals": decimals}}}}
         return serve(results(getAccountInfo={"value": value}))
 
     assert solana(mint(6)).faults() == []
+    elsewhere = SolanaReader(Nodes([mint(6)]), MINT, (OWNER,), "another genesis")
+    assert elsewhere.faults() == ["solana: wrong chain"]
     assert solana(mint(9)).faults() == ["solana: the asset does not have 6 decimals"]
     assert solana(serve(results(getAccountInfo={"value": None}))).faults() == [
         "solana: the asset's mint is not there"
     ]
-    assert solana(mint(6), "us").faults() == ["solana: the recipient is not an address"]
+    assert solana(mint(6), "us").faults() == ["solana: a recipient is not an address"]

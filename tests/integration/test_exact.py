@@ -24,7 +24,7 @@ from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
 from shared.access import table as access
 from shared.chain.eip3009 import read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW
-from shared.guard.table import open_incidents, write_setting
+from shared.guard.table import open_incidents
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
 from shared.sale import exact_table as rows
@@ -53,7 +53,7 @@ class Shop(Functions):
         anvil.call("anvil_setBalance", gas.address, hex(10**18))
         self.gas_address: str = gas.address
         self.anvil = anvil
-        dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True, "exact": True}, 0))
+        self.open(exact=True)
 
     def buy(self, payload: dict[str, Any], source: str = "127.20.0.1", **accepted: Any) -> Reply:
         """One request that pays by a signed transfer."""
@@ -513,7 +513,7 @@ def test_without_a_gas_wallet_the_rail_is_not_offered(
     dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles, anvil: Anvil
 ) -> None:
     functions = Functions(dynoxide, valkey_url, lab_files, anvil.url, "", RECIPIENT)
-    dynoxide.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True, "exact": False}, 0))
+    functions.open()
     assert "accepts" not in functions.call(QUERY).body
     payload = signed(anvil.new_wallet(), nonce=secrets.token_bytes(32))
     answer = functions.call(QUERY, headers=header(payload))

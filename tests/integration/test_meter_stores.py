@@ -44,6 +44,7 @@ class Side:
     """Either side of a tunnel; only its end is looked at."""
 
     carries_eof = True
+    unsent_bytes = 0
 
     def send(self, data: Any) -> None: ...
     def send_eof(self) -> None: ...

@@ -12,7 +12,7 @@ from shared.access import table as access
 from shared.access.model import DisabledReason
 from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
 from shared.guard.model import Incident
-from shared.guard.table import open_incidents, write_setting
+from shared.guard.table import open_incidents
 from shared.kernel.ids import PakId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, update
@@ -34,7 +34,7 @@ SALES = f"{PREFIX}sales"
 @pytest.fixture
 def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
     made = Functions(dynamo, valkey_url, lab_files)
-    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    made.open()
     yield made
     made.close()
 

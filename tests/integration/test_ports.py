@@ -10,7 +10,6 @@ from functions.x402.serve_owed import serve_owed
 from local import lab
 from local.bootstrap import HOUSE
 from shared.chain.model import Valid
-from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
 from shared.pool import live
@@ -21,6 +20,7 @@ from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import command
 from shared.sale.owed import LATE_MS
 from shared.sale.owed_table import all_owed
+from shared.sale.rules import key_id_of, lease_of
 from tests.support.functions import PREFIX, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ SESSION = "/v1/x402/manage/session"
 @pytest.fixture
 def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
     made = Functions(dynamo, valkey_url, lab_files)
-    dynamo.run(write_setting(f"{PREFIX}guard", "sale", {"ok": True}, 0))
+    made.open()
     yield made
     made.close()
 
@@ -72,17 +72,16 @@ def token(reply: Reply) -> dict[str, str]:
     return {"x-session-token": reply.body["sessionToken"]}
 
 
-def through(functions: Functions, username: str) -> str:
-    """The device that a gateway would choose for a username."""
-    route = parse_username(username)
-    call: Any = live.acquire(route, Pool.MBL, PakId("p"), GatewayId("g"), now_ms())
+def through(functions: Functions, username: str, pak: str = "") -> str:
+    """The device that a gateway would choose for a username, with the key that was sold for it or with another one."""
+    route, lease = parse_username(username), lease_of(username)
+    pak = PakId(pak or (key_id_of(lease) if lease else "p"))
+    call: Any = live.acquire(route, Pool.MBL, pak, GatewayId("g"), now_ms())
     chosen = functions.redis.run(call)
     if isinstance(chosen, NoStock):
         return ""
     assert isinstance(chosen, Acquired)
-    functions.redis.run(
-        live.release(Pool.MBL, GatewayId("g"), [(chosen.endpoint.endpoint_id, PakId("p"), 1)])
-    )
+    functions.redis.run(live.release(Pool.MBL, GatewayId("g"), [(chosen.endpoint.endpoint_id, pak, 1)]))
     return str(chosen.endpoint.endpoint_id)
 
 
@@ -192,6 +191,32 @@ def test_a_port_is_topped_up_at_its_own_price_and_longer_time_holds_its_device(f
     lease = bought.body["proxy"]["username"].rpartition("-")[2]
     held = command("HGET", f"{{mbl}}:reserved:{lease}", "expires_at_ms", parse=int)
     assert functions.redis.run(held) == longer.body["credit"]["expiresAt"]
+
+
+def test_a_port_is_its_own_keys_though_strangers_share_the_account(functions: Functions) -> None:
+    list_modems(functions, "m1", "m2")
+    username = private(functions).body["proxy"]["username"]
+    stranger = buy(functions, 2, "/v1/x402/pool?traffic=0.2&country=us")
+    found = functions.sale_wiring.counter.session(stranger.body["sessionToken"])
+    assert found is not None
+    assert through(functions, username) != ""
+    assert through(functions, username, found[1].pak_id) == ""
+
+
+def test_a_hold_that_redis_lost_is_put_back_on_the_same_device(functions: Functions) -> None:
+    names = [f"m{n}" for n in range(6)]
+    list_modems(functions, *names)
+    username = private(functions).body["proxy"]["username"]
+    mine = through(functions, username)
+    functions.redis.run(command("FLUSHALL", parse=bool))
+    assert through(functions, username) == ""
+    assert serve_owed(functions.sale_wiring)["heldAgain"] == 0
+    assert through(functions, username) == "", "while its device is not listed it fails closed"
+    list_modems(functions, *names)
+    assert serve_owed(functions.sale_wiring)["heldAgain"] == 1
+    assert {through(functions, username) for _ in range(3)} == {mine}
+    assert mine not in {through(functions, f"{HOUSE}-mbl-us") for _ in range(20)}
+    assert serve_owed(functions.sale_wiring)["heldAgain"] == 0
 
 
 def test_pool_access_is_no_port(functions: Functions) -> None:

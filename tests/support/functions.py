@@ -17,6 +17,7 @@ from functions.api.wiring import Wiring as ApiWiring
 from functions.api.wiring import wire as wire_api
 from functions.http import lambda_handler
 from functions.x402.app import create_app as create_sale
+from functions.x402.validate import validated_rails
 from functions.x402.wiring import SaleSettings
 from functions.x402.wiring import Wiring as SaleWiring
 from functions.x402.wiring import wire as wire_sale
@@ -24,14 +25,16 @@ from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import HOUSE, Keys, bootstrap
 from local.http_server import HttpRequest
-from shared.chain.model import Depth, Unknown, UnknownReason, Verdict
+from shared.chain.model import Depth, Reading, Unknown, UnknownReason
+from shared.guard.table import write_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
-from shared.sale.model import Payment
+from shared.sale.model import Payment, Statement
 
 PREFIX = "psx-test-"
 RECIPIENT = "0x" + "11" * 20
+SOLANA_RECIPIENT = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,17 @@ class FakeChain:
     """Verdicts that a test decides; everything else has not been seen yet."""
 
     def __init__(self) -> None:
-        self.verdicts: dict[str, Verdict] = {}
+        self.verdicts: dict[str, Reading] = {}
         self.asked = 0
 
-    def judge(self, payment: Payment, depths: Sequence[Depth]) -> Verdict:
+    def judge(self, payment: Payment, depths: Sequence[Depth], tag: str = "") -> Reading:
         """The verdict that the test put there."""
         self.asked += 1
         return self.verdicts.get(payment.tx_hash, Unknown(UnknownReason.NOT_FOUND))
 
-    def proves(self, payment: Payment, payer: str) -> bool:
+    def proves(self, statement: Statement, proof: str, payer: str, quorum: int) -> bool:
         """A proof is the payer's name."""
-        return payment.proof == payer
+        return proof == payer
 
 
 class Functions:
@@ -71,6 +74,8 @@ class Functions:
         evm_url: str = "",
         gas_key: str = "",
         evm_recipient: str = RECIPIENT,
+        solana_url: str = "",
+        solana_recipient: str = SOLANA_RECIPIENT,
     ) -> None:
         # Mangum runs on its thread's event loop; the test's own thread belongs to the test runner's.
         self._thread = ThreadPoolExecutor(
@@ -91,6 +96,7 @@ class Functions:
             "gateway_socks_port": 7001,
             "secret_pepper": secrets.pepper,
             "sealing_key": secrets.sealing_key,
+            "master_key": secrets.master_key,
         }
         api = ApiSettings(
             **common,
@@ -109,12 +115,16 @@ class Functions:
             evm_recipient=evm_recipient,
             gas_key=SecretStr(gas_key),
             clock_error_ms=2000,
-            solana_rpc_urls="http://127.0.0.1:9",
-            solana_recipient="4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T",
+            solana_rpc_urls=solana_url or "http://127.0.0.1:9",
+            solana_recipient=solana_recipient,
         )
         self.api_wiring: ApiWiring = wire_api(api, dynamo, self.redis)
         wired = wire_sale(sale, dynamo, self.redis)
-        faked = wired if evm_url else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
+        faked = (
+            wired
+            if evm_url or solana_url
+            else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
+        )
         self.sale_wiring: SaleWiring = faked
         self._api = lambda_handler(create_api(lambda: self.api_wiring))
         self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
@@ -125,6 +135,16 @@ class Functions:
         self._thread.shutdown()
         self.redis.close()
         self.api_wiring.origins.close()
+
+    def deliver(self, event: dict[str, Any]) -> Any:
+        """One event through the function that API Gateway would choose; the answer as the function gave it."""
+        app = self._sale if str(event["rawPath"]).startswith("/v1/x402/") else self._api
+        return self._thread.submit(app, event, None).result()  # type: ignore[arg-type]  # no context is needed
+
+    def open(self, *, exact: bool = False) -> None:
+        """Let money routes open as the validation would."""
+        found = {"ok": True, "exact": exact, "rails": validated_rails(self.sale_wiring.rails)}
+        self.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
 
     def call(
         self,
@@ -138,8 +158,7 @@ class Functions:
         raw = b"" if body is None else json.dumps(body).encode()
         found = {"host": "api.example", "content-type": "application/json", **(headers or {})}
         event = http_event(HttpRequest(method, target, tuple(found.items()), raw, source))
-        app = self._sale if target.startswith("/v1/x402/") else self._api
-        answer: Any = self._thread.submit(app, event, None).result()  # type: ignore[arg-type]  # no context is needed
+        answer = self.deliver(event)
         try:
             parsed = json.loads(answer["body"])
         except ValueError:

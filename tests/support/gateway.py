@@ -77,21 +77,21 @@ class GatewayProcess:
             await self.end(signal.SIGKILL)
 
     async def ask(
-        self, target_port: int, secret: str = SECRET
+        self, target_port: int, secret: str = SECRET, username: str = f"{ACCOUNT}-peer-us"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
         """A CONNECT, and the answer's first line."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        token = base64.b64encode(f"{ACCOUNT}-peer-us:{secret}".encode()).decode()
+        token = base64.b64encode(f"{username}:{secret}".encode()).decode()
         ask = f"CONNECT 127.0.0.1:{target_port} HTTP/1.1\r\nProxy-Authorization: Basic {token}\r\n\r\n"
         writer.write(ask.encode())
         head = await reader.readuntil(b"\r\n\r\n")
         return reader, writer, head.decode().partition("\r\n")[0]
 
     async def connect(
-        self, target_port: int, secret: str = SECRET
+        self, target_port: int, secret: str = SECRET, username: str = f"{ACCOUNT}-peer-us"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The same, which must succeed."""
-        reader, writer, line = await self.ask(target_port, secret)
+        reader, writer, line = await self.ask(target_port, secret, username)
         assert line.startswith("HTTP/1.1 200 "), line
         return reader, writer
 

@@ -48,3 +48,9 @@ def _tell(nodeid: str) -> None:
         for task in asyncio.all_tasks(loop):
             task.print_stack(file=_stderr)
     _stderr.flush()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Close what `pytest_configure` opened."""
+    if _stderr is not None:
+        _stderr.close()

@@ -1,7 +1,7 @@
 -- Add a cut's totals to the live counters, once, and lease each key's next bytes to this gateway.
 -- A lease is what a gateway may carry before it asks again; what is leased to one is not leased to another. A gateway that
 -- is alone with a key may have all of it, one of several a quarter of what is free.
--- KEYS: 1 used, 2 cap, 3 sequences, 4.. lease hash per key (gateway -> "<bytes>:<until ms>").
+-- KEYS: 1 used (field # = of all keys together), 2 cap, 3 sequences, 4.. lease hash per key (gateway -> "<bytes>:<until ms>").
 -- ARGV: 1 gateway, 2 sequence (-1 = lease only), 3 least lease, 4 lease life ms, then per key:
 --       id, bytes to add, bytes counted but not added yet, bytes wanted (-1 = leave leases alone)
 -- Answer: per key used, cap ("" = none), lease (negative: so far others' leases are already overdrawn)
@@ -44,13 +44,17 @@ local function lease(key, left, unreported, want)
   return grant
 end
 
-local out = {}
+local out, sum = {}, 0
 for i = 0, (#ARGV - 4) / 4 - 1 do
   local id, bytes = ARGV[5 + 4 * i], ARGV[6 + 4 * i]
   local unreported, want = tonumber(ARGV[7 + 4 * i]), tonumber(ARGV[8 + 4 * i])
   local used
-  if fresh and bytes ~= '0' then used = redis.call('HINCRBY', KEYS[1], id, bytes)
-  else used = tonumber(redis.call('HGET', KEYS[1], id) or '0') end
+  if fresh and bytes ~= '0' then
+    used = redis.call('HINCRBY', KEYS[1], id, bytes)
+    sum = sum + tonumber(bytes)
+  else
+    used = tonumber(redis.call('HGET', KEYS[1], id) or '0')
+  end
   local cap = redis.call('HGET', KEYS[2], id)
   local grant = 0
   if cap and want >= 0 then grant = lease(KEYS[4 + i], tonumber(cap) - used, unreported, want) end
@@ -58,4 +62,5 @@ for i = 0, (#ARGV - 4) / 4 - 1 do
   out[#out + 1] = cap or ''
   out[#out + 1] = grant
 end
+if sum > 0 then redis.call('HINCRBY', KEYS[1], '#', text(sum)) end
 return out

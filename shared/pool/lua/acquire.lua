@@ -117,8 +117,11 @@ local stood_in = 0
 if pin_kind ~= '' then
   local wanted = pin_id
   if pin_kind == 'lease' then
-    local held = redis.call('HMGET', prefix .. 'reserved:' .. pin_id, 'account_id', 'endpoint_id', 'expires_at_ms')
+    local held = redis.call('HMGET', prefix .. 'reserved:' .. pin_id, 'account_id', 'endpoint_id', 'expires_at_ms',
+      'pak')
     if held[1] ~= account or tonumber(held[3]) <= now then return { false, 0, 'lease' } end
+    -- A dedicated port is one key's: strangers share the house account.
+    if held[4] and held[4] ~= pak then return { false, 0, 'lease' } end
     wanted, lease = held[2], pin_id
   elseif pin_kind == 'port' and presence_needed then
     wanted = ''

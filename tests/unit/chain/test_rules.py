@@ -10,12 +10,15 @@ from shared.chain.model import (
     Depth,
     Invalid,
     InvalidReason,
+    Reading,
+    Several,
     Unknown,
     UnknownReason,
     Valid,
     Verdict,
 )
 from shared.chain.rules import (
+    PAYERS_MAX,
     TOKEN_PROGRAM,
     TRANSFER_TOPIC,
     USED_TOPIC,
@@ -56,9 +59,9 @@ BLOCK = {"hash": "0xbeef", "number": "0xa", "timestamp": "0x6b49d200"}
 
 def evm(
     given: dict[str, Any] | None, block: dict[str, Any] | None = BLOCK, head: int = 10, confirmations: int = 1
-) -> Verdict:
+) -> Reading:
     depths = (Depth(None, confirmations),)
-    return judge_evm(given, block, head, contract=USDC, recipient=US, depths=depths)
+    return judge_evm(given, block, head, contract=USDC, recipients={US}, depths=depths)
 
 
 def valid(amount: int, *authorizations: str) -> Valid:
@@ -67,6 +70,49 @@ def valid(amount: int, *authorizations: str) -> Valid:
 
 def test_a_transfer_to_us_is_a_payment_by_its_sender() -> None:
     assert evm(receipt(log())) == valid(400_000)
+
+
+def test_several_payers_are_told_apart() -> None:
+    found = evm(receipt(log(5), log(7, sender=OTHER), log(2)))
+    assert found == Several((valid(7), Valid(OTHER, 7, 0x6B49D200, HASH)))
+    assert isinstance(found, Several)
+    assert (found.of(OTHER), found.of(US)) == (found.payments[1], Invalid(InvalidReason.NO_TRANSFER))
+    many = [log(1, sender="0x" + f"{n:040x}") for n in range(PAYERS_MAX + 1)]
+    assert evm(receipt(*many)) == Invalid(InvalidReason.SEVERAL_PAYERS)
+    given = transaction([balance(1, "a", 2), balance(3, "b", 3)], [balance(2, "us", 5)])
+    assert solana(given) == Several((Valid("a", 2, 1_800_000_000), Valid("b", 3, 1_800_000_000)))
+
+
+TAG = "ab" * 32
+TAGGED = {"to": USDC, "from": PAYER, "input": "0xA9059CBB" + "00" * 64 + TAG}
+
+
+@pytest.mark.parametrize(
+    ("change", "tagged"),
+    [
+        ({}, True),
+        ({"from": OTHER}, False),
+        ({"to": OTHER}, False),
+        ({"to": None}, False),
+        ({"input": "0xa9059cbb" + "00" * 64}, False),
+        ({"input": "0xa9059cbb" + "00" * 64 + TAG + "00"}, False),
+        ({"input": "0xa9059cbb" + "00" * 63 + TAG}, False),
+        ({"input": "0x23b872dd" + "00" * 64 + TAG}, False),
+    ],
+)
+def test_a_tag_counts_behind_the_payers_own_plain_transfer(change: dict[str, Any], tagged: bool) -> None:
+    found = judge_evm(
+        receipt(log()),
+        BLOCK,
+        10,
+        contract=USDC,
+        recipients={US},
+        depths=SHALLOW,
+        transaction=TAGGED | change,
+        tag=TAG,
+    )
+    assert isinstance(found, Valid)
+    assert found.tagged is tagged
 
 
 def test_several_transfers_of_one_payer_add_up() -> None:
@@ -85,7 +131,6 @@ def test_several_transfers_of_one_payer_add_up() -> None:
         (receipt(log(topics=["0x" + "0" * 64, topic(PAYER), topic(US)])), Invalid(InvalidReason.NO_TRANSFER)),
         (receipt(), Invalid(InvalidReason.NO_TRANSFER)),
         (receipt(log(), status="0x0"), Invalid(InvalidReason.FAILED)),
-        (receipt(log(), log(sender=OTHER)), Invalid(InvalidReason.SEVERAL_PAYERS)),
         (None, Unknown(UnknownReason.NOT_FOUND)),
         (receipt(log(), blockNumber=None), Unknown(UnknownReason.NOT_CONFIRMED)),
         (receipt(log(), blockHash="0xdead"), Unknown(UnknownReason.NOT_CANONICAL)),
@@ -106,7 +151,7 @@ def test_larger_amounts_wait_for_more() -> None:
     for amount, deep_enough in ((100, 10), (101, 12), (1000, 12), (1001, 18)):
         given = receipt(log(amount))
         for head, known in ((deep_enough - 1, False), (deep_enough, True)):
-            verdict = judge_evm(given, BLOCK, head, contract=USDC, recipient=US, depths=bands)
+            verdict = judge_evm(given, BLOCK, head, contract=USDC, recipients={US}, depths=bands)
             assert isinstance(verdict, Valid) == known, (amount, head, verdict)
 
 
@@ -168,12 +213,13 @@ def balance(index: int, owner: str, amount: int, **change: Any) -> dict[str, Any
 def transaction(before: list[dict[str, Any]], after: list[dict[str, Any]], **meta: Any) -> dict[str, Any]:
     return {
         "blockTime": 1_800_000_000,
+        "transaction": {"message": {"accountKeys": [{"pubkey": f"account{n}"} for n in range(4)]}},
         "meta": {"err": None, "preTokenBalances": before, "postTokenBalances": after} | meta,
     }
 
 
-def solana(answer: dict[str, Any] | None) -> Verdict:
-    return judge_solana(answer, mint=MINT, owner="us")
+def solana(answer: dict[str, Any] | None) -> Reading:
+    return judge_solana(answer, mint=MINT, ours={"account2": "us"})
 
 
 def test_our_balance_that_rose_is_a_payment_of_whose_fell() -> None:
@@ -212,9 +258,10 @@ def test_a_balance_that_was_not_there_was_zero() -> None:
         ),
         (transaction([balance(2, "us", 4)], [balance(3, "us", 4)]), Invalid(InvalidReason.NO_TRANSFER)),
         (
-            transaction([balance(1, "a", 2), balance(3, "b", 2)], [balance(2, "us", 4)]),
+            transaction([balance(1, "a", 2), balance(3, "b", 3)], [balance(2, "us", 4), balance(0, "c", 1)]),
             Invalid(InvalidReason.SEVERAL_PAYERS),
         ),
+        (transaction([balance(1, "a", 4)], [balance(3, "us", 4)]), Invalid(InvalidReason.NO_TRANSFER)),
     ],
 )
 def test_everything_else_on_solana_is_told_for_what_it_is(
@@ -226,6 +273,7 @@ def test_everything_else_on_solana_is_told_for_what_it_is(
 def test_large_amounts_on_solana_wait_to_be_finalized() -> None:
     bands = (Depth(399), Depth(None, commitment="finalized"))
     given = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, "us", 400)])
-    early = judge_solana(given, mint=MINT, owner="us", commitment="confirmed", depths=bands)
+    pinned: Any = {"mint": MINT, "ours": {"account2": "us"}}
+    early = judge_solana(given, **pinned, commitment="confirmed", depths=bands)
     assert early == Unknown(UnknownReason.NOT_CONFIRMED)
-    assert isinstance(judge_solana(given, mint=MINT, owner="us", depths=bands), Valid)
+    assert isinstance(judge_solana(given, **pinned, depths=bands), Valid)

@@ -1,0 +1,66 @@
+"""How often each route may be called: by an address, by a key, and by whoever a route counts. One table for all of them."""
+
+from collections.abc import Callable
+from typing import Final
+
+from fastapi import Request
+
+from functions.api.audit import RENEWALS, WRITES
+from functions.api.wiring import Wiring
+from functions.http import source_address
+from functions.limits import spend
+from shared.access.live import Limit
+from shared.access.secrets import token_hash
+from shared.runtime.clock import now_ms
+
+MINUTE_S: Final = 60
+HOUR_S: Final = 3600
+_KEYS: Final = "/v1/reseller/pool-keys"
+ROUTES: Final = {
+    ("POST", _KEYS): Limit("create", 600, MINUTE_S),
+    ("POST", f"{_KEYS}/{{pak_id}}/topup"): Limit("topup", 300, MINUTE_S),
+    ("POST", f"{_KEYS}/{{pak_id}}/reveal"): Limit("reveal", 120, MINUTE_S),
+    ("GET", "/v1/gateway/credentials"): Limit("credentials", 120, MINUTE_S),
+    ("POST", "/v1/account/api-keys"): Limit("api_keys", 30, HOUR_S),
+    ("POST", "/v1/account/api-keys/{key_id}/rotate"): Limit("api_keys", 30, HOUR_S),
+    ("POST", "/v1/admin/resellers/{account_id}/credits"): Limit("credits", 30, MINUTE_S),
+}
+"""Counted per key."""
+PER_OBJECT: Final = {
+    ("POST", f"{_KEYS}/{{pak_id}}/regenerate"): (Limit("regenerate", 10, HOUR_S), "pak_id"),
+}
+"""Counted per key and pool access key."""
+SIGN_IN_SOURCE: Final = Limit("sign_in_source", 10, MINUTE_S)
+SIGN_IN_PERSON: Final = Limit("sign_in_person", 5, MINUTE_S)
+
+
+def credential(request: Request) -> str:
+    """A name for the credential of a request, not to be turned back; "" without one."""
+    for name in ("x-api-key", "authorization"):
+        if given := request.headers.get(name):
+            return token_hash(given)[:32]
+    return ""
+
+
+def limited(wiring: Callable[[], Wiring]) -> Callable[[Request], None]:
+    """A dependency of every route: counts a request before anything is read for it."""
+
+    def count(request: Request) -> None:
+        w, now = wiring(), now_ms()
+        template = str(getattr(request.scope.get("route"), "path", ""))
+        route = (request.method, template)
+        closed = request.method in WRITES and template not in RENEWALS
+        settings = w.settings
+        everybody = Limit("address", settings.calls_per_minute_address, MINUTE_S)
+        spend(request, w.redis, [everybody], f"ip:{source_address(request)}", now, closed=closed)
+        key = credential(request)
+        if key:
+            own = Limit("key", settings.calls_per_minute_key, MINUTE_S)
+            limits = [own, ROUTES[route]] if route in ROUTES else [own]
+            spend(request, w.redis, limits, f"key:{key}", now, closed=closed)
+        if route in PER_OBJECT:
+            limit, param = PER_OBJECT[route]
+            # Together with the key: a stranger who knows an id cannot use its owner's calls up.
+            spend(request, w.redis, [limit], f"{key}:{request.path_params[param]}", now, closed=closed)
+
+    return count

@@ -1,0 +1,136 @@
+"""What an admin sees of the sale: payments that wait to be served, and those to give back. Looks are on record."""
+
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from functions.http import ProblemError, source_address
+from functions.x402.wiring import Wiring
+from shared.access.model import ApiKey, Scope
+from shared.access.secrets import token_hash
+from shared.access.table import find_api_key
+from shared.guard.model import AuditEvent
+from shared.guard.service import append_audit
+from shared.kernel.money import MicroUsdc, format_usdc
+from shared.runtime.clock import now_ms
+from shared.sale import owed_table
+from shared.sale.owed_table import Owed, Refund
+
+PAGE_DEFAULT: Final = 50
+PAGE_MAX: Final = 100
+
+
+class Decision(BaseModel):
+    """What became of money that bought nothing."""
+
+    state: Literal["refunded", "dismissed"]
+    reference: str = Field(min_length=1, max_length=256)
+
+
+def api_key_of(wiring: Wiring, request: Request, scope: Scope) -> ApiKey:
+    """The calling API key, or 401; 403 when it lacks a scope."""
+    text = request.headers.get("x-api-key", "")
+    table = wiring.settings.table("access")
+    found = wiring.dynamo.run(find_api_key(table, token_hash(text))) if text else None
+    if found is None or found.has_ended(now_ms()):
+        raise ProblemError(401, "API_KEY_INVALID", "send a valid API key in X-API-Key")
+    if scope not in found.scopes:
+        raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
+    return found
+
+
+def recorded(w: Wiring, request: Request, action: str, **metadata: Any) -> None:
+    """Put what an admin does on record; 401 or 403 for anybody else."""
+    by = api_key_of(w, request, Scope.ADMIN)
+    event = AuditEvent(
+        f"acct#{by.account_id}",
+        action,
+        by.account_id,
+        now_ms(),
+        ip=source_address(request),
+        request_id=request.state.request_id,
+        auth_method="api_key",
+        metadata=metadata,
+    )
+    append_audit(w.dynamo, w.settings.table("audit"), event)
+
+
+def router(wiring: Callable[[], Wiring]) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(prefix="/v1/x402/admin")
+
+    def record(request: Request, action: str, **metadata: Any) -> None:
+        recorded(wiring(), request, action, **metadata)
+
+    @routes.get("/owed")
+    def owed(request: Request, limit: int = PAGE_DEFAULT, after: str = "") -> dict[str, Any]:
+        record(request, "owed_list", after=after)
+        w = wiring()
+        page = w.dynamo.run(
+            owed_table.all_owed(w.settings.table("sales"), _bounded(limit), _start("owed", after))
+        )
+        return {"owed": [_owed(row) for row in page.rows], "next": _next(page.next_key)}
+
+    @routes.get("/refunds")
+    def refunds(request: Request, limit: int = PAGE_DEFAULT, after: str = "") -> dict[str, Any]:
+        record(request, "refund_list", after=after)
+        w = wiring()
+        page = w.dynamo.run(
+            owed_table.refunds(w.settings.table("sales"), _bounded(limit), _start("refund", after))
+        )
+        return {"refunds": [_refund(row) for row in page.rows], "next": _next(page.next_key)}
+
+    @routes.post("/refunds/{network}/{key}")
+    def decide(request: Request, network: str, key: str, body: Decision) -> dict[str, Any]:
+        by, w = api_key_of(wiring(), request, Scope.ADMIN), wiring()
+        words = f"{body.reference} ({by.account_id})"
+        asked = owed_table.decide_refund(w.settings.table("sales"), network, key, body.state, words)
+        found = w.dynamo.run(asked)
+        if found is None:
+            raise ProblemError(409, "NOT_OPEN", "there is no such refund, or it was decided or served")
+        record(request, f"refund_{body.state}", network=network, key=key, reference=body.reference)
+        return _refund(found)
+
+    return routes
+
+
+def _bounded(limit: int) -> int:
+    if not 0 < limit <= PAGE_MAX:
+        raise ProblemError(400, "INVALID_FIELD", f"limit: 1 to {PAGE_MAX}")
+    return limit
+
+
+def _start(partition: str, after: str) -> dict[str, Any] | None:
+    return {"pk": {"S": partition}, "sk": {"S": after}} if after else None
+
+
+def _next(key: Any) -> str | None:
+    return str(key["sk"]["S"]) if key else None
+
+
+def _owed(row: Owed) -> dict[str, Any]:
+    return {
+        "network": row.network,
+        "key": row.key,
+        "txHash": row.tx_hash,
+        "product": row.order.product.value,
+        "dueUSDC": format_usdc(MicroUsdc(row.order.due_micro)),
+        "since": row.seen_at_ms,
+        "tries": row.tries,
+    }
+
+
+def _refund(row: Refund) -> dict[str, Any]:
+    return {
+        "network": row.network,
+        "key": row.key,
+        "txHash": row.tx_hash,
+        "payer": row.payer,
+        "amountUSDC": format_usdc(MicroUsdc(row.amount_micro)),
+        "reason": row.reason,
+        "at": row.at_ms,
+        "state": row.state,
+        "decided": row.decided,
+    }

@@ -1,0 +1,227 @@
+"""Whose a payment is and what it is worth: the quote before it, the chain's word on it, and the proof that came with it.
+
+Nothing is sold here. Answers that are not certain are UNKNOWN, which never consumes a payment. See decisions 0005 and 0020.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from shared.chain.model import (
+    Depth,
+    Invalid,
+    InvalidReason,
+    ReadFailed,
+    Reading,
+    Several,
+    Unknown,
+    UnknownReason,
+    Valid,
+    Verdict,
+)
+from shared.chain.rules import depth_for
+from shared.runtime.clock import random_bytes
+from shared.runtime.redis import SyncRedis
+from shared.sale import owed_table
+from shared.sale.exact import ExactRail
+from shared.sale.live import open_quote, quoted_at
+from shared.sale.minting import Mint
+from shared.sale.model import (
+    Claim,
+    Order,
+    Payment,
+    Prices,
+    Problem,
+    Proof,
+    Quote,
+    Rail,
+    Refused,
+    Statement,
+)
+from shared.sale.owed_table import Owed, Refund
+from shared.sale.rules import (
+    BLOCK_TIME_ERROR_MS,
+    claim_fault,
+    echo_fault,
+    hide_requester,
+    is_enough,
+    proof_text,
+    quote_id,
+    quote_secret,
+    quote_tag,
+    statement_of,
+    tag_for,
+)
+
+UNKNOWN_RETRY_S: Final = 2
+REFUND_MIN_MICRO: Final = 10_000
+"""A cent: giving back less costs more than it is."""
+NONCE_BYTES: Final = 16
+SEVERAL_PAYERS: Final = (
+    "several payers paid in this transaction, and only a payer's signature tells which part is whose"
+)
+_NOTHING: Final[Reading] = Unknown(UnknownReason.NOT_FOUND)
+SHOWN_HASH: Final = "<transaction hash>"
+
+
+class Verifies(Protocol):
+    """What the sale needs of a chain."""
+
+    def judge(self, payment: Payment, depths: Sequence[Depth], tag: str = "") -> Reading:
+        """What a payment's hash stands for, and whether its payer put the tag into it."""
+        ...
+
+    def proves(self, statement: Statement, proof: str, payer: str, quorum: int) -> bool:
+        """Whether `proof` is the payer's signature of the statement. Raises ReadFailed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A payment that may be served: what was paid, the order with how it was proven, the payment under its final key."""
+
+    paid: Valid
+    order: Order
+    payment: Payment
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Wired once per container."""
+
+    mint: Mint
+    redis: SyncRedis
+    quote_secret: bytes
+    chain: Callable[[], Verifies]
+    exact: ExactRail
+    exact_rail: Callable[[], Rail]
+    depths: Callable[[str], Sequence[Depth]]
+    now_ms: Callable[[], int]
+    api_base_url: str
+    clock_error_ms: int = 0
+
+    # Quotes
+
+    def quote(self, order: Order, address: str) -> Quote:
+        """The quote of a requester for an order, remembered from its first asking on, with a secret of its own."""
+        ident = self._quote_of(order, self.requester(address))
+        self.redis.run(open_quote(ident, self.now_ms()))
+        secret = quote_secret(self.quote_secret, random_bytes(NONCE_BYTES), order.subject)
+        return Quote(ident, secret, quote_tag(secret), self.text_to_sign(order, "<network>", SHOWN_HASH))
+
+    def text_to_sign(self, order: Order, network: str, tx_hash: str) -> str:
+        """What the payer of an order signs."""
+        return proof_text(statement_of(order, network, tx_hash, self.api_base_url))
+
+    def requester(self, address: str) -> str:
+        """A source address as it is stored."""
+        return hide_requester(self.quote_secret, address)
+
+    def _quote_of(self, order: Order, requester: str) -> str:
+        return quote_id(self.quote_secret, requester, order.subject, order.due_micro)
+
+    # What was paid, and by whom
+
+    def verify(
+        self, payment: Payment, order: Order, prices: Prices, requester: str
+    ) -> Verified | Claim | Refused:
+        """A payment that may be served, now owed; the claim of one that was served under its payer's name.
+
+        Raises ReadFailed, StoreUnavailable.
+        """
+        owed = Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())
+        tag = tag_for(self.quote_secret, payment.secret, order.subject)
+        first_hand, reading = False, _NOTHING
+        if payment.authorization is not None:
+            if echo_fault(payment.echo, self.exact_rail(), order.due_micro):
+                return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
+            settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))
+            reading, first_hand = self._settled(owed, settled.verdict), settled.first_hand
+        else:
+            reading = self.chain().judge(payment, self.depths(payment.network), tag)
+        if isinstance(reading, Several):
+            found = self._signer(payment, reading, order)
+            if found is None:
+                return Refused(Problem.NOT_YOURS, SEVERAL_PAYERS)
+            payment, reading = replace(payment, payer=found.payer), found
+            owed, known = replace(owed, key=payment.key), self.mint.claimed(payment)
+            if known is not None:
+                return known
+        if not isinstance(reading, Valid):
+            return _told(reading)
+        proof = Proof.EXACT if first_hand else self._proof(payment, reading, order)
+        return self._bound(Verified(reading, replace(order, proof=proof), payment), owed, prices, requester)
+
+    def _bound(self, found: Verified, owed: Owed, prices: Prices, requester: str) -> Verified | Refused:
+        """The same, when this requester may have it and it is enough; from here on it is owed."""
+        paid, order = found.paid, found.order
+        fault = self._unbound(found.payment, paid, order, requester) if order.proof is Proof.HASH else None
+        if fault is not None:
+            return Refused(fault, "nobody at this address asked for these terms before the payment was made")
+        if not is_enough(paid.amount_micro, order.due_micro, prices.tolerance_bp):
+            return self._too_small(owed, paid)
+        self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), replace(owed, order=order)))
+        return found
+
+    def _settled(self, owed: Owed, verdict: Verdict) -> Verdict:
+        if isinstance(verdict, Invalid):  # taken on, and then it moved nothing
+            self.mint.dynamo.run(owed_table.forget(self.mint.table("sales"), owed))
+        return verdict
+
+    def _signer(self, payment: Payment, several: Several, order: Order) -> Valid | None:
+        """What the payer who signed paid, in a transaction in which several did."""
+        return next((paid for paid in several.payments if self._signed(payment, paid, order)), None)
+
+    def _proof(self, payment: Payment, paid: Valid, order: Order) -> Proof:
+        """How well a payment is shown to be its claimer's; a wrong proof is as good as none."""
+        if self._signed(payment, paid, order):
+            return Proof.SIGNATURE
+        tagged = paid.tagged and tag_for(self.quote_secret, payment.secret, order.subject)
+        return Proof.SECRET if tagged else Proof.HASH
+
+    def _signed(self, payment: Payment, paid: Valid, order: Order) -> bool:
+        if not payment.proof:
+            return False
+        tx_hash = paid.tx_hash or payment.tx_hash
+        statement = statement_of(order, payment.network, tx_hash, self.api_base_url)
+        quorum = depth_for(paid.amount_micro, self.depths(payment.network)).quorum
+        return self.chain().proves(statement, payment.proof, paid.payer, quorum)
+
+    def proof_of(self, claim: Claim, payment: Payment, order: Order) -> Proof:
+        """How well whoever shows a claimed payment again proves that it is theirs. Raises ReadFailed."""
+        shown = replace(payment, tx_hash=claim.tx_hash, authorization=None)
+        paid = Valid(claim.payer, claim.amount_micro, 0, claim.tx_hash)
+        if self._signed(shown, paid, order):
+            return Proof.SIGNATURE
+        tag = tag_for(self.quote_secret, payment.secret, order.subject)
+        if not tag:
+            return Proof.HASH
+        reading = self.chain().judge(shown, self.depths(claim.network), tag)
+        if isinstance(reading, Unknown):
+            raise ReadFailed(reading.reason)
+        mine = isinstance(reading, Valid) and reading.tagged and reading.payer == claim.payer
+        return Proof.SECRET if mine else Proof.HASH
+
+    def _too_small(self, owed: Owed, paid: Valid) -> Refused:
+        """Money that came and is not enough is not lost: a human can give it back."""
+        table, at = self.mint.table("sales"), self.now_ms()
+        tx_hash = paid.tx_hash or owed.tx_hash
+        words = f"paid {paid.amount_micro} of {owed.order.due_micro} micro-USDC"
+        if paid.amount_micro >= REFUND_MIN_MICRO:
+            kept = Refund(owed.network, owed.key, tx_hash, paid.payer, paid.amount_micro, words, at)
+            self.mint.dynamo.run(owed_table.refund(table, kept))
+        return Refused(Problem.PAYMENT_TOO_SMALL, words)
+
+    def _unbound(self, payment: Payment, paid: Valid, order: Order, requester: str) -> Problem | None:
+        """Why this requester may not have a payment that nobody proved: it had asked for no such terms before."""
+        return claim_fault(
+            quoted_at_ms=self.redis.run(quoted_at(self._quote_of(order, requester))),
+            paid_at_s=paid.paid_at_s,
+            now_ms=self.now_ms(),
+            slack_ms=self.clock_error_ms + BLOCK_TIME_ERROR_MS[payment.network],
+        )
+
+
+def _told(reading: Unknown | Invalid) -> Refused:
+    problem = Problem.PAYMENT_UNKNOWN if isinstance(reading, Unknown) else Problem.PAYMENT_INVALID
+    return Refused(problem, reading.reason.value)

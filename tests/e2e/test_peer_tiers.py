@@ -1,0 +1,109 @@
+"""The flag of the peer tiers on the whole network: it turns on when keys stay within their IP type, and not otherwise."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from local import lab
+from local.bootstrap import PRICES
+from local.client import Answer, call, curl
+from local.network import LocalNetwork
+from shared.runtime.redis import command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+LISTED_TIMEOUT_S = 40
+FLAG = "/v1/x402/admin/peer-tiers"
+BUY = "/v1/x402/pool?traffic=0.1&tier=residential"
+SETTINGS_KEPT_S = 5.5
+TIER = {
+    "price_micro_per_gb": 2_000_000,
+    "min_bytes": 100_000_000,
+    "max_bytes": 10**12,
+    "quality": "homes",
+    "ip_type": "residential",
+}
+
+
+class Lab:
+    """A network with phones and homes on sale, and its admin."""
+
+    def __init__(self, net: LocalNetwork) -> None:
+        self.net = net
+
+    async def admin(self, path: str, method: str, body: Any) -> Answer:
+        return await call(self.net.api_url + path, method, {"X-API-Key": self.net.keys.admin}, body)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def psx() -> AsyncIterator[Lab]:
+    async with LocalNetwork() as net:
+        await asyncio.gather(*(net.start_peer(plan) for plan in lab.PEERS[:4]))
+        async with asyncio.timeout(LISTED_TIMEOUT_S):
+            while (await net.cloud.fire("list_exits"))["listed"] < 4:
+                await asyncio.sleep(0.25)
+        await net.cloud.fire("validate_sale")
+        yield Lab(net)
+
+
+async def off_and_unpriced(psx: Lab) -> None:
+    refused = await call(psx.net.api_url + BUY)
+    assert (refused.status, refused.body["message"]) == (400, "tier: allowed is mbl")
+    unpriced = await psx.admin(FLAG, "POST", {"on": True})
+    assert (unpriced.status, unpriced.body["code"]) == (409, "SELF_TEST_FAILED")
+    assert (await call(psx.net.api_url + FLAG, "POST", {}, {"on": True})).status == 401
+
+
+async def refused_when_a_key_leaves_its_type(psx: Lab) -> None:
+    prices = {**PRICES, "tiers": {**PRICES["tiers"], "residential": TIER}}
+    assert (await psx.admin("/v1/admin/settings/prices", "PUT", prices)).status == 200
+    await asyncio.sleep(SETTINGS_KEPT_S)
+    redis = psx.net.redis
+    devices = redis.run(command("SMEMBERS", "{peer}:listed:any", parse=lambda a: [d.decode() for d in a]))
+    homes = []
+    for device in devices:
+        key = f"{{peer}}:live:{device}"
+        if redis.run(command("HGET", key, "ip_type", parse=lambda a: a)) == b"residential":
+            homes.append(key)
+            redis.run(command("HSET", key, "ip_type", "mobile", parse=int))
+    assert len(homes) == 2
+    refused = await psx.admin(FLAG, "POST", {"on": True})
+    assert (refused.status, "left through mobile" in refused.body["message"]) == (409, True), refused.body
+    for key in homes:
+        redis.run(command("HSET", key, "ip_type", "residential", parse=int))
+    assert (await call(psx.net.api_url + BUY)).status == 400
+
+
+async def sold_and_held_to_its_type(psx: Lab) -> None:
+    turned = await psx.admin(FLAG, "POST", {"on": True})
+    assert (turned.status, turned.body) == (200, {"on": True, "tested": ["residential"]}), turned.body
+    await asyncio.sleep(SETTINGS_KEPT_S)
+    sheet = (await call(psx.net.api_url + "/v1/x402/pool/pricing")).body
+    assert [t["tier"] for t in sheet["tiers"]] == ["mbl", "residential"]
+    quoted = await call(psx.net.api_url + BUY)
+    rail = quoted.body["paymentRequirement"]["accepts"][0]
+    assert rail["maxAmountRequired"] == "200000"
+    wallet = await psx.net.evm.wallet(1_000_000)
+    paid = await psx.net.evm.pay(wallet, rail["payTo"], 200_000)
+    bought = (await call(psx.net.api_url + BUY, headers={"Payment-Signature": paid})).body
+    assert bought["proxy"]["allowed"]["ipTypes"] == ["residential"]
+    name, secret = bought["proxy"]["username"], bought["proxy"]["password"]
+    assert name.startswith("psx_x402pool-peer-any-iptype-residential")
+    homes = {plan.address for plan in lab.PEERS[:4] if plan.name.startswith("home")}
+    for username in (name, "psx_x402pool-mbl-us", "psx_x402pool-any-any-iptype-mobile-failover-any"):
+        proxy = f"http://{username}:{secret}@127.0.0.1:{psx.net.ports.http}"
+        answer = await curl(proxy, f"{psx.net.target_url}/ip", str(psx.net.files.ca))
+        assert json.loads(answer.body)["ip"] in homes, username
+    off = await psx.admin(FLAG, "POST", {"on": False})
+    assert off.body == {"on": False, "tested": []}
+    await asyncio.sleep(SETTINGS_KEPT_S)
+    assert (await call(psx.net.api_url + BUY)).status == 400
+
+
+async def test_the_flag_turns_on_only_while_keys_stay_within_their_type(psx: Lab) -> None:
+    await off_and_unpriced(psx)
+    await refused_when_a_key_leaves_its_type(psx)
+    await sold_and_held_to_its_type(psx)

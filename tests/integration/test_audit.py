@@ -1,0 +1,106 @@
+"""Audit: every mutation leaves exactly one event, and events go after 90 days."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from functions.api.audit import RENEWALS
+from local import lab
+from shared.guard.model import AuditEvent
+from shared.guard.rules import first_broken
+from shared.guard.service import append_audit
+from shared.guard.table import AUDIT_KEPT_S, entries
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from tests.support.functions import PREFIX, Functions
+from tests.support.routes import WRITES, Tenant, documented, stored
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    yield made
+    made.close()
+
+
+def events() -> dict[tuple[str, str], dict[str, Any]]:
+    """Events by their place; the account's copies are no events of their own."""
+    rows = (r for r in stored() if r["table"] == PREFIX + "audit" and not r["pk"]["S"].startswith("log#"))
+    return {(r["pk"]["S"], r["sk"]["S"]): r["event"]["M"] for r in rows}
+
+
+@pytest.mark.parametrize(("method", "path"), [r for r in documented() if r[0] in WRITES])
+def test_every_mutation_leaves_exactly_one_event(functions: Functions, method: str, path: str) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    headers = tenant.headers(path)
+    before = events()
+    reply = tenant.call(method, path, headers=headers)
+    assert reply.status in {200, 202}, reply
+    after = events()
+    fresh = [event for place, event in after.items() if place not in before]
+    if path in RENEWALS:
+        assert fresh == []
+        return
+    assert len(fresh) == 1, fresh
+    assert fresh[0]["request_id"]["S"] == reply.headers["x-request-id"]
+    assert fresh[0]["ip"]["S"].startswith("127.20.9.")
+
+
+def test_looking_leaves_no_event_and_a_repeated_decision_none_either(functions: Functions) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    approve = "/v1/admin/credits/{ident}/approve"
+    second = tenant.second_admin()
+    assert tenant.call("POST", approve, headers=second).status == 200
+    before = events()
+    assert tenant.call("POST", approve, headers=second).status == 200
+    for method, path in documented():
+        if method == "GET":
+            assert tenant.call(method, path).status == 200, path
+    assert events() == before
+
+
+def test_a_password_that_is_told_is_on_record(functions: Functions) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    before = events()
+    path = f"/v1/gateway/credentials?pakId={tenant.ids['pak_id']}"
+    assert functions.call(path, headers=tenant.reseller).body["password"].startswith("pak_")
+    (fresh,) = (event for place, event in events().items() if place not in before)
+    assert fresh["action"]["S"] == "reveal"
+
+
+def test_a_refused_write_and_a_repeated_one_leave_none(functions: Functions) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    before = events()
+    path = f"/v1/reseller/pool-keys/{tenant.ids['pak_id']}"
+    assert functions.call(path, "PATCH", {"trafficCapGB": 5000}, tenant.reseller).status == 400
+    assert functions.call(path, "PATCH", {"label": "x"}, {"x-api-key": "psx_no"}).status == 401
+    assert events() == before
+    keyed = tenant.reseller | {"idempotency-key": "twice-12345"}
+    for _ in range(3):
+        assert functions.call(path, "PATCH", {"label": "x"}, keyed).status == 200
+    assert len(events()) == len(before) + 1
+
+
+def test_a_keys_events_expire_after_90_days_and_what_admins_did_stays(functions: Functions) -> None:
+    tenant = Tenant(functions, "one").furnish()
+    for row in stored():
+        if row["table"] != PREFIX + "audit":
+            continue
+        at_ms, pk = int(row["event"]["M"]["at_ms"]["N"]), row["pk"]["S"]
+        if pk.startswith(("pak#", "dev#", "log#")):
+            assert int(row["ttl"]["N"]) == at_ms // 1000 + 90 * 86_400
+        else:
+            assert "ttl" not in row
+    old = AuditEvent(f"pak#{tenant.ids['pak_id']}", "update", "x", now_ms() - AUDIT_KEPT_S * 1000 - 1)
+    append_audit(functions.dynamo, PREFIX + "audit", old, tenant.ids["account_id"])
+    for path in (f"/v1/reseller/pool-keys/{tenant.ids['pak_id']}/audit", "/v1/reseller/pool-keys/audit"):
+        shown = functions.call(path, headers=tenant.reseller).body
+        assert [e["action"] for e in shown] == ["create"]
+    kept = functions.dynamo.run(
+        entries(PREFIX + "audit", f"pak#{tenant.ids['pak_id']}", 10, forward=True)
+    ).rows[1:]
+    assert first_broken(kept, trimmed=True) is None
+    assert first_broken(kept) == 0

@@ -1,0 +1,98 @@
+"""A reseller with curl: whatever is sent, the answer is a typed refusal that names the field, and nothing half-done."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from local import lab
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from tests.support.functions import Functions
+
+pytestmark = pytest.mark.slow
+KEYS = "/v1/reseller/pool-keys"
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    yield made
+    made.close()
+
+
+def me(functions: Functions) -> dict[str, str]:
+    return {"x-api-key": functions.keys.reseller}
+
+
+@pytest.mark.parametrize(
+    "cap", ["1e3", "NaN", -1, True, 10**40, 0, 1000.0000001, "0.0000000001", [], {}, "\uff11", "1" * 100]
+)
+def test_a_cap_is_a_plain_number_of_gb(functions: Functions, cap: Any) -> None:
+    refused = functions.call(KEYS, "POST", {"label": "x", "trafficCapGB": cap}, me(functions))
+    assert (refused.status, refused.body["code"]) == (400, "INVALID_FIELD")
+    assert refused.body["message"].startswith("trafficCapGB: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"expiresAt": 10**40}, "expiresAt"),
+        ({"expiresAt": -5}, "expiresAt"),
+        ({"expiresAt": True}, "expiresAt"),
+        ({"expiresAt": "1"}, "expiresAt"),
+        ({"label": "a\x00b"}, "label"),
+        ({"label": "a\nb"}, "label"),
+        ({"label": ""}, "label"),
+        ({"qualityTier": "best"}, "qualityTier"),
+        ({"trafficCapGB": None}, "trafficCapGB"),
+    ],
+)
+def test_a_change_is_refused_by_its_field_and_changes_nothing(
+    functions: Functions, body: Any, field: str
+) -> None:
+    made = functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, me(functions)).body
+    path = f"{KEYS}/{made['id']}"
+    before = functions.call(path, headers=me(functions)).body
+    refused = functions.call(path, "PATCH", body, me(functions))
+    assert (refused.status, refused.body["message"].partition(":")[0]) == (400, field)
+    assert functions.call(path, headers=me(functions)).body == before
+
+
+@pytest.mark.parametrize("body", [{}, {"addTrafficGB": 0}, {"extendDays": -1}, {"addTrafficGB": 1000}])
+def test_a_top_up_that_adds_nothing_or_too_much_is_refused(functions: Functions, body: Any) -> None:
+    made = functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, me(functions)).body
+    assert functions.call(f"{KEYS}/{made['id']}/topup", "POST", body, me(functions)).status == 400
+
+
+def test_a_day_to_begin_at_is_a_day(functions: Functions) -> None:
+    made = functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, me(functions)).body
+    path = f"{KEYS}/{made['id']}/usage"
+    assert functions.call(f"{path}?since=2026-11-21", headers=me(functions)).status == 200
+    refused = functions.call(f"{path}?since=yesterday", headers=me(functions))
+    assert (refused.status, refused.body["message"].partition(":")[0]) == (400, "since")
+
+
+def test_extensions_at_once_all_count(dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> None:
+    containers = [Functions(dynoxide, valkey_url, lab_files) for _ in range(3)]
+    for one in containers[1:]:
+        one.api_wiring = containers[0].api_wiring
+    headers = me(containers[-1])
+    made = containers[0].call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, headers).body
+    path, began = f"{KEYS}/{made['id']}", now_ms()
+
+    def extend(number: int) -> None:
+        keyed = headers | {"idempotency-key": f"extend-{number:03d}"}
+        while containers[number % 3].call(f"{path}/topup", "POST", {"extendDays": 1}, keyed).status != 200:
+            pass
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(extend, range(9)))
+    for number in range(9):
+        extend(number)
+    ends = containers[0].call(path, headers=headers).body["expiresAt"]
+    assert 0 <= ends - began - 9 * DAY_MS < 60_000
+    for one in containers:
+        one.close()

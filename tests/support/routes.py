@@ -1,0 +1,209 @@
+"""Every route of the API as its OpenAPI document lists it, and two tenants who own one of everything that a route names.
+
+A route that nobody described here fails the tests that go through all of them: none can be forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import boto3
+
+from functions.api.handler import create_app
+from shared.kernel.codes import Pool
+from shared.kernel.ids import GatewayId, PakId
+from shared.pool.live import acquire, list_endpoint
+from shared.pool.model import Acquired
+from shared.pool.username import parse_username
+from shared.runtime.clock import now_ms
+from tests.contract.test_pool_live import modem
+from tests.support.functions import Functions, Reply
+
+WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+PASSWORD: Final = "correct horse battery"
+ABSENT: Final = {
+    "pak_id": "0" * 24,
+    "device_id": "agent_" + "0" * 64,
+    "session_key": f"mbl:{'0' * 24}:a",
+    "key_id": "0" * 16,
+    "account_id": "psx_nobody",
+    "ident": "0" * 24,
+    "name": "nothing",
+}
+"""Ids of the right shape that nothing has."""
+UNKNOWN_BODY: Final[dict[str, Any]] = {}
+
+
+def documented() -> list[tuple[str, str]]:
+    """(method, path template) of every route."""
+    document = create_app(lambda: None).openapi()  # type: ignore[arg-type, return-value]  # nothing is wired to list routes
+    return sorted((method.upper(), path) for path, found in document["paths"].items() for method in found)
+
+
+@dataclass
+class Tenant:
+    """A reseller and a supplier of one owner, with one of everything."""
+
+    functions: Functions
+    name: str
+    ids: dict[str, str] = field(default_factory=dict)
+    reseller: dict[str, str] = field(default_factory=dict)
+    supplier: dict[str, str] = field(default_factory=dict)
+    email: str = ""
+    signed_in: dict[str, str] = field(default_factory=dict)
+    refresh_token: str = ""
+
+    @property
+    def admin(self) -> dict[str, str]:
+        """The operator."""
+        return {"x-api-key": self.functions.keys.admin}
+
+    def account(self, kind: str, scopes: list[str]) -> dict[str, str]:
+        """An account with a key that may do this."""
+        account = f"psx_{self.name}{kind}"
+        self._made("/v1/admin/accounts", {"accountId": account, "kind": kind}, self.admin)
+        made = self._made(f"/v1/admin/accounts/{account}/api-keys", {"scopes": scopes}, self.admin)
+        return {"x-api-key": made["apiKey"]}
+
+    def _made(self, path: str, body: Any, headers: Mapping[str, str]) -> dict[str, Any]:
+        reply = self.functions.call(path, "POST", body, headers)
+        assert reply.status in {200, 202}, (path, reply)
+        return dict(reply.body)
+
+    def furnish(self) -> Tenant:
+        """Make everything."""
+        account = f"psx_{self.name}reseller"
+        self.reseller = self.account("reseller", ["resell", "keys"])
+        self.supplier = self.account("supplier", ["supply", "keys"])
+        pak = self._made("/v1/reseller/pool-keys", {"label": "k", "trafficCapGB": 1}, self.reseller)
+        key = self._made("/v1/account/api-keys", {"scopes": ["resell"]}, self.reseller)
+        self.email = f"{self.name}@example.org"
+        person = {"email": self.email, "password": PASSWORD}
+        self._made(f"/v1/admin/accounts/{account}/people", person, self.admin)
+        token = self._made("/v1/auth/sign-in", person, {})["token"]
+        self.signed_in = {"authorization": f"Bearer {token}"}
+        api_key = self.supplier["x-api-key"]
+        device = self._made("/v1/peer/agents/register", {"name": self.name, "apiKey": api_key}, {})
+        self.refresh_token = device["refreshToken"]
+        asked = {"trafficGB": 1, "reason": "wire"}
+        credit = self._made(f"/v1/admin/resellers/{account}/credits", asked, self.admin)
+        self.ids = {
+            "pak_id": pak["id"],
+            "key_id": key["id"],
+            "device_id": device["deviceId"],
+            "session_key": f"mbl:{pak['id']}:a",
+            "account_id": account,
+            "ident": credit["approvalId"],
+            "name": "rates",
+        }
+        self.open_session()
+        return self
+
+    def open_session(self) -> None:
+        """A named session of the key."""
+        redis, pak_id = self.functions.redis, PakId(self.ids["pak_id"])
+        redis.run(list_endpoint(modem(f"m-{self.name}", "us")))
+        route = parse_username(f"{self.ids['account_id']}-mbl-us-sid-a")
+        got = redis.run(acquire(route, Pool.MBL, pak_id, GatewayId("g"), now_ms()))
+        assert isinstance(got, Acquired)
+
+    def headers(self, path: str) -> dict[str, str]:
+        """Whoever uses a route."""
+        if path.startswith(("/v1/peer/agents/register", "/v1/peer/register", "/v1/auth/sign-in")):
+            return {}
+        if path == "/v1/auth/password":
+            return self.signed_in
+        if path.startswith("/v1/admin/credits/"):
+            return self.second_admin()
+        if path.startswith("/v1/admin/"):
+            return self.admin
+        return self.supplier if path.startswith(("/v1/peer/", "/v1/farmer/")) else self.reseller
+
+    def second_admin(self) -> dict[str, str]:
+        """Somebody who may approve what the first one asked for."""
+        body = {"accountId": "psx_admin2", "kind": "admin"}
+        self.functions.call("/v1/admin/accounts", "POST", body, self.admin)
+        return {
+            "x-api-key": self._made(
+                "/v1/admin/accounts/psx_admin2/api-keys", {"scopes": ["admin"]}, self.admin
+            )["apiKey"]
+        }
+
+    def body(self, method: str, path: str) -> Any:
+        """What a write sends, right in every field. KeyError for a route that nobody described."""
+        key = self.supplier.get("x-api-key", "")
+        bodies: dict[tuple[str, str], Any] = {
+            ("POST", "/v1/peer/agents/register"): {"name": f"{self.name}-other", "apiKey": key},
+            ("POST", "/v1/peer/register"): {"deviceId": f"{self.name}-sdk", "apiKey": key},
+            ("POST", "/v1/peer/token/{device_id}/refresh"): {"refreshToken": self.refresh_token},
+            ("POST", "/v1/peer/agents/{device_id}/refresh"): {"refreshToken": self.refresh_token},
+            ("PATCH", "/v1/peer/my-devices/{device_id}/listing"): {"listed": False},
+            ("POST", "/v1/peer/consent"): {"termsVersion": "2026-11"},
+            ("POST", "/v1/farmer/modems"): {
+                "name": "m", "host": "192.0.2.1", "port": 3128, "username": "u", "password": "p",
+            },
+            ("DELETE", "/v1/gateway/pool/my-sessions"): None,
+            ("DELETE", "/v1/gateway/pool/my-sessions/{session_key}"): None,
+            ("POST", "/v1/admin/resellers/{account_id}/credits"): {"trafficGB": 2, "reason": "wire"},
+            ("POST", "/v1/admin/credits/{ident}/approve"): {},
+            ("POST", "/v1/admin/credits/{ident}/reject"): {},
+            ("POST", "/v1/account/api-keys"): {"scopes": ["resell"]},
+            ("POST", "/v1/account/api-keys/{key_id}/rotate"): {},
+            ("DELETE", "/v1/account/api-keys/{key_id}"): None,
+            ("POST", "/v1/auth/sign-in"): {"email": self.email, "password": PASSWORD},
+            ("POST", "/v1/auth/password"): {"password": PASSWORD, "newPassword": PASSWORD + "!"},
+            ("POST", "/v1/admin/accounts/{account_id}/people"): {
+                "email": f"second-{self.email}", "password": PASSWORD,
+            },
+            ("POST", "/v1/reseller/pool-keys"): {"label": "more", "trafficCapGB": 1},
+            ("PATCH", "/v1/reseller/pool-keys/{pak_id}"): {"label": "renamed"},
+            ("DELETE", "/v1/reseller/pool-keys/{pak_id}"): None,
+            ("POST", "/v1/reseller/pool-keys/{pak_id}/topup"): {"addTrafficGB": 1},
+            ("POST", "/v1/reseller/pool-keys/{pak_id}/regenerate"): {},
+            ("POST", "/v1/reseller/pool-keys/{pak_id}/reveal"): {},
+            ("POST", "/v1/admin/accounts"): {"accountId": f"psx_{self.name}new", "kind": "customer"},
+            ("POST", "/v1/admin/accounts/{account_id}/api-keys"): {"scopes": ["resell"]},
+            ("PUT", "/v1/admin/settings/{name}"): {"mobile": 1, "residential": 1, "datacenter": 1, "unknown": 1},
+            ("POST", "/v1/admin/switch"): {"stopped": False, "reason": "test"},
+        }  # fmt: skip
+        return bodies[method, path]
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        ids: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """A route as its owner uses it, or with other ids or as somebody else."""
+        target = path.format(**(ids or self.ids)) + QUERIES.get((method, path), "")
+        body = self.body(method, path) if method in WRITES else None
+        given = self.headers(path) if headers is None else headers
+        return self.functions.call(target, method, body, given, source=f"127.20.9.{hash(path) % 200 + 1}")
+
+
+QUERIES: Final = {
+    ("GET", "/v1/gateway/pool/stock/carriers"): "?country=us",
+    ("GET", "/v1/reseller/balance/quote"): "?trafficGB=1",
+}
+
+
+def stored() -> list[dict[str, Any]]:
+    """Every row of every table."""
+    client: Any = boto3.client("dynamodb")
+    names = client.list_tables()["TableNames"]
+    found: list[dict[str, Any]] = []
+    for name in names:
+        pages = client.get_paginator("scan").paginate(TableName=name, ConsistentRead=True)
+        found += [{"table": name, **row} for page in pages for row in page["Items"]]
+    return found
+
+
+def rows_about(tenant: Tenant) -> list[str]:
+    """Every row that names a tenant or something of theirs."""
+    names = (f"psx_{tenant.name}", tenant.ids["pak_id"], tenant.ids["device_id"], tenant.ids["ident"])
+    texts = (json.dumps(row, sort_keys=True, default=str) for row in stored())
+    return sorted(text for text in texts if any(name in text for name in names))
