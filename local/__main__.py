@@ -42,6 +42,29 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure against peers in the same run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    fleet = commands.add_parser(
+        "fleet",
+        help="many simulated devices that register, connect and send heartbeats",
+        description="Without --api the fleet gets a network of its own on this machine.",
+    )
+    fleet.add_argument("--devices", type=int, default=1000, metavar="N", help="how many (1000)")
+    fleet.add_argument("--api", default="", metavar="URL", help="the API to register with")
+    fleet.add_argument("--key-file", type=Path, metavar="FILE", help="file with the API key, for --api")
+    fleet.add_argument(
+        "--ca", type=Path, metavar="FILE", help="certificates to trust instead of the system's"
+    )
+    fleet.add_argument(
+        "--source", action="append", default=[], metavar="CIDR", help="own addresses to come from; repeatable"
+    )
+    fleet.add_argument("--prefix", default="fleet", metavar="NAME", help="first part of device names (fleet)")
+    fleet.add_argument(
+        "--hold", type=float, default=60, metavar="S", help="stay this long once connected (60)"
+    )
+    fleet.add_argument("--at-once", type=int, default=16, metavar="N", help="registrations in flight (16)")
+    fleet.add_argument(
+        "--connects-per-s", type=float, default=200, metavar="N", help="new sockets a second (200)"
+    )
+    fleet.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     commands.add_parser("check", help="format, lint, types, import contracts")
     commands.add_parser("lock", help="compile the hash-pinned locks again")
     return parser
@@ -59,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _test(given.fast, given.arguments)
         case "bench":
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
+        case "fleet":
+            return _fleet(given)
         case "check":
             from local.check import check  # noqa: PLC0415 - each command loads only its own
 
@@ -97,6 +122,36 @@ def _up(api: int, http: int, socks: int) -> int:
             return _fail(f"port {port} is taken: choose another one, or 0 for any free one")
     try:
         return asyncio.run(run_up(Ports(api, http, socks)))
+    except PartFailed as failed:
+        return _fail(str(failed))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fleet(given: argparse.Namespace) -> int:
+    from local.fleet import Plan, addresses, run_fleet  # noqa: PLC0415
+    from local.supervisor import PartFailed  # noqa: PLC0415
+
+    if bool(given.api) != bool(given.key_file):
+        return _fail("--api and --key-file belong together")
+    try:
+        key = given.key_file.read_text().strip() if given.key_file else ""
+        sources = addresses(given.source)
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    plan = Plan(
+        api=given.api.rstrip("/"),
+        key=key,
+        devices=max(given.devices, 1),
+        hold_s=given.hold,
+        at_once=max(given.at_once, 1),
+        connects_per_s=max(given.connects_per_s, 0.1),
+        sources=sources,
+        prefix=given.prefix,
+        ca=given.ca,
+    )
+    try:
+        return run_fleet(plan, given.json)
     except PartFailed as failed:
         return _fail(str(failed))
     except KeyboardInterrupt:
