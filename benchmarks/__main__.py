@@ -14,7 +14,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gateway, idle, keys, path, relay, sale, selection, stall, tunnelers, uplink
+from benchmarks import (
+    gateway,
+    idle,
+    keys,
+    path,
+    relay,
+    sale,
+    sdks,
+    selection,
+    stall,
+    supply,
+    tunnelers,
+    uplink,
+)
 from benchmarks.row import OURS, Row, short
 
 ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
@@ -29,6 +42,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "loaded_uplink": uplink.measure,
     "idle_peers": idle.idle,
     "handshakes": idle.handshakes,
+    "sdk_bulk": sdks.bulk,
+    "sdk_idle_memory": sdks.idle_memory,
     "selection_100k": selection.measure,
     "keys_flush_1k": keys.flush_cost,
     "keys_flush_8x10k": keys.flush_many,
@@ -38,6 +53,8 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "sale_402": sale.measure,
     "sale_mint": sale.measure_mint,
     "sale_cold_start": sale.measure_cold,
+    "registrations": supply.registrations,
+    "ip_classification": supply.classification,
     "sale_buyers": sale.measure_buyers,
 }
 TABLE_WIDTH: Final = 120

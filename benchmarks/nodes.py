@@ -19,7 +19,7 @@ from benchmarks.load import Way
 from benchmarks.stores import dynamo_server, redis_server
 from local import lab
 from local.http_server import HttpAnswer, HttpRequest, serve_http
-from local.paths import ROOT
+from local.sdks import Sdk, build
 from local.supervisor import Part, PartFailed, free_port
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, Pak, Quality
@@ -129,8 +129,11 @@ class Nodes:
         await self.bed.supervisor.says(part, "relay ready")
         return part
 
-    async def peer(self, allow: str, sockets: int, relay_port: int | None = None) -> tuple[Part, DeviceId]:
+    async def peer(
+        self, allow: str, sockets: int, relay_port: int | None = None, sdk: Sdk | None = None
+    ) -> tuple[Part, DeviceId]:
         """Start a peer process at our relay (or another that speaks its protocol) and wait until it is connected."""
+        sdk = sdk or build("python")
         device_id = DeviceId(f"agent_bench{len(self._device_ids)}")
         self._device_ids.append(device_id)
         api_port, relay = free_port(), self._relay_url(relay_port or self.peer_port)
@@ -138,7 +141,7 @@ class Nodes:
         self._stack.callback(server.close)
         env = {
             "PSX_STAGE": "local",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk' / 'python'}",
+            **sdk.environment,
             "API_KEY": "psx_bench",
             "PSX_API": f"http://127.0.0.1:{api_port}",
             "AGENT_NAME": device_id,
@@ -149,9 +152,9 @@ class Nodes:
             "PSX_REDIAL_MIN_S": "0.2",
             "PSX_REDIAL_MAX_S": "0.5",
         }
-        part = await self.bed.supervisor.start(device_id, [sys.executable, "-m", "psx_peer"], env)
+        part = await self.bed.supervisor.start(device_id, list(sdk.command), env)
         deadline = time.monotonic() + PRESENT_TIMEOUT_S
-        while part.log.read_text().count("connected to relay") < sockets:
+        while part.log.read_text().count("[CONNECTED]") < sockets:
             self.bed.supervisor.check()
             if time.monotonic() > deadline:
                 raise PartFailed(f"the peer did not connect: {part.tail()}")

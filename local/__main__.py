@@ -50,6 +50,29 @@ def _parser() -> argparse.ArgumentParser:
     stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
     stage.add_argument("stage", choices=("dev", "staging", "prod"))
     stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
+    fleet = commands.add_parser(
+        "fleet",
+        help="many simulated devices that register, connect and send heartbeats",
+        description="Without --api the fleet gets a network of its own on this machine.",
+    )
+    fleet.add_argument("--devices", type=int, default=1000, metavar="N", help="how many (1000)")
+    fleet.add_argument("--api", default="", metavar="URL", help="the API to register with")
+    fleet.add_argument("--key-file", type=Path, metavar="FILE", help="file with the API key, for --api")
+    fleet.add_argument(
+        "--ca", type=Path, metavar="FILE", help="certificates to trust instead of the system's"
+    )
+    fleet.add_argument(
+        "--source", action="append", default=[], metavar="CIDR", help="own addresses to come from; repeatable"
+    )
+    fleet.add_argument("--prefix", default="fleet", metavar="NAME", help="first part of device names (fleet)")
+    fleet.add_argument(
+        "--hold", type=float, default=60, metavar="S", help="stay this long once connected (60)"
+    )
+    fleet.add_argument("--at-once", type=int, default=16, metavar="N", help="registrations in flight (16)")
+    fleet.add_argument(
+        "--connects-per-s", type=float, default=200, metavar="N", help="new sockets a second (200)"
+    )
+    fleet.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     commands.add_parser("check", help="format, lint, types, import contracts")
     commands.add_parser("lock", help="compile the hash-pinned locks again")
     return parser
@@ -75,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from local.configure import configure  # noqa: PLC0415
 
             return configure(given.stage, given.file)
+        case "fleet":
+            return _fleet(given)
         case "check":
             from local.check import check  # noqa: PLC0415 - each command loads only its own
 
@@ -119,6 +144,36 @@ def _up(api: int, http: int, socks: int) -> int:
         return 130
 
 
+def _fleet(given: argparse.Namespace) -> int:
+    from local.fleet import Plan, addresses, run_fleet  # noqa: PLC0415
+    from local.supervisor import PartFailed  # noqa: PLC0415
+
+    if bool(given.api) != bool(given.key_file):
+        return _fail("--api and --key-file belong together")
+    try:
+        key = given.key_file.read_text().strip() if given.key_file else ""
+        sources = addresses(given.source)
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    plan = Plan(
+        api=given.api.rstrip("/"),
+        key=key,
+        devices=max(given.devices, 1),
+        hold_s=given.hold,
+        at_once=max(given.at_once, 1),
+        connects_per_s=max(given.connects_per_s, 0.1),
+        sources=sources,
+        prefix=given.prefix,
+        ca=given.ca,
+    )
+    try:
+        return run_fleet(plan, given.json)
+    except PartFailed as failed:
+        return _fail(str(failed))
+    except KeyboardInterrupt:
+        return 130
+
+
 def _test(fast: bool, arguments: Sequence[str]) -> int:
     command = [
         sys.executable,
@@ -133,6 +188,10 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
     ]
     if fast:
         return _run([*command, "-m", FAST_MARK])
+    if not any(not a.startswith("-") and "conformance" not in a for a in arguments):
+        from local.sdks import prepare  # noqa: PLC0415
+
+        prepare()
     coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered", "--whole-roles"]
     narrowed = any(not a.startswith("-") for a in arguments)
     return _run([*command, "--durations=10", *([] if narrowed else coverage)])

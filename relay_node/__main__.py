@@ -14,6 +14,7 @@ from relay_node.drain import drain
 from relay_node.mesh import MeshConnection
 from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
+from relay_node.regions import RegionTable
 from relay_node.registry import Device, Hooks, Registry
 from relay_node.settings import RelaySettings
 from shared.runtime import garbage
@@ -22,6 +23,7 @@ from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
 from shared.runtime.settings import listen_address, load_or_exit
+from shared.supply.ip_data import follow_bucket
 from shared.supply.origin import OriginReader
 from shared.supply.rules import assign_region
 from shared.supply.tokens import verify
@@ -36,14 +38,15 @@ async def serve(settings: RelaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     redis = AsyncRedis(settings.redis_url)
-    origins = OriginReader(settings.asn_mmdb, settings.country_mmdb, settings.asn_classes)
-    regions = settings.regions()
+    files = settings.asn_mmdb, settings.country_mmdb
+    origins = OriginReader(*files, settings.asn_classes)
+    regions = RegionTable(redis, settings.regions())
     public_key = settings.jwt_public_key.get_secret_value()
     mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
     presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port), now_ms)
 
     def redirect_for(device: Device) -> str | None:
-        region = assign_region(device.origin.country, regions)
+        region = assign_region(device.origin.country, regions.now)
         return None if region.name == settings.relay_region else region.url
 
     registry = Registry(
@@ -71,6 +74,8 @@ async def serve(settings: RelaySettings) -> None:
         loop.create_task(presence.run()),
         loop.create_task(follow_orders(redis, registry, presence, settings.relay_id)),
         loop.create_task(sweep_for_ever(registry, presence)),
+        loop.create_task(regions.follow()),
+        loop.create_task(follow_bucket(settings.ip_data_bucket, *files)),
     ]
     garbage.settle()
     logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})

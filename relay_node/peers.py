@@ -83,6 +83,7 @@ class PeerSocket(asyncio.Protocol):
         self._closing = False
         self._last_id = 0
         self.generation = 0
+        self.account_generation = 0
         self._born_s = self._heard_s
         self._busy_since_s = self._heard_s
         self._second = 0

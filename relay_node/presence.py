@@ -13,7 +13,14 @@ from typing import Final
 from relay_node.registry import Device, Registry
 from shared.grading.live import enqueue_probe
 from shared.kernel.ids import AccountId, DeviceId, RelayId
-from shared.pool.live import MOVE_PEERS, REVOKE_DEVICE, drop_presence, put_presence, renew_presence
+from shared.pool.live import (
+    MOVE_PEERS,
+    REVOKE_ACCOUNT,
+    REVOKE_DEVICE,
+    drop_presence,
+    put_presence,
+    renew_presence,
+)
 from shared.pool.model import Presence
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
@@ -40,7 +47,7 @@ class PresenceWriter:
         self._relay_id = RelayId(relay_id)
         self._mesh = mesh
         self._now_ms = now_ms
-        self.revoke: Callable[[str, int], None] = lambda device_id, generation: None
+        self.revoke: Callable[[str, int, int], None] = lambda device_id, generation, account_generation: None
         self._wishes: dict[str, Device | None] = {}
         self._new: set[str] = set()
         self._wake = asyncio.Event()
@@ -118,9 +125,10 @@ class PresenceWriter:
         if device is None:
             await self._redis.run(drop_presence(device_id, self._relay_id))
             return
-        revoked = await self._redis.run(put_presence(self._presence(device_id, device), device.generation))
-        if revoked > device.generation:
-            self.revoke(device_id, revoked)
+        presence = self._presence(device_id, device)
+        revoked = await self._redis.run(put_presence(presence, device.generation, device.account_generation))
+        if revoked.device > device.generation or revoked.account > device.account_generation:
+            self.revoke(device_id, revoked.device, revoked.account)
             return
         if device_id in self._new:
             await self._redis.run(enqueue_probe(device_id, self._now_ms()))
@@ -151,10 +159,12 @@ async def follow_orders(
     """
     while True:
         try:
-            async for channel, text in redis.messages(REVOKE_DEVICE, MOVE_PEERS):
+            async for channel, text in redis.messages(REVOKE_DEVICE, REVOKE_ACCOUNT, MOVE_PEERS):
                 name, _, rest = text.partition(" ")
                 if channel == REVOKE_DEVICE and rest.isdecimal():
                     registry.revoke(name, int(rest))
+                elif channel == REVOKE_ACCOUNT and rest.isdecimal():
+                    registry.revoke_account(name, int(rest))
                 elif channel == MOVE_PEERS and name == relay_id:
                     for socket in list(registry.sockets):
                         socket.redirect(rest, "operator")

@@ -40,6 +40,7 @@ class Device:
     address: str
     connected_ms: int
     generation: int = 0
+    account_generation: int = 0
     leaving: bool = False
     renewed_s: float = 0.0
     confirms_open: bool = False
@@ -107,18 +108,26 @@ class Registry:
             origin = self.hooks.origin(socket.address)
             now_ms = self.hooks.now_ms()
             device = Device(
-                claims.device_id, claims.account_id, origin, socket.address, now_ms, claims.generation
+                claims.device_id,
+                claims.account_id,
+                origin,
+                socket.address,
+                now_ms,
+                claims.generation,
+                claims.account_generation,
             )
             device.renewed_s = socket.loop.time()
             self.devices[claims.device_id] = device
             DEVICES.set(len(self.devices))
-        if claims.generation < device.generation:
+        is_older = claims.generation < device.generation
+        if is_older or claims.account_generation < device.account_generation:
             return Reason.TOKEN_REFUSED
         if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
             return Reason.TOO_MANY_SOCKETS
         device.sockets.append(socket)
         device.generation = socket.generation = claims.generation
-        self.revoke(device.device_id, claims.generation)
+        device.account_generation = socket.account_generation = claims.account_generation
+        self.revoke(device.device_id, claims.generation, claims.account_generation)
         socket.device = device
         return None
 
@@ -132,11 +141,16 @@ class Registry:
             DEVICES.set(len(self.devices))
             self.hooks.left(device)
 
-    def revoke(self, device_id: str, generation: int) -> None:
-        """Close every socket of a device whose tokens before `generation` ended."""
+    def revoke_account(self, account_id: str, generation: int) -> None:
+        """Close every socket of an account whose tokens before `generation` ended."""
+        for device in [d for d in self.devices.values() if d.account_id == account_id]:
+            self.revoke(device.device_id, 0, generation)
+
+    def revoke(self, device_id: str, generation: int, account_generation: int = 0) -> None:
+        """Close every socket of a device whose tokens before these generations ended."""
         device = self.devices.get(device_id)
         for socket in list(device.sockets) if device else ():
-            if socket.generation < generation:
+            if socket.generation < generation or socket.account_generation < account_generation:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
     def sweep(self, now_s: float) -> None:

@@ -28,7 +28,8 @@ class RelaySettings(LabSettings):
     jwt_public_key: SecretStr
     asn_mmdb: Path
     country_mmdb: Path
-    asn_classes: Path
+    asn_classes: Path | None = None
+    ip_data_bucket: str = ""
 
     @field_validator("relay_peer_listen", "relay_mesh_listen", "relay_private_listen")
     @classmethod

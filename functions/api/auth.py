@@ -15,6 +15,7 @@ from shared.access.table import find_api_key, get_account
 from shared.kernel.ids import DeviceId
 from shared.runtime.clock import now_ms
 from shared.supply.model import Device
+from shared.supply.owners import get_owner
 from shared.supply.table import get_device
 from shared.supply.tokens import Claims, verify
 
@@ -88,8 +89,8 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
     if bearer:
         claims = verify(bearer, wiring.settings.jwt_public_key.get_secret_value())
         if not isinstance(claims, Claims):
-            raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
-        if device is not None and claims.device_id == device_id and claims.generation == device.generation:
+            return _of_human(wiring, request, device)
+        if device is not None and claims.device_id == device_id and _is_current(wiring, claims, device):
             concerns(request, f"dev#{device_id}", device_id, "device_token")
             return device
     else:
@@ -98,3 +99,27 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
             concerns(request, f"dev#{device_id}", key.person or key.account_id, "api_key")
             return device
     raise ProblemError(404, "NOT_FOUND", "there is no such device")
+
+
+def by_device(wiring: Wiring, request: Request) -> bool:
+    """Whether a caller that `device_of` let pass is the device itself, and not its owner."""
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    public = wiring.settings.jwt_public_key.get_secret_value()
+    return bool(bearer) and isinstance(verify(bearer, public), Claims)
+
+
+def _of_human(wiring: Wiring, request: Request, device: Device | None) -> Device:
+    """The same for a signed-in human of the owner's account; 401 for a bearer that is neither."""
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    if people.verify(bearer, wiring.settings.jwt_public_key.get_secret_value()) is None:
+        raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
+    key = caller(wiring, request, Scope.SUPPLY)
+    if device is None or device.account_id != key.account_id:
+        raise ProblemError(404, "NOT_FOUND", "there is no such device")
+    return device
+
+
+def _is_current(wiring: Wiring, claims: Claims, device: Device) -> bool:
+    """Whether neither the device's tokens nor those of its whole account were revoked since."""
+    owner = wiring.dynamo.run(get_owner(wiring.settings.table("devices"), device.account_id))
+    return claims.generation == device.generation and claims.account_generation == owner.generation

@@ -4,7 +4,21 @@ from collections.abc import Callable
 
 from fastapi import Depends, FastAPI
 
-from functions.api import account, balance, inventory, keys, operations, pages, peers, resellers, sign_in
+from functions.api import (
+    account,
+    balance,
+    consent,
+    earnings,
+    enrolling,
+    inventory,
+    ip_classes,
+    keys,
+    operations,
+    owned,
+    pages,
+    resellers,
+    sign_in,
+)
 from functions.api.audit import install_audit
 from functions.api.idempotency import install_idempotency
 from functions.api.limits import limited
@@ -19,7 +33,8 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install_audit(app, wired)
     install_idempotency(app, wired)
     install(app)
-    for room in (peers, inventory, account, balance, keys, sign_in, resellers, operations, pages):
+    supply = (enrolling, owned, earnings, consent, ip_classes)
+    for room in (*supply, inventory, account, balance, keys, sign_in, resellers, operations, pages):
         app.include_router(room.router(wired))
     return app
 

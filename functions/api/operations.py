@@ -18,8 +18,12 @@ from shared.guard.settings import setting_fault
 from shared.guard.table import read_setting, read_switch, set_switch, write_setting
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import marshal
+from shared.runtime.settings import Stage
+from shared.supply.live import put_regions
+from shared.supply.model import parse_regions
 
-SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "recipients"})
+SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms"})
 
 
 class AccountBody(BaseModel):
@@ -40,6 +44,22 @@ class SwitchBody(BaseModel):
 
     stopped: bool
     reason: str
+
+
+def check_setting(name: str, value: dict[str, Any], *, local: bool) -> None:
+    """400, naming what is wrong, for a setting that must not be written."""
+    fault = setting_fault(name, value)
+    if fault is None:
+        try:
+            marshal(value)
+            if name == "relays":
+                regions = parse_regions(value)
+                if not local and not all(region.url.startswith("wss://") for region in regions):
+                    raise ValueError("a url must begin with wss://")
+        except (TypeError, ValueError) as error:
+            fault = str(error) if name == "relays" else "amounts are integers, no fractions"
+    if fault is not None:
+        raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
@@ -95,13 +115,10 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
         if name not in SETTABLE:
             raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
-        fault = setting_fault(name, body)
-        if fault:
-            raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
-        try:
-            w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
-        except (TypeError, ValueError):
-            raise ProblemError(400, "INVALID_FIELD", f"{name}: amounts are integers, no fractions") from None
+        check_setting(name, body, local=w.settings.stage is Stage.LOCAL)
+        w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
+        if name == "relays":
+            w.redis.run(put_regions(body))
         record(request, by, "setting_change", {"setting": name, "value": body})
         return {"setting": name, "value": body}
 

@@ -33,8 +33,8 @@ def _round() -> dict[str, Any]:
     if refused is not None:
         return {"refused": refused.value}
     rates = w.dynamo.run(read_setting(table("guard"), "rates")) or {}
-    tables = Tables(table("usage"), table("access"), table("ledger"))
-    report = asdict(roll_up(w.dynamo, tables, rates, now_ms()))
+    tables = Tables(table("usage"), table("access"), table("ledger"), table("devices"))
+    report = {k: v for k, v in asdict(roll_up(w.dynamo, tables, rates, now_ms())).items() if k != "served"}
     if report["applied"] or report["repeated"]:
         log.info("rolled up", extra={"report": report})
     return report

@@ -8,6 +8,12 @@ from shared.runtime.redis import SyncRedis
 from shared.runtime.settings import Settings, load
 
 
+class JobSettings(Settings):
+    """Environment of the jobs that need more than stores."""
+
+    ip_data_bucket: str = ""
+
+
 @dataclass(frozen=True)
 class Wiring:
     """Settings and stores."""

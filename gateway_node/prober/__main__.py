@@ -17,6 +17,7 @@ from shared.runtime.dynamo import AsyncDynamo
 from shared.runtime.log import configure
 from shared.runtime.redis import AsyncRedis
 from shared.runtime.settings import load_or_exit, secret_bytes
+from shared.supply.ip_data import follow_bucket
 from shared.supply.origin import OriginReader
 
 
@@ -27,7 +28,9 @@ async def serve(settings: ProberSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     redis = AsyncRedis(settings.redis_url)
-    origins = OriginReader(settings.asn_mmdb, settings.country_mmdb, settings.asn_classes)
+    files = settings.asn_mmdb, settings.country_mmdb
+    following = loop.create_task(follow_bucket(settings.ip_data_bucket, *files))
+    origins = OriginReader(*files, settings.asn_classes)
     tls = ssl.create_default_context(cafile=str(settings.probe_ca_file) if settings.probe_ca_file else None)
     async with AsyncDynamo() as dynamo:
         prober = Prober(
@@ -53,7 +56,8 @@ async def serve(settings: ProberSettings) -> None:
         logging.getLogger("psx.prober").info("prober ready")
         await stopping.wait()
         probing.cancel()
-        await asyncio.gather(probing, return_exceptions=True)
+        following.cancel()
+        await asyncio.gather(probing, following, return_exceptions=True)
     await redis.close()
     origins.close()
 

@@ -10,9 +10,9 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import Counter
 
@@ -22,11 +22,13 @@ from shared.grading.live import enqueue_probe, forget_probe, take_due
 from shared.grading.model import Failure, Grade, ProbeResult
 from shared.grading.rules import FAILURES_TO_DELIST, PASSES_TO_LIST, add_result
 from shared.grading.table import get_grade, put_result
+from shared.guard.table import read_setting
 from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool.live import pause, read_presence, unpause
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 from shared.supply.model import Device, Origin
+from shared.supply.rules import override_for
 from shared.supply.table import get_device
 from shared.wire.http1 import basic_header, connect_head
 
@@ -35,6 +37,7 @@ IDLE_POLL_S: Final = 0.25
 RETRY_S: Final = 1.0
 WRITE_ATTEMPTS_MAX: Final = 5
 PAUSE_AFTER_FAILURE_S: Final = 120
+OVERRIDES_KEPT_MS: Final = 10_000
 
 PROBES = Counter("psx_probes", "Probes by outcome", ["outcome"])
 log = logging.getLogger("psx.prober")
@@ -76,6 +79,8 @@ class Prober:
         self._pace = pace
         self._now_ms = now_ms
         self._running: set[asyncio.Task[None]] = set()
+        self._overrides: Mapping[str, Any] = {}
+        self._overrides_at_ms = 0
 
     async def run(self) -> None:
         """Probe until cancelled."""
@@ -100,6 +105,7 @@ class Prober:
                 await self._redis.run(forget_probe(device_id))
                 return
             seen = await self._probe(device)
+            await self._read_overrides()
             grade = await self._record(device_id, self._classified(seen))
             await self._act(device, grade)
         except StoreUnavailable as error:
@@ -126,15 +132,24 @@ class Prober:
             host, port, unreachable = presence.mesh_host, presence.mesh_port, Failure.RELAY_UNREACHABLE
         return await probe(host, port, request, target, nonce, self._tls, now, unreachable)
 
+    async def _read_overrides(self) -> None:
+        """What operators said of networks, a few seconds old at most."""
+        now = self._now_ms()
+        if now - self._overrides_at_ms >= OVERRIDES_KEPT_MS:
+            found = await self._dynamo.run(read_setting(self._table("guard"), "ip_classes"))
+            self._overrides = found or {}
+            self._overrides_at_ms = now
+
     def _classified(self, seen: Seen) -> ProbeResult:
-        """The result with what the exit's address says of it."""
+        """The result with what the exit's address says of it, or what an operator said of that address."""
         if not seen.exit_ip:
             return seen.result
         origin = self._origin(seen.exit_ip)
+        said = override_for(self._overrides, seen.exit_ip, origin.asn)
         return replace(
             seen.result,
             exit_country=origin.country,
-            exit_ip_type=origin.ip_type,
+            exit_ip_type=said or origin.ip_type,
             exit_asn=origin.asn,
             exit_isp=origin.isp,
         )

@@ -15,7 +15,8 @@ class ProberSettings(Settings):
     sealing_key: SecretStr
     asn_mmdb: Path
     country_mmdb: Path
-    asn_classes: Path
+    asn_classes: Path | None = None
+    ip_data_bucket: str = ""
     probe_target_name: str
     probe_target_address: str
     probe_target_port: int

@@ -11,12 +11,15 @@ from local import lab
 from local.client import curl
 from local.demo.sale_steps import WALLET_MICRO
 from local.demo.story import Story, check
+from shared.kernel.ids import PakId
 from shared.ledger.service import trial_balance
+from shared.metering.live import read_used
 from shared.metering.table import usage_days
 
 CAP_BYTES: Final = 100_000_000
 DOWNLOAD_BYTES: Final = 10_000_000
 BIG_BYTES: Final = 60_000_000
+ROLL_UP_EVERY_S: Final = 1.0
 CREDIT_TIMEOUT_S: Final = 12
 SUSPEND_TIMEOUT_S: Final = 10
 CUT_OVERSHOOT_MAX_BYTES: Final = 2 * 1024 * 1024
@@ -53,10 +56,19 @@ async def bytes_are_capped(story: Story) -> None:
 
 async def _credit(story: Story) -> dict[str, Any]:
     headers = {"X-Session-Token": story.agent["sessionToken"]}
+    await _rolled_up(story)
     answer = await story.api("/v1/x402/manage/pool/credit", headers=headers)
     check(answer.status == 200, f"credit: {answer.status} {answer.body}")
     credit: dict[str, Any] = answer.body["credit"]
     return credit
+
+
+async def _rolled_up(story: Story) -> None:
+    """What the clock does every 3 s: usage is shown as the roll-up has it."""
+    now_s = time.monotonic()
+    if now_s - story.rolled_up_s >= ROLL_UP_EVERY_S:
+        story.rolled_up_s = now_s
+        await story.net.cloud.fire("roll_up")
 
 
 async def _settled(story: Story) -> int:
@@ -92,7 +104,7 @@ async def _reach_cap(story: Story, proxy: str, ca: str) -> None:
 
     async def suspended() -> dict[str, Any] | None:
         credit = await _credit(story)
-        return credit if not credit["enabled"] else None
+        return credit if not credit["enabled"] and credit["usedBytes"] >= CAP_BYTES else None
 
     credit = await story.until("the key suspended itself", suspended, SUSPEND_TIMEOUT_S)
     check(credit["disabledReason"] == "cap", f"because of its cap: {credit}")
@@ -213,10 +225,9 @@ async def supplier_is_owed(story: Story) -> None:
     async def rolled_up() -> bool:
         report = await net.cloud.fire("roll_up")
         check("refused" not in report, f"the roll-up ran: {report}")
-        used = {await asyncio.to_thread(_pak_id, story): (await _credit(story))["usedBytes"]}
-        key_id, reseller = story.reseller_key["id"], {"X-API-Key": net.keys.reseller}
-        record = (await story.api(f"/v1/reseller/pool-keys/{key_id}", headers=reseller)).body
-        used[key_id] = round(record["trafficUsedMB"] * 1_000_000)
+        key_id = story.reseller_key["id"]
+        paks = (await asyncio.to_thread(_pak_id, story), key_id)
+        used = {pak: net.redis.run(read_used(PakId(pak))) or 0 for pak in paks}
         totals = {pak: await asyncio.to_thread(_day_total, story, f"pak#{pak}") for pak in used}
         return totals == used and used[key_id] > DOWNLOAD_BYTES // 20
 

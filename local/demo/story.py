@@ -35,6 +35,7 @@ class Story:
     devices: dict[str, str] = field(default_factory=dict)
     agent: dict[str, Any] = field(default_factory=dict)
     reseller_key: dict[str, Any] = field(default_factory=dict)
+    rolled_up_s: float = 0.0
 
     def fact(self, name: str, value: Any) -> None:
         """Tell a fact of the current step."""

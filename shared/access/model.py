@@ -30,13 +30,12 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One account; `consent_version` is set when its owner accepted the terms for all devices that they own."""
+    """One account."""
 
     account_id: AccountId
     kind: AccountKind
     created_at_ms: int
     wallet: str | None = None
-    consent_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,16 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-import jwt
-
 from shared.access.model import AccountKind, Scope
 from shared.kernel.ids import AccountId
 from shared.runtime.dynamo import DynamoRequest, Item, get_item, put_new, update
+from shared.runtime.signing import BadToken, read, sign
 
 TOKEN_LIFE_S: Final = 3600
 FRESH_MS: Final = 5 * 60_000
 PASSWORD_MIN_CHARS: Final = 12
 PASSWORD_MAX_CHARS: Final = 256
 AUDIENCE: Final = "portal"
-_ISSUER: Final = "psx"
-_ALGORITHM: Final = "EdDSA"
 _SALT_BYTES: Final = 16
 _SCRYPT_N: Final = 1 << 14
 SCOPES: Final = {
@@ -82,7 +79,6 @@ def issue(person: Person, private_key_pem: str, now_ms: int) -> str:
     """A token for somebody who has just given the password."""
     now_s = now_ms // 1000
     payload = {
-        "iss": _ISSUER,
         "aud": AUDIENCE,
         "sub": person.email,
         "acct": person.account_id,
@@ -91,21 +87,14 @@ def issue(person: Person, private_key_pem: str, now_ms: int) -> str:
         "iat": now_s,
         "exp": now_s + TOKEN_LIFE_S,
     }
-    return jwt.encode(payload, private_key_pem, algorithm=_ALGORITHM)
+    return sign(payload, private_key_pem)
 
 
-def verify(token: str, public_key_pem: str) -> SignedIn | None:
-    """The claims of a token that this key signed for a portal; None for anything else (the library reads the clock)."""
+def verify(token: str, public_keys_pem: str) -> SignedIn | None:
+    """The claims of a token that one of these keys signed for a portal; None for anything else."""
     try:
-        payload = jwt.decode(
-            token,
-            public_key_pem,
-            algorithms=[_ALGORITHM],
-            audience=AUDIENCE,
-            issuer=_ISSUER,
-            options={"require": ["exp", "iss", "aud", "sub"]},
-        )
-    except jwt.InvalidTokenError:
+        payload = read(token, public_keys_pem, AUDIENCE)
+    except BadToken:
         return None
     account, generation, at_s = payload.get("acct"), payload.get("gen"), payload.get("auth_time")
     if not isinstance(account, str) or not isinstance(generation, int) or not isinstance(at_s, int):

@@ -34,7 +34,6 @@ def put_account(table: str, account: Account) -> DynamoRequest[bool]:
         "kind": account.kind.value,
         "created_ms": account.created_at_ms,
         "wallet": account.wallet,
-        "consent_version": account.consent_version,
     }
     return put_new(table, row)
 
@@ -45,26 +44,12 @@ def _read_account(row: Item) -> Account:
         AccountKind(row["kind"]),
         row["created_ms"],
         row.get("wallet"),
-        row.get("consent_version"),
     )
 
 
 def get_account(table: str, account_id: AccountId) -> DynamoRequest[Account | None]:
     """An account."""
     return get_item(table, f"acct#{account_id}", parse=_read_account)
-
-
-def set_account_consent(table: str, account_id: AccountId, version: str) -> DynamoRequest[Account | None]:
-    """The owner accepted the terms for all their devices; None when there is no such account."""
-    return update(
-        table,
-        f"acct#{account_id}",
-        "-",
-        "SET consent_version = :v",
-        {":v": version},
-        parse=_read_account,
-        condition="attribute_exists(pk)",
-    )
 
 
 def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from shared.grading.model import Failure, Grade, ProbeResult
 from shared.kernel.codes import SpeedTier
-from shared.supply.model import Device
+from shared.kernel.ids import UNKNOWN_COUNTRY
 
 PASSES_TO_LIST: Final = 2
 FAILURES_TO_DELIST: Final = 3
@@ -52,7 +52,7 @@ def throughput_kbps(body_bytes: int, elapsed_ms: int) -> int | None:
 
 
 def add_result(grade: Grade, result: ProbeResult) -> Grade:
-    """The grade after one more probe."""
+    """The grade after one more probe. A failed one that saw no exit leaves what was known of the exit."""
     if result.passed:
         return replace(
             grade,
@@ -63,16 +63,38 @@ def add_result(grade: Grade, result: ProbeResult) -> Grade:
             latest=result,
         )
     altered = result.failure is not None and result.failure.alters_content
+    if grade.latest is not None and not result.exit_asn and result.exit_country == UNKNOWN_COUNTRY:
+        before = grade.latest
+        result = replace(
+            result,
+            exit_country=before.exit_country,
+            exit_ip_type=before.exit_ip_type,
+            exit_asn=before.exit_asn,
+            exit_isp=before.exit_isp,
+        )
     return replace(
         grade, passes=0, failures=grade.failures + 1, quarantined=grade.quarantined or altered, latest=result
     )
 
 
-def decide_listing(device: Device, grade: Grade | None, *, online: bool, account_consented: bool) -> Listing:
+def exit_was_seen(grade: Grade | None) -> bool:
+    """Whether a probe ever saw where a device exits; one that only failed has not."""
+    latest = grade.latest if grade else None
+    return latest is not None and (
+        latest.passed or latest.exit_asn > 0 or latest.exit_country != UNKNOWN_COUNTRY
+    )
+
+
+def is_verified(grade: Grade | None) -> bool:
+    """Whether probes have shown that a device serves."""
+    return grade is not None and (grade.passes >= PASSES_TO_LIST or grade.listed)
+
+
+def decide_listing(grade: Grade | None, *, wanted: bool, consented: bool, online: bool) -> Listing:
     """Whether a device is on sale. The owner's wish comes first; a listed device stays until three failures."""
-    if not device.listing_wanted:
+    if not wanted:
         return Listing.OWNER_SAID_NO
-    if device.consent is None and not account_consented:
+    if not consented:
         return Listing.NO_CONSENT
     if grade is None or grade.latest is None:
         return Listing.NOT_PROBED

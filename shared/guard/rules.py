@@ -11,12 +11,13 @@ from shared.guard.model import Approval, ApprovalState, AuditEntry, AuditEvent, 
 GENESIS: Final = "0" * 64
 LOOP_LIMITS: Final = {
     "list_exits": LoopLimit(per_minute=60, per_hour=1200),
-    "roll_up": LoopLimit(per_minute=60, per_hour=1200),
+    "roll_up": LoopLimit(per_minute=120, per_hour=3600),
     "validate_sale": LoopLimit(per_minute=60, per_hour=1200),
     "serve_owed": LoopLimit(per_minute=60, per_hour=1200),
+    "refresh_ip_data": LoopLimit(per_minute=4, per_hour=60),
     "prober": LoopLimit(per_minute=120, per_hour=7200),
 }
-"""The schedule asks for one run a minute; the room above it is for operators and for the network on one machine."""
+"""Schedules ask for one run a minute, the roll-up for twenty; the room above is for operators and one machine's network."""
 
 
 def may_run(switch: Switch, runs_this_minute: int, runs_this_hour: int, limit: LoopLimit) -> Refused | None:

@@ -35,7 +35,17 @@ def _rates_fault(value: Mapping[str, Any]) -> str | None:
                 return f"{prefix}{kind}: rates are for {', '.join(sorted(_CLASSES))}"
             if not _whole(rate, 0):
                 return f"{prefix}{kind}: must be a whole number of micro-USDC per GB"
+        merged = {**plain, **rates}
+        if merged.get("unknown", 0) > min(merged.get("mobile", 0), merged.get("residential", 0)):
+            return f"{prefix}unknown: must not exceed mobile or residential: that would invite lies"
     return None
+
+
+def _terms_fault(value: Mapping[str, Any]) -> str | None:
+    accepted = value.get("accepted")
+    if not isinstance(accepted, list) or not all(isinstance(v, str) and v for v in accepted):
+        return "accepted: a list of versions"
+    return None if value.get("current") in accepted else "current: must be one of accepted"
 
 
 def _wholesale_fault(value: Mapping[str, Any]) -> str | None:
@@ -124,6 +134,7 @@ _FAULTS: Final = {
     "prices": _prices_fault,
     "confirmations": _confirmations_fault,
     "rates": _rates_fault,
+    "terms": _terms_fault,
     "wholesale": _wholesale_fault,
     "recipients": _recipients_fault,
 }

@@ -65,6 +65,27 @@ def write_setting(table: str, name: str, value: Mapping[str, Any], at_ms: int) -
     return put(table, {"pk": f"setting#{name}", "sk": "-", "value": dict(value), "at_ms": at_ms})
 
 
+def set_entry(
+    table: str, name: str, entry: str, value: Mapping[str, Any] | None, at_ms: int
+) -> DynamoRequest[dict[str, Any] | None]:
+    """Set one entry of a live setting, or remove it (None); None when the setting does not exist yet."""
+    return update(
+        table,
+        f"setting#{name}",
+        "-",
+        "SET at_ms = :at" + (", #v.#e = :entry" if value is not None else " REMOVE #v.#e"),
+        {":at": at_ms} | ({":entry": dict(value)} if value is not None else {}),
+        parse=lambda r: dict(r["value"]),
+        condition="attribute_exists(pk)",
+        names={"#v": "value", "#e": entry},
+    )
+
+
+def begin_setting(table: str, name: str, at_ms: int) -> DynamoRequest[bool]:
+    """An empty live setting, unless it exists."""
+    return put_new(table, {"pk": f"setting#{name}", "sk": "-", "value": {}, "at_ms": at_ms})
+
+
 def open_incident(table: str, incident: Incident) -> DynamoRequest[bool]:
     """Record an incident; False when one with this id stands already."""
     sk = incident.incident_id

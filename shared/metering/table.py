@@ -1,6 +1,7 @@
 """Usage in DynamoDB: flush batches as they came, and per-day totals that applying them once adds up to."""
 
 import json
+from collections.abc import Mapping
 from typing import Final
 
 from shared.kernel.codes import IpType, Pool
@@ -87,8 +88,13 @@ def newest_sequence(table: str, gateway_id: GatewayId) -> DynamoRequest[int]:
     return DynamoRequest(asked.operation, asked.params, lambda a: (asked.parse(a).rows or (-1,))[0])
 
 
-def apply_items(table: str, batch: FlushBatch) -> list[TransactItem]:
-    """Mark a batch as applied and add it to the day rows. Fails as a whole when it was applied before."""
+def apply_items(
+    table: str, batch: FlushBatch, earned: Mapping[DeviceId, int] | None = None
+) -> list[TransactItem]:
+    """Mark a batch as applied and add it to the day rows. Fails as a whole when it was applied before.
+
+    `earned` is what each device made of it, in femto-USDC, which its own day row keeps.
+    """
     pk, sk = _batch_key(batch.gateway_id, batch.sequence)
     done = transact_update(
         table,
@@ -105,11 +111,34 @@ def apply_items(table: str, batch: FlushBatch) -> list[TransactItem]:
             pair = sums.setdefault(owner, [0, 0])
             pair[0] += line.up_bytes
             pair[1] += line.down_bytes
+    made = {f"dev#{device_id}": femto for device_id, femto in (earned or {}).items()}
     rows = [
-        transact_update(table, owner, day, "ADD up_bytes :up, down_bytes :down", {":up": up, ":down": down})
+        transact_update(
+            table,
+            owner,
+            day,
+            "ADD up_bytes :up, down_bytes :down" + (", earned_femto :earned" if owner in made else ""),
+            {":up": up, ":down": down} | ({":earned": made[owner]} if owner in made else {}),
+        )
         for owner, (up, down) in sums.items()
     ]
     return [done, *rows]
+
+
+def earned_days(table: str, device_id: DeviceId, limit: int) -> DynamoRequest[Page[tuple[str, int, int]]]:
+    """(day, bytes, femto-USDC earned) of a device, newest first."""
+    return query(
+        table,
+        "pk = :pk AND begins_with(sk, :day)",
+        {":pk": f"dev#{device_id}", ":day": "day#"},
+        parse=lambda r: (
+            r["sk"].removeprefix("day#"),
+            r["up_bytes"] + r["down_bytes"],
+            r.get("earned_femto", 0),
+        ),
+        limit=limit,
+        forward=False,
+    )
 
 
 def usage_days(

@@ -7,7 +7,7 @@ Key table: docs/architecture.md.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
@@ -29,6 +29,7 @@ from shared.runtime.redis import RedisCall, Script, command, ok
 
 REVOKE_PAK: Final = "revoke"
 REVOKE_DEVICE: Final = "revoke:dev"
+REVOKE_ACCOUNT: Final = "revoke:acct"
 MOVE_PEERS: Final = "move:relay"
 REVOKED_TTL_S: Final = 2 * 3600
 GATEWAY_ALIVE_TTL_S: Final = 30
@@ -73,10 +74,19 @@ def _text_map(answer: Any) -> dict[str, str]:
 # Presence
 
 
-def put_presence(presence: Presence, generation: int = 0) -> RedisCall[int]:
+class RevokedBelow(NamedTuple):
+    """Generations below which tokens of a device, and of all devices of its account, are revoked: 0 is none."""
+
+    device: int
+    account: int
+
+
+def put_presence(
+    presence: Presence, generation: int = 0, account_generation: int = 0
+) -> RedisCall[RevokedBelow]:
     """A device is on a relay; run again before `PRESENCE_TTL_S` is over. The relay it came to last wins.
 
-    Answers the generation below which the device's tokens are revoked: 0 is none.
+    The generations are those of its token. Revoked ones are answered, and then nothing is written.
     """
     key = f"{_prefix(Pool.PEER)}live:{presence.device_id}"
     fields: list[str | int] = []
@@ -95,10 +105,17 @@ def put_presence(presence: Presence, generation: int = 0) -> RedisCall[int]:
     ):
         fields += [name, value]
     return RedisCall(
-        lambda answer: int(answer[1]),
+        lambda answer: RevokedBelow(int(answer[1]), int(answer[2])),
         script=_PUT_PRESENCE,
-        keys=[key, _revoked_key(presence.device_id)],
-        args=[PRESENCE_TTL_S, presence.relay_id, presence.connected_at_ms, generation, *fields],
+        keys=[key, _revoked_key(presence.device_id), _revoked_account_key(presence.account_id)],
+        args=[
+            PRESENCE_TTL_S,
+            presence.relay_id,
+            presence.connected_at_ms,
+            generation,
+            account_generation,
+            *fields,
+        ],
     )
 
 
@@ -115,6 +132,10 @@ def renew_presence(device_ids: Sequence[DeviceId], relay_id: RelayId) -> RedisCa
 
 def _revoked_key(device_id: DeviceId) -> str:
     return f"{_prefix(Pool.PEER)}revoked:{device_id}"
+
+
+def _revoked_account_key(account_id: AccountId) -> str:
+    return f"{_prefix(Pool.PEER)}revoked-account:{account_id}"
 
 
 def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
@@ -380,6 +401,14 @@ def revoke_device(device_id: DeviceId, generation: int) -> Sequence[RedisCall[No
     return (
         command("SET", _revoked_key(device_id), generation, "EX", REVOKED_TTL_S, parse=ok),
         command("PUBLISH", REVOKE_DEVICE, f"{device_id} {generation}", parse=ok),
+    )
+
+
+def revoke_account(account_id: AccountId, generation: int) -> Sequence[RedisCall[None]]:
+    """The same for every device of an account at once."""
+    return (
+        command("SET", _revoked_account_key(account_id), generation, "EX", REVOKED_TTL_S, parse=ok),
+        command("PUBLISH", REVOKE_ACCOUNT, f"{account_id} {generation}", parse=ok),
     )
 
 

@@ -28,6 +28,10 @@ class StoreUnavailable(Exception):
     """The store did not answer or refused for a reason that is not the caller's: retry later, nothing is known."""
 
 
+class Contended(StoreUnavailable):
+    """Another transaction held one of the rows in that moment: nothing was written, and it may be tried again at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conflict:
     """A condition did not hold. `failed` are the indexes of the items whose condition failed, in a transaction."""
@@ -276,6 +280,8 @@ def _settle(request: DynamoRequest[T], error: Exception) -> T:
         others = {r for r in reasons if r not in {"None", "ConditionalCheckFailed"}}
         if failed and not others:
             return _conflict(request, Conflict(failed), error)
+        if others == {"TransactionConflict"}:
+            raise Contended(f"{request.operation}: contended") from error
     raise StoreUnavailable(f"{request.operation}: {code or type(error).__name__}") from error
 
 

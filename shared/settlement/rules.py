@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.kernel.codes import IpType
-from shared.kernel.ids import AccountId
+from shared.kernel.ids import AccountId, DeviceId
 from shared.kernel.money import MicroUsdc, accrue
 from shared.ledger.model import BANDWIDTH, Transfer, supplier
 from shared.metering.model import FlushBatch, LineKey
@@ -41,6 +41,15 @@ def accruals(batch: FlushBatch, rates: Mapping[str, Any]) -> list[Transfer]:
             Transfer(transfer_id, BANDWIDTH, supplier(supplier_id), amount, "accrual", batch.at_ms, memo)
         )
     return transfers
+
+
+def earned_by_device(batch: FlushBatch, rates: Mapping[str, Any]) -> dict[DeviceId, int]:
+    """What each device made of a batch, in femto-USDC: the same sums as the transfers'. Raises RateMissing."""
+    earned: dict[DeviceId, int] = {}
+    for line in batch.lines:
+        rate = rate_for(rates, line.key.ip_type, line.key.supplier_id)
+        earned[line.key.device_id] = earned.get(line.key.device_id, 0) + accrue(line.total_bytes, rate)
+    return earned
 
 
 def _earner(key: LineKey) -> tuple[str, AccountId, IpType]:

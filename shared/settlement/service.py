@@ -5,11 +5,11 @@ succeed only once. A crash between the two is finished by the next run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.access.table import add_used_item
-from shared.kernel.ids import AccountId
+from shared.kernel.ids import AccountId, DeviceId
 from shared.kernel.money import whole_micro
 from shared.ledger import table as ledger
 from shared.ledger.model import Posted, supplier
@@ -17,7 +17,9 @@ from shared.metering import table as usage
 from shared.metering.model import FlushBatch
 from shared.metering.rules import totals
 from shared.runtime.dynamo import RunsDynamo, transact
-from shared.settlement.rules import accruals
+from shared.settlement.rules import accruals, earned_by_device
+from shared.supply.service import prove_device
+from shared.supply.table import get_device
 
 BATCHES_PER_PAGE: Final = 100
 BATCHES_PER_RUN_MAX: Final = 5_000
@@ -30,6 +32,7 @@ class Tables:
     usage: str
     access: str
     ledger: str
+    devices: str
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class RollUpReport:
     repeated: int = 0
     transfers: int = 0
     total_bytes: int = 0
+    proven: int = 0
+    served: set[DeviceId] = field(default_factory=set)
 
 
 def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
@@ -68,13 +73,25 @@ def _apply(
     for transfer in accruals(batch, rates):
         report.transfers += dynamo.run(ledger.post(tables.ledger, transfer)) is Posted.CREATED
     used = totals(batch)
-    items = usage.apply_items(tables.usage, batch)
+    items = usage.apply_items(tables.usage, batch, earned_by_device(batch, rates))
     items += [add_used_item(tables.access, pak_id, count, now_ms) for pak_id, count in used.items()]
     if dynamo.run(transact(items)) is None:
         report.applied += 1
         report.total_bytes += sum(used.values())
     else:
         report.repeated += 1
+    _prove_served(dynamo, tables.devices, batch, now_ms, report)
+
+
+def _prove_served(
+    dynamo: RunsDynamo, table: str, batch: FlushBatch, now_ms: int, report: RollUpReport
+) -> None:
+    """Devices that served their first byte leave their account's unproven count."""
+    for device_id in {line.key.device_id for line in batch.lines if line.total_bytes} - report.served:
+        report.served.add(device_id)
+        device = dynamo.run(get_device(table, device_id))
+        if device is not None and device.proven_at_ms is None:
+            report.proven += prove_device(dynamo, table, device, now_ms)
 
 
 def owed_micro(dynamo: RunsDynamo, ledger_table: str, account_id: AccountId) -> int:

@@ -1,7 +1,7 @@
 """What is known of a device. Nothing here is taken from the device's own word except its name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -48,8 +48,30 @@ class Modem:
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """The chain of refresh tokens that one registration began: the hash of its newest one. One machine has one chain."""
+
+    refresh_hash: str
+    begun_at_ms: int
+    used_at_ms: int
+    account_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWallet:
+    """A wallet that replaces the registered one when its cooling time is over."""
+
+    wallet: str
+    from_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
-    """One enrolled device. `generation` rises when its tokens are revoked."""
+    """One enrolled device.
+
+    `shard` is where it is counted, `proven_at_ms` when it first served or was verified. `claimed_country` is what it says
+    where its address says otherwise. `twins_at_ms`: two machines were seen using this one identity.
+    """
 
     device_id: DeviceId
     account_id: AccountId
@@ -60,17 +82,61 @@ class Device:
     region: str
     created_at_ms: int
     listing_wanted: bool = True
+    listing_set_at_ms: int = 0
     generation: int = 0
+    shard: int = 0
+    proven_at_ms: int | None = None
     consent: Consent | None = None
+    withdrawn_at_ms: int | None = None
     wallet: str | None = None
+    pending_wallet: PendingWallet | None = None
+    requested_micro: int = 0
+    claimed_country: str = ""
+    twins_at_ms: int | None = None
     modem: Modem | None = None
-    refresh_hash: str = ""
-    spent_refresh_hash: str = ""
+    families: Mapping[str, Family] = field(default_factory=dict)
 
     @property
     def pool(self) -> Pool:
         """Modems are the production pool; everything that enrolled by itself is the community pool."""
         return Pool.MBL if self.kind is Kind.MODEM else Pool.PEER
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerConsent:
+    """An owner's agreement for all their devices: who gave it, when, to what, and how many devices there were."""
+
+    terms_version: str
+    accepted_at_ms: int
+    accepted_by: str
+    devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What an account decides for all its devices. `listing_all` is its newest word on all of them, if it ever gave one."""
+
+    account_id: AccountId
+    generation: int = 0
+    auto_list: bool = True
+    listing_all: bool | None = None
+    listing_all_at_ms: int = 0
+    consent: OwnerConsent | None = None
+    withdrawn_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One act of consent or its withdrawal, kept for ever. `claimed_at_ms` is when the device says that it was asked."""
+
+    subject: str
+    action: str
+    terms_version: str
+    method: str
+    by: str
+    at_ms: int
+    claimed_at_ms: int = 0
+    devices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +149,14 @@ class Region:
 
 
 def parse_regions(value: Mapping[str, Any]) -> tuple[Region, ...]:
-    """The `PSX_RELAYS` object. Raises ValueError naming what is wrong."""
-    regions = tuple(
-        Region(name, str(entry["url"]), frozenset(str(c).lower() for c in entry["countries"]))
-        for name, entry in value.items()
-    )
+    """The setting `relays`. Raises ValueError naming what is wrong."""
+    try:
+        regions = tuple(
+            Region(name, str(entry["url"]), frozenset(str(c).lower() for c in entry["countries"]))
+            for name, entry in value.items()
+        )
+    except (KeyError, TypeError):
+        raise ValueError("every region has a url and a list of countries") from None
     if sum(EVERY_OTHER_COUNTRY in r.countries for r in regions) != 1:
         raise ValueError('exactly one region must serve "*"')
     if not all(r.url.startswith(("ws://", "wss://")) for r in regions):

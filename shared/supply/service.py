@@ -1,8 +1,13 @@
-"""Enrolment: a device registers, proves itself with tokens that rotate, and is due for a probe."""
+"""Enrolment: a device registers, proves itself with tokens that rotate, and is told which relay to go to.
 
-from collections.abc import Callable
+Each registration begins a family of refresh tokens. A spent token of a family that is shown again ends the family and every
+token of the device: somebody copied it. Two machines with one identity have a family each; that is seen and told.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, Final
 
 from shared.access import table as access
 from shared.access.model import Account, AccountKind
@@ -10,20 +15,55 @@ from shared.access.secrets import token_hash
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
 from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
-from shared.runtime.dynamo import RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import Contended, DynamoRequest, RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis
+from shared.supply import owners, tokens
 from shared.supply import table as devices
-from shared.supply import tokens
-from shared.supply.model import Consent, Device, Kind, Modem, Origin, Region
-from shared.supply.rules import assign_region, slug
+from shared.supply.model import Consent, Device, Family, Kind, Modem, Origin, Owner, Receipt, Region
+from shared.supply.rules import (
+    COUNT_SHARDS,
+    DEVICES_MAX,
+    UNPROVEN_MAX,
+    are_twins,
+    assign_region,
+    claimed_country,
+    is_withdrawn,
+    replaced_families,
+    shard_cap,
+    slug,
+)
+
+CREATE_ATTEMPTS_MAX: Final = 8
+FAMILY_ID_BYTES: Final = 8
+REFRESH_SECRET_BYTES: Final = 24
 
 
 class EnrolFault(StrEnum):
     """Why a device is not enrolled or its token not renewed."""
 
     NAME_TAKEN = "this device id belongs to another account"
-    REFRESH_INVALID = "the refresh token is not the current one"
-    REFRESH_REUSED = "an older refresh token was used again; the device must register anew"
+    DEVICE_LIMIT = f"this account has {DEVICES_MAX} devices, which is the most"
+    UNPROVEN_LIMIT = (
+        f"{UNPROVEN_MAX} devices of this account are not verified and never served; no more until some do"
+    )
+    CONSENT_WITHDRAWN = "consent was withdrawn for this device; its owner has to give it again"
+    REFRESH_INVALID = "the refresh token is not known; the device must register"
+    REFRESH_REUSED = "a spent refresh token was used again; the device must register anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Who registers, from where, and what they say. The address alone decides country, class and relay."""
+
+    account_id: AccountId
+    device_id: DeviceId
+    name: str
+    kind: Kind
+    address: str
+    consent: Consent | None = None
+    claimed_consent_ms: int = 0
+    wallet: str | None = None
+    claimed_country: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +71,7 @@ class Enrolled:
     """A device and the tokens it goes on with."""
 
     device: Device
+    owner: Owner
     token: str
     refresh_token: str
     relay: str
@@ -46,105 +87,161 @@ class Enrolment:
     redis: SyncRedis
     table: Callable[[str], str]
     origin: Callable[[str], Origin]
-    regions: tuple[Region, ...]
+    regions: Callable[[], tuple[Region, ...]]
     private_key: str
     now_ms: Callable[[], int]
 
-    def register(
-        self,
-        account_id: AccountId,
-        device_id: DeviceId,
-        name: str,
-        kind: Kind,
-        address: str,
-        consent: Consent | None,
-        wallet: str | None,
-    ) -> Enrolled | EnrolFault:
-        """Enrol a device, or find it again. The address alone decides country, class and relay."""
+    def register(self, arrival: Arrival) -> Enrolled | EnrolFault:
+        """Enrol a device, or find it again."""
         table = self.table("devices")
-        refresh = new_id(24)
-        known = self.dynamo.run(devices.find_name(table, account_id, name))
-        found = self.dynamo.run(devices.get_device(table, known or device_id))
+        owner = self.dynamo.run(owners.get_owner(table, arrival.account_id))
+        found = self._by_name(arrival)
         if found is None:
-            device = self._new(account_id, device_id, name, kind, address, consent, wallet, refresh)
-            if self.dynamo.run(devices.create(table, device)) is None:
-                return self._enrolled(device, refresh, created=True)
-            known = self.dynamo.run(devices.find_name(table, account_id, name))
-            found = self.dynamo.run(devices.get_device(table, known or device_id))
-        if found is None or found.account_id != account_id:
+            created = self._create(arrival, owner)
+            if isinstance(created, Enrolled | EnrolFault):
+                return created
+            taken = self.dynamo.run(devices.get_device(table, arrival.device_id))
+            found = self._by_name(arrival) or taken
+        if found is None or found.account_id != arrival.account_id:
             return EnrolFault.NAME_TAKEN
-        return self._enrolled(self._renewed(found, address, consent, wallet, refresh), refresh, created=False)
+        return self._again(found, arrival, owner)
 
-    def _new(
-        self,
-        account_id: AccountId,
-        device_id: DeviceId,
-        name: str,
-        kind: Kind,
-        address: str,
-        consent: Consent | None,
-        wallet: str | None,
-        refresh: str,
-    ) -> Device:
-        origin = self.origin(address)
-        return Device(
-            device_id=device_id,
-            account_id=account_id,
-            name=name,
-            kind=kind,
+    def _by_name(self, arrival: Arrival) -> Device | None:
+        table = self.table("devices")
+        known = self.dynamo.run(devices.find_name(table, arrival.account_id, arrival.name))
+        return None if known is None else self.dynamo.run(devices.get_device(table, known))
+
+    def _create(self, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault | None:
+        """A new device; None when its name or its id is taken, perhaps by another machine in this moment."""
+        now = self.now_ms()
+        family_id, refresh, family = self._family(owner, now)
+        origin = self.origin(arrival.address)
+        device = Device(
+            device_id=arrival.device_id,
+            account_id=arrival.account_id,
+            name=arrival.name,
+            kind=arrival.kind,
             origin=origin,
             carrier=slug(origin.isp),
-            region=assign_region(origin.country, self.regions).name,
-            created_at_ms=self.now_ms(),
-            consent=consent,
-            wallet=wallet,
-            refresh_hash=token_hash(refresh),
+            region=assign_region(origin.country, self.regions()).name,
+            created_at_ms=now,
+            listing_wanted=owner.auto_list,
+            listing_set_at_ms=now,
+            consent=arrival.consent,
+            wallet=arrival.wallet,
+            claimed_country=claimed_country(arrival.claimed_country, origin),
+            families={family_id: family},
         )
+        fault = self.put_counted(device, _receipt(arrival))
+        if fault is not None:
+            return None if fault is EnrolFault.NAME_TAKEN else fault
+        return self._enrolled(device, owner, refresh, created=True)
 
-    def _renewed(
-        self, found: Device, address: str, consent: Consent | None, wallet: str | None, refresh: str
-    ) -> Device:
-        origin = self.origin(address)
-        region = assign_region(origin.country, self.regions).name
-        fields: dict[str, object] = {
-            "refresh_hash": token_hash(refresh),
-            "country": origin.country,
-            "ip_type": origin.ip_type.value,
-            "asn": origin.asn,
-            "isp": origin.isp,
-            "carrier": slug(origin.isp),
-            "region": region,
-        }
-        if consent is not None:
-            fields["consent"] = {
-                "version": consent.terms_version,
-                "method": consent.method,
-                "at_ms": consent.accepted_at_ms,
-            }
-        if wallet and found.wallet is None:
-            fields["wallet"] = wallet
-        changed = self.dynamo.run(devices.change(self.table("devices"), found.device_id, fields))
-        return changed or replace(found, origin=origin, region=region)
+    def put_counted(self, device: Device, receipt: Receipt | None = None) -> EnrolFault | None:
+        """Write a new device within its account's caps, and its consent's receipt; None when it was written.
 
-    def _enrolled(self, device: Device, refresh: str, *, created: bool) -> Enrolled:
-        relays = tuple(region.url for region in self.regions)
-        relay = next(r.url for r in self.regions if r.name == device.region)
-        claims = tokens.Claims(device.device_id, device.account_id, device.generation)
-        token = tokens.issue(claims, relays, self.private_key, self.now_ms() // 1000)
-        return Enrolled(device, token, refresh, relay, relays, created)
-
-    def refresh(self, device_id: DeviceId, refresh_token: str) -> Enrolled | EnrolFault:
-        """The next token and refresh token. A spent one used again revokes the device: it was copied."""
+        Raises StoreUnavailable.
+        """
         table = self.table("devices")
-        spent, fresh = token_hash(refresh_token), new_id(24)
-        changed = self.dynamo.run(devices.rotate_refresh(table, device_id, spent, token_hash(fresh)))
-        if changed is not None:
-            return self._enrolled(changed, fresh, created=False)
+        kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
+        shard = int(token_hash(device.device_id)[:8], 16) % COUNT_SHARDS
+        for attempt in range(CREATE_ATTEMPTS_MAX):
+            try:
+                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), kept))
+            except Contended:
+                shard = (shard + 1) % COUNT_SHARDS
+                continue
+            if conflict is None:
+                return None
+            if {devices.DEVICE_ITEM, devices.NAME_ITEM} & set(conflict.failed):
+                return EnrolFault.NAME_TAKEN
+            counts = self.dynamo.run(devices.read_counts(table, device.account_id))
+            room = _shards_with_room(counts)
+            if not room:
+                total = sum(count for count, _ in counts.values())
+                return EnrolFault.DEVICE_LIMIT if total >= DEVICES_MAX else EnrolFault.UNPROVEN_LIMIT
+            shard = room[attempt % len(room)]
+        raise Contended("devices: contended")
+
+    def _again(self, found: Device, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault:
+        """A known device registers again: another family beside those that other machines may hold."""
+        if is_withdrawn(found, owner):
+            return EnrolFault.CONSENT_WITHDRAWN
+        now = self.now_ms()
+        family_id, refresh, family = self._family(owner, now)
+        fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
+        given = arrival.consent
+        if given is not None and (
+            found.consent is None or found.consent.terms_version != given.terms_version
+        ):
+            receipt = _receipt(replace(arrival, device_id=found.device_id))
+            if receipt is not None:
+                self.dynamo.run(owners.put_receipt(self.table("devices"), receipt, new_id()))
+            fields["consent"] = devices.consent_row(given)
+        if arrival.wallet and found.wallet is None:
+            fields["wallet"] = arrival.wallet
+        replaced = replaced_families(found.families)
+        request = devices.begin_family(
+            self.table("devices"), found.device_id, family_id, family, replaced, fields
+        )
+        changed = self.dynamo.run(request)
+        if changed is None:
+            return EnrolFault.NAME_TAKEN
+        return self._enrolled(changed, owner, refresh, created=False)
+
+    def _family(self, owner: Owner, now: int) -> tuple[str, str, Family]:
+        """(id, first refresh token, row) of a new family."""
+        family_id = new_id(FAMILY_ID_BYTES)
+        refresh = f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
+        return family_id, refresh, Family(token_hash(refresh), now, now, owner.generation)
+
+    def _seen_at(self, address: str, claimed: str) -> dict[str, Any]:
+        """Fields that follow from the address a device calls from."""
+        origin = self.origin(address)
+        return {
+            **devices.origin_row(origin),
+            "carrier": slug(origin.isp),
+            "region": assign_region(origin.country, self.regions()).name,
+            "claimed_country": claimed_country(claimed, origin),
+        }
+
+    def _enrolled(self, device: Device, owner: Owner, refresh: str, *, created: bool) -> Enrolled:
+        regions = self.regions()
+        relays = tuple(region.url for region in regions)
+        relay = assign_region(device.origin.country, regions).url
+        claims = tokens.Claims(device.device_id, device.account_id, device.generation, owner.generation)
+        token = tokens.issue(claims, relays, self.private_key, self.now_ms() // 1000)
+        return Enrolled(device, owner, token, refresh, relay, relays, created)
+
+    def refresh(self, device_id: DeviceId, refresh_token: str, address: str) -> Enrolled | EnrolFault:
+        """The next token and refresh token. A spent one used again ends its family: it was copied."""
+        table = self.table("devices")
+        family_id = refresh_token.partition(".")[0]
         device = self.dynamo.run(devices.get_device(table, device_id))
-        if device is not None and device.spent_refresh_hash == spent:
-            self._tell(self.dynamo.run(devices.revoke(table, device_id)))
-            return EnrolFault.REFRESH_REUSED
-        return EnrolFault.REFRESH_INVALID
+        if device is None or family_id not in device.families:
+            return EnrolFault.REFRESH_INVALID
+        owner = self.dynamo.run(owners.get_owner(table, device.account_id))
+        held, spent = device.families[family_id], token_hash(refresh_token)
+        if held.refresh_hash != spent:
+            return self._reused(device_id, family_id)
+        if held.account_generation < owner.generation:
+            return EnrolFault.REFRESH_INVALID
+        if is_withdrawn(device, owner):
+            return EnrolFault.CONSENT_WITHDRAWN
+        now, fresh = self.now_ms(), f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
+        fields = self._seen_at(address, device.claimed_country)
+        if are_twins(device.families, family_id):
+            fields["twins_ms"] = now
+        renewed = replace(held, refresh_hash=token_hash(fresh), used_at_ms=now)
+        request = devices.rotate_refresh(table, device_id, family_id, renewed, spent, fields)
+        changed = self.dynamo.run(request)
+        if changed is None:
+            return self._reused(device_id, family_id)
+        return self._enrolled(changed, owner, fresh, created=False)
+
+    def _reused(self, device_id: DeviceId, family_id: str) -> EnrolFault:
+        self.tell(self.dynamo.run(devices.end_family(self.table("devices"), device_id, family_id)))
+        return EnrolFault.REFRESH_REUSED
 
     def add_modem(
         self,
@@ -160,16 +257,11 @@ class Enrolment:
         device_id = known or DeviceId(f"modem_{new_id()}")
         modem = seal(device_id)
         if known is not None:
-            fields = {
-                "modem": {
-                    "host": modem.host,
-                    "port": modem.port,
-                    "credentials_sealed": modem.credentials_sealed,
-                },
-                "carrier": carrier,
-            }
-            changed = self.dynamo.run(devices.change(table, known, fields))
-            return changed or EnrolFault.NAME_TAKEN
+            held = self.dynamo.run(devices.get_device(table, known))
+            if held is None or held.kind is not Kind.MODEM:
+                return EnrolFault.NAME_TAKEN
+            fields = {"modem": devices.modem_row(modem), "carrier": carrier, **devices.origin_row(origin)}
+            return self.dynamo.run(devices.change(table, known, fields)) or EnrolFault.NAME_TAKEN
         now = self.now_ms()
         device = Device(
             device_id=device_id,
@@ -180,19 +272,20 @@ class Enrolment:
             carrier=carrier,
             region="",
             created_at_ms=now,
+            listing_set_at_ms=now,
             consent=Consent("farm-agreement", "api", now),
             modem=modem,
         )
-        return device if self.dynamo.run(devices.create(table, device)) is None else EnrolFault.NAME_TAKEN
+        return self.put_counted(device) or device
 
-    def wallet_account(self, wallet: str) -> AccountId:
-        """The account of whoever registers with a wallet and no key."""
-        account_id = AccountId("psx_w" + token_hash(wallet.lower())[:24])
+    def wallet_account(self, wallet: str) -> tuple[AccountId, bool]:
+        """The account of whoever registers with a wallet and no key, and whether it is a new one."""
+        account_id = AccountId("psx_w" + token_hash(wallet_key(wallet))[:24])
         account = Account(account_id, AccountKind.WALLET, self.now_ms(), wallet)
-        self.dynamo.run(access.put_account(self.table("access"), account))
-        return account_id
+        return account_id, self.dynamo.run(access.put_account(self.table("access"), account))
 
-    def _tell(self, revoked: Device | None) -> None:
+    def tell(self, revoked: Device | None) -> None:
+        """Make relays close the sockets of a device whose tokens ended. Without Redis they go on until they expire."""
         if revoked is None:
             return
         try:
@@ -200,6 +293,47 @@ class Enrolment:
                 self.redis.run(call)
         except StoreUnavailable:
             return
+
+
+def _receipt(arrival: Arrival) -> Receipt | None:
+    """The receipt of the consent that came with a registration, if any did."""
+    consent = arrival.consent
+    if consent is None:
+        return None
+    return Receipt(
+        subject=f"dev#{arrival.device_id}",
+        action="accepted",
+        terms_version=consent.terms_version,
+        method=consent.method,
+        by=f"device {arrival.device_id}",
+        at_ms=consent.accepted_at_ms,
+        claimed_at_ms=arrival.claimed_consent_ms,
+    )
+
+
+def _shards_with_room(counts: Mapping[int, tuple[int, int]]) -> list[int]:
+    """Shards that another device fits in, the emptiest first."""
+    room = []
+    for shard in range(COUNT_SHARDS):
+        count, unproven = counts.get(shard, (0, 0))
+        left = min(shard_cap(DEVICES_MAX, shard) - count, shard_cap(UNPROVEN_MAX, shard) - unproven)
+        if left > 0:
+            room.append((-left, shard))
+    return [shard for _, shard in sorted(room)]
+
+
+def prove_device(dynamo: RunsDynamo, table: str, device: Device, now_ms: int) -> bool:
+    """A device served or was verified: it leaves the unproven count. False when it had left, or rows were contended."""
+    request: DynamoRequest[bool] = devices.prove(table, device, now_ms)
+    try:
+        return device.proven_at_ms is None and dynamo.run(request)
+    except Contended:
+        return False
+
+
+def wallet_key(wallet: str) -> str:
+    """A wallet in one spelling: EVM addresses differ by letter case only for people."""
+    return wallet.lower() if wallet.startswith("0x") else wallet
 
 
 def device_id_for(api_key: str, name: str) -> DeviceId:

@@ -1,7 +1,11 @@
-"""Rows of devices. (account, name) is looked up first, so a rotated API key never makes a second device."""
+"""Rows of devices. (account, name) is looked up first, so a rotated API key never makes a second device.
 
-from collections.abc import Mapping
-from typing import Any
+A new device is written together with its name and with the count that bounds its account, so counts are exact whoever
+registers at the same time. Counts stand in several rows per account: one row would make a starting fleet wait.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
@@ -10,18 +14,56 @@ from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
     Page,
+    TransactItem,
     get_item,
     query,
     scan,
     transact,
     transact_put,
+    transact_update,
     update,
 )
-from shared.supply.model import Consent, Device, Kind, Modem, Origin
+from shared.supply.model import Consent, Device, Family, Kind, Modem, Origin, PendingWallet
+from shared.supply.rules import COUNT_SHARDS, DEVICES_MAX, UNPROVEN_MAX, shard_cap
+
+DEVICE_ITEM: Final = 0
+NAME_ITEM: Final = 1
+COUNT_ITEM: Final = 2
+"""Places in the transaction that creates a device."""
+
+
+def consent_row(consent: Consent) -> dict[str, Any]:
+    """Consent as it stands in a device's row."""
+    return {"version": consent.terms_version, "method": consent.method, "at_ms": consent.accepted_at_ms}
+
+
+def origin_row(origin: Origin) -> dict[str, Any]:
+    """An origin as it stands in a device's row."""
+    return {
+        "country": origin.country,
+        "ip_type": origin.ip_type.value,
+        "asn": origin.asn,
+        "isp": origin.isp,
+    }
+
+
+def modem_row(modem: Modem) -> dict[str, Any]:
+    """A modem as it stands in a device's row."""
+    return {"host": modem.host, "port": modem.port, "credentials_sealed": modem.credentials_sealed}
+
+
+def family_row(family: Family) -> dict[str, Any]:
+    """A refresh family as it stands in a device's row."""
+    return {
+        "hash": family.refresh_hash,
+        "begun_ms": family.begun_at_ms,
+        "used_ms": family.used_at_ms,
+        "agen": family.account_generation,
+    }
 
 
 def _row(device: Device) -> dict[str, Any]:
-    origin, consent, modem = device.origin, device.consent, device.modem
+    pending = device.pending_wallet
     return {
         "pk": f"dev#{device.device_id}",
         "sk": "-",
@@ -29,29 +71,29 @@ def _row(device: Device) -> dict[str, Any]:
         "created_at": device.created_at_ms,
         "name": device.name,
         "kind": device.kind.value,
-        "country": origin.country,
-        "ip_type": origin.ip_type.value,
-        "asn": origin.asn,
-        "isp": origin.isp,
+        **origin_row(device.origin),
         "carrier": device.carrier,
         "region": device.region,
         "listing_wanted": device.listing_wanted,
+        "listing_set_ms": device.listing_set_at_ms,
         "generation": device.generation,
+        "shard": device.shard,
+        "proven_ms": device.proven_at_ms,
         "wallet": device.wallet,
-        "refresh_hash": device.refresh_hash,
-        "spent_refresh_hash": device.spent_refresh_hash,
-        "consent": None
-        if consent is None
-        else {"version": consent.terms_version, "method": consent.method, "at_ms": consent.accepted_at_ms},
-        "modem": None
-        if modem is None
-        else {"host": modem.host, "port": modem.port, "credentials_sealed": modem.credentials_sealed},
+        "pending_wallet": {"wallet": pending.wallet, "from_ms": pending.from_ms} if pending else None,
+        "requested_micro": device.requested_micro,
+        "claimed_country": device.claimed_country,
+        "twins_ms": device.twins_at_ms,
+        "withdrawn_ms": device.withdrawn_at_ms,
+        "consent": consent_row(device.consent) if device.consent else None,
+        "modem": modem_row(device.modem) if device.modem else None,
+        "families": {name: family_row(family) for name, family in device.families.items()},
     }
 
 
 def read_device(row: Item) -> Device:
     """A row as a device."""
-    consent, modem = row.get("consent"), row.get("modem")
+    consent, modem, pending = row.get("consent"), row.get("modem"), row.get("pending_wallet")
     return Device(
         device_id=DeviceId(row["pk"].removeprefix("dev#")),
         account_id=AccountId(row["account_id"]),
@@ -62,13 +104,24 @@ def read_device(row: Item) -> Device:
         region=row["region"],
         created_at_ms=row["created_at"],
         listing_wanted=row["listing_wanted"],
+        listing_set_at_ms=row["listing_set_ms"],
         generation=row["generation"],
-        consent=None if consent is None else Consent(consent["version"], consent["method"], consent["at_ms"]),
+        shard=row["shard"],
+        proven_at_ms=row.get("proven_ms"),
+        consent=Consent(consent["version"], consent["method"], consent["at_ms"]) if consent else None,
+        withdrawn_at_ms=row.get("withdrawn_ms"),
         wallet=row.get("wallet"),
-        modem=None if modem is None else Modem(modem["host"], modem["port"], modem["credentials_sealed"]),
-        refresh_hash=row["refresh_hash"],
-        spent_refresh_hash=row["spent_refresh_hash"],
+        pending_wallet=PendingWallet(pending["wallet"], pending["from_ms"]) if pending else None,
+        requested_micro=row["requested_micro"],
+        claimed_country=row["claimed_country"],
+        twins_at_ms=row.get("twins_ms"),
+        modem=Modem(modem["host"], modem["port"], modem["credentials_sealed"]) if modem else None,
+        families={name: _read_family(family) for name, family in row["families"].items()},
     )
+
+
+def _read_family(row: Item) -> Family:
+    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"])
 
 
 def find_name(table: str, account_id: AccountId, name: str) -> DynamoRequest[DeviceId | None]:
@@ -81,51 +134,170 @@ def get_device(table: str, device_id: DeviceId) -> DynamoRequest[Device | None]:
     return get_item(table, f"dev#{device_id}", parse=read_device)
 
 
-def create(table: str, device: Device) -> DynamoRequest[Conflict | None]:
-    """A new device and its name; a conflict when another machine registered either first."""
+# Creation and counts
+
+
+def create(table: str, device: Device, beside: Sequence[TransactItem] = ()) -> DynamoRequest[Conflict | None]:
+    """A new device, its name, its place in the count of its shard, and whatever is written beside it.
+
+    The conflict tells what stood against it: `DEVICE_ITEM` or `NAME_ITEM` (another machine was first), `COUNT_ITEM` (the
+    shard is full).
+    """
     name = {"pk": f"name#{device.account_id}", "sk": device.name, "device": device.device_id}
-    return transact([transact_put(table, _row(device)), transact_put(table, name)])
+    places = [transact_put(table, _row(device)), transact_put(table, name), _count_item(table, device)]
+    return transact([*places, *beside])
 
 
-def change(table: str, device_id: DeviceId, fields: Mapping[str, object]) -> DynamoRequest[Device | None]:
-    """Set fields of a device; None when it does not exist."""
+def _count_item(table: str, device: Device) -> Mapping[str, Any]:
+    room = {
+        ":devices_max": shard_cap(DEVICES_MAX, device.shard),
+        ":unproven_max": shard_cap(UNPROVEN_MAX, device.shard),
+    }
+    return transact_update(
+        table,
+        f"count#{device.account_id}",
+        f"{device.shard:02d}",
+        "ADD devices :one, unproven :one",
+        {":one": 1, **room},
+        condition="attribute_not_exists(devices) OR (devices < :devices_max AND unproven < :unproven_max)",
+    )
+
+
+def read_counts(table: str, account_id: AccountId) -> DynamoRequest[Mapping[int, tuple[int, int]]]:
+    """(devices, unproven ones) of an account by shard; a shard without a device is left out."""
+    asked = query(
+        table,
+        "pk = :pk",
+        {":pk": f"count#{account_id}"},
+        parse=lambda r: (int(r["sk"]), (r["devices"], r["unproven"])),
+        limit=COUNT_SHARDS,
+    )
+    return DynamoRequest(asked.operation, asked.params, lambda a: dict(asked.parse(a).rows))
+
+
+def prove(table: str, device: Device, now_ms: int) -> DynamoRequest[bool]:
+    """A device was verified or served: it leaves the unproven count. False when it had left before."""
+    proven = transact_update(
+        table,
+        f"dev#{device.device_id}",
+        "-",
+        "SET proven_ms = :now",
+        {":now": now_ms},
+        condition="attribute_exists(pk) AND attribute_not_exists(proven_ms)",
+    )
+    counted = transact_update(
+        table, f"count#{device.account_id}", f"{device.shard:02d}", "ADD unproven :less", {":less": -1}
+    )
+    asked = transact([proven, counted])
+    return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
+
+
+# Changes
+
+
+def change(
+    table: str, device_id: DeviceId, fields: Mapping[str, object], remove: tuple[str, ...] = ()
+) -> DynamoRequest[Device | None]:
+    """Set and remove fields of a device; None when it does not exist."""
     row = {k: v for k, v in fields.items() if v is not None}
+    expression = ("SET " + ", ".join(f"#{k} = :{k}" for k in row) if row else "") + (
+        " REMOVE " + ", ".join(f"#{k}" for k in remove) if remove else ""
+    )
     return update(
         table,
         f"dev#{device_id}",
         "-",
-        "SET " + ", ".join(f"#{k} = :{k}" for k in row),
+        expression,
         {f":{k}": v for k, v in row.items()},
+        parse=read_device,
+        condition="attribute_exists(pk)",
+        names={f"#{k}": k for k in (*row, *remove)},
+    )
+
+
+def begin_family(
+    table: str,
+    device_id: DeviceId,
+    name: str,
+    family: Family,
+    replaced: tuple[str, ...],
+    fields: Mapping[str, object],
+) -> DynamoRequest[Device | None]:
+    """A registration of a known device: another chain of refresh tokens, and what its address says now."""
+    return _with_family(table, device_id, name, family, replaced, fields, condition="attribute_exists(pk)")
+
+
+def rotate_refresh(
+    table: str, device_id: DeviceId, name: str, family: Family, spent_hash: str, fields: Mapping[str, object]
+) -> DynamoRequest[Device | None]:
+    """The next refresh token of a family; None when the spent one was not its newest (any more)."""
+    return _with_family(
+        table, device_id, name, family, (), fields, condition="families.#f.#h = :spent", spent=spent_hash
+    )
+
+
+def _with_family(
+    table: str,
+    device_id: DeviceId,
+    name: str,
+    family: Family,
+    replaced: tuple[str, ...],
+    fields: Mapping[str, object],
+    *,
+    condition: str,
+    spent: str | None = None,
+) -> DynamoRequest[Device | None]:
+    row = {k: v for k, v in fields.items() if v is not None}
+    sets = ", ".join(["families.#f = :f", *(f"#{k} = :{k}" for k in row)])
+    gone = ", ".join(f"families.#r{n}" for n in range(len(replaced)))
+    names = {"#f": name, **{f"#r{n}": r for n, r in enumerate(replaced)}, **{f"#{k}": k for k in row}}
+    values: dict[str, object] = {":f": family_row(family), **{f":{k}": v for k, v in row.items()}}
+    if spent is not None:
+        names["#h"], values[":spent"] = "hash", spent
+    return update(
+        table,
+        f"dev#{device_id}",
+        "-",
+        f"SET {sets}" + (f" REMOVE {gone}" if gone else ""),
+        values,
+        parse=read_device,
+        condition=condition,
+        names=names,
+    )
+
+
+def end_family(table: str, device_id: DeviceId, name: str) -> DynamoRequest[Device | None]:
+    """End a family whose spent token was used again: no token that came of it, or of any other, goes on unrenewed."""
+    return update(
+        table,
+        f"dev#{device_id}",
+        "-",
+        "REMOVE families.#f ADD generation :one",
+        {":one": 1},
+        parse=read_device,
+        condition="attribute_exists(families.#f)",
+        names={"#f": name},
+    )
+
+
+def revoke(
+    table: str, device_id: DeviceId, fields: Mapping[str, object] | None = None
+) -> DynamoRequest[Device | None]:
+    """End every token of a device, refresh tokens too: it has to register again. `fields` are set with it."""
+    row = {"families": {}, **(fields or {})}
+    return update(
+        table,
+        f"dev#{device_id}",
+        "-",
+        "SET " + ", ".join(f"#{k} = :{k}" for k in row) + " ADD generation :one",
+        {":one": 1, **{f":{k}": v for k, v in row.items()}},
         parse=read_device,
         condition="attribute_exists(pk)",
         names={f"#{k}": k for k in row},
     )
 
 
-def rotate_refresh(table: str, device_id: DeviceId, spent: str, fresh: str) -> DynamoRequest[Device | None]:
-    """Replace a refresh token by the next one; None when it was not the current one (any more)."""
-    return update(
-        table,
-        f"dev#{device_id}",
-        "-",
-        "SET refresh_hash = :fresh, spent_refresh_hash = :spent",
-        {":fresh": fresh, ":spent": spent},
-        parse=read_device,
-        condition="refresh_hash = :spent",
-    )
-
-
-def revoke(table: str, device_id: DeviceId) -> DynamoRequest[Device | None]:
-    """End every token of a device: its generation rises and no refresh token is current."""
-    return update(
-        table,
-        f"dev#{device_id}",
-        "-",
-        "SET refresh_hash = :none ADD generation :one",
-        {":none": "revoked", ":one": 1},
-        parse=read_device,
-        condition="attribute_exists(pk)",
-    )
+# Lists
 
 
 def of_account(

@@ -1,25 +1,18 @@
 """Device tokens: JWTs signed with Ed25519 by the API and verified offline by relays.
 
-Claims: `iss` psx, `aud` relay, `sub` device id, `acct` account id, `gen` revocation generation, `relays` the URLs that a
-redirect may name, `exp` one hour. Source: RFC 7519, RFC 8037.
+Claims: `iss` psx, `aud` relay, `sub` device id, `acct` account id, `gen` and `agen` the revocation generations of device
+and account, `relays` the URLs that a redirect may name, `exp` one hour. Keys and their rotation: `runtime/signing.py`.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Final
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 from shared.kernel.ids import AccountId, DeviceId
+from shared.runtime.signing import BadToken, read, sign
 
 TOKEN_LIFE_S: Final = 3600
-CLOCK_LEEWAY_S: Final = 30
-ISSUER: Final = "psx"
 AUDIENCE: Final = "relay"
-_ALGORITHM: Final = "EdDSA"
 
 
 class TokenFault(StrEnum):
@@ -36,49 +29,31 @@ class Claims:
     device_id: DeviceId
     account_id: AccountId
     generation: int
+    account_generation: int = 0
 
 
 def issue(claims: Claims, relays: tuple[str, ...], private_key_pem: str, now_s: int) -> str:
     """A token that lives for one hour."""
     payload = {
-        "iss": ISSUER,
         "aud": AUDIENCE,
         "sub": claims.device_id,
         "acct": claims.account_id,
         "gen": claims.generation,
+        "agen": claims.account_generation,
         "relays": list(relays),
         "iat": now_s,
         "exp": now_s + TOKEN_LIFE_S,
     }
-    return jwt.encode(payload, private_key_pem, algorithm=_ALGORITHM)
+    return sign(payload, private_key_pem)
 
 
-@lru_cache(maxsize=8)
-def _public_key(pem: str) -> Ed25519PublicKey:
-    """The key of a PEM, read once: reading it costs as much as checking a signature."""
-    key = load_pem_public_key(pem.encode())
-    if not isinstance(key, Ed25519PublicKey):
-        raise TypeError("not an Ed25519 public key")
-    return key
-
-
-def verify(token: str, public_key_pem: str) -> Claims | TokenFault:
-    """The claims of a token that this key signed and that has not expired (the library reads the clock)."""
+def verify(token: str, public_keys_pem: str) -> Claims | TokenFault:
+    """The claims of a token that one of these keys signed and that has not expired."""
     try:
-        payload = jwt.decode(
-            token,
-            _public_key(public_key_pem),
-            algorithms=[_ALGORITHM],
-            audience=AUDIENCE,
-            issuer=ISSUER,
-            leeway=CLOCK_LEEWAY_S,
-            options={"require": ["exp", "iss", "aud", "sub"]},
-        )
-    except jwt.ExpiredSignatureError:
-        return TokenFault.EXPIRED
-    except jwt.InvalidTokenError:
+        payload = read(token, public_keys_pem, AUDIENCE)
+    except BadToken as bad:
+        return TokenFault.EXPIRED if bad.expired else TokenFault.INVALID
+    account, generations = payload.get("acct"), (payload.get("gen"), payload.get("agen"))
+    if not isinstance(account, str) or not all(type(g) is int for g in generations):
         return TokenFault.INVALID
-    generation, account = payload.get("gen"), payload.get("acct")
-    if not isinstance(generation, int) or not isinstance(account, str):
-        return TokenFault.INVALID
-    return Claims(DeviceId(payload["sub"]), AccountId(account), generation)
+    return Claims(DeviceId(payload["sub"]), AccountId(account), payload["gen"], payload["agen"])

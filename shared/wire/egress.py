@@ -106,6 +106,7 @@ def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> EgressVer
         or address.is_multicast
         or address.is_reserved
         or address.is_unspecified
+        or (isinstance(address, ipaddress.IPv6Address) and address.is_site_local)
         or (isinstance(address, ipaddress.IPv4Address) and address in _CGNAT)
     )
     return EgressVerdict.PRIVATE_ADDRESS if private else EgressVerdict.ALLOWED

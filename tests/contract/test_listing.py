@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.access import table as access
-from shared.access.model import Account, AccountKind
 from shared.grading import table as grades
 from shared.grading.listing import ListingRun
 from shared.grading.live import enqueue_probe, forget_probe, report_fault, take_due
@@ -19,7 +17,8 @@ from shared.pool.numbers import derive, run
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
 from shared.supply import table as devices
-from shared.supply.model import Consent, Device, Kind, Modem, Origin
+from shared.supply.model import Consent, Device, Kind, Modem, Origin, OwnerConsent
+from shared.supply.owners import change_owner, owner_consent_row
 from tests.contract.test_pool_live import presence
 
 pytestmark = pytest.mark.slow
@@ -60,7 +59,7 @@ def enrol(
         "lab",
         "eu",
         NOW,
-        consent=Consent("1", "sdk", NOW) if consent else None,
+        consent=Consent("2026-11", "sdk", NOW) if consent else None,
         modem=Modem("127.0.0.1", 1, "sealed") if kind is Kind.MODEM else None,
     )
     listing.dynamo.run(devices.create("psx-test-devices", device))
@@ -110,9 +109,9 @@ def test_a_peer_is_listed_while_it_is_online(listing: ListingRun) -> None:
 
 def test_consent_of_the_account_counts_for_its_devices(listing: ListingRun) -> None:
     enrol(listing, "m", PASS, PASS, consent=False)
-    listing.dynamo.run(access.put_account("psx-test-access", Account(OWNER, AccountKind.SUPPLIER, NOW)))
     assert listing.run(NOW).reasons == {"no_consent": 1}
-    listing.dynamo.run(access.set_account_consent("psx-test-access", OWNER, "1"))
+    given = OwnerConsent("2026-11", NOW, "key 1", 1)
+    listing.dynamo.run(change_owner("psx-test-devices", OWNER, {"consent": owner_consent_row(given)}))
     assert listing.run(NOW).newly_listed == ["m"]
 
 

@@ -372,6 +372,13 @@ def test_the_relay_that_a_device_came_to_last_has_it(redis: SyncRedis) -> None:
 
 
 def test_a_revoked_generation_is_told_when_a_device_arrives(redis: SyncRedis) -> None:
-    assert redis.run(live.put_presence(presence("d1"))) == 0
+    assert redis.run(live.put_presence(presence("d1"))) == (0, 0)
     run(redis, *live.revoke_device(DeviceId("d1"), 3))
-    assert redis.run(live.put_presence(presence("d1"))) == 3
+    assert redis.run(live.put_presence(presence("d1"))) == (3, 0)
+    assert redis.run(live.put_presence(presence("d1"), 3)) == (3, 0)
+    run(redis, *live.revoke_account(presence("d1").account_id, 2))
+    run(redis, live.drop_presence(DeviceId("d1"), RelayId("r1")))
+    assert redis.run(live.put_presence(presence("d1"), 3, 1)) == (3, 2)
+    assert redis.run(live.read_presence(DeviceId("d1"))) is None
+    assert redis.run(live.put_presence(presence("d1"), 3, 2)) == (3, 2)
+    assert redis.run(live.read_presence(DeviceId("d1"))) is not None

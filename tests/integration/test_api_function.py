@@ -10,6 +10,7 @@ import pytest
 from functions.jobs import list_exits, roll_up
 from functions.jobs import wiring as jobs
 from local import lab
+from local.bootstrap import RATES
 from shared.guard.rules import first_broken
 from shared.guard.table import entries
 from shared.kernel.ids import DeviceId
@@ -287,8 +288,8 @@ def test_only_an_admin_changes_settings_and_the_switch(functions: Functions) -> 
     assert functions.call("/v1/admin/switch", "POST", body, reseller(functions)).status == 403
     assert functions.call("/v1/admin/switch", "POST", body, admin).status == 200
     assert functions.call("/health").body["loopsStopped"] is True
-    assert functions.call("/v1/admin/settings/rates", "PUT", {"mobile": 1}, admin).status == 200
-    assert functions.call("/v1/admin/settings/rates", "PUT", {"mobile": 1.5}, admin).status == 400
+    assert functions.call("/v1/admin/settings/rates", "PUT", RATES, admin).status == 200
+    assert functions.call("/v1/admin/settings/rates", "PUT", {**RATES, "mobile": 1.5}, admin).status == 400
     assert functions.call("/v1/admin/settings/sale", "PUT", {"ok": True}, admin).status == 404
     assert (
         functions.call("/v1/admin/accounts", "POST", {"accountId": "Bad!", "kind": "reseller"}, admin).status

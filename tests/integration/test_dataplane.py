@@ -263,6 +263,25 @@ async def test_a_revoked_device_is_gone_at_once_and_stays_out_with_its_old_token
     await plane.present("p1")
 
 
+async def test_an_account_whose_tokens_ended_loses_every_device_at_once_and_no_other_does(
+    plane: Plane,
+) -> None:
+    from shared.kernel.ids import AccountId
+    from shared.pool.live import revoke_account
+
+    await plane.add_peer("p1")
+    (device,) = [r.registry.devices["p1"] for r in plane.relays if "p1" in r.registry.devices]
+    for call in revoke_account(AccountId("psx_somebody"), 1):
+        await plane.redis.run(call)
+    await asyncio.sleep(0.3)
+    assert [s for s in plane.sockets_of("p1") if s.ready]
+    for call in revoke_account(AccountId(device.account_id), 1):
+        await plane.redis.run(call)
+    await until(lambda: not [s for s in plane.sockets_of("p1") if s.ready], 2)
+    await asyncio.sleep(0.5)
+    assert await plane.redis.run(_presence("p1")) is None
+
+
 def _presence(name: str):  # type: ignore[no-untyped-def]
     from shared.kernel.ids import DeviceId
     from shared.pool.live import read_presence

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from functions.jobs import list_exits, roll_up
+from functions.jobs import list_exits, refresh_ip_data, roll_up
 from functions.jobs.wiring import wiring
 from shared.grading.listing import ListingRun
 from shared.guard.table import write_setting
@@ -61,3 +61,7 @@ def test_the_roll_up_applies_batches_within_its_role(dynamo: SyncDynamo) -> None
     dynamo.run(put_batch("psx-test-usage", batch(0, line("d1", 10, 20))))
     assert run("roll-up", roll_up.handler)["applied"] == 1
     assert run("roll-up", roll_up.handler)["applied"] == 0
+
+
+def test_address_data_without_a_bucket_is_left_alone_within_its_role(dynamo: SyncDynamo) -> None:
+    assert "skipped" in run("refresh-ip-data", refresh_ip_data.handler)

@@ -11,7 +11,6 @@ from functions.jobs import live_numbers as job
 from functions.jobs import roll_up as roll_up_job
 from functions.jobs.wiring import Wiring
 from local import lab
-from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId
 from shared.metering.live import flush
@@ -80,7 +79,7 @@ class Changing:
 def test_stock_is_the_same_on_every_surface_while_devices_come_and_go(
     functions: Functions, valkey_url: str
 ) -> None:
-    functions.dynamo.run(write_setting(PREFIX + "guard", "sale", {"ok": True, "faults": []}, 0))
+    functions.open()
     redis = SyncRedis(valkey_url)
 
     def change(number: int) -> None:

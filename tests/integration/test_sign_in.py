@@ -103,7 +103,7 @@ def test_tokens_of_devices_and_humans_are_never_mistaken(functions: Functions) -
     device = functions.call("/v1/peer/agents/register", "POST", body, source="127.10.1.7").body
     assert functions.call(POOL_KEYS, headers=bearer(device["jwt"])).status == 401
     human = bearer(sign_in(functions).body["token"])
-    assert functions.call(f"/v1/peer/agents/{device['deviceId']}/status", headers=human).status == 401
+    assert functions.call(f"/v1/peer/agents/{device['deviceId']}/status", headers=human).status == 403
     public = functions.api_wiring.settings.jwt_public_key.get_secret_value()
     assert people.verify("x.y.z", public) is None
     assert isinstance(people.verify(human["authorization"][7:], public), SignedIn)

@@ -7,11 +7,10 @@ import pytest
 from botocore.endpoint import Endpoint
 
 from local import lab
-from shared.guard.table import write_setting
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.dynamo import AsyncDynamo, DynamoRequest, SyncDynamo
 from tests.support.dataplane import Plane, echo
-from tests.support.functions import PREFIX, Functions
+from tests.support.functions import Functions
 from tests.support.routes import Tenant, documented
 
 pytestmark = pytest.mark.slow
@@ -75,7 +74,7 @@ def test_no_route_of_the_api_scans(
 
 
 def test_no_route_of_the_sale_scans(functions: Functions, asked: list[tuple[str, dict[str, Any]]]) -> None:
-    functions.dynamo.run(write_setting(PREFIX + "guard", "sale", {"ok": True, "faults": []}, 0))
+    functions.open()
     for path in PUBLIC_SALE:
         asked.clear()
         functions.call(path)

@@ -265,4 +265,4 @@ def test_no_function_has_a_role_or_an_alarm_that_the_template_forgot(
 
 def test_packages_describe_every_aws_service_that_functions_may_call() -> None:
     called = {action.partition(":")[0] for name in FUNCTIONS for action, _ in granted(name)}
-    assert called - RUNTIME_SERVICES == AWS_SERVICES
+    assert called - RUNTIME_SERVICES <= AWS_SERVICES

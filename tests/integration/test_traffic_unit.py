@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from local import lab
-from shared.guard.table import write_setting
 from shared.kernel.money import BYTES_PER_GB
 from shared.kernel.traffic import traffic_unit, traffic_unit_text
 from shared.runtime.dynamo import SyncDynamo
-from tests.support.functions import PREFIX, Functions
+from tests.support.functions import Functions
 from tests.support.routes import Tenant, documented
 
 pytestmark = pytest.mark.slow
@@ -24,7 +23,7 @@ def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> I
 
 
 def test_every_answer_that_names_gb_says_how_many_bytes_that_is(functions: Functions) -> None:
-    functions.dynamo.run(write_setting(PREFIX + "guard", "sale", {"ok": True, "faults": []}, 0))
+    functions.open()
     tenant = Tenant(functions, "one").furnish()
     replies = {(m, p): tenant.call(m, p) for m, p in documented() if m == "GET"}
     for path in ("/v1/x402/pool/pricing", "/v1/x402/pricing", "/v1/x402/pool?country=us&traffic=0.1"):

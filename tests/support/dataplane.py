@@ -18,8 +18,10 @@ from typing import Any, Final, cast
 import pytest
 import pytest_asyncio
 from psx_peer.client import Peer
+from psx_peer.consent import Consent
 from psx_peer.identity import Identity, IdentityKeeper
 from psx_peer.options import Options
+from psx_peer.pulse import Times
 
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
@@ -230,8 +232,8 @@ class Plane:
         """An SDK peer that is connected and on sale."""
         urls = tuple(relay.url for relay in relays or self.relays)
         options = Options(
-            api="http://unused", api_key="", name=name, terms_version="", connections=sockets,
-            state_file=self.folder / name, redial_min_s=0.05, redial_max_s=0.1, protocol=protocol,
+            api="http://unused", api_key="", name=name, consent=Consent("", 0, "none"), connections=sockets,
+            state_file=self.folder / name, times=Times(redial_min=0.05, redial_max=0.1), protocol=protocol,
             lab_allow=cast("frozenset[tuple[str, int]]", self.allowed), lab_hosts=tuple(self.names.items()),
         )  # fmt: skip
 

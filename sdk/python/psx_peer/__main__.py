@@ -1,6 +1,7 @@
-"""`python -m psx_peer`: run the reference peer until Ctrl-C."""
+"""`psx-peer` and `psx-peer fleet`: run the reference peer, or several of them, until Ctrl-C."""
 
 import asyncio
+import json
 import logging
 import signal
 import sys
@@ -9,28 +10,77 @@ from typing import Any
 
 from psx_peer.client import Peer
 from psx_peer.identity import ApiRefused
-from psx_peer.options import Options, read_options
+from psx_peer.options import TERMS_TEXT, Options, read_options
+from psx_peer.state import InUse, hold, release
 
 
-async def serve(options: Options) -> None:
-    """Run a peer that SIGINT and SIGTERM stop."""
-    peer = Peer(options)
+def stop(peers: list[Peer]) -> None:
+    """As the owner wants it."""
+    for peer in peers:
+        peer.stop()
+
+
+async def serve(devices: list[Options]) -> None:
+    """Run peers that SIGINT and SIGTERM stop. The first one that the API refuses stops them all."""
+    peers = [Peer(options) for options in devices]
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, peer.stop)
-    await peer.run()
+        loop.add_signal_handler(number, stop, peers)
+    running = [loop.create_task(peer.run()) for peer in peers]
+    try:
+        await asyncio.gather(*running)
+    finally:
+        stop(peers)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def main() -> int:
     """Entry point; returns the exit status."""
     options = read_options()
+    devices = [options] if options.instances == 1 and not _is_fleet() else _fleet(options)
+    if options.dry_run:
+        sys.stdout.write(TERMS_TEXT)
+        sys.stdout.write(json.dumps([_plan(device) for device in devices], indent=2) + "\n")
+        return 0
     level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    locks = []
     try:
-        _run(serve(options))
+        locks += [hold(device.state_file) for device in devices if device.keep_state]
+        _run(serve(devices))
     except ApiRefused as refusal:
         sys.stderr.write(f"psx-peer: the API refused this device: {refusal}\n")
         return 1
+    except (InUse, OSError) as fault:
+        sys.stderr.write(f"psx-peer: {fault}\n")
+        return 1
+    finally:
+        for lock in locks:
+            release(lock)
     return 0
+
+
+def _is_fleet() -> bool:
+    return sys.argv[1:2] == ["fleet"]
+
+
+def _fleet(options: Options) -> list[Options]:
+    return [options.instance(number + 1) for number in range(options.instances)]
+
+
+def _plan(options: Options) -> dict[str, Any]:
+    """What a dry run shows; no secret."""
+    return {
+        "name": options.name,
+        "api": options.api,
+        "connections": options.connections,
+        "protocol": options.protocol,
+        "state": str(options.state_file),
+        "relay": options.relay,
+        "limitMbit": options.limit_mbit,
+        "termsAccepted": options.consent.terms_version,
+    }
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import logging
 import random
 import time
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Final
 
 from psx_peer.identity import ApiRefused, Identity, IdentityKeeper
+from psx_peer.limits import allowance, on_charger
 from psx_peer.options import Options
 from psx_peer.relay import RelaySocket
 from psx_peer.streams import StreamTable
 from psx_peer.tunnels import Dialer, DirectDialer
-from psx_peer.wire import egress, peer, websocket
+from psx_peer.wire import egress, websocket
 
 API_RETRY_MAX_S: Final = 60.0
 HURRY_MIN_S: Final = 0.05
 HURRY_MAX_S: Final = 0.5
+BACKOFF_MAX_S: Final = 60.0
+ALLOWED_CHECK_S: Final = 20.0
+"""So often schedule and charger are looked at."""
 
 log = logging.getLogger("psx_peer")
 
@@ -32,27 +39,48 @@ class Peer:
     ) -> None:
         policy = egress.EgressPolicy(lab_allow=options.lab_allow)
         self._options = options
-        self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts)
+        self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts, options.times.dial)
         self._keeper = keeper or IdentityKeeper(options)
         self._sockets: set[RelaySocket] = set()
-        self._table = StreamTable()
+        self._table = StreamTable(allowance(options.limit_mbit), options.times.resume)
         self._stopping = asyncio.Event()
         self._relay: str | None = None
         self._redirected_s: float | None = None
 
     async def run(self) -> None:
-        """Serve until stopped."""
+        """Serve until stopped; share only while the owner's schedule and charger let."""
+        while not self._stopping.is_set():
+            if self._allowed():
+                await self._serve()
+            else:
+                log.info("[PAUSED] outside the owner's hours or off the charger")
+                await self._until(self._allowed)
+
+    async def _serve(self) -> None:
+        """All sockets, until the owner stops or pauses them."""
         lines = [asyncio.ensure_future(self._line()) for _ in range(self._options.connections)]
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        done, _ = await asyncio.wait([*lines, stopped], return_when=asyncio.FIRST_COMPLETED)
+        paused = asyncio.ensure_future(self._until(lambda: not self._allowed()))
+        done, _ = await asyncio.wait([*lines, paused], return_when=asyncio.FIRST_COMPLETED)
         self._table.stop()
         for socket in list(self._sockets):
             socket.stop()
-        for task in (*lines, stopped):
+        for task in (*lines, paused):
             task.cancel()
-        await asyncio.gather(*lines, stopped, return_exceptions=True)
+        await asyncio.gather(*lines, paused, return_exceptions=True)
         for task in done:
             task.result()
+
+    def _allowed(self) -> bool:
+        options = self._options
+        if options.only_charging and on_charger() is False:
+            return False
+        return options.schedule is None or options.schedule.open_at(datetime.now().astimezone())
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, or for the stop."""
+        while not self._stopping.is_set() and not condition():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), ALLOWED_CHECK_S)
 
     def stop(self) -> None:
         """End every tunnel and socket at once; `run` returns."""
@@ -62,6 +90,7 @@ class Peer:
         """One of the parallel sockets, for ever."""
         identity = await self._identity()
         hurried = False
+        failures = 0
         while True:
             url = self._relay or identity.relay
             socket = RelaySocket(
@@ -81,22 +110,24 @@ class Peer:
                 code = 1006
             finally:
                 self._sockets.discard(socket)
+            failures = 0 if socket.connected.is_set() else failures + 1
             if socket.redirect_to is not None:
                 continue
-            if self._relay is not None and self._relay != url:
+            if self._relay is not None and self._relay != url and failures <= len(identity.relays):
                 continue
             if code in {websocket.CloseCode.IDENTITY_INVALID, websocket.CloseCode.IDENTITY_REVOKED}:
                 identity = await self._identity(identity)
             hurried = bool(len(self._table)) and not hurried
-            await asyncio.sleep(self._pause_s(hurried=hurried))
+            await asyncio.sleep(self._pause_s(hurried=hurried, failures=failures))
 
-    def _pause_s(self, *, hurried: bool) -> float:
-        """How long to wait before dialling again: hurried while tunnels wait to be resumed, but never twice in a row."""
-        low, high = (
-            (HURRY_MIN_S, HURRY_MAX_S)
-            if hurried
-            else (self._options.redial_min_s, self._options.redial_max_s)
-        )
+    def _pause_s(self, *, hurried: bool, failures: int) -> float:
+        """How long to wait before dialling again: hurried while tunnels wait to be resumed, but never twice in a row; with
+        full jitter, and ever longer while no relay answers.
+        """
+        times = self._options.times
+        low, high = (HURRY_MIN_S, HURRY_MAX_S) if hurried else (times.redial_min, times.redial_max)
+        if failures > 1:
+            high = max(high, min(BACKOFF_MAX_S, times.redial_max * 2 ** min(failures - 1, 10)))
         return random.uniform(low, max(low, high))  # noqa: S311 - jitter, not a secret
 
     def _may_follow(self, identity: Identity, target: str) -> bool:
@@ -104,7 +135,7 @@ class Peer:
         if target == self._relay:
             return True
         now = time.monotonic()
-        recent = self._redirected_s is not None and now - self._redirected_s < peer.REDIRECT_MIN_INTERVAL_S
+        recent = self._redirected_s is not None and now - self._redirected_s < self._options.times.redirect
         if target not in identity.relays or recent:
             return False
         self._redirected_s = now

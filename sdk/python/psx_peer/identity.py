@@ -7,19 +7,20 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
+import logging
 import ssl
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from psx_peer import __version__
 from psx_peer.options import Options
+from psx_peer.state import read_state, write_state
 
 REQUEST_TIMEOUT_S: Final = 15
 ANSWER_MAX_BYTES: Final = 1024 * 1024
+
+log = logging.getLogger("psx_peer")
 
 
 class ApiRefused(Exception):
@@ -84,7 +85,7 @@ class IdentityKeeper:
         """The identity, registering when there is none yet."""
         async with self._lock:
             if self._current is None:
-                self._current = await asyncio.to_thread(self._obtain, _read_state(self._options.state_file))
+                self._current = await asyncio.to_thread(self._obtain, self._saved())
             return self._current
 
     async def renew(self, stale: Identity) -> Identity:
@@ -94,6 +95,13 @@ class IdentityKeeper:
                 saved = {"deviceId": stale.device_id, "refreshToken": stale.refresh_token}
                 self._current = await asyncio.to_thread(self._obtain, saved)
             return self._current
+
+    def _saved(self) -> dict[str, str]:
+        """What an earlier start of this same device kept."""
+        state = read_state(self._options.state_file) if self._options.keep_state else {}
+        if state.get("name", self._options.name) != self._options.name:
+            return {}
+        return {name: value for name, value in state.items() if isinstance(value, str)}
 
     def _obtain(self, saved: dict[str, str]) -> Identity:
         if saved.get("deviceId") and saved.get("refreshToken"):
@@ -117,11 +125,7 @@ class IdentityKeeper:
             "type": "python",
             "connectionMethod": "relay",
             "sdkVersion": f"python-{__version__}",
-            "consent": {
-                "termsVersion": options.terms_version,
-                "method": "sdk",
-                "acceptedAt": int(time.time() * 1000),
-            },
+            "consent": options.consent.as_json(),
         }
         if options.api_key:
             body["apiKey"] = options.api_key
@@ -140,22 +144,20 @@ class IdentityKeeper:
             relays=tuple(str(r) for r in answer.get("relays", ())),
             earnings_per_gb=float(answer.get("earningsPerGB", 0)),
         )
-        _write_state(self._options.state_file, identity)
+        if self._options.keep_state:
+            write_state(
+                self._options.state_file,
+                {
+                    "name": self._options.name,
+                    "deviceId": identity.device_id,
+                    "refreshToken": identity.refresh_token,
+                    "consent": self._options.consent.as_json(),
+                },
+            )
+        log.info(
+            "[REGISTERED] device=%s relay=%s sockets=%d",
+            identity.device_id,
+            identity.relay,
+            self._options.connections,
+        )
         return identity
-
-
-def _read_state(path: Path) -> dict[str, str]:
-    try:
-        state = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def _write_state(path: Path, identity: Identity) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump({"deviceId": identity.device_id, "refreshToken": identity.refresh_token}, file)
-    part.replace(path)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -17,14 +18,12 @@ from urllib.parse import urlsplit
 from psx_peer import __version__
 from psx_peer.identity import Identity, tls_context
 from psx_peer.options import Options
+from psx_peer.pulse import Pulse
 from psx_peer.streams import StreamTable, StreamTarget
 from psx_peer.tunnels import Dialer, TargetSide
 from psx_peer.wire import cork, handshake, http1, mux, peer, stream, websocket
 
 CONNECT_TIMEOUT_S: Final = 15.0
-TICK_S: Final = 5.0
-DEAD_AFTER_S: Final = 45.0
-DEAD_WITH_STREAMS_AFTER_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
 FRAME_SLOW_BYTES: Final = 16 * 1024
 FAST_BYTES_PER_S: Final = 20_000_000
@@ -33,9 +32,16 @@ PACE_BYTES: Final = 2 * 1024 * 1024
 large frames cost less.
 """
 TCP_NOTSENT_LOWAT: Final = 25
-MAX_TUNNELS: Final = 256
+LOGGED_MAX_CHARS: Final = 200
+UNSENT_MAX_BYTES: Final = 32 * 1024 * 1024
+"""A relay that asks and asks but never reads is left before its answers fill the device's memory."""
 
 log = logging.getLogger("psx_peer")
+
+
+def _printable(text: str) -> str:
+    """What a relay wrote, fit for a log: one line, bounded."""
+    return "".join(c if c.isprintable() else "?" for c in text[:LOGGED_MAX_CHARS])
 
 
 class RelaySocket(asyncio.Protocol):
@@ -63,14 +69,15 @@ class RelaySocket(asyncio.Protocol):
         self._frames = websocket.FrameReader(masked=False)
         self._tunnels: dict[str, TargetSide] = {}
         self._streams: dict[int, StreamTarget] = {}
-        self._blocked: set[TargetSide] = set()
+        self._blocked: set[object] = set()
         self._ended: asyncio.Future[int] = self._loop.create_future()
-        self._heard_s = self._loop.time()
+        self._pulse = Pulse(options.times, self._loop.time(), time.time())
         self._v2 = False
+        self._leaving = False
         self._cork = cork.Cork(self._write, self._loop.call_soon)
         self.outbox = stream.Outbox(self._send_frame, FRAME_SLOW_BYTES)
         self._paced_bytes = 0
-        self._paced_s = self._heard_s
+        self._paced_s = self._loop.time()
         self.write_paused = False
         self.redirect_to: str | None = None
         self.connected = asyncio.Event()
@@ -107,7 +114,7 @@ class RelaySocket(asyncio.Protocol):
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_s = self._loop.time()
+        self._pulse.heard(self._loop.time())
         try:
             if self._head is not None:
                 self._head += data
@@ -115,8 +122,9 @@ class RelaySocket(asyncio.Protocol):
             if data:
                 for message in self._frames.receive(data):
                     self._message(message)
+        except websocket.WebSocketFault as fault:
+            self._finish(fault.code, fault.reason)
         except (
-            websocket.WebSocketFault,
             peer.MalformedFrame,
             mux.MalformedMux,
             http1.HeadError,
@@ -142,6 +150,7 @@ class RelaySocket(asyncio.Protocol):
     def _leave_tunnels(self) -> None:
         for tunnel in list(self._tunnels.values()):
             tunnel.abort()
+        self._table.leave(len(self._tunnels))
         self._tunnels.clear()
         streams, self._streams = list(self._streams.values()), {}
         self._table.path_lost(streams)
@@ -166,7 +175,7 @@ class RelaySocket(asyncio.Protocol):
         rest, self._head = bytes(head), None
         self._send_text(
             peer.Type.DEVICE_INFO,
-            country="",
+            country=self._options.country,
             carrier="",
             currentIp="auto",
             protocol=self._options.protocol,
@@ -211,15 +220,17 @@ class RelaySocket(asyncio.Protocol):
             case peer.Type.RELAY_REDIRECT if self._allow_redirect(text.text("relay")):
                 self.redirect_to = text.text("relay")
                 self._finish(websocket.CloseCode.REDIRECTED, "redirect followed")
+            case peer.Type.HEARTBEAT_ACK:
+                log.debug("[ACK]")
             case peer.Type.ERROR:
-                log.warning("relay says: %s", text.text("message")[:200])
+                log.warning("relay says: %s", _printable(text.text("message")))
 
     def _connected(self, text: peer.Text) -> None:
         self._v2 = text.text("protocol") == mux.PROTOCOL == self._options.protocol
         if self._v2 and self._transport is not None:
             self._keep_unsent(self._transport, FRAME_SLOW_BYTES)
         self.connected.set()
-        log.info("connected to relay as %s", text.text("deviceId"))
+        log.info("[CONNECTED] device=%s", _printable(text.text("deviceId")))
 
     # tunnels of v2
 
@@ -239,11 +250,14 @@ class RelaySocket(asyncio.Protocol):
                 self._send_frame(mux.header(mux.MuxType.PONG, 0), frame.body)
             case mux.MuxType.GOAWAY:
                 reconnect_in_ms, _ = mux.read_goaway(frame.body)
-                self._loop.call_later(reconnect_in_ms / 1000, self._go_away)
+                if not self._leaving:  # the first one counts
+                    self._leaving = True
+                    self._loop.call_later(reconnect_in_ms / 1000, self._go_away)
 
     def _open(self, frame: mux.Frame) -> None:
         given = mux.read_open(frame.body)
-        if len(self._streams) >= MAX_TUNNELS or self._table.find(given.token) is not None:
+        log.debug("[TUNNEL_CONNECT] %s:%d", _printable(given.host), given.port)
+        if self._table.full or self._table.find(given.token) is not None:
             self._send_frame(mux.refused_frame(frame.tunnel, mux.MuxReason.TOO_MANY_TUNNELS))
             return
         target = StreamTarget(self._table, given.token, self, frame.tunnel)
@@ -280,17 +294,27 @@ class RelaySocket(asyncio.Protocol):
     def _tunnel_connect(self, session_id: str, host: str, port: int) -> None:
         if not session_id or session_id in self._tunnels:
             return
-        if len(self._tunnels) >= MAX_TUNNELS:
-            self.open_failed(session_id, peer.OpenFailure.UNKNOWN, "too many tunnels", 0)
+        if len(session_id.encode()) > peer.MAX_SESSION_ID_BYTES:
+            raise peer.MalformedFrame("session id too long")
+        if self._table.full:
+            self._failed(session_id, peer.OpenFailure.UNKNOWN, "too many tunnels", 0)
             return
+        log.debug("[TUNNEL_CONNECT] %s:%d", _printable(host), port)
         tunnel = TargetSide(self, session_id)
         self._tunnels[session_id] = tunnel
+        self._table.enter()
+        if self.write_paused:
+            tunnel.pause_reading()
         tunnel.start(self._dialer, host, port)
 
     def _drop(self, tunnel: TargetSide) -> None:
-        self._tunnels.pop(tunnel.session_id, None)
+        self._forget_session(tunnel.session_id)
         self.unblock(tunnel)
         tunnel.close()
+
+    def _forget_session(self, session_id: str) -> None:
+        if self._tunnels.pop(session_id, None) is not None:
+            self._table.leave()
 
     # from tunnels
 
@@ -300,7 +324,10 @@ class RelaySocket(asyncio.Protocol):
 
     def open_failed(self, session_id: str, reason: peer.OpenFailure, detail: str, took_ms: int) -> None:
         """A target could not be dialled."""
-        self._tunnels.pop(session_id, None)
+        self._forget_session(session_id)
+        self._failed(session_id, reason, detail, took_ms)
+
+    def _failed(self, session_id: str, reason: peer.OpenFailure, detail: str, took_ms: int) -> None:
         self._send_text(
             peer.Type.TUNNEL_OPEN_FAILED,
             sessionId=session_id,
@@ -315,44 +342,63 @@ class RelaySocket(asyncio.Protocol):
 
     def target_closed(self, tunnel: TargetSide, *, tell: bool) -> None:
         """A target's connection ended."""
-        self._tunnels.pop(tunnel.session_id, None)
+        if self._tunnels.get(tunnel.session_id) is tunnel:
+            self._forget_session(tunnel.session_id)
         self.unblock(tunnel)
         if tell:
             self._send_text(peer.Type.TUNNEL_CLOSED, sessionId=tunnel.session_id)
 
-    def block(self, tunnel: TargetSide) -> None:
+    def spend(self, size: int) -> float:
+        """Carried bytes, off the owner's allowance; seconds to wait."""
+        return self._table.allowance.spend(size, self._loop.time())
+
+    def pause_for(self, wait_s: float) -> None:
+        """The allowance is spent: read the relay no more for a while (binary-v1 has no other way)."""
+        if wait_s:
+            reason = object()
+            self.block(reason)
+            self._loop.call_later(wait_s, self.unblock, reason)
+
+    def block(self, reason: object) -> None:
         """A target does not read: stop reading the relay (binary-v1 has no other way)."""
-        self._blocked.add(tunnel)
+        self._blocked.add(reason)
         if self._transport and len(self._blocked) == 1 and not self._transport.is_closing():
             self._transport.pause_reading()
 
-    def unblock(self, tunnel: TargetSide) -> None:
+    def unblock(self, reason: object) -> None:
         """The target reads again, or is gone."""
-        if tunnel in self._blocked:
-            self._blocked.discard(tunnel)
+        if reason in self._blocked:
+            self._blocked.discard(reason)
             if self._transport and not self._blocked and not self._transport.is_closing():
                 self._transport.resume_reading()
 
     # frames out
 
     async def _heartbeats(self) -> None:
-        beat_s = self._loop.time()
-        while True:
-            await asyncio.sleep(min(TICK_S, self._options.heartbeat_s))
+        while not self._ended.done():
+            await asyncio.sleep(self._pulse.tick_s)
             now_s = self._loop.time()
-            silent_s = now_s - self._heard_s
-            if (
-                silent_s > (DEAD_WITH_STREAMS_AFTER_S if self._streams else DEAD_AFTER_S)
-                and not self._blocked
-            ):
+            beat = self._pulse.tick(
+                now_s, time.time(), streams=bool(self._streams), reading=not self._blocked
+            )
+            if beat.dead:
                 log.warning("relay is silent: dialling again")
                 self._end(1006)
                 return
-            if self._streams and silent_s >= TICK_S:
+            if beat.ping:
                 self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
-            if now_s - beat_s >= self._options.heartbeat_s - TICK_S / 2:
-                beat_s = now_s
+            if beat.heartbeat and self.connected.is_set():
                 self._send_text(peer.Type.HEARTBEAT)
+            self._reap(now_s - self._options.times.idle)
+
+    def _reap(self, oldest_s: float) -> None:
+        """End tunnels on which nothing moved since then."""
+        for target in list(self._streams.values()):
+            if target.moved_s < oldest_s:
+                target.reaped()
+        for tunnel in list(self._tunnels.values()):
+            if tunnel.moved_s < oldest_s:
+                tunnel.abort()
 
     def _send_text(self, kind: peer.Type, **payload: Any) -> None:
         self._send(websocket.Opcode.TEXT, peer.encode_text(kind, **payload))
@@ -379,7 +425,7 @@ class RelaySocket(asyncio.Protocol):
 
     def _send_frame(self, head: bytes, payload: mux.Bytes = b"") -> None:
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or self._drowning():
             return
         self._pace(transport, len(payload))
         mask = os.urandom(4)
@@ -401,7 +447,18 @@ class RelaySocket(asyncio.Protocol):
             return
 
     def _send(self, opcode: websocket.Opcode, payload: bytes) -> None:
-        self._cork.write(websocket.encode_frame(opcode, payload, os.urandom(4)))
+        if not self._drowning():
+            self._cork.write(websocket.encode_frame(opcode, payload, os.urandom(4)))
+
+    def _drowning(self) -> bool:
+        """The socket is closing, or its relay never reads: then it is left."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return True
+        if transport.get_write_buffer_size() <= UNSENT_MAX_BYTES:
+            return False
+        self._end(1006)
+        return True
 
     def _finish(self, code: websocket.CloseCode, reason: str) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
+from psx_peer.limits import Allowance
 from psx_peer.tunnels import Dialer, DialRefused
 from psx_peer.wire import mux, peer, stream
 
 TARGET_HIGH_BYTES: Final = 256 * 1024
 FLUSH_MAX_S: Final = 30.0
 """A target that never reads what is left for it would keep its socket for ever."""
+MAX_TUNNELS: Final = 256
 WINDOWS_MAX_BYTES: Final = 64 * 1024 * 1024
 """What all windows of this device may grow by together."""
 
@@ -38,12 +41,28 @@ class Carrier(Protocol):
 class StreamTable:
     """All streams of a device by token, whichever socket they are on."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: Allowance | None = None, resume_s: float = mux.RESUME_WITHIN_S) -> None:
+        self.allowance = allowance or Allowance(None)
+        self._resume_s = resume_s
+        self._sessions = 0
         self.budget = stream.WindowBudget(WINDOWS_MAX_BYTES)
         self._by_token: dict[bytes, StreamTarget] = {}
 
     def __len__(self) -> int:
         return len(self._by_token)
+
+    @property
+    def full(self) -> bool:
+        """No tunnel more, of either protocol."""
+        return len(self._by_token) + self._sessions >= MAX_TUNNELS
+
+    def enter(self) -> None:
+        """A tunnel of v1 begins; it lives on its socket."""
+        self._sessions += 1
+
+    def leave(self, count: int = 1) -> None:
+        """Tunnels of v1 are over."""
+        self._sessions -= count
 
     def add(self, target: StreamTarget) -> None:
         """A stream begins."""
@@ -63,7 +82,7 @@ class StreamTable:
         if waiting:
             loop = asyncio.get_running_loop()
             epochs = [(target, target.epoch) for target in waiting]
-            loop.call_later(mux.RESUME_WITHIN_S, self._expire, epochs)
+            loop.call_later(self._resume_s, self._expire, epochs)
 
     def _expire(self, epochs: list[tuple[StreamTarget, int]]) -> None:
         for target, epoch in epochs:
@@ -88,7 +107,9 @@ class StreamTarget(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._target_ended = False
-        self._held = False
+        self._holds: set[str] = set()
+        self._stalls: set[str] = set()
+        self.moved_s = asyncio.get_running_loop().time()
         self._ended = False
         table.add(self)
 
@@ -113,8 +134,9 @@ class StreamTarget(asyncio.Protocol):
             return
         transport.set_write_buffer_limits(high=TARGET_HIGH_BYTES)
         self._transport = transport
-        if self._held:
+        if self._holds:
             transport.pause_reading()
+        log.debug("[TCP_OPEN_OK] %d", self.tunnel_id)
         self._say(mux.opened_frame(self.tunnel_id, self.stream.told_limit))
         self.stream.attach(
             self._carrier.outbox, self.tunnel_id
@@ -153,6 +175,11 @@ class StreamTarget(asyncio.Protocol):
         elif task is not None:
             task.cancel()
 
+    def reaped(self) -> None:
+        """Nothing moved for too long."""
+        self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TIMEOUT))
+        self.abort()
+
     def _leave(self) -> None:
         self._ended = True
         if self._carrier is not None:
@@ -163,10 +190,17 @@ class StreamTarget(asyncio.Protocol):
 
     def _finish_if_over(self) -> None:
         if self.stream.over and not self._ended:
-            self._leave()
-            if self._transport is not None:
-                self._transport.close()
-                asyncio.get_running_loop().call_later(FLUSH_MAX_S, self._transport.abort)
+            self._close()
+
+    def _close(self) -> None:
+        """Over, and cleanly: what the target has not read yet still leaves."""
+        task = self._task
+        self._leave()
+        if self._transport is not None:
+            self._transport.close()
+            asyncio.get_running_loop().call_later(FLUSH_MAX_S, self._transport.abort)
+        elif task is not None:
+            task.cancel()
 
     def _say(self, frame: bytes) -> None:
         if self._carrier is not None:
@@ -191,6 +225,8 @@ class StreamTarget(asyncio.Protocol):
                 self._table.path_lost([self])
             case mux.MuxType.RESET:
                 self.abort()
+            case mux.MuxType.CLOSE:
+                self._close()
 
     def violated(self) -> None:
         """The gateway broke the rules of flow control: this stream ends, the socket goes on."""
@@ -200,8 +236,18 @@ class StreamTarget(asyncio.Protocol):
     # sink
 
     def deliver(self, data: mux.Bytes) -> None:
+        self._moved(len(data), self._stall, self._drained)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _moved(self, size: int, hold: Callable[[str], None], release: Callable[[str], None]) -> None:
+        """Bytes passed: the tunnel is not idle, and the owner's allowance is less."""
+        loop = asyncio.get_running_loop()
+        self.moved_s = loop.time()
+        wait_s = self._table.allowance.spend(size, self.moved_s)
+        if wait_s:
+            hold("allowance")
+            loop.call_later(wait_s, release, "allowance")
 
     def ended(self) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -212,14 +258,29 @@ class StreamTarget(asyncio.Protocol):
             self._transport.write_eof()
 
     def pause_source(self) -> None:
-        self._held = True
+        self._hold("path")
+
+    def resume_source(self) -> None:
+        self._release("path")
+
+    def _hold(self, why: str) -> None:
+        self._holds.add(why)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
-    def resume_source(self) -> None:
-        self._held = False
-        if self._transport is not None and not self._transport.is_closing():
+    def _release(self, why: str) -> None:
+        self._holds.discard(why)
+        if not self._holds and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def _stall(self, why: str) -> None:
+        self._stalls.add(why)
+        self.stream.stall()
+
+    def _drained(self, why: str) -> None:
+        self._stalls.discard(why)
+        if not self._stalls and not self._ended:
+            self.stream.drained()
 
     # target
 
@@ -228,6 +289,7 @@ class StreamTarget(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.stream.write(data)
+        self._moved(len(data), self._hold, self._release)
 
     def eof_received(self) -> bool:
         self._target_ended = True
@@ -235,10 +297,10 @@ class StreamTarget(asyncio.Protocol):
         return not self.stream.eof_received
 
     def pause_writing(self) -> None:
-        self.stream.stall()
+        self._stall("buffer")
 
     def resume_writing(self) -> None:
-        self.stream.drained()
+        self._drained("buffer")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._ended or self._target_ended:

@@ -8,6 +8,8 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
 
 from psx_peer.wire import egress, peer
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from psx_peer.relay import RelaySocket
 
 DIAL_TIMEOUT_S: Final = 8.0
+ADDRESSES_TRIED: Final = 4
+LOOKUPS_MAX: Final = 256
+LOOKUP_THREADS: Final = 16
+BLOCKED_MAX_S: Final = 30.0
+"""A target of v1 that reads nothing for so long is given up: it holds up its whole socket."""
 TARGET_BUFFER_MAX_BYTES: Final = 8 * 1024 * 1024
 READ_CHUNK_BYTES: Final = peer.DATA_PAYLOAD_BYTES
 
@@ -40,49 +47,76 @@ class DirectDialer:
     """Dials from this device. The address that is checked is the address that is dialled."""
 
     def __init__(
-        self, policy: egress.EgressPolicy, bind: str | None = None, hosts: tuple[tuple[str, str], ...] = ()
+        self,
+        policy: egress.EgressPolicy,
+        bind: str | None = None,
+        hosts: tuple[tuple[str, str], ...] = (),
+        timeout_s: float = DIAL_TIMEOUT_S,
     ) -> None:
         self._policy = policy
         self._bind = bind
         self._hosts = dict(hosts)
+        self._timeout_s = timeout_s
 
     async def __call__(self, side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
         """A connected transport to the target. Raises DialRefused."""
-        loop = asyncio.get_running_loop()
-        address = await self._resolve(host, port)
-        local = (self._bind, 0) if self._bind else None
+        failed = DialRefused(peer.OpenFailure.DNS_FAILED, "name not found")
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                transport, _ = await loop.create_connection(lambda: side, address, port, local_addr=local)
+            async with asyncio.timeout(self._timeout_s):
+                for address in (await self._resolve(host, port))[:ADDRESSES_TRIED]:
+                    try:
+                        return await self._connect(side, address, port)
+                    except ConnectionRefusedError:
+                        failed = DialRefused(peer.OpenFailure.CONNECTION_REFUSED, "refused")
+                    except OSError as error:
+                        failed = DialRefused(peer.OpenFailure.UNKNOWN, f"errno {error.errno}")
         except TimeoutError:
             raise DialRefused(peer.OpenFailure.TIMEOUT, "dial timed out") from None
-        except ConnectionRefusedError:
-            raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, "refused") from None
-        except OSError as error:
-            raise DialRefused(peer.OpenFailure.UNKNOWN, f"errno {error.errno}") from None
+        raise failed
+
+    async def _connect(self, side: asyncio.Protocol, address: str, port: int) -> asyncio.Transport:
+        local = (self._bind, 0) if self._bind else None
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: side, address, port, local_addr=local)
         return transport
 
-    async def _resolve(self, host: str, port: int) -> str:
+    async def _resolve(self, host: str, port: int) -> list[str]:
+        """Addresses that may all be dialled: one that may not refuses the name."""
         loop = asyncio.get_running_loop()
         known = self._hosts.get(host.lower())
+        if not 0 < port <= egress.MAX_PORT:
+            raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, "egress policy: blocked_port", policy=True)
         try:
             found = [known] if known else await _lookup(loop, host, port)
-        except OSError:
+        except (OSError, UnicodeError):
             raise DialRefused(peer.OpenFailure.DNS_FAILED, "name not found") from None
         for address in found:
-            verdict = egress.check_address(str(address), port, self._policy)
+            verdict = egress.check_address(address, port, self._policy)
             if verdict is not egress.EgressVerdict.ALLOWED:
                 detail = f"egress policy: {verdict.value}"
                 raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, detail, policy=True)
-        return str(found[0])
+        return list(dict.fromkeys(found))
+
+
+_lookups = ThreadPoolExecutor(LOOKUP_THREADS, "psx-lookup")
+_looking_up = BoundedSemaphore(LOOKUPS_MAX)
 
 
 async def _lookup(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[str]:
-    """Addresses of a name; a literal is one already, and asking a resolver's thread for it would cost a dial."""
+    """Addresses of a name; a literal is one already, and asking a resolver's thread for it would cost a dial.
+
+    A lookup goes on when its tunnel is gone, so a flood of names must not pile up. Raises OSError.
+    """
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:
-        return [str(i[4][0]) for i in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        pass
+    if not _looking_up.acquire(blocking=False):
+        raise OSError("too many names at once")
+    work = _lookups.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    work.add_done_callback(lambda _: _looking_up.release())
+    found = await asyncio.shield(asyncio.wrap_future(work, loop=loop))
+    return [str(i[4][0]) for i in found]
 
 
 class TargetSide(asyncio.Protocol):
@@ -94,6 +128,9 @@ class TargetSide(asyncio.Protocol):
         self._prefix = peer.binary_prefix(peer.FrameType.DATA, session_id)
         self._transport: asyncio.Transport | None = None
         self._early = bytearray()
+        self.moved_s = asyncio.get_running_loop().time()
+        self._blocked_timer: asyncio.TimerHandle | None = None
+        self._holds = 0
         self._closed = False
         self._task: asyncio.Task[None] | None = None
 
@@ -114,8 +151,9 @@ class TargetSide(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
-        if self._relay.write_paused:
+        if self._holds:
             transport.pause_reading()
+        log.debug("[TCP_OPEN_OK] %s", self.session_id)
         self._relay.opened(self.session_id)
         if self._early:
             transport.write(bytes(self._early))
@@ -125,6 +163,8 @@ class TargetSide(asyncio.Protocol):
 
     def to_target(self, data: bytes) -> None:
         """Customer's bytes. A target that reads too slowly stops the relay socket until it has caught up."""
+        self.moved_s = asyncio.get_running_loop().time()
+        self._relay.pause_for(self._relay.spend(len(data)))
         if self._transport is None:
             self._early += data
             if len(self._early) > TARGET_BUFFER_MAX_BYTES:
@@ -150,13 +190,15 @@ class TargetSide(asyncio.Protocol):
             self._task.cancel()
 
     def pause_reading(self) -> None:
-        """The relay socket is full."""
-        if self._transport is not None and not self._transport.is_closing():
+        """The relay socket is full, or the owner's allowance is spent. Holds add up."""
+        self._holds += 1
+        if self._holds == 1 and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """The relay socket has room."""
-        if self._transport is not None and not self._transport.is_closing():
+        """One hold less."""
+        self._holds = max(0, self._holds - 1)
+        if not self._holds and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     # from the target
@@ -165,14 +207,32 @@ class TargetSide(asyncio.Protocol):
         """The dialer hands the transport over when it is done."""
 
     def data_received(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.moved_s = loop.time()
         for start in range(0, len(data), READ_CHUNK_BYTES):
             self._relay.send_data(self._prefix, data[start : start + READ_CHUNK_BYTES])
+        wait_s = self._relay.spend(len(data))
+        if wait_s:
+            self.pause_reading()
+            loop.call_later(wait_s, self.resume_reading)
 
     def pause_writing(self) -> None:
         self._relay.block(self)
+        self._blocked_timer = asyncio.get_running_loop().call_later(BLOCKED_MAX_S, self._give_up)
 
     def resume_writing(self) -> None:
-        self._relay.unblock(self)
+        self._unblock()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unblock()
         self._relay.target_closed(self, tell=not self._closed)
+
+    def _unblock(self) -> None:
+        if self._blocked_timer is not None:
+            self._blocked_timer.cancel()
+            self._blocked_timer = None
+        self._relay.unblock(self)
+
+    def _give_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

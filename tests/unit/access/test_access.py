@@ -116,14 +116,6 @@ def test_accounts_are_created_once(dynamo: SyncDynamo) -> None:
     assert dynamo.run(access.get_account(TABLE, AccountId("psx_none"))) is None
 
 
-def test_an_owner_consents_for_the_account(dynamo: SyncDynamo) -> None:
-    dynamo.run(access.put_account(TABLE, Account(OWNER, AccountKind.SUPPLIER, NOW)))
-    changed = dynamo.run(access.set_account_consent(TABLE, OWNER, "2026-11"))
-    assert changed is not None
-    assert changed.consent_version == "2026-11"
-    assert dynamo.run(access.set_account_consent(TABLE, AccountId("psx_none"), "x")) is None
-
-
 def test_api_keys_are_found_by_their_hash(dynamo: SyncDynamo) -> None:
     key = ApiKey(token_hash("psx_k"), OWNER, frozenset({Scope.RESELL, Scope.SUPPLY}), NOW)
     dynamo.run(access.put_api_key(TABLE, key))

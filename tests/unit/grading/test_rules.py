@@ -21,7 +21,7 @@ from shared.grading.rules import (
     tier_of,
 )
 from shared.kernel.codes import IpType, SpeedTier
-from shared.kernel.ids import AccountId, DeviceId
+from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.runtime.dynamo import SyncDynamo
 from shared.supply.model import Consent, Device, Kind, Origin
 
@@ -44,7 +44,9 @@ def after(*results: ProbeResult, grade: Grade = Grade(ID)) -> Grade:  # noqa: B0
 def decide(
     grade: Grade | None, device: Device = DEVICE, *, online: bool = True, account: bool = False
 ) -> Listing:
-    return decide_listing(device, grade, online=online, account_consented=account)
+    return decide_listing(
+        grade, wanted=device.listing_wanted, consented=device.consent is not None or account, online=online
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,3 +148,16 @@ def test_listing_is_written_only_when_it_changes(dynamo: SyncDynamo) -> None:
     assert changed.listed
     assert dynamo.run(grades.set_listed(TABLE, ID, listed=True, reason="listed")) is None
     assert dynamo.run(grades.set_listed(TABLE, ID, listed=False, reason="offline")) is not None
+
+
+def test_a_failed_probe_leaves_what_was_known_of_the_exit_and_a_passed_one_replaces_it() -> None:
+    known = replace(
+        PASS, exit_country=Country("us"), exit_ip_type=IpType.DATACENTER, exit_asn=64621, exit_isp="X"
+    )
+    failed = after(known, known, FAIL)
+    assert failed.latest is not None
+    assert failed.latest.failure is FAIL.failure
+    assert (failed.latest.exit_ip_type, failed.latest.exit_asn) == (IpType.DATACENTER, 64621)
+    unknown = after(known, PASS)
+    assert unknown.latest is not None
+    assert (unknown.latest.exit_ip_type, unknown.latest.exit_asn) == (IpType.UNKNOWN, 0)

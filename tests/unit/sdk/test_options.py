@@ -28,7 +28,7 @@ def test_flags_and_environment_make_options(monkeypatch: pytest.MonkeyPatch) -> 
     options = read_options(GOOD)
     assert (options.api, options.api_key, options.connections) == ("https://api.example", "psx_k", 4)
     assert options.lab_allow == frozenset()
-    assert options.redial_min_s == 5.0
+    assert options.times.redial_min == 5.0
 
 
 def test_the_lab_opens_only_in_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_the_key_may_stand_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (GOOD[2:], "--api is missing"),
+        (GOOD[2:], "-api is missing"),
         (GOOD, "no API key"),
         (["--api", "http://api.example", *GOOD[2:], "--wallet", "0x1"], "https://"),
         ([*GOOD, "--wallet", "0x1", "--connections", "9"], "1 to 8"),

@@ -16,7 +16,7 @@ from shared.runtime.dynamo import SyncDynamo
 from shared.settlement.rules import RateMissing, accruals, rate_for
 from shared.settlement.service import Tables, owed_micro, roll_up
 
-TABLES = Tables("psx-test-usage", "psx-test-access", "psx-test-ledger")
+TABLES = Tables("psx-test-usage", "psx-test-access", "psx-test-ledger", "psx-test-devices")
 SUPPLIER = AccountId("psx_s")
 NOW = 1_800_000_000_000
 RATES: dict[str, Any] = {

@@ -1,22 +1,23 @@
 """What a device is follows from its address; who it is follows from tokens that rotate."""
 
+import base64
+import hmac
+import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from shared.kernel.codes import IpType, Pool
-from shared.kernel.ids import AccountId, Country, DeviceId
-from shared.runtime.dynamo import SyncDynamo
-from shared.runtime.redis import SyncRedis
-from shared.supply import table as devices
-from shared.supply.model import Consent, Device, Kind, Modem, Origin, parse_regions
+from shared.kernel.ids import AccountId, DeviceId
+from shared.runtime.signing import ISSUER, check_public_keys, key_id
+from shared.supply.model import Device, Kind, Origin, parse_regions
 from shared.supply.origin import OriginReader
 from shared.supply.rules import assign_region, looks_random, slug
-from shared.supply.service import EnrolFault, Enrolled, Enrolment, device_id_for
-from shared.supply.tokens import AUDIENCE, ISSUER, Claims, TokenFault, issue, verify
+from shared.supply.tokens import AUDIENCE, Claims, TokenFault, issue, verify
 from tests.support.lab import pem_keys
 
 REGIONS = parse_regions(
@@ -26,8 +27,6 @@ REGIONS = parse_regions(
     }
 )
 OWNER = AccountId("psx_s")
-CONSENT = Consent("2026-11", "sdk", 1)
-NOW_MS = 1_800_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -98,132 +97,95 @@ def test_a_token_lives_for_an_hour() -> None:
     assert verify(issue(claims, (), private, int(time.time()) - 3500), public) == claims
 
 
+def payload(**change: object) -> dict[str, object]:
+    good: dict[str, object] = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "d",
+        "acct": "a",
+        "gen": 0,
+        "agen": 0,
+        "exp": int(time.time()) + 60,
+    }
+    return {k: v for k, v in (good | change).items() if v is not None}
+
+
+def kid_of(public: str) -> str:
+    key = load_pem_public_key(public.encode())
+    assert isinstance(key, Ed25519PublicKey)
+    return key_id(key)
+
+
 @pytest.mark.parametrize(
-    "change", [{"aud": "other"}, {"iss": "other"}, {"gen": "0"}, {"acct": None}, {"sub": None}]
+    "change",
+    [
+        {"aud": "other"},
+        {"iss": "other"},
+        {"gen": "0"},
+        {"gen": True},
+        {"agen": None},
+        {"acct": None},
+        {"sub": None},
+        {"exp": None},
+    ],
 )
 def test_a_token_with_other_claims_is_refused(change: dict[str, object]) -> None:
     private, public = pem_keys()
-    payload = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-        "sub": "d",
-        "acct": "a",
-        "gen": 0,
-        "exp": int(time.time()) + 60,
-    } | change
-    token = jwt.encode({k: v for k, v in payload.items() if v is not None}, private, algorithm="EdDSA")
+    headers = {"kid": kid_of(public)}
+    good = jwt.encode(payload(), private, algorithm="EdDSA", headers=headers)
+    assert isinstance(verify(good, public), Claims)
+    token = jwt.encode(payload(**change), private, algorithm="EdDSA", headers=headers)
     assert verify(token, public) is TokenFault.INVALID
 
 
-def test_a_token_signed_by_another_algorithm_is_refused() -> None:
+def test_a_token_without_a_signature_or_by_another_algorithm_is_refused() -> None:
     _, public = pem_keys()
-    payload = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-        "sub": "d",
-        "acct": "a",
-        "gen": 0,
-        "exp": int(time.time()) + 60,
-    }
-    assert verify(jwt.encode(payload, "k" * 32, algorithm="HS256"), public) is TokenFault.INVALID
+    headers = {"kid": kid_of(public)}
+    assert verify(jwt.encode(payload(), "k" * 32, "HS256", headers), public) is TokenFault.INVALID
+    unsigned = jwt.encode(payload(), None, "none", headers)  # type: ignore[arg-type]  # that is the attack
+    assert verify(unsigned, public) is TokenFault.INVALID
+    with_public = hmac_by_public_key(public, headers)
+    assert verify(with_public, public) is TokenFault.INVALID
 
 
-# Enrolment
+def hmac_by_public_key(public: str, headers: dict[str, str]) -> str:
+    """A token whose HMAC key is the public key's own text: what a careless verifier takes for a signature."""
+
+    def part(raw: bytes) -> bytes:
+        return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+    head = part(json.dumps({"alg": "HS256", "typ": "JWT", **headers}).encode())
+    signed = head + b"." + part(json.dumps(payload()).encode())
+    return (signed + b"." + part(hmac.digest(public.encode(), signed, "sha256"))).decode()
 
 
-@pytest.fixture
-def enrolment(dynamo: SyncDynamo) -> Enrolment:
-    german = Origin(Country("de"), IpType.MOBILE, isp="Lab X")
-    return Enrolment(
-        dynamo,
-        SyncRedis("redis://127.0.0.1:9/0"),
-        lambda name: f"psx-test-{name}",
-        lambda address: german if address == "de" else Origin(),
-        REGIONS,
-        pem_keys()[0],
-        lambda: NOW_MS,
-    )
+@pytest.mark.parametrize("kid", [None, "", "nobody", 7])
+def test_a_token_of_a_key_that_is_not_named_or_not_known_is_refused(kid: object) -> None:
+    private, public = pem_keys()
+    headers = {} if kid is None else {"kid": kid}
+    if isinstance(kid, int):
+        signed = issue(Claims(DeviceId("d"), OWNER, 0), (), private, int(time.time()))
+        head = base64.urlsafe_b64encode(json.dumps({"alg": "EdDSA", "kid": kid}).encode()).rstrip(b"=")
+        token = head.decode() + signed[signed.index(".") :]
+    else:
+        token = jwt.encode(payload(), private, algorithm="EdDSA", headers=headers)
+    assert verify(token, public) is TokenFault.INVALID
 
 
-def register(
-    enrolment: Enrolment, name: str = "rig", key: str = "k", address: str = "de", account: AccountId = OWNER
-) -> Enrolled:
-    result = enrolment.register(account, device_id_for(key, name), name, Kind.AGENT, address, CONSENT, None)
-    assert isinstance(result, Enrolled)
-    return result
+def test_keys_rotate_without_a_device_noticing() -> None:
+    (old, old_public), (new, new_public) = pem_keys(), pem_keys()
+    claims, now = Claims(DeviceId("d"), OWNER, 3, 1), int(time.time())
+    before, after = issue(claims, (), old, now), issue(claims, (), new, now)
+    both = f"{old_public}\n{new_public}"
+    assert verify(before, both) == verify(after, both) == claims
+    assert verify(before, new_public) is TokenFault.INVALID
+    forged = jwt.encode(payload(), old, algorithm="EdDSA", headers={"kid": kid_of(new_public)})
+    assert verify(forged, both) is TokenFault.INVALID
 
 
-def test_a_device_is_enrolled_where_its_address_says(enrolment: Enrolment) -> None:
-    first = register(enrolment)
-    assert first.created
-    assert (first.relay, first.device.carrier, first.device.consent) == (
-        "wss://eu.example/",
-        "lab_x",
-        CONSENT,
-    )
-    assert first.relays == ("wss://eu.example/", "wss://us.example/")
-
-
-def test_the_same_name_is_the_same_device_even_after_the_key_was_rotated(enrolment: Enrolment) -> None:
-    first = register(enrolment, key="old")
-    again = register(enrolment, key="new", address="a")
-    assert not again.created
-    assert again.device.device_id == first.device.device_id
-    assert again.relay == "wss://us.example/"
-
-
-def test_a_device_id_of_another_account_is_refused(enrolment: Enrolment) -> None:
-    ident = register(enrolment).device.device_id
-    assert (
-        enrolment.register(AccountId("psx_t"), ident, "other", Kind.SDK, "a", None, None)
-        is EnrolFault.NAME_TAKEN
-    )
-
-
-def test_refresh_tokens_rotate_and_a_spent_one_revokes_the_device(
-    enrolment: Enrolment, dynamo: SyncDynamo
-) -> None:
-    first = register(enrolment)
-    ident = first.device.device_id
-    second = enrolment.refresh(ident, first.refresh_token)
-    assert isinstance(second, Enrolled)
-    assert second.refresh_token != first.refresh_token
-    assert enrolment.refresh(ident, "never issued") is EnrolFault.REFRESH_INVALID
-    assert enrolment.refresh(ident, first.refresh_token) is EnrolFault.REFRESH_REUSED
-    assert enrolment.refresh(ident, second.refresh_token) is EnrolFault.REFRESH_INVALID
-    device = dynamo.run(devices.get_device("psx-test-devices", ident))
-    assert device is not None
-    assert device.generation == 1
-    assert enrolment.refresh(DeviceId("nobody"), "x") is EnrolFault.REFRESH_INVALID
-
-
-def test_a_modem_is_found_again_by_its_name(enrolment: Enrolment) -> None:
-    def sealed(port: int) -> Callable[[DeviceId], Modem]:
-        return lambda device_id: Modem("127.0.0.1", port, f"for {device_id}")
-
-    first = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(1))
-    again = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(2))
-    assert isinstance(first, Device)
-    assert isinstance(again, Device)
-    assert again.device_id == first.device_id
-    assert again.modem == Modem("127.0.0.1", 2, f"for {first.device_id}")
-
-
-def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
-    assert enrolment.wallet_account("0xABC") == enrolment.wallet_account("0xabc")
-    assert enrolment.wallet_account("0xdef") != enrolment.wallet_account("0xabc")
-
-
-def test_a_wallet_is_kept_when_it_was_registered_first(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
-    for wallet in ("0x1", "0x2"):
-        enrolment.register(OWNER, DeviceId("d"), "d", Kind.SDK, "a", None, wallet)
-    device = dynamo.run(devices.get_device("psx-test-devices", DeviceId("d")))
-    assert device is not None
-    assert device.wallet == "0x1"
-
-
-def test_devices_are_listed_per_account_and_in_all(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
-    idents = {register(enrolment, name=f"rig{n}").device.device_id for n in range(3)}
-    mine = dynamo.run(devices.of_account("psx-test-devices", OWNER, 10))
-    everybody = dynamo.run(devices.all_devices("psx-test-devices", 10, None))
-    assert {d.device_id for d in mine.rows} == {d.device_id for d in everybody.rows} == idents
+def test_settings_must_hold_public_keys() -> None:
+    private, public = pem_keys()
+    check_public_keys(public)
+    for wrong in ("", "no key", private):
+        with pytest.raises(ValueError, match=r"PEM|public"):
+            check_public_keys(wrong)

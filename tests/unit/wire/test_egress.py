@@ -1,6 +1,9 @@
 """Nothing leads into anybody's own network, and nothing to mail ports."""
 
 import ipaddress
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,3 +76,11 @@ def test_no_form_of_an_address_says_more_than_its_plain_form(number: int) -> Non
     nat64 = check_address(str(ipaddress.IPv6Address((0x64FF9B << 96) | number)), 443, POLICY)
     assert mapped is verdict
     assert nat64 is verdict
+
+
+VECTORS: list[dict[str, Any]] = json.loads(Path("docs/protocol/egress.json").read_text())["addresses"]
+
+
+@pytest.mark.parametrize("row", VECTORS, ids=lambda row: f"{row['address']}:{row['port']}")
+def test_verdicts_are_those_of_the_vectors(row: dict[str, Any]) -> None:
+    assert check_address(row["address"], row["port"], POLICY).value == row["verdict"]

@@ -1,0 +1,286 @@
+"""Routes of consent: an owner accepts for all devices or for one, withdraws, and anybody learns what a device id is."""
+
+import html
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from functions.api.auth import by_device, caller, device_of
+from functions.api.enrolling import Body, ConsentBody
+from functions.api.wiring import Wiring
+from functions.http import ProblemError, source_address
+from functions.limits import spend
+from shared.access.live import Limit
+from shared.access.model import ApiKey, Scope
+from shared.kernel.ids import DEVICE_ID, DeviceId, EndpointId
+from shared.pool.live import revoke_account, unlist_endpoint
+from shared.runtime.clock import new_id, now_ms
+from shared.supply import owners
+from shared.supply import table as devices
+from shared.supply.model import Device, OwnerConsent, Receipt
+from shared.supply.rules import TERMS, has_consent, rate_limit_source
+
+LOOKUPS: Final = Limit("device_lookup", 30, 60)
+RECEIPTS_TOLD: Final = 50
+WHAT_IT_IS: Final = (
+    "A device id names one device that shares its internet connection through psx. It is not a password: whoever knows it "
+    "can read this page and nothing more."
+)
+
+
+class AcceptBody(Body):
+    """Consent of an owner for every device of the account."""
+
+    termsVersion: str
+
+
+class Consents:
+    """Routes' work."""
+
+    def __init__(self, wiring: Callable[[], Wiring]) -> None:
+        self._wiring = wiring
+
+    @property
+    def w(self) -> Wiring:
+        """The container's wiring."""
+        return self._wiring()
+
+    @property
+    def table(self) -> str:
+        """The devices table."""
+        return self.w.settings.table("devices")
+
+    @property
+    def terms(self) -> Any:
+        """The terms that hold."""
+        return self.w.live.get("terms") or TERMS
+
+    def _checked(self, version: str) -> str:
+        if version not in self.terms["accepted"]:
+            message = f"termsVersion: the current terms are {self.terms['current']}"
+            raise ProblemError(400, "INVALID_FIELD", message)
+        return version
+
+    def _keep(self, receipt: Receipt) -> None:
+        self.w.dynamo.run(owners.put_receipt(self.table, receipt, new_id()))
+
+    def accept_all(self, key: ApiKey, version: str) -> dict[str, Any]:
+        """An owner accepts once for every device, for clients that know nothing of consent. Withdrawn ones stay so."""
+        counts = self.w.dynamo.run(devices.read_counts(self.table, key.account_id))
+        total = sum(count for count, _ in counts.values())
+        given = OwnerConsent(self._checked(version), now_ms(), _who(key), total)
+        subject = f"acct#{key.account_id}"
+        self._keep(Receipt(subject, "accepted", version, "owner", _who(key), given.accepted_at_ms, 0, total))
+        row = {"consent": owners.owner_consent_row(given)}
+        self.w.dynamo.run(owners.change_owner(self.table, key.account_id, row))
+        return self.of_account(key)
+
+    def of_account(self, key: ApiKey) -> dict[str, Any]:
+        """What the owner agreed to, and every act of it."""
+        owner = self.w.dynamo.run(owners.get_owner(self.table, key.account_id))
+        given = owner.consent
+        page = self.w.dynamo.run(owners.receipts(self.table, f"acct#{key.account_id}", RECEIPTS_TOLD))
+        return {
+            "accountId": key.account_id,
+            "termsVersion": given.terms_version if given else None,
+            "acceptedAt": given.accepted_at_ms if given else None,
+            "acceptedBy": given.accepted_by if given else None,
+            "devices": given.devices if given else None,
+            "withdrawnAt": owner.withdrawn_at_ms or None,
+            "currentTerms": self.terms["current"],
+            "receipts": [_told(receipt) for receipt in page.rows],
+        }
+
+    def withdraw_all(self, key: ApiKey) -> dict[str, Any]:
+        """An owner ends it for all devices there are: their tunnels end now, and none is listed until they agree again."""
+        now = now_ms()
+        counts = self.w.dynamo.run(devices.read_counts(self.table, key.account_id))
+        total = sum(count for count, _ in counts.values())
+        fields = {"withdrawn_ms": now}
+        owner = self.w.dynamo.run(owners.revoke_owner(self.table, key.account_id, fields, ("consent",)))
+        self._keep(Receipt(f"acct#{key.account_id}", "withdrawn", "", "owner", _who(key), now, 0, total))
+        for call in revoke_account(key.account_id, owner.generation):
+            self.w.redis.run(call)
+        return self.of_account(key)
+
+    def accept(self, request: Request, device: Device, body: ConsentBody) -> dict[str, Any]:
+        """Agreement for one device, also after it was withdrawn."""
+        now, version = now_ms(), self._checked(body.termsVersion)
+        held = device.consent
+        if held is not None and held.terms_version == version and device.withdrawn_at_ms is None:
+            owner = self.w.dynamo.run(owners.get_owner(self.table, device.account_id))
+            if has_consent(device, owner, self.terms):
+                return self.of_device(device)  # said before: no second receipt
+        receipt = Receipt(
+            subject=f"dev#{device.device_id}",
+            action="accepted",
+            terms_version=version,
+            method=body.method,
+            by=self._caller(request, device),
+            at_ms=now,
+            claimed_at_ms=body.acceptedAt,
+        )
+        self._keep(receipt)
+        fields = {"consent": {"version": version, "method": body.method, "at_ms": now}}
+        changed = self.w.dynamo.run(devices.change(self.table, device.device_id, fields, ("withdrawn_ms",)))
+        return self.of_device(changed or device)
+
+    def withdraw(self, request: Request, device: Device) -> dict[str, Any]:
+        """The end of agreement for one device: off sale and every tunnel closed now."""
+        now = now_ms()
+        changed = self.w.dynamo.run(devices.revoke(self.table, device.device_id, {"withdrawn_ms": now}))
+        self.w.redis.run(unlist_endpoint(device.pool, EndpointId(device.device_id)))
+        self.w.enrolment.tell(changed)
+        by = self._caller(request, device)
+        self._keep(Receipt(f"dev#{device.device_id}", "withdrawn", "", "api", by, now))
+        return self.of_device(changed or device)
+
+    def _caller(self, request: Request, device: Device) -> str:
+        if by_device(self.w, request):
+            return f"device {device.device_id}"
+        return _who(caller(self.w, request, Scope.SUPPLY))
+
+    def of_device(self, device: Device) -> dict[str, Any]:
+        """What was agreed to for a device, and every act of it."""
+        owner = self.w.dynamo.run(owners.get_owner(self.table, device.account_id))
+        page = self.w.dynamo.run(owners.receipts(self.table, f"dev#{device.device_id}", RECEIPTS_TOLD))
+        own = device.consent
+        return {
+            "deviceId": device.device_id,
+            "consentRecorded": has_consent(device, owner, self.terms),
+            "termsVersion": own.terms_version if own else None,
+            "acceptedAt": own.accepted_at_ms if own else None,
+            "withdrawnAt": device.withdrawn_at_ms,
+            "currentTerms": self.terms["current"],
+            "receipts": [_told(receipt) for receipt in page.rows],
+        }
+
+    def about(self, request: Request, device_id: str) -> dict[str, Any]:
+        """What anybody may know of a device id: that it is one, since when, and how its owner ends it."""
+        who = f"ip:{rate_limit_source(source_address(request))}"
+        spend(request, self.w.redis, [LOOKUPS], who, now_ms(), closed=False)
+        known = DEVICE_ID.fullmatch(device_id) is not None
+        device = self.w.dynamo.run(devices.get_device(self.table, DeviceId(device_id))) if known else None
+        if device is None:
+            return {"deviceId": device_id[:128], "known": False, "whatItIs": WHAT_IT_IS, **self._how("{id}")}
+        owner = self.w.dynamo.run(owners.get_owner(self.table, device.account_id))
+        return {
+            "deviceId": device.device_id,
+            "known": True,
+            "whatItIs": WHAT_IT_IS,
+            "kind": device.kind.value,
+            "registeredAt": device.created_at_ms,
+            "consent": {
+                "recorded": has_consent(device, owner, self.terms),
+                "termsVersion": device.consent.terms_version if device.consent else None,
+                "withdrawnAt": device.withdrawn_at_ms,
+            },
+            **self._how(device.device_id),
+        }
+
+    def _how(self, device_id: str) -> dict[str, Any]:
+        api = self.w.settings.api_base_url
+        return {
+            "howToWithdraw": [
+                "Stop the app or the psx-peer process on the device: its connections end at once.",
+                "Withdraw in the app, which calls "
+                f"DELETE {api}/v1/peer/agents/{device_id}/consent with the device's own token.",
+                "Whoever holds the account's API key calls "
+                f"DELETE {api}/v1/peer/my-devices/{device_id}/consent with X-API-Key, "
+                f"or DELETE {api}/v1/peer/consent for every device of the account.",
+            ],
+            "effect": "The device goes off sale and its open connections end within seconds; "
+            "it serves nobody until its owner agrees again.",
+        }
+
+
+def _who(key: ApiKey) -> str:
+    return key.person or f"key {key.key_id}"
+
+
+def _told(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "action": receipt.action,
+        "termsVersion": receipt.terms_version or None,
+        "method": receipt.method,
+        "by": receipt.by,
+        "at": receipt.at_ms,
+        "claimedAt": receipt.claimed_at_ms or None,
+        "devices": receipt.devices,
+    }
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>What is this device id? - psx</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"></head>
+<body><main><h1>What is this device id?</h1>
+<p>{what}</p>
+<form method="get" action="/peer/device"><label>Device id <input name="id" value="{given}" maxlength="128"></label>
+<button>Look up</button></form>
+{found}
+<h2>How to withdraw consent</h2><ol>{steps}</ol><p>{effect}</p></main></body></html>
+"""
+
+
+def _page(facts: dict[str, Any], given: str) -> str:
+    found = ""
+    if given and facts["known"]:
+        agreed = "is" if facts["consent"]["recorded"] else "is not"
+        found = f"<p>This is a device of psx ({facts['kind']}). Consent {agreed} on record for it.</p>"
+    elif given:
+        found = "<p>No device has this id.</p>"
+    steps = "".join(f"<li>{html.escape(step)}</li>" for step in facts["howToWithdraw"])
+    return _PAGE.format(
+        what=html.escape(facts["whatItIs"]),
+        given=html.escape(given, quote=True),
+        found=found,
+        steps=steps,
+        effect=html.escape(facts["effect"]),
+    )
+
+
+def router(wiring: Callable[[], Wiring]) -> APIRouter:
+    """Routes of consent."""
+    routes = APIRouter()
+    consents = Consents(wiring)
+
+    @routes.post("/v1/peer/consent")
+    def accept_all(request: Request, body: AcceptBody) -> dict[str, Any]:
+        return consents.accept_all(caller(consents.w, request, Scope.SUPPLY), body.termsVersion)
+
+    @routes.get("/v1/peer/consent")
+    def read_all(request: Request) -> dict[str, Any]:
+        return consents.of_account(caller(consents.w, request, Scope.SUPPLY))
+
+    @routes.delete("/v1/peer/consent")
+    def withdraw_all(request: Request) -> dict[str, Any]:
+        return consents.withdraw_all(caller(consents.w, request, Scope.SUPPLY))
+
+    @routes.get("/v1/peer/agents/{device_id}/consent")
+    @routes.get("/v1/peer/my-devices/{device_id}/consent")
+    def read(request: Request, device_id: str) -> dict[str, Any]:
+        return consents.of_device(device_of(consents.w, request, device_id))
+
+    @routes.post("/v1/peer/agents/{device_id}/consent")
+    @routes.post("/v1/peer/my-devices/{device_id}/consent")
+    def accept(request: Request, device_id: str, body: ConsentBody) -> dict[str, Any]:
+        return consents.accept(request, device_of(consents.w, request, device_id), body)
+
+    @routes.delete("/v1/peer/agents/{device_id}/consent")
+    @routes.delete("/v1/peer/my-devices/{device_id}/consent")
+    def withdraw(request: Request, device_id: str) -> dict[str, Any]:
+        return consents.withdraw(request, device_of(consents.w, request, device_id))
+
+    @routes.get("/v1/peer/devices/{device_id}")
+    def about(request: Request, device_id: str) -> dict[str, Any]:
+        return consents.about(request, device_id)
+
+    @routes.get("/peer/device", response_class=HTMLResponse)
+    def page(request: Request, id: str = "") -> HTMLResponse:
+        facts = consents.about(request, id)
+        headers = {"Content-Security-Policy": "default-src 'none'; form-action 'self'"}
+        return HTMLResponse(_page(facts, id[:128]), headers=headers)
+
+    return routes

@@ -1,0 +1,401 @@
+package psx.peer
+
+import com.google.gson.Gson
+import com.google.gson.JsonObject
+import com.google.gson.JsonParseException
+import com.google.gson.JsonParser
+import java.io.IOException
+import java.net.Proxy
+import java.nio.file.AtomicMoveNotSupportedException
+import java.nio.file.Files
+import java.nio.file.Path
+import java.nio.file.StandardCopyOption.ATOMIC_MOVE
+import java.nio.file.StandardCopyOption.REPLACE_EXISTING
+import java.nio.file.attribute.PosixFilePermissions
+import java.time.LocalTime
+import java.util.concurrent.CountDownLatch
+import java.util.concurrent.TimeUnit
+import kotlin.random.Random
+import okhttp3.Call
+import okhttp3.Callback
+import okhttp3.HttpUrl.Companion.toHttpUrl
+import okhttp3.MediaType.Companion.toMediaType
+import okhttp3.OkHttpClient
+import okhttp3.Request
+import okhttp3.RequestBody.Companion.toRequestBody
+import okhttp3.Response
+
+const val VERSION = "0.1.0"
+const val TERMS_VERSION = "2026-11"
+const val TERMS_TEXT = """Sharing this device's connection:
+  - customers' web traffic leaves through your internet connection, and uses your data allowance;
+  - you are paid per GB that was carried; the rate is shown when the device registers;
+  - your local network, mail ports and private addresses are never reachable through it;
+  - you can stop at any time; open connections end at once.
+"""
+private const val API_TIMEOUT_S = 15L
+private const val ANSWER_MAX_BYTES = 1024L * 1024
+private const val STATE_MAX_BYTES = 64L * 1024
+private const val BACKOFF_MAX_S = 60.0
+private const val ALLOWED_CHECK_MS = 20_000L
+private const val LOGGED_MAX_CHARS = 200
+private const val STOP_WITHIN_S = 3L
+private val HURRY_S = 0.05..0.5
+
+/** Waits in seconds; `dead` and one `tick` make the 45 s within which a dead path is noticed. Only a lab shortens them. */
+data class Times(
+    val redialMin: Double = 5.0,
+    val redialMax: Double = 7.0,
+    val heartbeat: Double = 30.0,
+    val dead: Double = 40.0,
+    val streamsDead: Double = 15.0,
+    val tick: Double = 5.0,
+    val wake: Double = 10.0,
+    val idle: Double = 300.0,
+    val redirect: Double = 60.0,
+    val resume: Double = 20.0,
+    val dial: Double = 8.0,
+)
+
+/** The owner's recorded agreement; the time is in unix milliseconds. No device runs without one. */
+data class Consent(val termsVersion: String, val acceptedAt: Long, val method: String)
+
+/** All that a device is told. `allowed` is asked while it runs: charger, unmetered network, and what else the platform knows. */
+data class Settings(
+    val api: String,
+    val apiKey: String,
+    val name: String,
+    val consent: Consent,
+    val state: Path?,
+    val connections: Int = 4,
+    val country: String = "US",
+    val wallet: String = "",
+    val relay: String = "",
+    val bind: String? = null,
+    val limitMbit: Double? = null,
+    val schedule: Schedule? = null,
+    val allowed: () -> Boolean = { true },
+    val type: String = "android",
+    val model: String = "",
+    val osVersion: String = System.getProperty("os.name").orEmpty(),
+    val protocol: String = PROTOCOL_V2,
+    val policy: EgressPolicy = EgressPolicy(),
+    val times: Times = Times(),
+    val verbose: Boolean = false,
+) {
+    val sdkVersion get() = "$type-$VERSION"
+
+    init {
+        require(consent.termsVersion == TERMS_VERSION) { "the owner has not agreed to version $TERMS_VERSION of the terms" }
+        require(connections in 1..8) { "connections must be 1 to 8" }
+    }
+}
+
+class Identity(val deviceId: String, val token: String, val refreshToken: String, val relay: String, val relays: List<String>)
+
+/** What a device keeps between starts; the file is the same for every SDK. */
+class State(val name: String?, val deviceId: String?, val refreshToken: String?, val consent: Consent?) {
+    companion object {
+        private val NONE = State(null, null, null, null)
+
+        fun read(path: Path): State = try {
+            if (Files.size(path) > STATE_MAX_BYTES) NONE else Gson().fromJson(Files.readString(path), State::class.java) ?: NONE
+        } catch (_: IOException) {
+            NONE
+        } catch (_: JsonParseException) {
+            NONE
+        }
+
+        /** Whole or not at all, readable by the owner alone. */
+        fun write(path: Path, state: State) {
+            val folder = path.toAbsolutePath().parent
+            Files.createDirectories(folder)
+            val own = PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------"))
+            val part = Files.createTempFile(folder, path.fileName.toString(), ".part", own)
+            Files.writeString(part, Gson().toJson(state))
+            try {
+                Files.move(part, path, ATOMIC_MOVE)
+            } catch (_: AtomicMoveNotSupportedException) {
+                Files.move(part, path, REPLACE_EXISTING)
+            }
+        }
+    }
+}
+
+/** What others wrote, fit for a log: one line, bounded. */
+fun printable(text: String): String =
+    text.take(LOGGED_MAX_CHARS).map { if (it.isISOControl() || !it.isDefined() || it.isSurrogate()) '?' else it }.joinToString("")
+
+class Log(verbose: Boolean, val say: (String) -> Unit) {
+    val verbose: (String) -> Unit = if (verbose) say else { _ -> }
+}
+
+/** The API answered with an error. */
+class Refused(val status: Int, message: String) : Exception("$status: $message") {
+    val passes get() = status >= 500 || status == 429
+}
+
+/**
+ * One device: an identity, several relay sockets, redials, redirects, and a stop that works. `ended` is told once, with the
+ * API's refusal or a fault when it was not the owner who stopped it.
+ */
+class Device(
+    val settings: Settings,
+    say: (String) -> Unit,
+    client: OkHttpClient = OkHttpClient(),
+    private val ended: (Throwable?) -> Unit = {},
+) {
+    val log = Log(settings.verbose, say)
+    val loop = Loop { fault -> finished(fault) }
+    val table = Table(settings, loop, log)
+    private val http = client.newBuilder().followRedirects(false).retryOnConnectionFailure(false)
+        .callTimeout(0, TimeUnit.SECONDS).proxy(Proxy.NO_PROXY).build()
+    private val done = CountDownLatch(1)
+    private val lines = ArrayList<Line>()
+    private var identity: Identity? = null
+    private var obtaining: MutableList<(Identity?) -> Unit>? = null
+    private var relay: String? = null
+    private var redirectedNanos: Long? = null
+    private var serving = false
+    private var stopping = false
+
+    fun start() {
+        loop.start()
+        loop.execute { look() }
+    }
+
+    /** End every tunnel and socket at once. Blocks until that is done, at most a few seconds. */
+    fun stop() {
+        loop.execute {
+            stopping = true
+            pause()
+            if (lines.all { it.idle }) finished(null)
+        }
+        done.await(STOP_WITHIN_S, TimeUnit.SECONDS)
+        loop.stop()
+        table.close()
+        http.dispatcher.executorService.shutdown()
+        http.connectionPool.evictAll()
+    }
+
+    private fun finished(fault: Throwable?) {
+        if (done.count == 0L) return
+        done.countDown()
+        ended(fault)
+    }
+
+    /** What the platform learned (network, charger) is looked at now rather than in a while. */
+    fun changed() = loop.execute { serveOrPause() }
+
+    private fun look() {
+        if (stopping) return
+        serveOrPause()
+        loop.after(ALLOWED_CHECK_MS) { look() }
+    }
+
+    private fun serveOrPause() {
+        if (stopping) return
+        val allowed = settings.allowed() && settings.schedule?.openAt(LocalTime.now()) != false
+        if (allowed && !serving) {
+            serving = true
+            while (lines.size < settings.connections) lines.add(Line())
+            lines.forEach { it.begin() }
+        } else if (!allowed && (serving || lines.isEmpty())) {
+            log.say("[PAUSED] outside the owner's hours, or not as the owner allows")
+            pause()
+        }
+    }
+
+    private fun pause() {
+        serving = false
+        table.stop()
+        lines.forEach { it.halt() }
+    }
+
+    /** One of the parallel sockets, from dial to dial. */
+    private inner class Line {
+        private var socket: RelaySocket? = null
+        private var who: Identity? = null
+        private var hurried = false
+        private var failures = 0
+        private var epoch = 0
+        val idle get() = socket == null
+
+        fun begin() {
+            if (socket != null) return // it is still ending; `gone` begins anew
+            val mine = ++epoch
+            withIdentity(null) { found -> if (mine == epoch && found != null) dial(found) }
+        }
+
+        fun halt() {
+            epoch++
+            socket?.stop()
+        }
+
+        private fun dial(found: Identity) {
+            if (!serving) return
+            who = found
+            val url = relay ?: found.relay
+            val one = RelaySocket(this@Device, found, url)
+            socket = one
+            one.start(http) { code -> gone(one, found, url, code) }
+        }
+
+        private fun gone(one: RelaySocket, found: Identity, url: String, code: Int) {
+            socket = null
+            if (stopping) {
+                if (lines.all { it.idle }) finished(null)
+                return
+            }
+            if (!serving) return
+            val mine = ++epoch
+            failures = if (one.connected) 0 else failures + 1
+            if (!one.stands) {
+                log.say("relay not reached")
+                moveOn(found, url)
+            }
+            val elsewhere = relay != null && relay != url && failures <= found.relays.size
+            if (one.moveTo != null || elsewhere) {
+                dial(found)
+                return
+            }
+            val invalid = code == IDENTITY_INVALID || code == IDENTITY_REVOKED
+            withIdentity(if (invalid) found else null) { fresh ->
+                if (mine == epoch && fresh != null) {
+                    hurried = table.byToken.isNotEmpty() && !hurried
+                    loop.after(redialMs(hurried, failures)) { if (mine == epoch) dial(fresh) }
+                }
+            }
+        }
+    }
+
+    /** Hurried while tunnels wait to be resumed, but never twice in a row; full jitter; longer while no relay answers. */
+    private fun redialMs(hurried: Boolean, failures: Int): Long {
+        val low = if (hurried) HURRY_S.start else settings.times.redialMin
+        var high = if (hurried) HURRY_S.endInclusive else settings.times.redialMax
+        if (failures > 1) high = maxOf(high, minOf(BACKOFF_MAX_S, settings.times.redialMax * (1 shl minOf(failures - 1, 10))))
+        return ((low + Random.nextDouble() * maxOf(0.0, high - low)) * 1000).toLong()
+    }
+
+    /** Only to relays that the API named, and once a while; the other sockets follow the first one. */
+    fun mayFollow(who: Identity, target: String): Boolean {
+        if (target.isNotEmpty() && target == relay) return true
+        val now = System.nanoTime()
+        val recent = redirectedNanos?.let { (now - it) / 1e9 < settings.times.redirect } ?: false
+        if (recent || target !in who.relays) return false
+        redirectedNanos = now
+        relay = target
+        log.say("moving to relay ${printable(target)}")
+        return true
+    }
+
+    /** A relay goes away or is not reached: every socket tries the next one that the API named. */
+    fun moveOn(who: Identity, url: String) {
+        if (settings.relay.isNotEmpty() || (relay ?: who.relay) != url || who.relays.size < 2) return
+        relay = who.relays[(who.relays.indexOf(url) + 1) % who.relays.size]
+        redirectedNanos = System.nanoTime()
+        log.say("moving on to relay ${printable(relay.orEmpty())}")
+    }
+
+    // identity
+
+    /** Another identity than the stale one, fetched once for everybody, however long the API takes. */
+    private fun withIdentity(stale: Identity?, told: (Identity?) -> Unit) {
+        val current = identity
+        if (current != null && current.token != stale?.token) {
+            told(current)
+            return
+        }
+        val waiting = obtaining
+        if (waiting != null) {
+            waiting.add(told)
+            return
+        }
+        obtaining = mutableListOf(told)
+        obtain(stale, 1.0)
+    }
+
+    private fun obtain(stale: Identity?, waitS: Double) {
+        val kept = settings.state?.takeIf { stale == null }?.let(State::read)
+            ?.takeIf { it.name == null || it.name == settings.name }
+        val deviceId = stale?.deviceId ?: kept?.deviceId
+        val refreshToken = stale?.refreshToken ?: kept?.refreshToken
+        if (deviceId.isNullOrEmpty() || refreshToken.isNullOrEmpty()) {
+            register(stale, waitS)
+            return
+        }
+        val url = "${settings.api}/v1/peer/agents".toHttpUrl().newBuilder().addPathSegment(deviceId).addPathSegment("refresh")
+        call(url.build().toString(), mapOf("refreshToken" to refreshToken)) { answer ->
+            answer.onSuccess { keep(deviceId, refreshToken, it) }.onFailure {
+                if (it is Refused && !it.passes) register(stale, waitS) else again(stale, waitS, it)
+            }
+        }
+    }
+
+    private fun register(stale: Identity?, waitS: Double) {
+        val body = mutableMapOf<String, Any>(
+            "name" to settings.name, "type" to settings.type, "connectionMethod" to "relay",
+            "sdkVersion" to settings.sdkVersion, "consent" to settings.consent,
+        )
+        if (settings.apiKey.isNotEmpty()) body["apiKey"] = settings.apiKey
+        if (settings.wallet.isNotEmpty()) body["walletAddress"] = settings.wallet
+        call("${settings.api}/v1/peer/agents/register", body) { answer ->
+            answer.onSuccess { keep(it.get("deviceId").asString, "", it) }.onFailure { again(stale, waitS, it) }
+        }
+    }
+
+    private fun again(stale: Identity?, waitS: Double, fault: Throwable) {
+        if (stopping) return
+        if (fault is Refused && !fault.passes) {
+            finished(fault)
+            return
+        }
+        log.say("API: ${if (fault is Refused) fault.message else "not reached"}")
+        loop.after((waitS * (0.5 + Random.nextDouble()) * 1000).toLong()) {
+            if (!stopping) obtain(stale, minOf(2 * waitS, BACKOFF_MAX_S))
+        }
+    }
+
+    private fun keep(deviceId: String, before: String, answer: JsonObject) {
+        val fresh = answer.get("refreshToken")?.asString.orEmpty().ifEmpty { before }
+        val found = Identity(
+            deviceId, answer.get("token").asString, fresh, settings.relay.ifEmpty { answer.get("relay").asString },
+            answer.getAsJsonArray("relays")?.map { it.asString }.orEmpty(),
+        )
+        settings.state?.let { State.write(it, State(settings.name, deviceId, fresh, settings.consent)) }
+        identity = found
+        val relay = printable(found.relay)
+        log.say("[REGISTERED] device=${printable(deviceId)} relay=$relay sockets=${settings.connections}")
+        val waiting = obtaining.orEmpty()
+        obtaining = null
+        waiting.forEach { it(found) }
+    }
+
+    private fun call(url: String, body: Map<String, Any>, told: (Result<JsonObject>) -> Unit) {
+        val request = Request.Builder().url(url)
+            .post(Gson().toJson(body).toRequestBody("application/json".toMediaType())).build()
+        val once = http.newBuilder().callTimeout(API_TIMEOUT_S, TimeUnit.SECONDS).build()
+        once.newCall(request).enqueue(object : Callback {
+            override fun onFailure(call: Call, e: IOException) = loop.execute { told(Result.failure(e)) }
+
+            override fun onResponse(call: Call, response: Response) {
+                val result = runCatching { response.use(::parsed) }
+                loop.execute { told(result) }
+            }
+        })
+    }
+
+    private fun parsed(response: Response): JsonObject {
+        val source = response.body?.source() ?: throw IOException("no body")
+        source.request(ANSWER_MAX_BYTES)
+        val raw = source.buffer.readUtf8(minOf(source.buffer.size, ANSWER_MAX_BYTES))
+        val answer = try {
+            JsonParser.parseString(raw).takeIf { it.isJsonObject }?.asJsonObject
+        } catch (_: JsonParseException) {
+            null
+        }
+        if (response.code != 200) throw Refused(response.code, printable(answer?.get("message")?.asString.orEmpty()))
+        if (answer?.get("token") == null) throw IOException("answer not understood")
+        return answer
+    }
+}

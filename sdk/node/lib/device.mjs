@@ -1,0 +1,223 @@
+// The device as a whole: one identity, several relay sockets, redials, redirects, and a stop that works.
+
+import http from "node:http";
+import https from "node:https";
+
+import { Allowance, allowed } from "./limits.mjs";
+import { Log, printable } from "./log.mjs";
+import { IDENTITY_INVALID, IDENTITY_REVOKED, RelaySocket } from "./relay.mjs";
+import { VERSION } from "./settings.mjs";
+import { readState, writeState } from "./state.mjs";
+import { Table } from "./tunnels.mjs";
+
+const API_TIMEOUT_MS = 15_000;
+const ANSWER_MAX_BYTES = 1024 * 1024;
+const BACKOFF_MAX_S = 60;
+const ALLOWED_CHECK_S = 20;
+const HURRY_S = [0.05, 0.5];
+
+/** The API answered with an error. */
+export class Refused extends Error {
+  constructor(status, message) {
+    super(`${status}: ${message}`);
+    this.passes = status >= 500 || status === 429;
+  }
+}
+
+export class Device {
+  constructor(s) {
+    this.s = s;
+    this.log = new Log(s.verbose);
+    this.table = new Table(s, new Allowance(s.limitMbit), this.log);
+    this.sockets = new Set();
+    this.stopping = new AbortController();
+    Object.assign(this, { identity: null, obtaining: null, relay: null, redirectedMs: null });
+  }
+
+  stop() {
+    this.stopping.abort();
+  }
+
+  /** Share until stopped, while the owner's schedule and charger let. Throws Refused when the API will not have it. */
+  async run() {
+    while (!this.stopping.signal.aborted) {
+      if (!allowed(this.s)) {
+        this.log.say("[PAUSED] outside the owner's hours or off the charger");
+        await this.until(() => allowed(this.s), this.stopping.signal);
+        continue;
+      }
+      await this.serve();
+    }
+  }
+
+  async serve() {
+    const ending = new AbortController();
+    const signal = AbortSignal.any([ending.signal, this.stopping.signal]);
+    const lines = Array.from({ length: this.s.connections }, () => this.line(signal));
+    const paused = this.until(() => !allowed(this.s), signal);
+    try {
+      await Promise.race([paused, ...lines]);
+    } finally {
+      ending.abort();
+      this.table.stop();
+      for (const socket of this.sockets) socket.stop();
+      await Promise.allSettled(lines);
+    }
+  }
+
+  async until(condition, signal) {
+    while (!signal.aborted && !condition()) await pause(ALLOWED_CHECK_S, signal);
+  }
+
+  /** One of the parallel sockets. */
+  async line(signal) {
+    let identity = await this.identify(null, signal);
+    let hurried = false;
+    let failures = 0;
+    while (!signal.aborted) {
+      const url = this.relay ?? identity.relay;
+      const socket = new RelaySocket(this, identity, url);
+      this.sockets.add(socket);
+      const code = await socket.run();
+      this.sockets.delete(socket);
+      if (signal.aborted) return;
+      failures = socket.connected ? 0 : failures + 1;
+      if (!socket.stands) {
+        this.log.say("relay not reached");
+        this.moveOn(identity, url);
+      }
+      if (socket.moveTo !== null) continue;
+      if (this.relay !== null && this.relay !== url && failures <= identity.relays.length) continue;
+      if (code === IDENTITY_INVALID || code === IDENTITY_REVOKED) identity = await this.identify(identity, signal);
+      hurried = this.table.byToken.size > 0 && !hurried;
+      await pause(this.redialIn(hurried, failures), signal);
+    }
+  }
+
+  /** Hurried while tunnels wait to be resumed, but never twice in a row; full jitter; longer while no relay answers. */
+  redialIn(hurried, failures) {
+    const { redial_min: min, redial_max: max } = this.s.times;
+    const low = hurried ? HURRY_S[0] : min;
+    let high = hurried ? HURRY_S[1] : max;
+    if (failures > 1) high = Math.max(high, Math.min(BACKOFF_MAX_S, max * 2 ** Math.min(failures - 1, 10)));
+    return low + Math.random() * Math.max(0, high - low);
+  }
+
+  /** Only to relays that the API named, and once a while; the other sockets follow the first one. */
+  mayFollow(identity, target) {
+    if (target === "") return false;
+    if (target === this.relay) return true;
+    const recent = this.redirectedMs !== null && performance.now() - this.redirectedMs < this.s.times.redirect * 1000;
+    if (recent || !identity.relays.includes(target)) return false;
+    this.redirectedMs = performance.now();
+    this.relay = target;
+    this.log.say(`moving to relay ${printable(target)}`);
+    return true;
+  }
+
+  /** A relay goes away or is not reached: every socket tries the next one that the API named. */
+  moveOn(identity, url) {
+    const { relays } = identity;
+    if (this.s.relay || (this.relay ?? identity.relay) !== url || relays.length < 2) return;
+    this.relay = relays[(relays.indexOf(url) + 1) % relays.length];
+    this.redirectedMs = performance.now();
+    this.log.say(`moving on to relay ${printable(this.relay)}`);
+  }
+
+  /** Another identity than the stale one, fetched once for everybody, however long the API takes. */
+  async identify(stale, signal) {
+    for (let waitS = 1; ; waitS = Math.min(2 * waitS, BACKOFF_MAX_S)) {
+      if (this.identity !== null && this.identity.token !== stale?.token) return this.identity;
+      this.obtaining ??= this.obtain(stale, signal).finally(() => (this.obtaining = null));
+      try {
+        this.identity = await this.obtaining;
+        return this.identity;
+      } catch (fault) {
+        if (signal.aborted) return this.identity;
+        if (fault instanceof Refused && !fault.passes) throw fault;
+        this.log.say(`API: ${fault instanceof Refused ? fault.message : "not reached"}`);
+      }
+      await pause(waitS * (0.5 + Math.random()), signal);
+    }
+  }
+
+  async obtain(stale, signal) {
+    const { s } = this;
+    let kept = stale ?? (s.randomName ? {} : readState(s.state));
+    if (stale === null && kept.name !== undefined && kept.name !== s.name) kept = {};
+    const { deviceId, refreshToken } = kept;
+    if (deviceId && refreshToken) {
+      try {
+        const path = `/v1/peer/agents/${encodeURIComponent(deviceId)}/refresh`;
+        return this.keep(deviceId, refreshToken, await callApi(s, path, { refreshToken }, signal));
+      } catch (fault) {
+        if (!(fault instanceof Refused) || fault.passes) throw fault;
+      }
+    }
+    const body = {
+      name: s.name, type: "node", connectionMethod: "relay", sdkVersion: `node-${VERSION}`, consent: s.consent,
+      ...(s.key && { apiKey: s.key }), ...(s.wallet && { walletAddress: s.wallet }),
+    };
+    const answer = await callApi(s, "/v1/peer/agents/register", body, signal);
+    return this.keep(String(answer.deviceId), "", answer);
+  }
+
+  keep(deviceId, before, answer) {
+    const { s } = this;
+    const identity = {
+      deviceId, token: String(answer.token), refreshToken: String(answer.refreshToken || before),
+      relay: s.relay || String(answer.relay), relays: (answer.relays ?? []).map(String),
+    };
+    const { name, consent } = s;
+    if (!s.randomName) writeState(s.state, { name, deviceId, refreshToken: identity.refreshToken, consent });
+    this.log.say(`[REGISTERED] device=${printable(deviceId)} relay=${printable(identity.relay)} sockets=${s.connections}`);
+    return identity;
+  }
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve) => {
+    if (signal.aborted) return resolve();
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, seconds * 1000);
+    signal.addEventListener("abort", done);
+  });
+}
+
+/** One JSON call. */
+function callApi(s, path, body, stopping) {
+  const url = new URL(s.api + path);
+  const raw = JSON.stringify(body);
+  const headers = { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(raw) };
+  const signal = AbortSignal.any([AbortSignal.timeout(API_TIMEOUT_MS), stopping]);
+  const options = { method: "POST", headers, ca: s.ca, localAddress: s.bind, signal, agent: false };
+  return new Promise((resolve, reject) => {
+    const request = (url.protocol === "https:" ? https : http).request(url, options, (response) => {
+      const parts = [];
+      let size = 0;
+      response.on("data", (part) => {
+        size += part.length;
+        if (size > ANSWER_MAX_BYTES) request.destroy(new Error("answer too long"));
+        parts.push(part);
+      });
+      response.on("error", reject);
+      response.on("end", () => {
+        let answer = {};
+        try {
+          answer = JSON.parse(Buffer.concat(parts).toString()) ?? {};
+        } catch {
+          // told by what is missing
+        }
+        if (response.statusCode !== 200) reject(new Refused(response.statusCode, printable(String(answer.message ?? ""))));
+        else if (!answer.token) reject(new Error("answer not understood"));
+        else resolve(answer);
+      });
+    });
+    request.on("error", reject);
+    request.end(raw);
+  });
+}

@@ -1,0 +1,5 @@
+module psx/service
+
+go 1.22
+
+require golang.org/x/sys v0.30.0
