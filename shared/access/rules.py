@@ -45,6 +45,16 @@ def cap_fault(cap_bytes: int | None, kind: AccountKind) -> str | None:
     return None if 0 < cap_bytes <= CAP_MAX_BYTES else "trafficCapGB: must be more than 0 and at most 1000"
 
 
+def cap_draw(pak: Pak, cap_bytes: int, used_bytes: int) -> int:
+    """Bytes that another cap draws from a prepaid balance (positive) or gives back to it (negative).
+
+    What was used is never given back, and no more than was drawn: a cap that was given on invoice is nobody's balance.
+    """
+    before = used_bytes if pak.cap_bytes is None else pak.cap_bytes
+    moved = max(cap_bytes, used_bytes) - max(before, pak.drawn_bytes)
+    return max(moved, 0) if cap_bytes > before else max(min(moved, 0), -pak.drawn_bytes)
+
+
 DISCOUNTS: Final = (
     (250, 2_400_000),
     (100, 2_800_000),

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from local import lab
+from shared.access import table as access
+from shared.kernel.ids import PakId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
-from tests.support.functions import Functions
+from shared.runtime.dynamo import Conflict, SyncDynamo, transact
+from tests.support.functions import PREFIX, Functions
 
 pytestmark = pytest.mark.slow
 KEYS = "/v1/reseller/pool-keys"
@@ -96,3 +98,47 @@ def test_extensions_at_once_all_count(dynoxide: SyncDynamo, valkey_url: str, lab
     assert 0 <= ends - began - 9 * DAY_MS < 60_000
     for one in containers:
         one.close()
+
+
+def test_top_ups_at_once_stay_within_the_largest_cap(
+    dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles
+) -> None:
+    containers = [Functions(dynoxide, valkey_url, lab_files) for _ in range(4)]
+    for one in containers[1:]:
+        one.api_wiring = containers[0].api_wiring
+    headers = me(containers[-1])
+    made = containers[0].call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, headers).body
+    path = f"{KEYS}/{made['id']}"
+    for one in containers:  # a container's first request builds its routes
+        assert one.call(f"{path}/topup", "POST", {}, headers).status == 400
+
+    def top_up(number: int) -> int:
+        return containers[number].call(f"{path}/topup", "POST", {"addTrafficGB": 990}, headers).status
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = sorted(threads.map(top_up, range(4)))
+    assert (answers[0], set(answers[1:]) <= {400, 409, 503}) == (200, True)
+    assert containers[0].call(path, headers=headers).body["trafficCapGB"] == 991
+    for one in containers:
+        one.close()
+
+
+def test_a_change_does_not_bring_back_a_key_that_is_deleted_in_the_same_moment(
+    functions: Functions,
+) -> None:
+    table = PREFIX + "access"
+    made = functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, me(functions)).body
+    pak_id = PakId(made["id"])
+    before = functions.dynamo.run(access.get_pak(table, pak_id))
+    assert before is not None
+    assert functions.call(f"{KEYS}/{pak_id}", "DELETE", headers=me(functions)).status == 200
+    items = (
+        access.change_item(table, before, {"cap_bytes": 5}, now_ms()),
+        access.top_up_item(table, pak_id, 5, None, now_ms(), reenable=False),
+    )
+    for item in items:
+        assert functions.dynamo.run(transact([item])) == Conflict((0,))
+    assert functions.dynamo.run(access.change(table, pak_id, {"enabled": True}, now_ms())) is None
+    after = functions.dynamo.run(access.get_pak(table, pak_id))
+    assert after is not None
+    assert (after.enabled, after.cap_bytes) == (False, 10**9)
