@@ -140,6 +140,8 @@ class AccountView:
         pak = self.own_key(key, pak_id)
         if pak is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such key")
+        if Scope.RESELL not in key.scopes:
+            raise ProblemError(403, "SCOPE_MISSING", "an API key that may only look is told no passwords")
         record_of_key(self.w, request, fresh(self.w, request, key), pak, "reveal")
         return answer | {"password": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
 
