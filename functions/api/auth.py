@@ -12,7 +12,7 @@ from shared.access.model import ApiKey, Scope
 from shared.access.people import Person
 from shared.access.secrets import token_hash
 from shared.access.table import find_api_key, get_account
-from shared.kernel.ids import DeviceId
+from shared.kernel.ids import DEVICE_ID, DeviceId
 from shared.runtime.clock import now_ms
 from shared.supply.model import Device
 from shared.supply.table import get_device
@@ -83,7 +83,8 @@ def password_matches(wiring: Wiring, request: Request, email: str, password: str
 
 def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
     """The device that the caller owns, by its own token or its owner's API key; 401, or 404 for anybody else's."""
-    device = wiring.dynamo.run(get_device(wiring.settings.table("devices"), DeviceId(device_id)))
+    table, named = wiring.settings.table("devices"), DEVICE_ID.fullmatch(device_id) is not None
+    device = wiring.dynamo.run(get_device(table, DeviceId(device_id))) if named else None
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     if bearer:
         claims = verify(bearer, wiring.settings.jwt_public_key.get_secret_value())

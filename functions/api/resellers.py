@@ -21,7 +21,7 @@ from shared.access.prepaid import Prepaid, get_prepaid, move_items
 from shared.access.rules import CAP_MAX_BYTES, LABEL_MAX_CHARS, cap_draw, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
-from shared.kernel.ids import PakId
+from shared.kernel.ids import PAK_ID, PakId
 from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
 from shared.kernel.traffic import traffic_unit
 from shared.metering.live import open_meter, read_used
@@ -92,7 +92,8 @@ class Resellers:
     def own(self, request: Request, pak_id: str) -> tuple[ApiKey, Pak]:
         """The caller and a key of theirs; anybody else's is not there."""
         key = caller(self.w, request, Scope.RESELL)
-        pak = self.w.dynamo.run(access.get_pak(self.table, PakId(pak_id)))
+        named = PAK_ID.fullmatch(pak_id) is not None
+        pak = self.w.dynamo.run(access.get_pak(self.table, PakId(pak_id))) if named else None
         if pak is None or pak.account_id != key.account_id or pak.disabled_reason is DisabledReason.DELETED:
             raise _absent()
         return key, pak
@@ -347,6 +348,8 @@ def _bytes(value: str | None, name: str) -> int | None:
         raise ProblemError(400, "INVALID_FIELD", f"{name}: a number of GB with at most nine places") from None
 
 
+Place = Annotated[str, Query(pattern=r"^[!-~]{0,256}$")]
+Sequence = Annotated[int, Query(ge=0, lt=10**12)]
 Day = Annotated[str, Query(pattern=r"^(\d{4}-\d{2}-\d{2})?$")]
 
 
@@ -370,7 +373,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.get("/audit")
     def audit_of_all(
-        request: Request, limit: int = AUDIT_PAGE_MAX, before: str = "", action: str = ""
+        request: Request, limit: int = AUDIT_PAGE_MAX, before: Place = "", action: str = ""
     ) -> list[dict[str, Any]]:
         return history.of_account(work.w, caller(work.w, request, Scope.RESELL), action, before, limit)
 
@@ -393,7 +396,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         request: Request,
         pak_id: str,
         limit: int = AUDIT_PAGE_MAX,
-        before: int | None = None,
+        before: Sequence | None = None,
         action: str = "",
     ) -> list[dict[str, Any]]:
         return history.of_key(work.w, work.own(request, pak_id)[1], action, before, limit)
