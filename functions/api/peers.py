@@ -13,6 +13,7 @@ from functions.http import ProblemError, source_address
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import Scope
+from shared.access.rules import network_of
 from shared.access.table import set_account_consent
 from shared.grading.live import enqueue_probe
 from shared.grading.model import PROBE_MODE
@@ -118,7 +119,7 @@ class Peers:
         """The caller's address, unless it registers too much: 429."""
         address = source_address(request)
         limit = Limit("register", self.w.settings.registrations_per_minute, 60)
-        spend(request, self.w.redis, [limit], f"ip:{address}", now_ms(), closed=True)
+        spend(request, self.w.redis, [limit], f"ip:{network_of(address)}", now_ms(), closed=True)
         return address
 
     def register_agent(self, request: Request, body: AgentBody) -> dict[str, Any]:

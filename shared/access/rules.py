@@ -1,6 +1,8 @@
 """Pure decisions of access: may this key carry traffic now, what a change to a key may be, what a purchase costs."""
 
+import ipaddress
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from shared.access.model import AccountKind, DisabledReason, Pak
@@ -10,6 +12,14 @@ from shared.kernel.money import BYTES_PER_GB, MicroUsdc, price
 
 CAP_MAX_BYTES = 1000 * BYTES_PER_GB
 LABEL_MAX_CHARS = 128
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Whom limits count: an IPv4 address, or the /64 that one customer has of IPv6."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 def authenticate(pak: Pak | None, account_id: AccountId, now_ms: int) -> Refusal | None:
