@@ -16,6 +16,7 @@ from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from starlette.exceptions import HTTPException
 
 from shared.access.live import Allowance
+from shared.access.rules import network_of
 from shared.runtime.dynamo import StoreUnavailable
 
 RETRY_AFTER_S: Final = 2
@@ -56,6 +57,16 @@ def lambda_handler(app: FastAPI) -> Mangum:
 def source_address(request: Request) -> str:
     """The address of the caller's socket as the gateway saw it; never a header."""
     return request.client.host if request.client else ""
+
+
+def bearer(request: Request) -> str:
+    """The token of `Authorization: Bearer`, or ""."""
+    return request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+
+
+def source_network(request: Request) -> str:
+    """Whom limits count the caller as."""
+    return network_of(source_address(request))
 
 
 def seconds_up(ms: int) -> int:
