@@ -87,7 +87,9 @@ class Counter(Verifier):
         except Refunded:
             return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
         if isinstance(served, Claim):  # somebody else was faster, and what we wrote before is owed no more
-            self.mint.dynamo.run(owed_table.settled(self.mint.table("sales"), found.payment))
+            self.mint.dynamo.run(
+                owed_table.forget(self.mint.table("sales"), found.payment.network, found.payment.key)
+            )
         return served
 
     def serve(
