@@ -194,6 +194,7 @@ class Mint:
             sealed=sealed,
             claimed_at_ms=self.now_ms(),
             proof=order.proof,
+            subject=order.subject,
         )
 
     def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:

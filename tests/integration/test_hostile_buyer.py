@@ -142,6 +142,16 @@ def test_a_payment_that_its_payer_tagged_is_not_anybodys_by_its_hash(functions: 
     assert claim(functions, proof=PAYER).status == 200
 
 
+def test_a_thief_who_bought_a_second_leaves_the_payer_all_its_time(functions: Functions) -> None:
+    functions.call(QUERY, source=THIEF)
+    paid(functions)
+    stolen = claim(functions, THIEF, query=f"{QUERY}&duration=1")
+    mine = claim(functions, proof=PAYER, query=f"{QUERY}&duration=86400")
+    assert (stolen.status, mine.status) == (200, 200)
+    assert stolen.body["proxy"]["password"] != mine.body["proxy"]["password"]
+    assert mine.body["credit"]["expiresAt"] > now_ms() + 86_000_000
+
+
 # Forgeries that take away what others are owed
 
 
