@@ -25,10 +25,10 @@ from shared.runtime.dynamo import SyncDynamo, transact
 from shared.runtime.redis import command
 from shared.sale import exact_table, owed_table
 from shared.sale.exact_table import Stage, Transfer
-from shared.sale.model import Order, Statement, Terms
+from shared.sale.model import Claim, Order, Payment, Statement, Terms
 from shared.sale.owed_table import Owed, Refund
-from shared.sale.rules import QUOTE_TTL_S, read_prices, read_terms
-from shared.sale.service import pool_order
+from shared.sale.rules import QUOTE_TTL_S, read_port_terms, read_prices, read_terms
+from shared.sale.service import pool_order, port_order
 from tests.support.chain import header
 from tests.support.functions import PREFIX, RECIPIENT, FakeChain, Functions, Reply
 
@@ -109,6 +109,22 @@ def test_what_was_given_back_under_one_name_buys_nothing_under_another(
     answer = claim(functions)
     assert answer.status == 409, answer.body
     assert "given back" in answer.body["message"]
+
+
+def test_a_port_that_was_served_under_another_name_lacks_no_device(functions: Functions) -> None:
+    query = "/v1/x402/proxy?traffic=0.1"
+    paid(functions, tx_hash=HASH, authorizations=(AUTHORIZATION.key,))
+    counter = functions.sale_wiring.counter
+    prices = read_prices(functions.sale_wiring.live.get("prices"), "shared")
+    assert prices is not None
+    terms = read_port_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    assert claim(functions, proof=PAYER).status == 200, "by its hash, for something else"
+    signed = Payment("base", "", authorization=AUTHORIZATION)
+    facts = Valid(PAYER, DUE, int(time.time()), HASH, (AUTHORIZATION.key,))
+    served = counter.serve(port_order(terms, prices), prices, signed, facts, "r")
+    assert isinstance(served, Claim), "a device that is not there must not put it on the refund list"
+    assert functions.call(query).status == 503
 
 
 # Bare hashes of others
