@@ -154,7 +154,7 @@ def test_the_payers_signature_is_honoured_from_anywhere(functions: Functions) ->
         (391_999, 402, 0),
         (392_000, 200, 100_000_000),
         (400_000, 200, 100_000_000),
-        (800_004, 200, 200_001_000),
+        (408_000, 200, 102_000_000),
     ],
 )
 def test_two_percent_less_is_enough_and_more_is_credited(
