@@ -18,6 +18,7 @@ from shared.access.rules import network_of
 from shared.grading.live import enqueue_probe
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DEVICE_ID, UNKNOWN_COUNTRY, AccountId, DeviceId
+from shared.kernel.traffic import traffic_unit
 from shared.runtime.clock import now_ms
 from shared.runtime.settings import Stage
 from shared.supply.model import Consent, Kind, Modem, Origin
@@ -220,6 +221,7 @@ class Enrolling:
             "relay": result.relay,
             "relays": list(result.relays),
             "earningsPerGB": self._view.rate(device, device.origin.ip_type) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
             "ipType": device.origin.ip_type.value,
             "country": device.origin.country.upper(),
             "consentRecorded": self._view.consented(device, result.owner),
@@ -252,6 +254,7 @@ class Enrolling:
             "pool": added.pool.value,
             "ipType": told.value,
             "earningsPerGB": self._view.rate(added, told) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
         }
 
 

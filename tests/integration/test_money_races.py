@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 KEYS = "/v1/reseller/pool-keys"
 AT_ONCE = 50
 RATES = dict.fromkeys(("mobile", "residential", "datacenter", "unknown"), 1_000_000)
-TABLES = Tables(*(PREFIX + name for name in ("usage", "access", "ledger")))
+TABLES = Tables(*(PREFIX + name for name in ("usage", "access", "ledger", "devices")))
 
 
 @pytest.fixture
