@@ -113,7 +113,7 @@ class Tenant:
 
     def earn(self, device_id: str) -> None:
         """A day on which the device earned 100 USDC, as the roll-up writes it."""
-        day = {"pk": f"dev#{device_id}", "sk": "day#2026-11-20", "up_bytes": 1, "down_bytes": 1}
+        day = {"pk": f"dev#{device_id}", "sk": "day#2026-11-20", "up_bytes": 0, "down_bytes": 0}
         self.functions.dynamo.run(put(PREFIX + "usage", day | {"earned_femto": 100 * 10**15}))
 
     def open_session(self) -> None:
