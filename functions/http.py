@@ -16,10 +16,13 @@ from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from starlette.exceptions import HTTPException
 
 from shared.access.live import Allowance
+from shared.access.rules import network_of
 from shared.runtime.dynamo import StoreUnavailable
 
 RETRY_AFTER_S: Final = 2
 PROBLEM_TYPE: Final = "application/problem+json"
+BRACKETS_MAX: Final = 1_000
+"""Brackets of a body. Parsing them nested costs stack, and a chain SDK lifts the interpreter's own bound on that."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
@@ -58,6 +61,16 @@ def source_address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
+def bearer(request: Request) -> str:
+    """The token of `Authorization: Bearer`, or ""."""
+    return request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+
+
+def source_network(request: Request) -> str:
+    """Whom limits count the caller as."""
+    return network_of(source_address(request))
+
+
 def seconds_up(ms: int) -> int:
     """Milliseconds as whole seconds, rounded up."""
     return -(-ms // 1000)
@@ -87,7 +100,12 @@ def install(app: FastAPI) -> None:
     ) -> Response:
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
-        response = await call_next(request)
+        body = await request.body()
+        if body.count(b"[") + body.count(b"{") > BRACKETS_MAX:
+            message = f"body: at most {BRACKETS_MAX} arrays and objects"
+            response: Response = problem(request, 400, "INVALID_FIELD", message, {})
+        else:
+            response = await call_next(request)
         response.headers["X-Request-ID"] = request.state.request_id
         response.headers.update(rate_limit_headers(request))
         return response

@@ -7,17 +7,15 @@ by somebody else's failures.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from gateway_node.history import KeyHistory
 from shared.access import table as access
 from shared.access.model import Pak
-from shared.access.rules import authenticate, is_expired, standing
+from shared.access.rules import authenticate, is_expired, network_of, standing
 from shared.access.secrets import SecretBox
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import AccountId, PakId
@@ -37,14 +35,6 @@ TRACKED_MAX: Final = 100_000
 class _Entry:
     pak: Pak
     read_s: float
-
-
-@lru_cache(maxsize=4096)
-def network_of(address: str) -> str:
-    """What failures are counted by: an IPv4 address, or the /64 that one customer has of IPv6."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 class FailureLimiter:

@@ -13,11 +13,10 @@ from typing import Final, NamedTuple
 
 from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
 from gateway_node.forward import Exchange, plain_target
-from gateway_node.pipeline import Pipeline, Request
+from gateway_node.pipeline import Pipeline, Request, new_request_id
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
 from gateway_node.tunnel import Tunnel
 from shared.kernel.codes import Refusal
-from shared.runtime.clock import new_id
 from shared.wire.http1 import (
     HeadError,
     RequestHead,
@@ -46,7 +45,7 @@ class _Upstream(NamedTuple):
 class HttpFront(CustomerSide):
     """One connection of a customer."""
 
-    def __init__(self, pipeline: Pipeline, new_id: Callable[[], str] = new_id) -> None:
+    def __init__(self, pipeline: Pipeline, new_id: Callable[[], str] = new_request_id) -> None:
         super().__init__(pipeline)
         self._new_id = new_id
         self._buffer = bytearray()

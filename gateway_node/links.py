@@ -427,7 +427,8 @@ class StreamExit:
         frame = mux.resume_frame(self._id, stream.token, stream.received, stream.told_limit)
         link.outbox.send(mux.for_device(frame, self._device_id))
         try:
-            return await asyncio.wait_for(self._resuming, RESUME_ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(RESUME_ANSWER_TIMEOUT_S):
+                return await self._resuming
         finally:
             self._resuming = None
 

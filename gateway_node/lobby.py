@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway_node.auth import network_of
+from shared.access.rules import network_of
 
 WAITING_PER_NETWORK_MAX: Final = 1024
 """Twice what one account may have open at once; several customers may share an address."""

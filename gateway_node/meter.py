@@ -227,7 +227,8 @@ class MeterService:
         """Flush every `FLUSH_INTERVAL_S`, and earlier when a key is spent; until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), FLUSH_INTERVAL_S)
+                async with asyncio.timeout(FLUSH_INTERVAL_S):
+                    await self._wake.wait()
             self._wake.clear()
             await self.flush()
 

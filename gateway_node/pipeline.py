@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -292,6 +293,11 @@ class Pipeline:
             self._connections[owner] = left
         else:
             self._connections.pop(owner, None)
+
+
+def new_request_id() -> str:
+    """A UUID, as the contract has it: customers quote it, and clients look for its form."""
+    return str(uuid.uuid4())
 
 
 def lock_quality(route: Route, pak: Pak) -> Route:

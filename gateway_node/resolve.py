@@ -56,7 +56,8 @@ class Resolver:
             self._looking[host] = looking
             looking.add_done_callback(partial(self._looked_up, host))
         try:
-            return await asyncio.wait_for(asyncio.shield(looking), RESOLVE_TIMEOUT_S)
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                return await asyncio.shield(looking)
         except TimeoutError:
             return []
 

@@ -33,10 +33,11 @@ log = logging.getLogger("psx.gateway")
 
 @dataclass(slots=True)
 class _Counted:
-    """What of a tunnel was told."""
+    """What of a tunnel was told, and the names that it may be closed under."""
 
     session: SessionFacts | None
     began_ms: int
+    names: tuple[str, ...] = ()
     requests: int = 0
     up: int = 0
     down: int = 0
@@ -62,8 +63,10 @@ class SessionKeeper:
             if facts is None and len(self._untold) < UNTOLD_MAX:
                 facts = SessionFacts(pool, pak_id, route.session_id, route.rotation.value)
                 self._untold[where] = facts
-        self._open[tunnel] = _Counted(facts, began_ms)
-        if any(self._heard.get(name, -1) >= began_ms for name in self._names(tunnel)):
+        pak, sid = tunnel.pak, facts.session_id if facts else None
+        names = closings_of(tunnel.acquired.endpoint.pool, pak.account_id, pak.pak_id, sid)
+        self._open[tunnel] = _Counted(facts, began_ms, tuple(names))
+        if any(self._heard.get(name, -1) >= began_ms for name in names):
             asyncio.get_running_loop().call_soon(tunnel.cut)
 
     def closed(self, tunnel: Tunnel) -> None:
@@ -71,11 +74,6 @@ class SessionKeeper:
         counted = self._open.pop(tunnel, None)
         if counted is not None:
             self._count(tunnel, counted)
-
-    def _names(self, tunnel: Tunnel) -> list[str]:
-        counted, pak = self._open[tunnel], tunnel.pak
-        sid = counted.session.session_id if counted.session else None
-        return closings_of(tunnel.acquired.endpoint.pool, pak.account_id, pak.pak_id, sid)
 
     def _count(self, tunnel: Tunnel, counted: _Counted) -> None:
         facts = counted.session
@@ -137,13 +135,13 @@ class SessionKeeper:
             self._heard = {n: at for n, at in self._heard.items() if at > at_ms - HEARD_KEPT_MS}
         self._heard[name] = at_ms
         for tunnel, counted in list(self._open.items()):
-            if counted.began_ms <= at_ms and name in self._names(tunnel):
+            if counted.began_ms <= at_ms and name in counted.names:
                 tunnel.cut()
 
     async def _look_for_missed(self) -> None:
         for pool in Pool:
-            tunnels = [t for t in self._open if t.acquired.endpoint.pool is pool]
-            names = sorted({name for tunnel in tunnels for name in self._names(tunnel)})
+            opened = [c for t, c in self._open.items() if t.acquired.endpoint.pool is pool]
+            names = sorted({name for counted in opened for name in counted.names})
             for start in range(0, len(names), TOLD_AT_ONCE_MAX):
                 found = await self._redis.run(closings(pool, names[start : start + TOLD_AT_ONCE_MAX]))
                 for name, at_ms in found.items():

@@ -6,9 +6,8 @@ import asyncio
 from typing import Final
 
 from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
-from gateway_node.pipeline import Pipeline, Request
+from gateway_node.pipeline import Pipeline, Request, new_request_id
 from gateway_node.refusals import SOCKS_REPLY, RefusedRequest
-from shared.runtime.clock import new_id
 from shared.wire import socks5
 
 HANDSHAKE_TIMEOUT_S: Final = 30.0
@@ -50,7 +49,9 @@ class SocksFront(CustomerSide):
                 self._last_word(answer)
             case socks5.ConnectRequested(host=host, port=port):
                 given = self._credentials
-                request = Request(given.username, given.password, host, port, self._address, True, new_id())
+                request = Request(
+                    given.username, given.password, host, port, self._address, True, new_request_id()
+                )
                 self.open_in_background(self._open(request))
 
     async def _open(self, request: Request) -> None:

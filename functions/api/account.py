@@ -12,7 +12,7 @@ from functions.http import ProblemError
 from shared.access.model import ApiKey, DisabledReason, Pak, Scope
 from shared.access.table import get_pak, list_paks
 from shared.kernel.codes import Pool
-from shared.kernel.ids import PakId
+from shared.kernel.ids import PAK_ID, PakId
 from shared.kernel.money import gb_number
 from shared.kernel.traffic import traffic_unit
 from shared.metering.rules import day_of
@@ -47,6 +47,8 @@ class AccountView:
 
     def own_key(self, key: ApiKey, pak_id: str) -> Pak | None:
         """A key of the caller's account, or None."""
+        if PAK_ID.fullmatch(pak_id) is None:
+            return None
         pak = self.w.dynamo.run(get_pak(self.w.settings.table("access"), PakId(pak_id)))
         gone = pak is None or pak.disabled_reason is DisabledReason.DELETED
         return None if gone or pak is None or pak.account_id != key.account_id else pak
@@ -140,6 +142,8 @@ class AccountView:
         pak = self.own_key(key, pak_id)
         if pak is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such key")
+        if Scope.RESELL not in key.scopes:
+            raise ProblemError(403, "SCOPE_MISSING", "an API key that may only look is told no passwords")
         record_of_key(self.w, request, fresh(self.w, request, key), pak, "reveal")
         return answer | {"password": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
 

@@ -5,14 +5,14 @@ from fastapi import Request
 from functions.api.audit import concerns
 from functions.api.limits import SIGN_IN_PERSON, SIGN_IN_SOURCE
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, bearer, source_network
 from functions.limits import spend
 from shared.access import people
 from shared.access.model import ApiKey, Scope
 from shared.access.people import Person
 from shared.access.secrets import token_hash
 from shared.access.table import find_api_key, get_account
-from shared.kernel.ids import DeviceId
+from shared.kernel.ids import DEVICE_ID, DeviceId
 from shared.runtime.clock import now_ms
 from shared.supply.model import Device
 from shared.supply.owners import get_owner
@@ -33,8 +33,8 @@ def api_key(wiring: Wiring, text: str) -> ApiKey:
 def caller(wiring: Wiring, request: Request, scope: Scope | None) -> ApiKey:
     """The calling API key or signed-in human, or 401; 403 when it may not do this. A `read` key may only look."""
     text = request.headers.get("x-api-key", "")
-    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    key = signed_in(wiring, bearer) if bearer and not text else api_key(wiring, text)
+    token = bearer(request)
+    key = signed_in(wiring, token) if token and not text else api_key(wiring, text)
     looks = request.method == "GET" and Scope.READ in key.scopes and scope is not Scope.ADMIN
     if scope is not None and scope not in key.scopes and not looks:
         raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
@@ -74,7 +74,7 @@ def fresh(wiring: Wiring, request: Request, key: ApiKey) -> ApiKey:
 
 def password_matches(wiring: Wiring, request: Request, email: str, password: str) -> Person | None:
     """Whoever has this address and password; 429 after too many tries from one place or at one address."""
-    tries = ((SIGN_IN_SOURCE, f"ip:{source_address(request)}"), (SIGN_IN_PERSON, token_hash(email.lower())))
+    tries = ((SIGN_IN_SOURCE, f"ip:{source_network(request)}"), (SIGN_IN_PERSON, token_hash(email.lower())))
     for limit, who in tries:
         spend(request, wiring.redis, [limit], who, now_ms(), closed=True)
     person = wiring.dynamo.run(people.get_person(wiring.settings.table("access"), email))
@@ -84,10 +84,11 @@ def password_matches(wiring: Wiring, request: Request, email: str, password: str
 
 def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
     """The device that the caller owns, by its own token or its owner's API key; 401, or 404 for anybody else's."""
-    device = wiring.dynamo.run(get_device(wiring.settings.table("devices"), DeviceId(device_id)))
-    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    if bearer:
-        claims = verify(bearer, wiring.settings.jwt_public_key.get_secret_value())
+    table, named = wiring.settings.table("devices"), DEVICE_ID.fullmatch(device_id) is not None
+    device = wiring.dynamo.run(get_device(table, DeviceId(device_id))) if named else None
+    token = bearer(request)
+    if token:
+        claims = verify(token, wiring.settings.jwt_public_key.get_secret_value())
         if not isinstance(claims, Claims):
             return _of_human(wiring, request, device)
         if device is not None and claims.device_id == device_id and _is_current(wiring, claims, device):

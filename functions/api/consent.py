@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from functions.api.auth import by_device, caller, device_of
 from functions.api.enrolling import Body, ConsentBody
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, source_network
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import ApiKey, Scope
@@ -20,7 +20,7 @@ from shared.runtime.clock import new_id, now_ms
 from shared.supply import owners
 from shared.supply import table as devices
 from shared.supply.model import Device, OwnerConsent, Receipt
-from shared.supply.rules import TERMS, has_consent, rate_limit_source
+from shared.supply.rules import TERMS, has_consent
 
 LOOKUPS: Final = Limit("device_lookup", 30, 60)
 RECEIPTS_TOLD: Final = 50
@@ -159,7 +159,7 @@ class Consents:
 
     def about(self, request: Request, device_id: str) -> dict[str, Any]:
         """What anybody may know of a device id: that it is one, since when, and how its owner ends it."""
-        who = f"ip:{rate_limit_source(source_address(request))}"
+        who = f"ip:{source_network(request)}"
         spend(request, self.w.redis, [LOOKUPS], who, now_ms(), closed=False)
         known = DEVICE_ID.fullmatch(device_id) is not None
         device = self.w.dynamo.run(devices.get_device(self.table, DeviceId(device_id))) if known else None

@@ -10,6 +10,7 @@ from shared.grading.model import PROBE_MODE, Grade
 from shared.grading.rules import exit_was_seen, is_verified
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
+from shared.kernel.traffic import traffic_unit
 from shared.pool.live import read_presence
 from shared.pool.model import Presence
 from shared.runtime.clock import now_ms
@@ -96,6 +97,7 @@ class DeviceView:
             "country": device.origin.country.upper(),
             "claimedCountry": device.claimed_country.upper() or None,
             "earningsPerGB": self.rate(device, ip_type) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
             "proven": device.proven_at_ms is not None,
             "registrationsInUse": sum(now - f.used_at_ms < IN_USE_MS for f in device.families.values()),
             "flags": self._flags(device, presence, now),

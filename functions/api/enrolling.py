@@ -14,13 +14,15 @@ from functions.http import ProblemError, source_address
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import Scope
+from shared.access.rules import network_of
 from shared.grading.live import enqueue_probe
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DEVICE_ID, UNKNOWN_COUNTRY, AccountId, DeviceId
+from shared.kernel.traffic import traffic_unit
 from shared.runtime.clock import now_ms
 from shared.runtime.settings import Stage
 from shared.supply.model import Consent, Kind, Modem, Origin
-from shared.supply.rules import NAME, TERMS, WALLET, looks_random, rate_limit_source, slug
+from shared.supply.rules import NAME, TERMS, WALLET, looks_random, slug
 from shared.supply.service import Arrival, EnrolFault, Enrolled, device_id_for, wallet_key
 from shared.wire.egress import EgressPolicy, EgressVerdict, check_address
 
@@ -121,7 +123,7 @@ class Enrolling:
         """The caller's address, unless it registers too much."""
         address = source_address(request)
         limit = Limit("register_source", self.w.settings.registrations_per_minute, 60)
-        self._limited(request, limit, f"ip:{rate_limit_source(address)}")
+        self._limited(request, limit, f"ip:{network_of(address)}")
         return address
 
     def _of_account(self, request: Request, account_id: AccountId) -> AccountId:
@@ -143,7 +145,7 @@ class Enrolling:
             wallet = body.walletAddress or ""
             account_id, is_new = self.w.enrolment.wallet_account(wallet)
             if is_new:
-                self._limited(request, WALLETS_PER_SOURCE, f"ip:{rate_limit_source(address)}")
+                self._limited(request, WALLETS_PER_SOURCE, f"ip:{network_of(address)}")
             secret = f"wallet:{wallet_key(wallet)}"
         arrival = Arrival(
             account_id=self._of_account(request, account_id),
@@ -203,7 +205,7 @@ class Enrolling:
     def refresh(self, request: Request, device_id: str, body: RefreshBody) -> dict[str, Any]:
         """The next tokens of a device."""
         address = source_address(request)
-        self._limited(request, REFRESHES_PER_SOURCE, f"ip:{rate_limit_source(address)}")
+        self._limited(request, REFRESHES_PER_SOURCE, f"ip:{network_of(address)}")
         return self.enrolled(self.w.enrolment.refresh(DeviceId(device_id), body.refreshToken, address))
 
     def enrolled(self, result: Enrolled | EnrolFault) -> dict[str, Any]:
@@ -219,6 +221,7 @@ class Enrolling:
             "relay": result.relay,
             "relays": list(result.relays),
             "earningsPerGB": self._view.rate(device, device.origin.ip_type) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
             "ipType": device.origin.ip_type.value,
             "country": device.origin.country.upper(),
             "consentRecorded": self._view.consented(device, result.owner),
@@ -251,6 +254,7 @@ class Enrolling:
             "pool": added.pool.value,
             "ipType": told.value,
             "earningsPerGB": self._view.rate(added, told) / MICRO_PER_USDC,
+            "trafficUnit": traffic_unit(),
         }
 
 

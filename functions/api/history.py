@@ -1,5 +1,6 @@
 """What happened to keys: writing it down from a request, and reading it back, newest first, filtered and paged."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -117,7 +118,7 @@ def of_account(w: Wiring, key: ApiKey, action: str, before: str, limit: int) -> 
     """Events of all keys of an account; `before` is the id of the last one seen, or a unix time in ms."""
     table, bound = w.settings.table("audit"), max(1, min(limit, AUDIT_PAGE_MAX))
     page = AUDIT_PAGE_MAX if action else bound
-    start = f"{int(before):013d}" if before.isdigit() and len(before) <= 13 else before
+    start = f"{int(before):013d}" if re.fullmatch(r"[0-9]{1,13}", before) else before
 
     def read(place: str) -> tuple[tuple[str, AuditEntry], ...]:
         return w.dynamo.run(account_log(table, key.account_id, page, place)).rows

@@ -26,6 +26,8 @@ WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 WAIT_MAX_S: Final = 8.0
 WAIT_STEP_S: Final = 0.05
 RETRY_AFTER_S: Final = 2
+_CREDENTIALS: Final = ("x-api-key", "authorization", "x-session-token")
+"""All that are sent count: each route reads its own, and another one beside it must not make two callers one."""
 Next = Callable[[Request], Awaitable[Response]]
 
 
@@ -128,10 +130,8 @@ class _Writes:
 
 def _caller(request: Request) -> str:
     """Whose key it is: two callers may use the same one."""
-    for name in ("x-api-key", "authorization", "x-session-token"):
-        if request.headers.get(name):
-            return f"{name}:{request.headers[name]}"
-    return f"address:{source_address(request)}"
+    shown = [f"{name}:{given}" for name in _CREDENTIALS if (given := request.headers.get(name))]
+    return "\n".join(shown) or f"address:{source_address(request)}"
 
 
 def install_idempotency(

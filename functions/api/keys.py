@@ -79,7 +79,7 @@ class AccountKeys:
     def rotate(self, request: Request, by: ApiKey, key_id: str, grace_s: int) -> dict[str, Any]:
         """A key in another one's place, which ends after the grace."""
         old = self.one(by, key_id)
-        if not old.scopes <= by.scopes:
+        if not old.scopes - {Scope.READ} <= by.scopes:
             raise ProblemError(403, "SCOPE_MISSING", "that key may do more than you")
         text, now = new_api_key(), now_ms()
         made = ApiKey(token_hash(text), old.account_id, old.scopes, now, old.label)

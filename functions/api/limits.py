@@ -7,7 +7,7 @@ from fastapi import Request
 
 from functions.api.audit import RENEWALS, WRITES
 from functions.api.wiring import Wiring
-from functions.http import source_address
+from functions.http import bearer, source_network
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.secrets import token_hash
@@ -21,6 +21,8 @@ ROUTES: Final = {
     ("POST", f"{_KEYS}/{{pak_id}}/topup"): Limit("topup", 300, MINUTE_S),
     ("POST", f"{_KEYS}/{{pak_id}}/reveal"): Limit("reveal", 120, MINUTE_S),
     ("GET", "/v1/gateway/credentials"): Limit("credentials", 120, MINUTE_S),
+    ("DELETE", "/v1/gateway/pool/my-sessions"): Limit("close_all", 60, MINUTE_S),
+    ("DELETE", "/v1/gateway/pool/my-sessions/{session_key}"): Limit("close", 600, MINUTE_S),
     ("POST", "/v1/account/api-keys"): Limit("api_keys", 30, HOUR_S),
     ("POST", "/v1/account/api-keys/{key_id}/rotate"): Limit("api_keys", 30, HOUR_S),
     ("POST", "/v1/admin/resellers/{account_id}/credits"): Limit("credits", 30, MINUTE_S),
@@ -36,10 +38,8 @@ SIGN_IN_PERSON: Final = Limit("sign_in_person", 5, MINUTE_S)
 
 def credential(request: Request) -> str:
     """A name for the credential of a request, not to be turned back; "" without one."""
-    for name in ("x-api-key", "authorization"):
-        if given := request.headers.get(name):
-            return token_hash(given)[:32]
-    return ""
+    given = request.headers.get("x-api-key") or bearer(request)
+    return token_hash(given)[:32] if given else ""
 
 
 def limited(wiring: Callable[[], Wiring]) -> Callable[[Request], None]:
@@ -52,7 +52,7 @@ def limited(wiring: Callable[[], Wiring]) -> Callable[[Request], None]:
         closed = request.method in WRITES and template not in RENEWALS
         settings = w.settings
         everybody = Limit("address", settings.calls_per_minute_address, MINUTE_S)
-        spend(request, w.redis, [everybody], f"ip:{source_address(request)}", now, closed=closed)
+        spend(request, w.redis, [everybody], f"ip:{source_network(request)}", now, closed=closed)
         key = credential(request)
         if key:
             own = Limit("key", settings.calls_per_minute_key, MINUTE_S)

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from functions.api.auth import caller
+from functions.api.auth import caller, fresh
 from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
@@ -66,6 +66,9 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """Operations' routes."""
     routes = APIRouter()
 
+    def admin(request: Request) -> ApiKey:
+        return fresh(wiring(), request, caller(wiring(), request, Scope.ADMIN))
+
     def record(request: Request, by: ApiKey, action: str, metadata: dict[str, Any]) -> None:
         record_of_account(wiring(), request, by, action, **metadata)
 
@@ -82,7 +85,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.post("/v1/admin/accounts")
     def create_account(request: Request, body: AccountBody) -> dict[str, Any]:
-        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        w, by = wiring(), admin(request)
         if not ACCOUNT_ID.fullmatch(body.accountId):
             raise ProblemError(400, "INVALID_FIELD", "accountId: psx_ and 1 to 64 of a-z and 0-9")
         account = Account(AccountId(body.accountId), body.kind, now_ms())
@@ -93,7 +96,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.post("/v1/admin/accounts/{account_id}/api-keys")
     def create_key(request: Request, account_id: str, body: KeyBody) -> dict[str, Any]:
-        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        w, by = wiring(), admin(request)
         table = w.settings.table("access")
         if w.dynamo.run(access.get_account(table, AccountId(account_id))) is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such account")
@@ -112,7 +115,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.put("/v1/admin/settings/{name}")
     def setting(request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        w, by = wiring(), admin(request)
         if name not in SETTABLE:
             raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
         check_setting(name, body, local=w.settings.stage is Stage.LOCAL)
@@ -125,6 +128,8 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     @routes.post("/v1/admin/switch")
     def switch(request: Request, body: SwitchBody) -> dict[str, Any]:
         w, by = wiring(), caller(wiring(), request, Scope.ADMIN)
+        if not body.stopped:  # stopping waits for nobody
+            fresh(w, request, by)
         now = now_ms()
         turned = Switch(body.stopped, body.reason[:256], by.account_id, now)
         w.dynamo.run(set_switch(w.settings.table("guard"), turned))

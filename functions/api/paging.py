@@ -3,12 +3,16 @@
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from functions.http import ProblemError
 
 CURSOR_MAX_CHARS: Final = 1024
+_TEXT: Final = ("S", re.compile(r"[!-~]{1,256}"))
+_NUMBER: Final = ("N", re.compile(r"[0-9]{1,19}"))
+_SHAPE: Final = {"pk": _TEXT, "sk": _TEXT, "account_id": _TEXT, "created_at": _NUMBER}
 
 
 def write_cursor(key: Mapping[str, Any]) -> str:
@@ -22,15 +26,17 @@ def read_cursor(text: str) -> dict[str, dict[str, str]]:
         found = json.loads(base64.urlsafe_b64decode(text)) if len(text) <= CURSOR_MAX_CHARS else None
     except (ValueError, binascii.Error):
         found = None
-    names = {"pk", "sk", "account_id", "created_at"}
-    right = isinstance(found, dict) and found.keys() == names and all(map(_is_attribute, found.values()))
-    if not right or not isinstance(found, dict):
+    if not isinstance(found, dict) or found.keys() != _SHAPE.keys() or not _has_shape(found):
         raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
     return found
 
 
-def _is_attribute(value: Any) -> bool:
-    if not isinstance(value, dict) or len(value) != 1:
-        return False
-    kind, text = next(iter(value.items()))
-    return isinstance(text, str) and (kind == "S" or (kind == "N" and text.isdigit()))
+def _has_shape(key: Mapping[str, Any]) -> bool:
+    """Whether a key's attributes are of the kinds and sizes that the store takes."""
+    for name, (kind, text) in _SHAPE.items():
+        attribute = key[name]
+        if not isinstance(attribute, dict) or attribute.keys() != {kind}:
+            return False
+        if not isinstance(attribute[kind], str) or text.fullmatch(attribute[kind]) is None:
+            return False
+    return True

@@ -18,10 +18,10 @@ from shared.access import table as access
 from shared.access.idempotency import once_item
 from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
 from shared.access.prepaid import Prepaid, get_prepaid, move_items
-from shared.access.rules import LABEL_MAX_CHARS, cap_fault, is_expired
+from shared.access.rules import CAP_MAX_BYTES, LABEL_MAX_CHARS, cap_draw, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
 from shared.guard.table import AUDIT_PAGE_MAX
-from shared.kernel.ids import PakId
+from shared.kernel.ids import PAK_ID, PakId
 from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
 from shared.kernel.traffic import traffic_unit
 from shared.metering.live import open_meter, read_used
@@ -92,21 +92,17 @@ class Resellers:
     def own(self, request: Request, pak_id: str) -> tuple[ApiKey, Pak]:
         """The caller and a key of theirs; anybody else's is not there."""
         key = caller(self.w, request, Scope.RESELL)
-        pak = self.w.dynamo.run(access.get_pak(self.table, PakId(pak_id)))
+        named = PAK_ID.fullmatch(pak_id) is not None
+        pak = self.w.dynamo.run(access.get_pak(self.table, PakId(pak_id))) if named else None
         if pak is None or pak.account_id != key.account_id or pak.disabled_reason is DisabledReason.DELETED:
-            raise ProblemError(404, "NOT_FOUND", "there is no such key")
+            raise _absent()
         return key, pak
 
     def create(self, request: Request, body: CreateBody) -> dict[str, Any]:
         """A new key; the only answer but `reveal` that holds its secret."""
         key = caller(self.w, request, Scope.RESELL)
-        account = self.w.dynamo.run(access.get_account(self.table, key.account_id))
-        if account is None:
-            raise ProblemError(401, "API_KEY_INVALID", "the key's account does not exist")
-        cap = _bytes(body.trafficCapGB, "trafficCapGB")
-        fault = cap_fault(cap, account.kind)
-        if fault is not None:
-            raise ProblemError(400, "INVALID_FIELD", fault)
+        prepaid = self.prepaid(key)
+        cap = self.cap(key, body.trafficCapGB, prepaid)
         now, secret, pak_id = now_ms(), new_pak_secret(), PakId(operation_of(request) or new_id())
         pak = Pak(
             pak_id=pak_id,
@@ -123,13 +119,27 @@ class Resellers:
             socks_allowed=True,
             created_at_ms=now,
             updated_at_ms=now,
+            drawn_bytes=cap or 0 if prepaid is not None else 0,
         )
-        items = [*access.mint_items(self.table, pak), *move_items(self.table, self.prepaid(key), cap or 0)]
+        items = [*access.mint_items(self.table, pak), *move_items(self.table, prepaid, pak.drawn_bytes)]
         conflict = self.w.dynamo.run(transact(items))
         if conflict is not None:
             return self.made_before(pak, conflict)
         self.audit(request, key, pak, "create")
         return self.record(pak) | {"key": secret}
+
+    def cap(self, key: ApiKey, text: str | None, prepaid: Prepaid | None) -> int | None:
+        """The bytes of a cap that this account may give, or 400."""
+        account = self.w.dynamo.run(access.get_account(self.table, key.account_id))
+        if account is None:
+            raise ProblemError(401, "API_KEY_INVALID", "the key's account does not exist")
+        cap = _bytes(text, "trafficCapGB")
+        fault = cap_fault(cap, account.kind)
+        if fault is None and cap is None and prepaid is not None:
+            fault = "trafficCapGB: a key that draws on a prepaid balance has a cap"
+        if fault is not None:
+            raise ProblemError(400, "INVALID_FIELD", fault)
+        return cap
 
     def prepaid(self, key: ApiKey) -> Prepaid | None:
         """The balance that the account's caps are drawn from; None for an account on invoice."""
@@ -156,12 +166,7 @@ class Resellers:
         if "expiresAt" in sent:
             fields["expires_at_ms"] = body.expiresAt
         if "trafficCapGB" in sent:
-            account = self.w.dynamo.run(access.get_account(self.table, key.account_id))
-            cap = _bytes(body.trafficCapGB, "trafficCapGB")
-            fault = cap_fault(cap, account.kind) if account else "trafficCapGB: no account"
-            if fault is not None:
-                raise ProblemError(400, "INVALID_FIELD", fault)
-            fields["cap_bytes"] = cap
+            fields["cap_bytes"] = self.cap(key, body.trafficCapGB, self.prepaid(key))
         if body.enabled is not None:
             fields["enabled"] = body.enabled
             fields["disabled_reason"] = None if body.enabled else DisabledReason.ADMIN.value
@@ -169,14 +174,14 @@ class Resellers:
 
     def write(self, key: ApiKey, pak: Pak, fields: dict[str, object]) -> Pak:
         """Change a key; what its cap grows or shrinks by moves from or to the balance."""
-        cap = fields.get("cap_bytes")
-        grown = (cap if isinstance(cap, int) else 0) - (pak.cap_bytes or 0)
-        moved = move_items(self.table, self.prepaid(key), grown) if "cap_bytes" in fields else []
-        if moved:
-            item = access.change_item(self.table, pak.pak_id, fields, now_ms(), pak.cap_bytes)
-            _settle(self.w.dynamo.run(transact([item, *moved])))
-        elif fields:
-            self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms()))
+        cap, prepaid = fields.get("cap_bytes"), self.prepaid(key)
+        if isinstance(cap, int) and prepaid is not None:
+            drawn = cap_draw(pak, cap, self.used(pak))
+            fields = fields | {"drawn_bytes": pak.drawn_bytes + drawn}
+            item = access.change_item(self.table, pak, fields, now_ms())
+            _settle(self.w.dynamo.run(transact([item, *move_items(self.table, prepaid, drawn)])))
+        elif fields and self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) is None:
+            raise _absent()
         return self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
 
     def top_up(self, request: Request, pak_id: str, body: TopUpBody) -> dict[str, Any]:
@@ -190,9 +195,11 @@ class Resellers:
             changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
             if conflict is None:
                 return self.told(request, key, changed, "topup")
-            if 0 not in conflict.failed or changed.expires_at_ms == pak.expires_at_ms:
-                _settle(conflict)
-            pak = changed  # somebody else moved the end in the same moment: go on from there
+            if 0 not in conflict.failed:
+                raise _insufficient()
+            if changed.disabled_reason is DisabledReason.DELETED:
+                raise _absent()
+            pak = changed  # somebody else changed the key in the same moment: go on from there
         raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
 
     def raised(self, request: Request, key: ApiKey, pak: Pak, add: int, days: int) -> Conflict | None:
@@ -206,11 +213,20 @@ class Resellers:
         expires = max(now, pak.expires_at_ms or 0) + days * DAY_MS if days else None
         if expires is not None and expires > EXPIRY_MAX_MS:
             raise ProblemError(400, "INVALID_FIELD", "extendDays: later than the year 9999")
+        prepaid = self.prepaid(key)
         item = access.top_up_item(
-            self.table, pak.pak_id, add, expires, now, reenable=False, expiry_was=(pak.expires_at_ms,)
+            self.table,
+            pak.pak_id,
+            add,
+            expires,
+            now,
+            reenable=False,
+            expiry_was=(pak.expires_at_ms,),
+            cap_max_bytes=CAP_MAX_BYTES,
+            drawn_bytes=add if prepaid is not None else 0,
         )
         once = [once_item(self.table, operation, now)] if operation else []
-        drawn = move_items(self.table, self.prepaid(key), add)
+        drawn = move_items(self.table, prepaid, add)
         conflict = self.w.dynamo.run(transact([item, *drawn, *once]))
         done_before = conflict is not None and once and len(drawn) + 1 in conflict.failed
         return None if done_before else conflict
@@ -296,6 +312,10 @@ class Resellers:
         }
 
 
+def _absent() -> ProblemError:
+    return ProblemError(404, "NOT_FOUND", "there is no such key")
+
+
 def _insufficient() -> ProblemError:
     message = "the prepaid balance does not cover this; buy more traffic first"
     return ProblemError(402, "INSUFFICIENT_BALANCE", message)
@@ -328,6 +348,8 @@ def _bytes(value: str | None, name: str) -> int | None:
         raise ProblemError(400, "INVALID_FIELD", f"{name}: a number of GB with at most nine places") from None
 
 
+Place = Annotated[str, Query(pattern=r"^[!-~]{0,256}$")]
+Sequence = Annotated[int, Query(ge=0, lt=10**12)]
 Day = Annotated[str, Query(pattern=r"^(\d{4}-\d{2}-\d{2})?$")]
 
 
@@ -351,7 +373,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.get("/audit")
     def audit_of_all(
-        request: Request, limit: int = AUDIT_PAGE_MAX, before: str = "", action: str = ""
+        request: Request, limit: int = AUDIT_PAGE_MAX, before: Place = "", action: str = ""
     ) -> list[dict[str, Any]]:
         return history.of_account(work.w, caller(work.w, request, Scope.RESELL), action, before, limit)
 
@@ -374,7 +396,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         request: Request,
         pak_id: str,
         limit: int = AUDIT_PAGE_MAX,
-        before: int | None = None,
+        before: Sequence | None = None,
         action: str = "",
     ) -> list[dict[str, Any]]:
         return history.of_key(work.w, work.own(request, pak_id)[1], action, before, limit)

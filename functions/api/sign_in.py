@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from functions.api.audit import concerns
-from functions.api.auth import caller, password_matches
+from functions.api.auth import caller, fresh, password_matches
 from functions.api.history import record_of_account
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
@@ -79,7 +79,7 @@ class SignIn:
 
     def add(self, request: Request, account_id: str, body: PersonBody) -> dict[str, Any]:
         """Somebody for an account; admins do this."""
-        by = caller(self.w, request, Scope.ADMIN)
+        by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
         if self.w.dynamo.run(get_account(self.table, AccountId(account_id))) is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such account")
         email = body.email.lower()

@@ -26,7 +26,7 @@ KEPT_MS: Final = 24 * 3_600_000
 CLAIM_LIFE_MS: Final = 35_000
 """Longer than a function may run."""
 BODY_MAX_BYTES: Final = 256 * 1024
-_PASSING: Final = frozenset({401, 402, 408, 409, 425, 429})
+_PASSING: Final = frozenset({401, 402, 403, 408, 409, 425, 429})
 """Answers that say nothing of the write itself: the same request may meet another one later."""
 
 

@@ -98,3 +98,5 @@ class Pak:
     last_used_at_ms: int | None = None
     ip_type: str = ""
     """Locked to peers of this IP type; empty for no such lock."""
+    drawn_bytes: int = 0
+    """What the account's prepaid balance gave this key; 0 for what was given on invoice."""

@@ -1,6 +1,8 @@
 """Pure decisions of access: may this key carry traffic now, what a change to a key may be, what a purchase costs."""
 
+import ipaddress
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from shared.access.model import AccountKind, DisabledReason, Pak
@@ -10,6 +12,18 @@ from shared.kernel.money import BYTES_PER_GB, MicroUsdc, price
 
 CAP_MAX_BYTES = 1000 * BYTES_PER_GB
 LABEL_MAX_CHARS = 128
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Whom limits count: an IPv4 address, or the /64 that one customer has of IPv6; what is no address stays itself."""
+    if ":" not in address:
+        return address
+    try:
+        ip = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))
 
 
 def authenticate(pak: Pak | None, account_id: AccountId, now_ms: int) -> Refusal | None:
@@ -43,6 +57,16 @@ def cap_fault(cap_bytes: int | None, kind: AccountKind) -> str | None:
     if cap_bytes is None:
         return None if kind is AccountKind.PARTNER else "trafficCapGB: null is for partner accounts only"
     return None if 0 < cap_bytes <= CAP_MAX_BYTES else "trafficCapGB: must be more than 0 and at most 1000"
+
+
+def cap_draw(pak: Pak, cap_bytes: int, used_bytes: int) -> int:
+    """Bytes that another cap draws from a prepaid balance (positive) or gives back to it (negative).
+
+    What was used is never given back, and no more than was drawn: a cap that was given on invoice is nobody's balance.
+    """
+    before = used_bytes if pak.cap_bytes is None else pak.cap_bytes
+    moved = max(cap_bytes, used_bytes) - max(before, pak.drawn_bytes)
+    return max(moved, 0) if cap_bytes > before else max(min(moved, 0), -pak.drawn_bytes)
 
 
 DISCOUNTS: Final = (

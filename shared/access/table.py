@@ -130,6 +130,7 @@ def _pak_row(pak: Pak) -> dict[str, Any]:
         "quality": pak.quality.value,
         "socks_allowed": pak.socks_allowed,
         "ip_type": pak.ip_type,
+        "drawn_bytes": pak.drawn_bytes,
     }
 
 
@@ -153,6 +154,7 @@ def read_pak(row: Item) -> Pak:
         updated_at_ms=row["updated_at_ms"],
         last_used_at_ms=row.get("last_used_at_ms"),
         ip_type=row.get("ip_type", ""),
+        drawn_bytes=row.get("drawn_bytes", 0),
     )
 
 
@@ -225,41 +227,44 @@ def suspend(
     )
 
 
+_STANDS: Final = (
+    "attribute_exists(pk) AND (attribute_not_exists(disabled_reason) OR disabled_reason <> :deleted)"
+)
+"""A key that its owner has not deleted: nothing brings one back that was deleted in the same moment."""
+
+
+def _changing(fields: Mapping[str, object], now_ms: int) -> tuple[str, dict[str, object], dict[str, str]]:
+    """Expression, values and names that set fields (None removes one)."""
+    setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
+    removing = [k for k, v in fields.items() if v is None]
+    expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
+    if removing:
+        expression += " REMOVE " + ", ".join(f"#{k}" for k in removing)
+    values = {f":{k}": v for k, v in setting.items()} | {":deleted": DisabledReason.DELETED.value}
+    return expression, values, {f"#{k}": k for k in (*setting, *removing)}
+
+
 def change(table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int) -> DynamoRequest[Pak | None]:
-    """Set fields of a pak (None removes one); None when it does not exist."""
-    setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
-    removing = [k for k, v in fields.items() if v is None]
-    expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
-    if removing:
-        expression += " REMOVE " + ", ".join(f"#{k}" for k in removing)
-    return update(
-        table,
-        f"pak#{pak_id}",
-        "-",
-        expression,
-        {f":{k}": v for k, v in setting.items()},
-        parse=read_pak,
-        condition="attribute_exists(pk)",
-        names={f"#{k}": k for k in (*setting, *removing)},
+    """Set fields of a pak (None removes one); None when it does not exist, or was deleted."""
+    expression, values, names = _changing(fields, now_ms)
+    pk = f"pak#{pak_id}"
+    return update(table, pk, "-", expression, values, parse=read_pak, condition=_STANDS, names=names)
+
+
+def change_item(table: str, pak: Pak, fields: Mapping[str, object], now_ms: int) -> TransactItem:
+    """`change` inside a transaction, for a key whose cap, and what was drawn for it, are still as they were read."""
+    expression, values, names = _changing(fields, now_ms)
+    condition = f"{_STANDS} AND attribute_not_exists(cap_bytes)"
+    if pak.cap_bytes is not None:
+        values[":cap_before"] = pak.cap_bytes
+        condition = f"{_STANDS} AND cap_bytes = :cap_before"
+    values[":drawn_before"] = pak.drawn_bytes
+    drawn = "drawn_bytes = :drawn_before"
+    condition += (
+        f" AND {drawn}" if pak.drawn_bytes else f" AND (attribute_not_exists(drawn_bytes) OR {drawn})"
     )
-
-
-def change_item(
-    table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int, cap_before: int | None
-) -> TransactItem:
-    """`change` inside a transaction, for a key whose cap is still the one that was read."""
-    setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
-    removing = [k for k, v in fields.items() if v is None]
-    expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
-    if removing:
-        expression += " REMOVE " + ", ".join(f"#{k}" for k in removing)
-    values = {f":{k}": v for k, v in setting.items()}
-    condition = "attribute_exists(pk) AND attribute_not_exists(cap_bytes)"
-    if cap_before is not None:
-        values[":cap_before"] = cap_before
-        condition = "cap_bytes = :cap_before"
-    names = {f"#{k}": k for k in (*setting, *removing)}
-    return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=condition, names=names)
+    pk = f"pak#{pak.pak_id}"
+    return transact_update(table, pk, "-", expression, values, condition=condition, names=names)
 
 
 def top_up_item(
@@ -271,10 +276,13 @@ def top_up_item(
     *,
     reenable: bool,
     expiry_was: tuple[int | None] | None = None,
+    cap_max_bytes: int | None = None,
+    drawn_bytes: int = 0,
 ) -> TransactItem:
     """Raise a finite cap, move the expiry, and (for keys that were bought so) turn a capped or expired key on again.
 
-    With `expiry_was` the expiry moves only from what was read, so that no extension is lost to another one.
+    With `expiry_was` the expiry moves only from what was read, so that no extension is lost to another one. With
+    `cap_max_bytes` the cap stays within it, whoever else raises it. `drawn_bytes` of it come from a prepaid balance.
     """
     expression = "SET updated_at_ms = :now"
     values: dict[str, object] = {":now": now_ms}
@@ -282,6 +290,9 @@ def top_up_item(
         expression += ", expires_at_ms = :expires"
         values[":expires"] = expires_at_ms
     condition = "attribute_exists(cap_bytes)" if add_bytes else "attribute_exists(pk)"
+    if add_bytes and cap_max_bytes is not None:
+        condition = "cap_bytes <= :room"
+        values[":room"] = cap_max_bytes - add_bytes
     if expires_at_ms is not None and expiry_was is not None:
         before = expiry_was[0]
         condition += " AND " + (
@@ -293,9 +304,15 @@ def top_up_item(
         expression += ", enabled = :yes REMOVE disabled_reason"
         values |= {":yes": True, ":cap": DisabledReason.CAP.value, ":late": DisabledReason.EXPIRED.value}
         condition += " AND (attribute_not_exists(disabled_reason) OR disabled_reason IN (:cap, :late))"
+    else:
+        condition += f" AND {_STANDS}"
+        values[":deleted"] = DisabledReason.DELETED.value
     if add_bytes:
         expression += " ADD cap_bytes :add"
         values[":add"] = add_bytes
+        if drawn_bytes:
+            expression += ", drawn_bytes :drawn"
+            values[":drawn"] = drawn_bytes
     return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=condition)
 
 

@@ -64,7 +64,8 @@ class Valid:
 
     `tx_hash` is the transaction that moved it. `authorizations` are the keys of this payer's signed transfers (EIP-3009)
     in that transaction: each is one payment, whichever way it is shown to us. `tagged`: this payer put the tag that was
-    asked for into the transaction.
+    asked for into the transaction. `has_tag`: this payer put there something of a tag's shape, whether or not it was
+    asked for.
     """
 
     payer: str
@@ -73,6 +74,7 @@ class Valid:
     tx_hash: str = ""
     authorizations: tuple[str, ...] = ()
     tagged: bool = False
+    has_tag: bool = False
 
 
 @dataclass(frozen=True, slots=True)

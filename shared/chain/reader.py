@@ -48,7 +48,9 @@ class EvmReader:
 
     def _judge(self, client: Any, tx_hash: str, depths: Sequence[Depth], tag: str) -> Reading:
         receipt, block, head = read_receipt(client, tx_hash)
-        transaction = evm_call(client, "eth_getTransactionByHash", [tx_hash]) if tag else None
+        transaction = evm_call(client, "eth_getTransactionByHash", [tx_hash]) if receipt else None
+        if receipt and transaction is None:
+            raise ReadFailed(UnknownReason.NODE_MALFORMED)
         return judge_evm(
             receipt,
             block,

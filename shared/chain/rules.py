@@ -34,6 +34,7 @@ MEMO_PROGRAMS: Final = frozenset(
 USDC_DECIMALS: Final = 6
 PAYERS_MAX: Final = 16
 """Payers of one transaction that are told apart; each may be a contract wallet that must be asked."""
+_TAG: Final = re.compile(r"[0-9a-f]{64}")
 _TRANSFER_CALL: Final = re.compile(r"0xa9059cbb[0-9a-f]{128}([0-9a-f]{64})")
 """`transfer(address,uint256)` and 32 bytes more, which the contract does not read."""
 
@@ -57,7 +58,7 @@ def judge_evm(
 ) -> Reading:
     """The verdict on a receipt; `block` is the canonical block at the receipt's height, `head` the newest height.
 
-    `recipients` in lower case: any of our addresses. `transaction` is needed only to look for a tag.
+    `recipients` in lower case: any of our addresses. `transaction` tells whether its sender tagged it.
     """
     unsettled = _unsettled(receipt, block, head, min(d.confirmations for d in depths))
     if unsettled is not None or receipt is None or block is None:
@@ -70,8 +71,8 @@ def judge_evm(
         if payer is not None:
             paid[payer] = paid.get(payer, 0) + _number(log["data"])
     wanted = depth_for(sum(paid.values()), depths).confirmations
+    tagger, found = _tag_of(transaction, contract.lower())
     tx_hash, at_s = str(receipt["transactionHash"]).lower(), _number(block["timestamp"])
-    tagger = _tagger(transaction, contract.lower(), tag)
     given = [
         Valid(
             payer,
@@ -79,6 +80,7 @@ def judge_evm(
             at_s,
             tx_hash,
             _authorizations(receipt["logs"], contract.lower(), payer),
+            payer == tagger and found == tag,
             payer == tagger,
         )
         for payer, amount in paid.items()
@@ -96,15 +98,15 @@ def _reading(given: Sequence[Valid]) -> Valid | Several | Invalid:
     return given[0] if len(given) == 1 else Several(tuple(given))
 
 
-def _tagger(transaction: Mapping[str, Any] | None, contract: str, tag: str) -> str:
-    """Who put this tag behind a plain transfer of their own; empty when nobody did.
+def _tag_of(transaction: Mapping[str, Any] | None, contract: str) -> tuple[str, str]:
+    """Who put a tag behind a plain transfer of their own, and which; empty when nobody did.
 
     Only the sender of the transaction can have chosen its calldata, so only the sender's own money is tagged by it.
     """
-    if not tag or transaction is None or str(transaction["to"] or "").lower() != contract:
-        return ""
+    if transaction is None or str(transaction["to"] or "").lower() != contract:
+        return "", ""
     call = _TRANSFER_CALL.fullmatch(str(transaction["input"]).lower())
-    return str(transaction["from"]).lower() if call and call.group(1) == tag else ""
+    return (str(transaction["from"]).lower(), call.group(1)) if call else ("", "")
 
 
 def judge_authorization(
@@ -226,24 +228,26 @@ def judge_solana(
         return Invalid(InvalidReason.SEVERAL_PAYERS)
     if depth_for(received, depths).commitment == "finalized" and commitment != "finalized":
         return Unknown(UnknownReason.NOT_CONFIRMED)
-    at_s, taggers = int(answer["blockTime"]), _solana_taggers(message, tags)
-    alone = len(payers) == 1
+    at_s, memos = int(answer["blockTime"]), list(_memos(message))
+    signers = frozenset(str(k["pubkey"]) for k in message["accountKeys"] if k.get("signer"))
+    is_tagged = not set(tags).isdisjoint((*keys, *memos))
+    looks_tagged = is_tagged or any(map(_TAG.fullmatch, memos))
+    # Who lost less than we got did not pay the rest: it was minted to us in the same transaction.
     return _reading(
-        [Valid(p, received if alone else a, at_s, tagged=p in taggers) for p, a in payers.items()]
+        [
+            Valid(
+                p,
+                min(a, received),
+                at_s,
+                tagged=is_tagged and p in signers,
+                has_tag=looks_tagged and p in signers,
+            )
+            for p, a in payers.items()
+        ]
     )
 
 
-def _solana_taggers(message: Mapping[str, Any], tags: Sequence[str]) -> frozenset[str]:
-    """Who signed a transaction that carries a tag, as a memo or as a reference key."""
-    accounts = message["accountKeys"]
-    if not tags or not any(said in tags for said in _said(message)):
-        return frozenset()
-    return frozenset(str(k["pubkey"]) for k in accounts if k.get("signer"))
-
-
-def _said(message: Mapping[str, Any]) -> Iterator[str]:
-    for account in message["accountKeys"]:
-        yield str(account["pubkey"])
+def _memos(message: Mapping[str, Any]) -> Iterator[str]:
     for instruction in message.get("instructions", ()):
         if instruction.get("programId") in MEMO_PROGRAMS:
             yield str(instruction.get("parsed"))

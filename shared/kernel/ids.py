@@ -21,6 +21,7 @@ UnixMs = NewType("UnixMs", int)
 
 UNKNOWN_COUNTRY: Final = Country("zz")
 ACCOUNT_ID: Final = re.compile(r"psx_[a-z0-9]{1,64}")
+PAK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 
 

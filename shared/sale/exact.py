@@ -15,6 +15,7 @@ from shared.chain.model import (
     Depth,
     Invalid,
     InvalidReason,
+    Network,
     ReadFailed,
     Unknown,
     UnknownReason,
@@ -25,7 +26,7 @@ from shared.runtime.dynamo import RunsDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
 from shared.sale.model import Proof
-from shared.sale.owed_table import Owed, owe_item
+from shared.sale.owed_table import Owed, forget, owe_item
 
 SETTLE_WAIT_S: Final = 12.0
 """A buyer waits this long for the chain, which is six blocks of Base, before being told to ask again."""
@@ -88,6 +89,11 @@ class ExactRail:
             return self._settle(authorization, owed, depths)
         except ReadFailed as failed:
             return Settled(Unknown(failed.reason), False)
+
+    def has_taken_on(self, authorization: Authorization) -> bool:
+        """Whether exactly this was brought to us before: its money may have moved."""
+        found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
+        return found is not None and found.authorization == authorization
 
     def _settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
         transfer = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
@@ -161,8 +167,10 @@ class ExactRail:
             time.sleep(POLL_S)
 
     def _settled(self, transfer: Transfer, verdict: Verdict) -> Verdict:
-        if isinstance(verdict, Invalid):
-            self.dynamo.run(rows.fail(self.table, transfer.authorization.key, verdict.reason))
+        if isinstance(verdict, Invalid):  # taken on, and then it moved nothing
+            key = transfer.authorization.key
+            self.dynamo.run(rows.fail(self.table, key, verdict.reason))
+            self.dynamo.run(forget(self.table, Network.BASE, key))
         return verdict
 
     def _given_up(self, transfer: Transfer, verdict: Verdict) -> Verdict:

@@ -17,6 +17,11 @@ def open_quote(quote: str, now_ms: int) -> RedisCall[bool]:
     return command("SET", _PREFIX + quote, now_ms, "NX", "EX", QUOTE_TTL_S, parse=bool)
 
 
+def keep_quote(quote: str) -> RedisCall[bool]:
+    """Whoever asks once more is told the whole life again; when they first asked stays what it is."""
+    return command("EXPIRE", _PREFIX + quote, QUOTE_TTL_S, parse=bool)
+
+
 def quoted_at(quote: str) -> RedisCall[int | None]:
     """When these terms were first asked for, or None."""
     return command("GET", _PREFIX + quote, parse=lambda raw: None if raw is None else int(raw))

@@ -107,6 +107,8 @@ class Mint:
             *access.mint_items(self.table("access"), pak),
             *sales.session_items(self.table("sales"), session, token_hash(token)),
         ]
+        if terms.lease_id and (known := self._claimed_meanwhile(payment, paid)) is not None:
+            return known  # under another name: no device is held for it, nor lacking
         lease = self.ports.hold(terms, pak_id, expires) if terms.lease_id else None
         if lease is not None:
             items += lease_items(self.table("sales"), lease)
@@ -117,6 +119,8 @@ class Mint:
                 self.ports.let_go(lease)
             raise
         if faster is not None:
+            if lease is not None and faster.pak_id != pak_id:
+                self.ports.let_go(lease)
             return faster
         self._audit(pak_id, "create", claim)
         return Bought(pak, username, secret, token, claim, False)
@@ -190,27 +194,28 @@ class Mint:
             sealed=sealed,
             claimed_at_ms=self.now_ms(),
             proof=order.proof,
+            subject=order.subject,
         )
 
     def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:
         """All or nothing; the claim that stood in the way, if one did. Raises Refunded, StoreUnavailable."""
-        names = paid.authorizations
-        if (
-            not payment.authorization
-        ):  # by hash: whoever else the chain says took part, this payer is served once
-            names = (f"{payment.tx_hash}#{paid.payer}", *names)
-        claims = sales.claim_items(self.table("sales"), claim, names)
-        served = owed_table.served_items(self.table("sales"), payment)
+        claims = sales.claim_items(self.table("sales"), claim, _names(payment, paid))
+        known = (claim.tx_hash, f"{claim.tx_hash}#{paid.payer}", *paid.authorizations)
+        served = owed_table.served_items(self.table("sales"), payment.network, payment.key, known)
         conflict = self.dynamo.run(transact([*claims, *items, *served]))
         if conflict is None:
             return None
-        for key in (claim.key, *names):
-            found = self.claimed_by_key(claim.network, key)
-            if found is not None:
-                return found
-        if len(claims) + len(items) + 1 in conflict.failed:
+        found = self._claimed_meanwhile(payment, paid)
+        if found is not None:
+            return found
+        if any(index > len(claims) + len(items) for index in conflict.failed):
             raise Refunded
         raise StoreUnavailable("mint: the key cannot take more")
+
+    def _claimed_meanwhile(self, payment: Payment, paid: Valid) -> Claim | None:
+        """What a payment bought under any of its names."""
+        found = (self.claimed_by_key(payment.network, key) for key in (payment.key, *_names(payment, paid)))
+        return next((claim for claim in found if claim is not None), None)
 
     def reopen(self, claim: Claim) -> Bought | Refused:
         """What a claim minted, again."""
@@ -298,6 +303,13 @@ class Mint:
             self.redis.run(publish_revoke_pak(pak.pak_id))
         except StoreUnavailable:
             return
+
+
+def _names(payment: Payment, paid: Valid) -> tuple[str, ...]:
+    """What else a payment is claimed as. By hash, its payer is served once, whoever else took part."""
+    if payment.authorization:
+        return paid.authorizations
+    return (f"{payment.tx_hash}#{paid.payer}", *paid.authorizations)
 
 
 def _session(claim: Claim, paid: Valid, expires_at_ms: int) -> Session:

@@ -162,7 +162,8 @@ class Claim:
     """One payment that was accepted, and what it bought. `sealed` holds the session token.
 
     `key` is what was claimed: a transaction hash (with its payer where there were several), or an authorization whose
-    transaction is `tx_hash`. A prepaid balance is an account's: then `username` is that account, and there is no key.
+    transaction is `tx_hash`. `subject`: what was bought, tier and all, as the quote names it. A prepaid balance is an
+    account's: then `username` is that account, and there is no key.
     """
 
     network: Network
@@ -178,6 +179,7 @@ class Claim:
     sealed: str
     claimed_at_ms: int
     proof: Proof = Proof.HASH
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ class Problem(StrEnum):
     PAYMENT_TOO_OLD = "PAYMENT_TOO_OLD"
     NOT_YOURS = "PAYMENT_NOT_PROVEN_YOURS"
     OTHER_PRODUCT = "PAYMENT_USED_FOR_ANOTHER_PURCHASE"
+    SHARES_UNKNOWN = "PAYMENT_OF_SEVERAL_PAYERS"
     OTHER_PAYLOAD = "PAYMENT_IDENTIFIER_REUSED"
     BAD_PAYMENT = "PAYMENT_MALFORMED"
     RETRY = "TEMPORARILY_UNAVAILABLE"

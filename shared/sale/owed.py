@@ -119,7 +119,7 @@ class OwedRun:
         return self.counter.exact.finish(transfer, depths, SETTLE_WAIT_S), payment
 
     def _done(self, owed: Owed) -> None:
-        self._run(rows.forget(self._table, owed))
+        self._run(rows.forget(self._table, owed.network, owed.key))
         self._run(close_incident(self.guard_table, incident_id(owed), self.now_ms()))
 
     def _failed(self, owed: Owed, paid: Valid | None, why: str, report: Report) -> None:

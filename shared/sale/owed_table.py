@@ -4,6 +4,7 @@ An owed row is written before minting and deleted by the transaction that mints,
 payment is either served or refunded: minting deletes its refund row, which succeeds only while nobody acted on it.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from shared.runtime.dynamo import (
     transact_put,
     update,
 )
-from shared.sale.model import Order, Payment, Product, Proof, Terms
+from shared.sale.model import Order, Product, Proof, Terms
 
 OPEN: Final = "open"
 DISMISSED: Final = "dismissed"
@@ -103,35 +104,33 @@ def owe_item(table: str, owed: Owed) -> TransactItem:
     return transact_put(table, _owed_row(owed), new=False)
 
 
-def served_items(table: str, payment: Payment) -> list[TransactItem]:
-    """It is served: nothing is owed, and nothing may be refunded. Fails when a refund was acted on."""
-    where = _sk(payment.network, payment.key)
-    return [
-        {"Delete": {"TableName": table, "Key": key(_OWED, where)}},
-        {
-            "Delete": {
-                "TableName": table,
-                "Key": key(_REFUND, where),
-                "ConditionExpression": "attribute_not_exists(pk) OR #state IN (:open, :dismissed)",
-                "ExpressionAttributeNames": {"#state": "state"},
-                "ExpressionAttributeValues": {
-                    ":open": marshal_value(OPEN),
-                    ":dismissed": marshal_value(DISMISSED),
-                },
-            }
-        },
-    ]
+def served_items(table: str, network: str, payment_key: str, names: Iterable[str]) -> list[TransactItem]:
+    """It is served: nothing is owed, and nothing may be refunded under any name of the payment.
+
+    All but the first item fail when a refund was acted on.
+    """
+    gone: TransactItem = {"Delete": {"TableName": table, "Key": key(_OWED, _sk(network, payment_key))}}
+    return [gone, *(_unrefunded(table, _sk(network, name)) for name in dict.fromkeys((payment_key, *names)))]
 
 
-def forget(table: str, owed: Owed) -> DynamoRequest[None]:
-    """No money came after all, or it was served by another name."""
-    params = {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}
-    return DynamoRequest("delete_item", params, lambda _: None)
+def _unrefunded(table: str, where: str) -> TransactItem:
+    return {
+        "Delete": {
+            "TableName": table,
+            "Key": key(_REFUND, where),
+            "ConditionExpression": "attribute_not_exists(pk) OR #state IN (:open, :dismissed)",
+            "ExpressionAttributeNames": {"#state": "state"},
+            "ExpressionAttributeValues": {
+                ":open": marshal_value(OPEN),
+                ":dismissed": marshal_value(DISMISSED),
+            },
+        }
+    }
 
 
-def settled(table: str, payment: Payment) -> DynamoRequest[None]:
-    """A claim stands for this payment: nothing is owed."""
-    params = {"TableName": table, "Key": key(_OWED, _sk(payment.network, payment.key))}
+def forget(table: str, network: str, payment_key: str) -> DynamoRequest[None]:
+    """No money came after all, or a claim stands for it: nothing is owed."""
+    params = {"TableName": table, "Key": key(_OWED, _sk(network, payment_key))}
     return DynamoRequest("delete_item", params, lambda _: None)
 
 

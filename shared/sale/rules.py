@@ -158,6 +158,13 @@ def is_enough(paid_micro: int, due: int, tolerance_bp: int) -> bool:
     return paid_micro * _BASIS_POINTS >= due * (_BASIS_POINTS - tolerance_bp)
 
 
+def is_as_quoted(paid_micro: int, due: int, tolerance_bp: int) -> bool:
+    """Whether a payment is for no more than a quote was, give or take the tolerance: the smallest quote claims no large
+    payment that nobody proved.
+    """
+    return paid_micro * _BASIS_POINTS <= due * (_BASIS_POINTS + tolerance_bp)
+
+
 def granted_bytes(paid_micro: int, traffic_bytes: int, prices: Prices) -> int:
     """What a sufficient payment buys: what was asked for, and the excess as traffic."""
     return max(traffic_bytes, paid_micro * BYTES_PER_GB // prices.price_micro_per_gb)
@@ -327,7 +334,7 @@ def _exact(value: Mapping[str, Any], payload: dict[str, Any], proof: str) -> Pay
     accepted = value.get("accepted", value)
     if not isinstance(accepted, dict) or accepted.get("scheme") != "exact":
         return None
-    if accepted.get("network") not in _BASE_NAMES:
+    if str(accepted.get("network")) not in _BASE_NAMES:
         return None
     authorization = read_authorization(payload)
     if authorization is None:

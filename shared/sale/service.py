@@ -31,7 +31,7 @@ from shared.sale.model import (
     Terms,
 )
 from shared.sale.owed_table import Refund
-from shared.sale.rules import REEMIT_WINDOW_MS, due_micro, lease_id_of, payment_fingerprint
+from shared.sale.rules import REEMIT_WINDOW_MS, due_micro, lease_id_of, lease_of, payment_fingerprint
 from shared.sale.verifying import Verified, Verifier
 
 B = TypeVar("B", Bought, Claim)
@@ -87,7 +87,9 @@ class Counter(Verifier):
         except Refunded:
             return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
         if isinstance(served, Claim):  # somebody else was faster, and what we wrote before is owed no more
-            self.mint.dynamo.run(owed_table.settled(self.mint.table("sales"), found.payment))
+            self.mint.dynamo.run(
+                owed_table.forget(self.mint.table("sales"), found.payment.network, found.payment.key)
+            )
         return served
 
     def serve(
@@ -122,13 +124,31 @@ class Counter(Verifier):
             return Refused(
                 Problem.NOT_YOURS, "this payment was claimed already; its buyer can use the session token"
             )
-        if claim.product is not order.product:
+        if claim.subject != order.subject:
             if proof.is_payers and claim.proof is Proof.HASH:
                 self._disputed(claim)
             return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
         if proof.is_payers and claim.proof is Proof.HASH:
-            return self.mint.supersede(claim, requester, proof)
+            return self._lasting(self.mint.supersede(claim, requester, proof), order)
         return self.mint.reopen(claim)
+
+    def _lasting(self, bought: Bought | Refused, order: Order) -> Bought | Refused:
+        """For as long as the payer wants it: a bare hash may have bought the shortest time."""
+        if isinstance(bought, Refused) or order.terms is None:
+            return bought
+        ends = self.now_ms() + order.terms.duration_s * 1000
+        if (bought.pak.expires_at_ms or 0) >= ends:
+            return bought
+        table, fields = self.mint.table("access"), {"expires_at_ms": ends}
+        changed = self.mint.dynamo.run(access.change(table, bought.pak.pak_id, fields, self.now_ms()))
+        if changed is None:
+            return bought
+        self.mint.tell(changed)
+        lease_id = lease_of(bought.username)
+        port = self.mint.ports.find(lease_id) if lease_id else None
+        if port is not None:
+            self.mint.ports.extend(port, ends)
+        return replace(bought, pak=changed)
 
     def _disputed(self, claim: Claim) -> None:
         """A bare hash bought something else before its payer came. Use cannot be undone, so a human decides."""

@@ -17,14 +17,13 @@ from shared.chain.model import (
     Unknown,
     UnknownReason,
     Valid,
-    Verdict,
 )
 from shared.chain.rules import depth_for
 from shared.runtime.clock import random_bytes
 from shared.runtime.redis import SyncRedis
-from shared.sale import owed_table
+from shared.sale import exact_table, owed_table
 from shared.sale.exact import ExactRail
-from shared.sale.live import open_quote, quoted_at
+from shared.sale.live import keep_quote, open_quote, quoted_at
 from shared.sale.minting import Mint
 from shared.sale.model import (
     Claim,
@@ -44,6 +43,7 @@ from shared.sale.rules import (
     claim_fault,
     echo_fault,
     hide_requester,
+    is_as_quoted,
     is_enough,
     proof_text,
     quote_id,
@@ -59,6 +59,11 @@ REFUND_MIN_MICRO: Final = 10_000
 NONCE_BYTES: Final = 16
 SEVERAL_PAYERS: Final = (
     "several payers paid in this transaction, and only a payer's signature tells which part is whose"
+)
+SHARES_UNKNOWN: Final = "several"
+"""Where the payer stands in a payment's name. No payment is claimed under it, so serving one payer strikes nothing out."""
+TOO_MANY_PAYERS: Final = (
+    "whose part of this transaction is whose cannot be told; it is kept for a human to give back"
 )
 _NOTHING: Final[Reading] = Unknown(UnknownReason.NOT_FOUND)
 SHOWN_HASH: Final = "<transaction hash>"
@@ -106,6 +111,7 @@ class Verifier:
         """The quote of a requester for an order, remembered from its first asking on, with a secret of its own."""
         ident = self._quote_of(order, self.requester(address))
         self.redis.run(open_quote(ident, self.now_ms()))
+        self.redis.run(keep_quote(ident))
         secret = quote_secret(self.quote_secret, random_bytes(NONCE_BYTES), order.subject)
         return Quote(ident, secret, quote_tag(secret), self.text_to_sign(order, "<network>", SHOWN_HASH))
 
@@ -133,14 +139,15 @@ class Verifier:
         tag = tag_for(self.quote_secret, payment.secret, order.subject)
         first_hand, reading = False, _NOTHING
         if payment.authorization is not None:
-            if echo_fault(payment.echo, self.exact_rail(), order.due_micro):
+            other_terms = echo_fault(payment.echo, self.exact_rail(), order.due_micro)
+            if other_terms and not self.exact.has_taken_on(payment.authorization):
                 return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
             settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))
-            reading, first_hand = self._settled(owed, settled.verdict), settled.first_hand
+            reading, first_hand = settled.verdict, settled.first_hand
         else:
             reading = self.chain().judge(payment, self.depths(payment.network), tag)
         if isinstance(reading, Several):
-            found = self._signer(payment, reading, order)
+            found = self._signer(payment, reading, order, prices.tolerance_bp)
             if found is None:
                 return Refused(Problem.NOT_YOURS, SEVERAL_PAYERS)
             payment, reading = replace(payment, payer=found.payer), found
@@ -148,29 +155,48 @@ class Verifier:
             if known is not None:
                 return known
         if not isinstance(reading, Valid):
-            return _told(reading)
+            return self._told(owed, reading)
         proof = Proof.EXACT if first_hand else self._proof(payment, reading, order)
         return self._bound(Verified(reading, replace(order, proof=proof), payment), owed, prices, requester)
 
     def _bound(self, found: Verified, owed: Owed, prices: Prices, requester: str) -> Verified | Refused:
         """The same, when this requester may have it and it is enough; from here on it is owed."""
         paid, order = found.paid, found.order
-        fault = self._unbound(found.payment, paid, order, requester) if order.proof is Proof.HASH else None
+        fault = self._unbound(found, prices, requester) if order.proof is Proof.HASH else None
         if fault is not None:
-            return Refused(fault, "nobody at this address asked for these terms before the payment was made")
+            return Refused(
+                fault, "nobody at this address asked for these terms before this payment was made for them"
+            )
         if not is_enough(paid.amount_micro, order.due_micro, prices.tolerance_bp):
             return self._too_small(owed, paid)
-        self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), replace(owed, order=order)))
+        owed = replace(owed, order=order, tx_hash=paid.tx_hash or owed.tx_hash)
+        self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), owed))
         return found
 
-    def _settled(self, owed: Owed, verdict: Verdict) -> Verdict:
-        if isinstance(verdict, Invalid):  # taken on, and then it moved nothing
-            self.mint.dynamo.run(owed_table.forget(self.mint.table("sales"), owed))
-        return verdict
+    def _signer(self, payment: Payment, several: Several, order: Order, tolerance_bp: int) -> Valid | None:
+        """What the payer who signed paid, in a transaction in which several did. Raises ReadFailed.
 
-    def _signer(self, payment: Payment, several: Several, order: Order) -> Valid | None:
-        """What the payer who signed paid, in a transaction in which several did."""
-        return next((paid for paid in several.payments if self._signed(payment, paid, order)), None)
+        A contract among them that says yes to every signature, or cannot be asked, takes nothing from the others.
+        """
+        signers, failed = list[Valid](), None
+        for paid in several.payments:
+            try:
+                if self._signed(payment, paid, order):
+                    signers.append(paid)
+            except ReadFailed as error:
+                failed = error
+        if failed is not None and not signers:
+            raise failed
+
+        def worth(paid: Valid) -> tuple[bool, bool, int]:
+            known = self.mint.claimed(replace(payment, payer=paid.payer))
+            return (
+                is_enough(paid.amount_micro, order.due_micro, tolerance_bp),
+                known is None,
+                paid.amount_micro,
+            )
+
+        return max(signers, key=worth) if len(signers) > 1 else next(iter(signers), None)
 
     def _proof(self, payment: Payment, paid: Valid, order: Order) -> Proof:
         """How well a payment is shown to be its claimer's; a wrong proof is as good as none."""
@@ -212,16 +238,33 @@ class Verifier:
             self.mint.dynamo.run(owed_table.refund(table, kept))
         return Refused(Problem.PAYMENT_TOO_SMALL, words)
 
-    def _unbound(self, payment: Payment, paid: Valid, order: Order, requester: str) -> Problem | None:
-        """Why this requester may not have a payment that nobody proved: it had asked for no such terms before."""
+    def _told(self, owed: Owed, reading: Unknown | Invalid) -> Refused:
+        """Nothing can be sold; but money that came from nobody knows whom is for a human, not to be paid again."""
+        if isinstance(reading, Unknown):
+            return Refused(Problem.PAYMENT_UNKNOWN, reading.reason.value)
+        if reading.reason is not InvalidReason.SEVERAL_PAYERS:
+            return Refused(Problem.PAYMENT_INVALID, reading.reason.value)
+        words, key = reading.reason.value, f"{owed.tx_hash}#{SHARES_UNKNOWN}"
+        kept = Refund(owed.network, key, owed.tx_hash, "", 0, words, self.now_ms())
+        self.mint.dynamo.run(owed_table.refund(self.mint.table("sales"), kept))
+        return Refused(Problem.SHARES_UNKNOWN, f"{TOO_MANY_PAYERS}; do not pay again")
+
+    def _unbound(self, found: Verified, prices: Prices, requester: str) -> Problem | None:
+        """Why this requester may not have a payment that nobody proved: it had asked for no such terms before.
+
+        Nor may it when the payment says otherwise: by another amount, by a tag whose secret is not shown, or because
+        somebody else brought us the signed transfer.
+        """
+        payment, paid, order = found.payment, found.paid, found.order
+        if paid.has_tag or not is_as_quoted(paid.amount_micro, order.due_micro, prices.tolerance_bp):
+            return Problem.NOT_YOURS
+        for key in paid.authorizations:
+            brought = self.mint.dynamo.run(exact_table.get_transfer(self.mint.table("sales"), key))
+            if brought and (brought.requester, brought.subject) != (requester, order.subject):
+                return Problem.NOT_YOURS
         return claim_fault(
             quoted_at_ms=self.redis.run(quoted_at(self._quote_of(order, requester))),
             paid_at_s=paid.paid_at_s,
             now_ms=self.now_ms(),
             slack_ms=self.clock_error_ms + BLOCK_TIME_ERROR_MS[payment.network],
         )
-
-
-def _told(reading: Unknown | Invalid) -> Refused:
-    problem = Problem.PAYMENT_UNKNOWN if isinstance(reading, Unknown) else Problem.PAYMENT_INVALID
-    return Refused(problem, reading.reason.value)

@@ -16,13 +16,15 @@ from shared.ledger.model import Posted, supplier
 from shared.metering import table as usage
 from shared.metering.model import FlushBatch
 from shared.metering.rules import totals
-from shared.runtime.dynamo import RunsDynamo, transact
+from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, transact
 from shared.settlement.rules import accruals, earned_by_device
 from shared.supply.service import prove_device
 from shared.supply.table import get_device
 
 BATCHES_PER_PAGE: Final = 100
 BATCHES_PER_RUN_MAX: Final = 5_000
+DEFERRED_MAX: Final = 10
+"""Batches that one run leaves to the next one because a row of theirs was busy; beyond it the store is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class RollUpReport:
     total_bytes: int = 0
     proven: int = 0
     served: set[DeviceId] = field(default_factory=set)
+    deferred: int = 0
 
 
 def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
@@ -58,7 +61,14 @@ def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms
             return report
         for batch in fresh:
             seen.add((batch.gateway_id, batch.sequence))
-            _apply(dynamo, tables, batch, rates, now_ms, report)
+            try:
+                _apply(dynamo, tables, batch, rates, now_ms, report)
+            except (
+                StoreUnavailable
+            ):  # a key that is being changed in this moment holds up no other key's bytes
+                report.deferred += 1
+                if report.deferred > DEFERRED_MAX:
+                    raise
     return report
 
 

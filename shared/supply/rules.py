@@ -71,19 +71,6 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network(f"{ip}/{24 if ip.version == 4 else 48}", strict=False))
 
 
-def rate_limit_source(address: str) -> str:
-    """Who an address counts as for a limit: itself, or its /64, which one IPv6 subscriber has whole."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv4Address):
-        return address
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.ip_network(f"{ip}/64", strict=False))
-
-
 def class_subject(text: str) -> str | None:
     """What an override is for, in one spelling: `AS64500` or a network of at most /8 (IPv6: /16); else None."""
     number = re.fullmatch(r"(?:AS)?([1-9][0-9]{0,9})", text, re.IGNORECASE)

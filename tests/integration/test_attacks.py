@@ -216,7 +216,13 @@ def test_a_payment_on_behalf_of_somebody_is_that_somebodys(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "status", "allocated"),
-    [(391_999, 402, 0), (392_000, 200, 10**8), (DUE, 200, 10**8), (1_000_000, 200, 250_000_000)],
+    [
+        (391_999, 402, 0),
+        (392_000, 200, 10**8),
+        (DUE, 200, 10**8),
+        (408_000, 200, 102_000_000),
+        (408_001, 403, 0),
+    ],
 )
 def test_the_edge_of_the_tolerance(shop: Shop, amount: int, status: int, allocated: int) -> None:
     paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer(amount=amount))

@@ -9,7 +9,7 @@ from local import lab
 from shared.access.prepaid import get_prepaid, move_items
 from shared.kernel.ids import AccountId
 from shared.kernel.money import BYTES_PER_GB
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import SyncDynamo, transact, update
 from tests.support.functions import PREFIX, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -93,6 +93,55 @@ def test_keys_draw_on_the_balance_and_give_their_rest_back(functions: Functions)
     assert available(functions) == 3
     assert functions.call(path, "DELETE", headers=me(functions)).status == 200
     assert available(functions) == 5
+
+
+def use(functions: Functions, pak_id: str, size: int) -> None:
+    asked = update(
+        PREFIX + "access", f"pak#{pak_id}", "-", "ADD used_bytes :n", {":n": size}, parse=lambda _: None
+    )
+    functions.dynamo.run(asked)
+
+
+def test_what_a_key_used_never_comes_back_to_the_balance(functions: Functions) -> None:
+    credit(functions, 10)
+    pak_id = create(functions, 8).body["id"]
+    use(functions, pak_id, 6 * BYTES_PER_GB)
+    path = f"{KEYS}/{pak_id}"
+    for cap, left in ((0.001, 4), (6, 4), (7, 3), (0.5, 4)):
+        assert functions.call(path, "PATCH", {"trafficCapGB": cap}, me(functions)).status == 200
+        assert available(functions) == left
+    assert functions.call(path, "DELETE", headers=me(functions)).status == 200
+    assert available(functions) == 4
+
+
+def test_caps_given_on_invoice_are_not_given_back_to_a_later_balance(functions: Functions) -> None:
+    pak_ids = [create(functions, 1000).body["id"] for _ in range(2)]
+    credit(functions, 5)
+    assert functions.call(f"{KEYS}/{pak_ids[0]}", "PATCH", {"trafficCapGB": 1}, me(functions)).status == 200
+    assert available(functions) == 5
+    path = f"{KEYS}/{pak_ids[0]}/topup"
+    assert functions.call(path, "POST", {"addTrafficGB": 2}, me(functions)).status == 200
+    assert available(functions) == 3
+    for pak_id in pak_ids:
+        assert functions.call(f"{KEYS}/{pak_id}", "DELETE", headers=me(functions)).status == 200
+    assert available(functions) == 5
+
+
+def test_a_prepaid_partners_keys_have_caps(functions: Functions) -> None:
+    body = {"accountId": "psx_partner1", "kind": "partner"}
+    functions.call("/v1/admin/accounts", "POST", body, admin(functions))
+    path = "/v1/admin/accounts/psx_partner1/api-keys"
+    made = functions.call(path, "POST", {"scopes": ["resell"]}, admin(functions))
+    partner = {"x-api-key": made.body["apiKey"]}
+    uncapped = {"label": "k", "trafficCapGB": None}
+    assert functions.call(KEYS, "POST", uncapped, partner).status == 200
+    asked = functions.call(
+        CREDITS.replace("reseller1", "partner1"), "POST", {"trafficGB": 1, "reason": "wire"}, admin(functions)
+    )
+    path = f"/v1/admin/credits/{asked.body['approvalId']}/approve"
+    assert functions.call(path, "POST", {}, second_admin(functions)).status == 200
+    refused = functions.call(KEYS, "POST", uncapped, partner)
+    assert (refused.status, refused.body["message"].partition(":")[0]) == (400, "trafficCapGB")
 
 
 def test_an_account_on_invoice_is_not_limited(functions: Functions) -> None:

@@ -94,14 +94,21 @@ def test_a_neighbour_behind_the_same_address_is_told_another_secret(shop: Shop) 
     assert "X-Quote-Secret" in shop.claim(paid, BUYER).body["message"]
 
 
-def test_the_secret_ends_what_a_bare_hash_had_bought(shop: Shop) -> None:
+def test_a_tagged_payment_is_nobodys_by_its_hash_also_behind_the_same_address(shop: Shop) -> None:
     quote = quoted(shop)
     paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer() + quote["quoteTag"])
+    assert shop.claim(paid, BUYER).status == 403
+    assert show(shop, paid, quote["quoteSecret"], BUYER).status == 200
+    assert shop.claim(paid, BUYER).status == 403
+
+
+def test_a_signature_ends_what_a_bare_hash_had_bought(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    paid = shop.anvil.send(wallet, USDC, transfer())
     stolen = shop.claim(paid, BUYER)
     assert stolen.status == 200, "a bare hash behind a shared address is the weak case"
-    mine = show(shop, paid, quote["quoteSecret"], BUYER)
+    mine = shop.claim(paid, THIEF, proof=signature(wallet, paid))
     assert mine.status == 200
-    assert mine.body["proxy"]["password"] != stolen.body["proxy"]["password"]
     assert (works(shop, stolen), works(shop, mine)) == (False, True)
     assert shop.claim(paid, BUYER).status == 403
 

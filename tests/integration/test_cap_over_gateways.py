@@ -83,7 +83,9 @@ async def test_two_gateways_share_one_cap(plane: Plane, gateway_process: StartsG
     assert CAP_BYTES <= used <= CAP_BYTES + 2 * OVERSHOOT_PER_GATEWAY_BYTES
     assert delivered <= used
     history = await plane.dynamo.run(entries(PREFIX + "audit", f"pak#{PAK}", 10))
-    assert [e.event.action for e in history.rows] == ["auto_suspended_cap_exceeded"]
+    assert [e.event.action for e in history.rows if e.event.action.startswith("auto_")] == [
+        "auto_suspended_cap_exceeded"
+    ]
 
 
 async def test_a_gateway_that_falls_idle_gives_its_lease_back(

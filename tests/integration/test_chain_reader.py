@@ -73,6 +73,7 @@ def evm(*urls: str) -> EvmReader:
 
 EVM_GOOD = results(
     eth_getTransactionReceipt=receipt(log()),
+    eth_getTransactionByHash={"from": "0x" + "aa" * 20, "to": None, "input": "0x"},
     eth_getBlockByNumber=BLOCK,
     eth_blockNumber="0xa",
     eth_chainId="0x2105",
@@ -137,9 +138,17 @@ def test_a_chain_is_validated_before_it_takes_money(serve: Serve) -> None:
 
 TWO = (Depth(None, quorum=2),)
 EVM_LYING = results(
-    eth_getTransactionReceipt=receipt(log(9_000_000)), eth_getBlockByNumber=BLOCK, eth_blockNumber="0xa"
+    eth_getTransactionByHash={"from": "0x" + "aa" * 20, "to": None, "input": "0x"},
+    eth_getTransactionReceipt=receipt(log(9_000_000)),
+    eth_getBlockByNumber=BLOCK,
+    eth_blockNumber="0xa",
 )
-EVM_DENYING = results(eth_getTransactionReceipt=receipt(), eth_getBlockByNumber=BLOCK, eth_blockNumber="0xa")
+EVM_DENYING = results(
+    eth_getTransactionByHash={"from": "0x", "to": None, "input": "0x"},
+    eth_getTransactionReceipt=receipt(),
+    eth_getBlockByNumber=BLOCK,
+    eth_blockNumber="0xa",
+)
 EVM_LAGGING = results(eth_blockNumber="0x1")
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from functions.api.idempotency import _caller
 from local import lab
 from shared.access import idempotency as rows
 from shared.access.idempotency import Operation
@@ -145,3 +147,13 @@ def test_a_day_later_the_same_key_is_another_write(functions: Functions) -> None
     functions.dynamo.run(rows.take_over(TABLE, found, aged))
     assert create(functions, label="tomorrow").body["id"] != first.body["id"]
     assert count(functions) == 2
+
+
+def test_a_header_that_a_route_does_not_read_makes_no_two_callers_one() -> None:
+    def operation(**headers: str) -> str:
+        named = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
+        scope = {"type": "http", "headers": named, "client": ("127.20.0.1", 1)}
+        return rows.operation_id(_caller(Request(scope)), "order-0001")
+
+    shown = [{}, {"x_session_token": "a"}, {"x_session_token": "b"}, {"authorization": "Bearer c"}]
+    assert len({operation(x_api_key="none", **more) for more in shown}) == len(shown)

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 KEYS = "/v1/reseller/pool-keys"
 AT_ONCE = 50
 RATES = dict.fromkeys(("mobile", "residential", "datacenter", "unknown"), 1_000_000)
-TABLES = Tables(*(PREFIX + name for name in ("usage", "access", "ledger")))
+TABLES = Tables(*(PREFIX + name for name in ("usage", "access", "ledger", "devices")))
 
 
 @pytest.fixture
@@ -69,6 +69,8 @@ def test_fifty_top_ups_and_fifty_flushes_at_once_add_up_exactly(
         one.api_wiring, one.sale_wiring = containers[0].api_wiring, containers[0].sale_wiring
     me = {"x-api-key": containers[-1].keys.reseller}
     pak_id = containers[0].call(KEYS, "POST", {"label": "k", "trafficCapGB": 1}, me).body["id"]
+    for one in containers:  # a container serves one request at a time, and builds its models with the first
+        assert one.call(f"{KEYS}/{pak_id}/topup", "POST", {}, me).status == 400
     redis = SyncRedis(valkey_url)
 
     def top_up(number: int) -> None:

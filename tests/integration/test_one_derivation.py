@@ -147,7 +147,7 @@ def batch(tenant: Tenant, sequence: int) -> FlushBatch:
 
 def test_usage_is_the_same_on_every_surface_while_bytes_are_rolled_up(functions: Functions) -> None:
     tenant = Tenant(functions, "one").furnish()
-    tables = Tables(*(PREFIX + name for name in ("usage", "access", "ledger")))
+    tables = Tables(*(PREFIX + name for name in ("usage", "access", "ledger", "devices")))
     rates = dict.fromkeys(("mobile", "residential", "datacenter", "unknown"), 1000000)
 
     def change(number: int) -> None:

@@ -235,3 +235,12 @@ def test_a_payment_for_a_port_buys_no_other_tier(functions: Functions) -> None:
     functions.chain.verdicts[paying["payment-signature"]] = Valid(PAYER, 800_000, int(time.time()))
     assert functions.call(QUERY + "&tier=private", headers=paying).status == 403
     assert functions.call(twice, headers=paying).status == 200
+
+
+def test_a_payment_for_one_kind_of_port_does_not_give_out_another_kind(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    bought = buy(functions, micro=400_000)
+    paying = {"payment-signature": "0x" + "01" * 32}
+    assert bought.status == 200, bought.body
+    assert functions.call(QUERY, headers=paying).body["proxy"] == bought.body["proxy"]
+    assert functions.call(QUERY + "&tier=private", headers=paying).status == 409

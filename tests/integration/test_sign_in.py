@@ -37,9 +37,9 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def stale(functions: Functions) -> dict[str, str]:
+def stale(functions: Functions, email: str = EMAIL) -> dict[str, str]:
     """A token whose owner gave the password six minutes ago."""
-    person = functions.dynamo.run(get_person(PREFIX + "access", EMAIL))
+    person = functions.dynamo.run(get_person(PREFIX + "access", email))
     assert person is not None
     private = functions.api_wiring.settings.jwt_private_key.get_secret_value()
     return bearer(issue(person, private, now_ms() - people.FRESH_MS - 60_000))
@@ -156,3 +156,53 @@ def test_a_rotated_key_ends_after_its_grace_and_an_ended_one_at_once(functions: 
     bob = bearer(sign_in(functions, email="bob@other.example").body["token"])
     kept = functions.call(KEYS, headers=ops).body["apiKeys"]
     assert functions.call(f"{KEYS}/{kept[0]['id']}", "DELETE", headers=bob).status == 404
+
+
+def test_a_refusal_for_want_of_a_fresh_password_does_not_stand_under_its_idempotency_key(
+    functions: Functions,
+) -> None:
+    headers = {"x-api-key": functions.keys.reseller}
+    made = functions.call(POOL_KEYS, "POST", {"label": "a", "trafficCapGB": 1}, headers)
+    path = f"{POOL_KEYS}/{made.body['id']}/regenerate"
+    keyed = stale(functions) | {"idempotency-key": "regenerate-0001"}
+    assert functions.call(path, "POST", {}, keyed).body["code"] == "FRESH_AUTH_REQUIRED"
+    confirmed = keyed | {"x-confirm-password": PASSWORD}
+    assert functions.call(path, "POST", {}, confirmed).status == 200
+
+
+ADMIN_WRITES = [
+    ("POST", "/v1/admin/accounts", {"accountId": "psx_new", "kind": "admin"}),
+    ("POST", "/v1/admin/accounts/psx_reseller1/api-keys", {"scopes": ["admin"]}),
+    ("POST", "/v1/admin/accounts/psx_reseller1/people", {"email": "b@b.example", "password": PASSWORD}),
+    ("PUT", "/v1/admin/settings/wholesale", {"steps": [[0, 1]]}),
+    ("POST", "/v1/admin/switch", {"stopped": False, "reason": "x"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ADMIN_WRITES)
+def test_an_admins_old_token_gives_nobody_rights(
+    functions: Functions, method: str, path: str, body: dict[str, Any]
+) -> None:
+    root, admin = "root@psx.example", {"x-api-key": functions.keys.admin}
+    account = {"accountId": "psx_admin9", "kind": "admin"}
+    assert functions.call("/v1/admin/accounts", "POST", account, admin).status == 200
+    person = {"email": root, "password": PASSWORD}
+    assert functions.call("/v1/admin/accounts/psx_admin9/people", "POST", person, admin).status == 200
+    old = stale(functions, root)
+    refused = functions.call(path, method, body, old)
+    assert (refused.status, refused.body["code"]) == (403, "FRESH_AUTH_REQUIRED")
+    stop = {"stopped": True, "reason": "fire"}
+    assert functions.call("/v1/admin/switch", "POST", stop, old).status == 200
+    assert functions.call(path, method, body, old | {"x-confirm-password": PASSWORD}).status == 200
+
+
+def test_a_key_that_may_only_look_is_told_no_password_and_can_be_rotated(functions: Functions) -> None:
+    reseller = bearer(sign_in(functions).body["token"])
+    pak = functions.call(POOL_KEYS, "POST", {"label": "a", "trafficCapGB": 1}, reseller).body
+    look = functions.call(KEYS, "POST", {"scopes": ["read"]}, reseller).body
+    looks = {"x-api-key": look["apiKey"]}
+    assert functions.call(f"{POOL_KEYS}/{pak['id']}", headers=looks).status == 200
+    refused = functions.call(f"/v1/gateway/credentials?pakId={pak['id']}", headers=looks)
+    assert (refused.status, refused.body["code"]) == (403, "SCOPE_MISSING")
+    assert pak["key"] not in str(refused.body)
+    assert functions.call(f"{KEYS}/{look['id']}/rotate", "POST", {}, reseller).status == 200

@@ -177,6 +177,11 @@ class Clients:
         if shutil.which("go") is not None:
             self._building = asyncio.create_task(self._build())
 
+    async def built(self) -> None:
+        """Wait for what is being compiled."""
+        if self._building is not None:
+            await asyncio.shield(self._building)
+
     async def _go(self) -> Path:
         program("go")
         if self._building is None:

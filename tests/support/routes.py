@@ -19,8 +19,9 @@ from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import put
 from tests.contract.test_pool_live import modem
-from tests.support.functions import Functions, Reply
+from tests.support.functions import PREFIX, Functions, Reply
 
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 PASSWORD: Final = "correct horse battery"
@@ -32,9 +33,13 @@ ABSENT: Final = {
     "account_id": "psx_nobody",
     "ident": "0" * 24,
     "name": "nothing",
+    "subject": "AS64999",
 }
 """Ids of the right shape that nothing has."""
-UNKNOWN_BODY: Final[dict[str, Any]] = {}
+OVERRIDE: Final = {"ipType": "residential", "reason": "test"}
+CONSENT: Final = {"termsVersion": "2026-11", "method": "dialog"}
+PUBLIC: Final = frozenset({("GET", "/v1/peer/devices/{device_id}")})
+"""Routes by which anybody learns what an id is."""
 
 
 def documented() -> list[tuple[str, str]]:
@@ -86,7 +91,8 @@ class Tenant:
         token = self._made("/v1/auth/sign-in", person, {})["token"]
         self.signed_in = {"authorization": f"Bearer {token}"}
         api_key = self.supplier["x-api-key"]
-        device = self._made("/v1/peer/agents/register", {"name": self.name, "apiKey": api_key}, {})
+        enrolling = {"name": self.name, "apiKey": api_key, "walletAddress": "0x" + "22" * 20}
+        device = self._made("/v1/peer/agents/register", enrolling, {})
         self.refresh_token = device["refreshToken"]
         asked = {"trafficGB": 1, "reason": "wire"}
         credit = self._made(f"/v1/admin/resellers/{account}/credits", asked, self.admin)
@@ -98,9 +104,17 @@ class Tenant:
             "account_id": account,
             "ident": credit["approvalId"],
             "name": "rates",
+            "subject": "AS64501",
         }
+        self.functions.call("/v1/admin/ip-classes/AS64501", "PUT", OVERRIDE, self.admin)
+        self.earn(device["deviceId"])
         self.open_session()
         return self
+
+    def earn(self, device_id: str) -> None:
+        """A day on which the device earned 100 USDC, as the roll-up writes it."""
+        day = {"pk": f"dev#{device_id}", "sk": "day#2026-11-20", "up_bytes": 0, "down_bytes": 0}
+        self.functions.dynamo.run(put(PREFIX + "usage", day | {"earned_femto": 100 * 10**15}))
 
     def open_session(self) -> None:
         """A named session of the key."""
@@ -142,6 +156,19 @@ class Tenant:
             ("POST", "/v1/peer/agents/{device_id}/refresh"): {"refreshToken": self.refresh_token},
             ("PATCH", "/v1/peer/my-devices/{device_id}/listing"): {"listed": False},
             ("POST", "/v1/peer/consent"): {"termsVersion": "2026-11"},
+            ("DELETE", "/v1/peer/consent"): None,
+            ("POST", "/v1/peer/agents/{device_id}/consent"): CONSENT,
+            ("DELETE", "/v1/peer/agents/{device_id}/consent"): None,
+            ("POST", "/v1/peer/my-devices/{device_id}/consent"): CONSENT,
+            ("DELETE", "/v1/peer/my-devices/{device_id}/consent"): None,
+            ("PUT", "/v1/peer/agents/{device_id}/wallet"): {"walletAddress": "0x" + "33" * 20},
+            ("POST", "/v1/peer/agents/{device_id}/withdraw"): {},
+            ("POST", "/v1/peer/my-devices/list-all"): {"listed": False},
+            ("POST", "/v1/peer/my-devices/revoke-all"): {},
+            ("POST", "/v1/peer/my-devices/{device_id}/revoke"): {},
+            ("PATCH", "/v1/peer/my-preferences"): {"autoList": False},
+            ("PUT", "/v1/admin/ip-classes/{subject}"): OVERRIDE,
+            ("DELETE", "/v1/admin/ip-classes/{subject}"): None,
             ("POST", "/v1/farmer/modems"): {
                 "name": "m", "host": "192.0.2.1", "port": 3128, "username": "u", "password": "p",
             },

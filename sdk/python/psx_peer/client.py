@@ -80,7 +80,8 @@ class Peer:
         """Wait for a condition, or for the stop."""
         while not self._stopping.is_set() and not condition():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), ALLOWED_CHECK_S)
+                async with asyncio.timeout(ALLOWED_CHECK_S):
+                    await self._stopping.wait()
 
     def stop(self) -> None:
         """End every tunnel and socket at once; `run` returns."""

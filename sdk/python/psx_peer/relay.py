@@ -90,7 +90,10 @@ class RelaySocket(asyncio.Protocol):
         local = (self._options.bind, 0) if self._options.bind else None
         tls = tls_context(self._options) if secure else None
         connecting = self._loop.create_connection(lambda: self, host, port, ssl=tls, local_addr=local)
-        transport, _ = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
+        async with asyncio.timeout(
+            CONNECT_TIMEOUT_S
+        ):  # `wait_for` swallows a cancellation that meets its answer
+            transport, _ = await connecting
         transport.write(handshake.upgrade_request(parts.netloc, parts.path, self._key, self._identity.token))
         beat = self._loop.create_task(self._heartbeats())
         try:

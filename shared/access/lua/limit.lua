@@ -13,7 +13,11 @@ for i = 1, #KEYS / 2 do
   local over, wait = spent + (1 - limit) * window, 0
   if over > 0 then
     refused = true
-    if here >= limit then wait = window - into else wait = math.max(1, math.ceil(over / before)) end
+    if here >= limit then -- until so much of this window has slid out of the next one that one more fits
+      wait = window - into + math.ceil(window * (here - limit + 1) / here)
+    else
+      wait = math.max(1, math.ceil(over / before))
+    end
   end
   out[3 * i - 2] = wait
   out[3 * i - 1] = math.max(0, math.floor(limit - spent / window) - 1)

@@ -229,6 +229,11 @@ def test_our_balance_that_rose_is_a_payment_of_whose_fell() -> None:
     assert solana(given) == Valid("payer", 400, 1_800_000_000)
 
 
+def test_a_payer_paid_no_more_than_it_lost_though_more_was_minted_to_us() -> None:
+    given = transaction([balance(1, "payer", 900)], [balance(1, "payer", 899), balance(2, "us", 400)])
+    assert solana(given) == Valid("payer", 1, 1_800_000_000)
+
+
 def test_a_balance_that_was_not_there_was_zero() -> None:
     given = transaction([balance(1, "payer", 400)], [balance(1, "payer", 0), balance(2, "us", 400)])
     assert solana(given) == Valid("payer", 400, 1_800_000_000)

@@ -1,6 +1,6 @@
 """Served bytes become what suppliers are owed: exactly, once, at their rate."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,10 +12,11 @@ from shared.ledger.service import trial_balance
 from shared.ledger.table import post
 from shared.metering.model import FlushBatch, LineKey, UsageLine
 from shared.metering.table import put_batch, usage_days
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
 from shared.settlement.rules import RateMissing, accruals, rate_for
 from shared.settlement.service import Tables, owed_micro, roll_up
 
+T = TypeVar("T")
 TABLES = Tables("psx-test-usage", "psx-test-access", "psx-test-ledger", "psx-test-devices")
 SUPPLIER = AccountId("psx_s")
 NOW = 1_800_000_000_000
@@ -128,3 +129,37 @@ def test_a_batch_that_another_run_applied_meanwhile_is_counted_as_repeated(dynam
     dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 7, 0, pak="gone"))))
     report = roll_up(dynamo, TABLES, RATES, NOW)
     assert (report.applied, report.repeated) == (0, 1)
+
+
+class Busy:
+    """A store in which some keys are being changed all the time."""
+
+    def __init__(self, dynamo: SyncDynamo, *paks: str) -> None:
+        self._dynamo = dynamo
+        self._busy = [f"pak#{pak}" for pak in paks]
+
+    def run(self, request: DynamoRequest[T]) -> T:
+        """One request; a transaction on a busy key is cancelled."""
+        if request.operation == "transact_write_items" and any(b in str(request.params) for b in self._busy):
+            raise StoreUnavailable("transact_write_items: TransactionCanceledException")
+        return self._dynamo.run(request)
+
+
+def test_a_key_that_is_busy_holds_up_no_other_keys_bytes(dynamo: SyncDynamo) -> None:
+    mint(dynamo, "p1", "p2")
+    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 1, 1, pak="p1"))))
+    dynamo.run(put_batch(TABLES.usage, batch(1, line("d2", 5, 2, pak="p2"))))
+    busy: Any = Busy(dynamo, "p1")
+    report = roll_up(busy, TABLES, RATES, NOW)
+    assert (report.applied, report.deferred, report.total_bytes) == (1, 1, 7)
+    assert roll_up(dynamo, TABLES, RATES, NOW).total_bytes == 2
+
+
+def test_a_store_that_takes_nothing_ends_the_run(dynamo: SyncDynamo) -> None:
+    mint(dynamo, "p1")
+    for sequence in range(12):
+        dynamo.run(put_batch(TABLES.usage, batch(sequence, line("d1", 1, 1))))
+    busy: Any = Busy(dynamo, "p1")
+    with pytest.raises(StoreUnavailable):
+        roll_up(busy, TABLES, RATES, NOW)
+    assert roll_up(dynamo, TABLES, RATES, NOW).total_bytes == 24

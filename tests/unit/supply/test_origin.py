@@ -10,6 +10,7 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
+from shared.access import rules as access
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.supply.model import Consent, Device, Kind, Origin, Owner, OwnerConsent
@@ -25,7 +26,6 @@ from shared.supply.rules import (
     has_consent,
     network_of,
     override_for,
-    rate_limit_source,
     shard_cap,
     wants_listing,
 )
@@ -226,12 +226,12 @@ def test_a_crowd_of_homes_is_seen_and_a_carriers_nat_is_normal() -> None:
 
 
 def test_limits_count_a_subscriber_and_not_an_address() -> None:
-    assert rate_limit_source("198.51.100.1") == "198.51.100.1"
+    assert access.network_of("198.51.100.1") == "198.51.100.1"
     assert (
-        rate_limit_source("2001:db8:1:2:3::4") == rate_limit_source("2001:db8:1:2::1") == "2001:db8:1:2::/64"
+        access.network_of("2001:db8:1:2:3::4") == access.network_of("2001:db8:1:2::1") == "2001:db8:1:2::/64"
     )
-    assert rate_limit_source("::ffff:198.51.100.1") == "198.51.100.1"
-    assert rate_limit_source("odd") == "odd"
+    assert access.network_of("::ffff:198.51.100.1") == "198.51.100.1"
+    assert access.network_of("odd") == "odd"
     assert network_of("::ffff:198.51.100.1") == "198.51.100.0/24"
     assert ipaddress.ip_network(network_of("2001:db8:1:2::1")).prefixlen == 48
 
