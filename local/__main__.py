@@ -44,12 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
     packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
-    packages.add_argument(
-        "--geo", type=Path, default=ROOT / "geo", metavar="DIR", help="folder of the address databases (geo/)"
-    )
     stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
     stage.add_argument("stage", choices=("dev", "staging", "prod"))
     stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
+    commands.add_parser("costs", help="what a month costs in AWS: the table of docs/operations/costs.md")
     fleet = commands.add_parser(
         "fleet",
         help="many simulated devices that register, connect and send heartbeats",
@@ -93,11 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "package":
             from local.packaging import package  # noqa: PLC0415 - each command loads only its own
 
-            return package(given.python, given.geo)
+            return package(given.python)
         case "configure":
             from local.configure import configure  # noqa: PLC0415
 
             return configure(given.stage, given.file)
+        case "costs":
+            from local.costs import costs  # noqa: PLC0415
+
+            return costs()
         case "fleet":
             return _fleet(given)
         case "check":

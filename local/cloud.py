@@ -36,12 +36,12 @@ def read_schedules(stage: str) -> list[Schedule]:
     found = []
     for name, function in read_serverless(stage)["functions"].items():
         for event in function["events"]:
-            if "schedule" not in event:
+            if "eventBridge" not in event:
                 continue
-            entry = event["schedule"]
-            rate = _RATE.fullmatch(entry["rate"])
+            entry = event["eventBridge"]
+            rate = _RATE.fullmatch(entry["schedule"])
             if rate is None:
-                raise ValueError(f"schedule of {name}: {entry['rate']} is not understood")
+                raise ValueError(f"schedule of {name}: {entry['schedule']} is not understood")
             every_s = int(rate.group(1)) * _UNIT_S[rate.group(2)]
             found.append(Schedule(entry["input"]["job"], name, every_s, entry["input"]))
     return found

@@ -31,7 +31,6 @@ PLATFORM: Final = "x86_64-manylinux_2_28"  # the runtime's Amazon Linux 2023 has
 MB: Final = 1_000_000
 UNZIPPED_BOUND_MB: Final = {"api": 90, "x402": 190, "jobs": 40}  # Lambda's own limit is 262 MB
 AWS_SERVICES: Final = frozenset({"dynamodb", "kms", "s3", "secretsmanager"})
-GEO: Final = "geo/"
 _INSTALL_BOUND_S: Final = 400
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _PROJECT: Final = ("functions", "shared")
@@ -72,7 +71,7 @@ def _version_of(python: Path) -> str:
     return done.stdout.strip()
 
 
-def build(folder: Path, version: str, geo: Path, only: Sequence[str] = ()) -> list[Artefact]:
+def build(folder: Path, version: str, only: Sequence[str] = ()) -> list[Artefact]:
     """Build the zips of all functions, or of those named, in a folder. Raises PackageFailed."""
     python = interpreter(version)
     if python is None:
@@ -83,23 +82,19 @@ def build(folder: Path, version: str, geo: Path, only: Sequence[str] = ()) -> li
     graph = grimp.build_graph(*_PROJECT, cache_dir=None, exclude_type_checking_imports=True)
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        _build_one(graph, folder / f"{name}.zip", functions[name], python, version, geo)
+        _build_one(graph, folder / f"{name}.zip", str(functions[name]["handler"]), python, version)
         for name in functions
         if not only or name in only
     ]
 
 
-def _build_one(
-    graph: grimp.ImportGraph, target: Path, function: dict[str, Any], python: Path, version: str, geo: Path
-) -> Artefact:
-    name = target.stem
-    module = str(function["handler"]).rpartition(".")[0]
-    kind = module.split(".")[1]
-    own = [*_own_files(graph, module), *_geo_files(function, geo)]
+def _build_one(graph: grimp.ImportGraph, target: Path, handler: str, python: Path, version: str) -> Artefact:
+    name, module = target.stem, handler.rpartition(".")[0]
+    kind, own = module.split(".")[1], _own_files(graph, module)
     key = _key(version, kind, own)
     made = target.with_suffix(".json")
     if target.exists() and made.exists() and (kept := json.loads(made.read_text()))["key"] == key:
-        return Artefact(name, str(function["handler"]), target, **kept["artefact"])
+        return Artefact(name, handler, target, **kept["artefact"])
     wheels = _wheels(kind, python, version)
     with tempfile.TemporaryDirectory() as staging:
         unzipped = _zip(target, (wheels, _stage(Path(staging), own, python)))
@@ -112,7 +107,7 @@ def _build_one(
         "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
     }
     made.write_text(json.dumps({"key": key, "artefact": facts}))
-    return Artefact(name, str(function["handler"]), target, **facts)
+    return Artefact(name, handler, target, **facts)
 
 
 def _key(version: str, kind: str, own: Sequence[tuple[str, Path]]) -> str:
@@ -143,17 +138,6 @@ def _own_files(graph: grimp.ImportGraph, module: str) -> list[tuple[str, Path]]:
 
 def _nearest_package(path: Path) -> Path:
     return next(folder for folder in path.parents if (folder / "__init__.py").exists())
-
-
-def _geo_files(function: dict[str, Any], geo: Path) -> list[tuple[str, Path]]:
-    """Files of the operator (address databases) that the function's environment names below `geo/`."""
-    environment = function.get("environment", {}).values()
-    names = sorted(value for value in environment if isinstance(value, str) and value.startswith(GEO))
-    files = [(name, geo / name.removeprefix(GEO)) for name in names]
-    missing = [str(path) for _, path in files if not path.is_file()]
-    if missing:
-        raise PackageFailed(f"missing: {', '.join(missing)}; see docs/operations/first-deploy.md")
-    return files
 
 
 def _wheels(kind: str, python: Path, version: str) -> Path:
@@ -237,10 +221,10 @@ def _run(command: Sequence[str]) -> None:
         raise PackageFailed(f"{Path(command[0]).name} {command[1]}: {last[0]}")
 
 
-def package(version: str, geo: Path) -> int:
+def package(version: str) -> int:
     """Build all and print a table; answers the exit status."""
     try:
-        built = build(PACKAGES, version, geo)
+        built = build(PACKAGES, version)
     except PackageFailed as failed:
         sys.stderr.write(f"psx: {failed}\n")
         return 2

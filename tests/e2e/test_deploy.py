@@ -11,14 +11,14 @@ import pytest_asyncio
 
 from local.bootstrap import HOUSE, bootstrap
 from local.configure import create_secrets, write_parameters
-from local.lab import relays_setting
+from local.lab import LabFiles, relays_setting
 from local.network import LocalNetwork
 from local.packaging import Artefact
 from local.tables import table_definitions
 from shared.guard.table import read_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
-from tests.support.cloud import Emulator, http_get, serverless
+from tests.support.cloud import Emulator, http_call, serverless
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STAGE: Final = "dev"
@@ -48,6 +48,7 @@ def configure(emulator: Emulator, net: LocalNetwork) -> None:
     )
     given = {
         "api-base-url": "https://api.example",
+        "api-certificate": "none",
         "gateway-host": "gateway.example",
         "gateway-http-port": "7000",
         "gateway-socks-port": "7001",
@@ -85,6 +86,16 @@ def loop_rows(dynamo: SyncDynamo) -> list[str]:
     return [item["pk"]["S"] for item in items if item["pk"]["S"].startswith("loop#")]
 
 
+def publish_address_data(emulator: Emulator, bucket: str, files: LabFiles) -> None:
+    """What an operator uploads, and the job that publishes it."""
+    for name, path in (("asn", files.asn_mmdb), ("country", files.country_mmdb)):
+        emulator.client("s3").upload_file(str(path), bucket, f"incoming/{name}.mmdb")
+    ran = emulator.client("lambda").invoke(
+        FunctionName=f"psx-{STAGE}-refresh-ip-data", Payload=json.dumps({"job": "refresh_ip_data"})
+    )
+    assert json.loads(ran["Payload"].read()) == {"asn": "published", "country": "published"}
+
+
 async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     emulator: Emulator, stores: LocalNetwork, artefacts: list[Artefact]
 ) -> None:
@@ -101,17 +112,24 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
         found = database.describe_table(TableName=definition["TableName"])["Table"]
         assert found["KeySchema"] == definition["KeySchema"]
     dynamo = SyncDynamo(database)
-    bootstrap(dynamo, f"psx-{STAGE}-", now_ms())
+    keys = bootstrap(dynamo, f"psx-{STAGE}-", now_ms())
+    await asyncio.to_thread(publish_address_data, emulator, outputs["IpDataBucket"], stores.files)
 
     api, host = emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost"
-    status, _, stock = await asyncio.to_thread(http_get, f"{api}/v1/gateway/pool/stock", host)
+    status, _, stock = await asyncio.to_thread(http_call, f"{api}/v1/gateway/pool/stock", host)
     assert status == 200, stock
+    body = {"label": "deployed", "trafficCapGB": 1}
+    made, headers = f"{api}/v1/reseller/pool-keys", {"X-API-Key": keys.reseller}
+    status, _, key = await asyncio.to_thread(http_call, made, host, headers, body)
+    assert (status, key["key"][:4]) == (200, "pak_"), key  # sealed with the deployed KMS key
+    shown = await asyncio.to_thread(http_call, f"{made}/{key['id']}/reveal", host, headers, {})
+    assert shown[2]["key"] == key["key"]
     await fired(dynamo, "list_exits", "roll_up", "validate_sale", "serve_owed")
     async with asyncio.timeout(SCHEDULES_FIRE_WITHIN_S):
         while not (dynamo.run(read_setting(f"psx-{STAGE}-guard", "sale")) or {}).get("ok"):
             await asyncio.sleep(POLL_S)
     offer = f"{api}/v1/x402/pool?traffic=0.1"
-    status, headers, body = await asyncio.to_thread(http_get, offer, host)
+    status, headers, body = await asyncio.to_thread(http_call, offer, host)
     assert status == 402, body
     offered = json.loads(base64.b64decode(headers["payment-required"]))["accepts"]
     assert {rail["payTo"] for rail in offered} == {stores.evm_recipient, stores.solana_recipient}

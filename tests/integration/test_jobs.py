@@ -1,14 +1,19 @@
 """The jobs as they are deployed: their handlers, their settings, the roles that they run with."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
+from functions.api.wiring import ApiSettings, open_origins
 from functions.jobs import list_exits, refresh_ip_data, roll_up
 from functions.jobs.wiring import wiring
+from local.lab import LabFiles
 from shared.grading.listing import ListingRun
 from shared.guard.table import write_setting
+from shared.kernel.ids import UNKNOWN_COUNTRY
 from shared.metering.table import put_batch
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -17,6 +22,8 @@ from tests.support.permissions import as_function
 from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint
 
 pytestmark = pytest.mark.slow
+BUCKET = "psx-test-ip-data"
+PHONE = "127.10.1.7"
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +72,32 @@ def test_the_roll_up_applies_batches_within_its_role(dynamo: SyncDynamo) -> None
 
 def test_address_data_without_a_bucket_is_left_alone_within_its_role(dynamo: SyncDynamo) -> None:
     assert "skipped" in run("refresh-ip-data", refresh_ip_data.handler)
+
+
+def test_address_data_is_published_by_the_job_and_fetched_by_the_api_within_their_roles(
+    dynamo: SyncDynamo, lab_files: LabFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PSX_IP_DATA_BUCKET", BUCKET)
+    bucket: Any = boto3.client("s3")
+    bucket.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    settings = ApiSettings.model_construct(
+        asn_mmdb=tmp_path / "data" / "asn.mmdb",
+        country_mmdb=tmp_path / "data" / "country.mmdb",
+        ip_data_bucket=BUCKET,
+    )
+    with as_function("api"):
+        early = open_origins(settings)
+    assert early.lookup(PHONE).country == UNKNOWN_COUNTRY
+    nothing = dict.fromkeys(("asn", "country"), "nothing uploaded")
+    assert run("refresh-ip-data", refresh_ip_data.handler) == nothing
+    bucket.put_object(Bucket=BUCKET, Key="incoming/asn.mmdb", Body=b"no database")
+    bucket.upload_file(str(lab_files.country_mmdb), BUCKET, "incoming/country.mmdb")
+    report = run("refresh-ip-data", refresh_ip_data.handler)
+    assert (report["asn"], report["country"]) == ("refused: is no MMDB file", "published")
+    with as_function("api"):
+        origins = open_origins(settings)
+    early.follow()
+    for reader in (early, origins):
+        assert reader.lookup(PHONE).country != UNKNOWN_COUNTRY
+        assert reader.lookup(PHONE).asn == 0
+        reader.close()

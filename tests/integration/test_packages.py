@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from local.client import call
-from local.lab import LabFiles
 from local.lambda_runtime import Code
 from local.network import LocalNetwork
 from local.packaging import MB, UNZIPPED_BOUND_MB, Artefact, PackageFailed, build, interpreter
@@ -90,22 +89,17 @@ def test_packages_are_compiled_for_the_runtime_and_need_no_newer_glibc_than_it_h
         assert max(needed) <= RUNTIME_GLIBC
 
 
-def test_the_same_sources_and_locks_give_the_same_bytes(lab_files: LabFiles, tmp_path: Path) -> None:
-    geo = lab_files.asn_mmdb.parent
+def test_the_same_sources_and_locks_give_the_same_bytes(tmp_path: Path) -> None:
     first, second = (
-        build(tmp_path / name, runtime_version(), geo, only=["list-exits"]) for name in ("first", "second")
+        build(tmp_path / name, runtime_version(), only=["list-exits"]) for name in ("first", "second")
     )
     assert first[0].sha256 == second[0].sha256
 
 
-def test_a_package_beyond_its_bound_or_without_its_files_is_refused(
-    tmp_path: Path, lab_files: LabFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(PackageFailed, match=r"asn\.mmdb.*first-deploy"):
-        build(tmp_path, runtime_version(), tmp_path / "nothing", only=["api"])
+def test_a_package_beyond_its_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(UNZIPPED_BOUND_MB, "jobs", 1)
     with pytest.raises(PackageFailed, match=r"list-exits: .* 1 are allowed"):
-        build(tmp_path, runtime_version(), lab_files.asn_mmdb.parent, only=["list-exits"])
+        build(tmp_path, runtime_version(), only=["list-exits"])
 
 
 async def test_each_packaged_function_answers_real_events(unpacked: dict[str, Path]) -> None:

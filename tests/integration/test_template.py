@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import boto3
+import grimp
 import pytest
 import yaml
 from moto import mock_aws
@@ -33,11 +35,13 @@ from tests.support.cloud import serverless
 from tests.support.permissions import as_function, granted
 
 STAGE = "test"
+NODES_ALONE = {"aioboto3"}  # imported when a node makes its executor
 RUNTIME_SERVICES = {"ec2", "logs", "sqs", "xray"}  # called for a function, not by it
 FUNCTIONS = read_serverless(STAGE)["functions"]
 NODES = {"PSX_EVM_RPC_URLS": "http://127.0.0.1:9", "PSX_SOLANA_RPC_URLS": "http://127.0.0.1:9"}
 PARAMETERS: dict[str, Any] = {
     "api-base-url": "https://api.example",
+    "api-certificate": "none",
     "gateway-host": "gw.example",
     "gateway-http-port": "7000",
     "gateway-socks-port": "7001",
@@ -103,9 +107,9 @@ def test_a_configured_stage_gives_each_function_settings_that_it_accepts(
         )
         declared = yaml.safe_load(PARAMETERS_FILE.read_text().replace("${sls:stage}", STAGE))
         for variable, value in environment_of(name).items():
-            given = value
-            if isinstance(value, dict):
-                given = parameters.get_parameter(Name=declared[value["Ref"]]["Default"])["Parameter"]["Value"]
+            given = value["Ref"] if isinstance(value, dict) else value
+            if given in declared:
+                given = parameters.get_parameter(Name=declared[given]["Default"])["Parameter"]["Value"]
             monkeypatch.setenv(variable, "dev" if variable == "PSX_STAGE" else given)
         keys = boto3.client("kms")
         key = keys.create_key()["KeyMetadata"]["KeyId"]
@@ -152,20 +156,25 @@ def test_configuring_twice_changes_no_secret_and_says_what_is_missing(
         assert ssm.describe_parameters()["Parameters"] == []
 
 
-def test_what_the_network_stack_publishes_is_what_the_functions_read() -> None:
+def test_the_network_stack_publishes_what_the_functions_read_of_it() -> None:
     declared = {entry["Default"] for entry in yaml.safe_load(PARAMETERS_FILE.read_text()).values()}
     read = {name.rpartition("/")[2] for name in declared if "/network/" in name}
     text = (ROOT / "infra" / "network.yml").read_text()
-    assert set(re.findall(r"/psx/\$\{Stage\}/network/([a-z-]+)", text)) == read
+    assert read <= set(re.findall(r"/psx/\$\{Stage\}/network/([a-z-]+)", text))
+
+
+def schedules() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(function, schedule) of everything that the template fires by itself."""
+    return [
+        (f, event["eventBridge"])
+        for f in FUNCTIONS.values()
+        for event in f["events"]
+        if "eventBridge" in event
+    ]
 
 
 def test_schedules_and_jobs_are_the_same_set() -> None:
-    scheduled = {
-        (f["handler"].rpartition(".")[0], event["schedule"]["input"]["job"])
-        for f in FUNCTIONS.values()
-        for event in f["events"]
-        if "schedule" in event
-    }
+    scheduled = {(f["handler"].rpartition(".")[0], entry["input"]["job"]) for f, entry in schedules()}
     modules = {f"functions.jobs.{path.stem}" for path in (ROOT / "functions" / "jobs").glob("*.py")}
     modules = {m for m in modules if hasattr(importlib.import_module(m), "handler")}
     coded = {(module, module.rpartition(".")[2]) for module in modules}
@@ -174,11 +183,13 @@ def test_schedules_and_jobs_are_the_same_set() -> None:
 
 
 def test_whatever_is_scheduled_ends_before_it_is_too_late_and_keeps_what_failed() -> None:
-    for name, function in FUNCTIONS.items():
-        if any("schedule" in event for event in function["events"]):
-            assert function["maximumRetryAttempts"] == 0, name
-            assert function["maximumEventAge"] == 60, name
-            assert function["destinations"]["onFailure"]["arn"] == {"Fn::GetAtt": ["FailedJobs", "Arn"]}, name
+    queue = {"Fn::GetAtt": ["FailedJobs", "Arn"]}
+    for function, entry in schedules():
+        assert entry["name"] == f"psx-{STAGE}-{entry['input']['job'].replace('_', '-')}"
+        assert entry["retryPolicy"] == {"maximumEventAge": 60, "maximumRetryAttempts": 1}, entry
+        assert entry["deadLetterQueueArn"] == queue, entry
+        assert (function["maximumRetryAttempts"], function["maximumEventAge"]) == (0, 60), entry
+        assert function["destinations"]["onFailure"]["arn"] == queue, entry
 
 
 def test_money_and_listing_jobs_alone_run_one_at_a_time() -> None:
@@ -261,6 +272,25 @@ def test_no_function_has_a_role_or_an_alarm_that_the_template_forgot(
         assert properties["TracingConfig"] == {"Mode": "Active"}
     watched = json.dumps([r for r in resources.values() if r["Type"] == "AWS::CloudWatch::Dashboard"])
     assert [k for k in functions if k not in watched] == []
+
+
+def test_locks_hold_every_package_that_a_function_imports() -> None:
+    graph = grimp.build_graph(
+        "functions",
+        "shared",
+        cache_dir=None,
+        exclude_type_checking_imports=True,
+        include_external_packages=True,
+    )
+    distributions = packages_distributions()
+    for name, function in FUNCTIONS.items():
+        module = function["handler"].rpartition(".")[0]
+        lock = (ROOT / "requirements" / f"{module.split('.')[1]}.txt").read_text()
+        locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.M))
+        reached = {m.partition(".")[0] for m in graph.find_upstream_modules(module)}
+        packages = reached - {"functions", "shared"} - NODES_ALONE - sys.stdlib_module_names
+        needed = {d.lower().replace("_", "-") for p in packages for d in distributions[p]}
+        assert needed - locked == set(), name
 
 
 def test_packages_describe_every_aws_service_that_functions_may_call() -> None:

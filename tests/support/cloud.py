@@ -110,17 +110,21 @@ def serverless(*arguments: str, env: Mapping[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def http_get(url: str, host: str = "") -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON body of an address; any status is an answer."""
-    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+def http_call(
+    url: str, host: str, headers: Mapping[str, str] | None = None, body: Any = None
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON body of a GET, or of a POST of a body; any status is an answer."""
+    sent = {"Host": host, "Content-Type": "application/json", **(headers or {})}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, sent)
     answer: Any
     try:
         answer = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=40)
     except urllib.error.HTTPError as error:
         answer = error
     with answer:
-        text, headers = answer.read().decode(), {k.lower(): v for k, v in answer.headers.items()}
+        text, told = answer.read().decode(), {k.lower(): v for k, v in answer.headers.items()}
     try:
-        return answer.status, headers, json.loads(text)
+        return answer.status, told, json.loads(text)
     except ValueError:
-        return answer.status, headers, text
+        return answer.status, told, text

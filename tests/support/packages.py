@@ -14,7 +14,6 @@ from typing import Final
 
 import pytest
 
-from local.lab import LabFiles
 from local.packaging import RUNTIME, Artefact, build, interpreter
 from local.paths import CACHE, ROOT, STATE
 
@@ -54,12 +53,12 @@ def environment_of(name: str, lock: Path, version: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artefacts(lab_files: LabFiles) -> list[Artefact]:
-    """Every function's zip, built from this checkout with the lab's address databases; kept while nothing changes."""
+def artefacts() -> list[Artefact]:
+    """Every function's zip, built from this checkout; kept while nothing changes."""
     PACKAGED.mkdir(parents=True, exist_ok=True)
     with (PACKAGED / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        return build(PACKAGED, runtime_version(), lab_files.asn_mmdb.parent)
+        return build(PACKAGED, runtime_version())
 
 
 def unpack(artefact: Artefact, folder: Path) -> Path:

@@ -10,9 +10,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import Any, Final
 
 import botocore.client
+import botocore.exceptions
 import pytest
 import yaml
 
@@ -22,12 +24,14 @@ from local.tables import read_serverless, tables
 ROLES_FILE: Final = ROOT / "infra" / "functions" / "roles.yml"
 STAGE: Final = "test"
 Use = tuple[str, str]
-"""An IAM action and what it is done to: `access`, `access/by_account`, `psx/test/credentials`."""
+"""An IAM action and what it is done to: `access`, `access/by_account`, `IpData/incoming`, `psx/test/credentials`."""
 
 _used: dict[str, set[Use]] = {}
 _current: ContextVar[str | None] = ContextVar("function", default=None)  # follows a call into its threads
+_latest: list[str] = []  # except into those of S3's transfers, which know no context
 _client: Any = botocore.client.BaseClient
 _call_api = _client._make_api_call
+_OBJECTS: Final = {"HeadObject": "GetObject", "UploadPart": "PutObject"}
 _TRANSACT: Final = {
     "Put": "PutItem",
     "Update": "UpdateItem",
@@ -38,9 +42,12 @@ _TRANSACT: Final = {
 
 
 def uses(service: str, operation: str, params: Mapping[str, Any]) -> set[Use]:
-    """The IAM actions that one API call needs. Source: Service Authorization Reference, Amazon DynamoDB."""
+    """The IAM actions that one API call needs. Source: Service Authorization Reference, Amazon DynamoDB and Amazon S3."""
     if service == "kms":  # by alias, or by nothing: what was encrypted names its key
         return {(f"kms:{operation}", "AccessKey")}
+    if service == "s3":
+        folder = str(params["Key"]).partition("/")[0]
+        return {(f"s3:{_OBJECTS.get(operation, operation)}", f"IpData/{folder}")}
     if service != "dynamodb":
         return {(f"{service}:{operation}", str(params.get("SecretId") or "*"))}
     if operation in {"TransactWriteItems", "TransactGetItems"}:
@@ -58,7 +65,7 @@ def _table(params: Mapping[str, Any]) -> str:
 
 @functools.cache
 def granted(function: str) -> frozenset[Use]:
-    """What the role of a function allows on tables, secrets and keys."""
+    """What the role of a function allows on tables, secrets, keys and the bucket of address data."""
     names = {logical: p["TableName"].split("-", 2)[2] for logical, p in tables(STAGE).items()}
     text = ROLES_FILE.read_text("utf-8").replace("${sls:stage}", STAGE)
     role = yaml.safe_load(text)[function]["Properties"]
@@ -80,9 +87,9 @@ def _resource(value: Any, names: Mapping[str, str]) -> str:
         logical = value["Fn::GetAtt"][0]
         return names.get(logical, logical)
     text = str(value["Fn::Sub"]) if isinstance(value, dict) else str(value)
-    if "/index/" in text:
-        logical, _, index = text.removeprefix("${").partition(".Arn}/index/")
-        return f"{names[logical]}/{index}"
+    if ".Arn}/" in text:
+        logical, _, part = text.removeprefix("${").partition(".Arn}/")
+        return f"{names.get(logical, logical)}/{part.removeprefix('index/').removesuffix('/*')}"
     return text.partition(":secret:")[2].removesuffix("-??????") or text
 
 
@@ -90,10 +97,12 @@ def _resource(value: Any, names: Mapping[str, str]) -> str:
 def as_function(name: str) -> Iterator[None]:
     """Everything in the block is done in the name of a function. Raises AssertionError for what it may not do."""
     token = _current.set(name)
+    _latest.append(name)
     try:
         yield
     finally:
         _current.reset(token)
+        _latest.remove(name)
     beyond = _used.get(name, set()) - granted(name)
     assert not beyond, f"the role of {name} (infra/functions/roles.yml) does not allow {sorted(beyond)}"
 
@@ -105,16 +114,23 @@ def call_as(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _recorded(client: Any, operation: str, params: Mapping[str, Any]) -> Any:
-    function = _current.get()
-    if function is not None:
-        service = client.meta.service_model.service_name
-        _used.setdefault(function, set()).update(uses(service, operation, params))
-    return _call_api(client, operation, params)
+    service = client.meta.service_model.service_name
+    function = _current.get() or (_latest[-1] if service == "s3" and _latest else None)
+    if function is None:
+        return _call_api(client, operation, params)
+    used = _used.setdefault(function, set())
+    used.update(uses(service, operation, params))
+    try:
+        return _call_api(client, operation, params)
+    except botocore.exceptions.ClientError as error:
+        if service == "s3" and error.response["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.NOT_FOUND:
+            used.add(("s3:ListBucket", "IpData"))  # without it S3 says "forbidden" of what is not there
+        raise
 
 
 def unused() -> dict[str, list[Use]]:
-    """Function -> grants on tables, secrets and keys that nothing made use of."""
-    data = ("dynamodb:", "secretsmanager:", "kms:")
+    """Function -> grants on data, secrets and keys that nothing made use of."""
+    data = ("dynamodb:", "kms:", "s3:", "secretsmanager:")
     found = {}
     for name in read_serverless(STAGE)["functions"]:
         rest = {use for use in granted(name) - _used.get(name, set()) if use[0].startswith(data)}
