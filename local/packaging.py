@@ -34,6 +34,16 @@ AWS_SERVICES: Final = frozenset({"dynamodb", "kms", "s3", "secretsmanager"})
 _INSTALL_BOUND_S: Final = 400
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _PROJECT: Final = ("functions", "shared")
+_IMPORT_BOUND_S: Final = 60
+_IMPORT: Final = """
+import importlib, json, sys, time
+sys.path.insert(0, sys.argv[1])
+began = time.perf_counter()
+importlib.import_module(sys.argv[2])
+took = time.perf_counter() - began
+files = [getattr(module, "__file__", None) for module in sys.modules.values()]
+print(json.dumps({"took_ms": round(took * 1000), "files": [file for file in files if file]}))
+"""
 
 
 class PackageFailed(Exception):
@@ -50,6 +60,14 @@ class Artefact:
     zipped_bytes: int
     unzipped_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What importing a handler took, and the files that it loaded."""
+
+    took_ms: int
+    files: tuple[str, ...]
 
 
 def interpreter(version: str) -> Path | None:
@@ -81,11 +99,38 @@ def build(folder: Path, version: str, only: Sequence[str] = ()) -> list[Artefact
     functions = read_serverless("local")["functions"]
     graph = grimp.build_graph(*_PROJECT, cache_dir=None, exclude_type_checking_imports=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return [
-        _build_one(graph, folder / f"{name}.zip", str(functions[name]["handler"]), python, version)
-        for name in functions
-        if not only or name in only
-    ]
+    with (folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        return [
+            _build_one(graph, folder / f"{name}.zip", str(functions[name]["handler"]), python, version)
+            for name in functions
+            if not only or name in only
+        ]
+
+
+def unpack(artefact: Artefact, folder: Path) -> Path:
+    """What the runtime would find below /var/task."""
+    with zipfile.ZipFile(artefact.path) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def import_alone(folder: Path, handler: str, version: str) -> Imported:
+    """Import a handler by a bare interpreter that looks into its folder and its own library alone. Raises PackageFailed."""
+    command = [str(interpreter(version)), "-I", "-S", "-B", "-c", _IMPORT, str(folder)]
+    done = subprocess.run(
+        [*command, handler.rpartition(".")[0]],
+        capture_output=True,
+        text=True,
+        timeout=_IMPORT_BOUND_S,
+        check=False,
+        env={},
+        cwd="/",
+    )
+    if done.returncode:
+        raise PackageFailed(f"{handler}: {done.stderr.strip().splitlines()[-1]}")
+    found = json.loads(done.stdout)
+    return Imported(found["took_ms"], tuple(found["files"]))
 
 
 def _build_one(graph: grimp.ImportGraph, target: Path, handler: str, python: Path, version: str) -> Artefact:
@@ -222,13 +267,14 @@ def _run(command: Sequence[str]) -> None:
 
 
 def package(version: str) -> int:
-    """Build all and print a table; answers the exit status."""
+    """Build all and print a table: sizes, and how long a handler takes to import. Answers the exit status."""
     try:
-        built = build(PACKAGES, version)
+        for a in build(PACKAGES, version):
+            with tempfile.TemporaryDirectory() as folder:
+                took_ms = import_alone(unpack(a, Path(folder)), a.handler, version).took_ms
+            sizes = f"{a.zipped_bytes / MB:6.1f} MB zipped {a.unzipped_bytes / MB:6.1f} MB unzipped"
+            sys.stdout.write(f"{a.function:<16}{sizes} {took_ms:5d} ms to import   sha256 {a.sha256[:16]}\n")
     except PackageFailed as failed:
         sys.stderr.write(f"psx: {failed}\n")
         return 2
-    for a in built:
-        sizes = f"{a.zipped_bytes / MB:6.1f} MB zipped {a.unzipped_bytes / MB:6.1f} MB unzipped"
-        sys.stdout.write(f"{a.function:<14} {sizes}   sha256 {a.sha256[:16]}   {a.path.relative_to(ROOT)}\n")
     return 0

@@ -62,12 +62,18 @@ def test_the_listing_job_brakes_within_its_role(dynamo: SyncDynamo, valkey_url: 
     redis.close()
 
 
-def test_the_roll_up_applies_batches_within_its_role(dynamo: SyncDynamo) -> None:
+def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
+    dynamo: SyncDynamo, valkey_url: str
+) -> None:
+    redis = SyncRedis(valkey_url)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "d1", PASS)
+    redis.close()
     mint(dynamo, "p1")
     dynamo.run(write_setting("psx-test-guard", "rates", RATES, NOW))
     dynamo.run(put_batch("psx-test-usage", batch(0, line("d1", 10, 20))))
-    assert run("roll-up", roll_up.handler)["applied"] == 1
-    assert run("roll-up", roll_up.handler)["applied"] == 0
+    first, second = (run("roll-up", roll_up.handler) for _ in range(2))
+    assert (first["applied"], first["proven"]) == (1, 1)
+    assert (second["applied"], second["proven"]) == (0, 0)
 
 
 def test_address_data_without_a_bucket_is_left_alone_within_its_role(dynamo: SyncDynamo) -> None:

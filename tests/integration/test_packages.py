@@ -1,33 +1,29 @@
 """What is uploaded is what runs: each function answers from its unpacked zip, with nothing else to import from."""
 
-import json
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from local.client import call
 from local.lambda_runtime import Code
 from local.network import LocalNetwork
-from local.packaging import MB, UNZIPPED_BOUND_MB, Artefact, PackageFailed, build, interpreter
-from tests.support.packages import RUNTIME_LOCK, environment_of, runtime_version, unpack
+from local.packaging import (
+    UNZIPPED_BOUND_MB,
+    Artefact,
+    PackageFailed,
+    build,
+    import_alone,
+    interpreter,
+    unpack,
+)
+from tests.support.packages import RUNTIME_LOCK, environment_of, runtime_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RUNTIME_GLIBC = 34  # Amazon Linux 2023, which python3.12 of Lambda stands on
 GLIBC = re.compile(rb"\0GLIBC_2\.(\d+)\0")
-IMPORTS = """
-import importlib, json, sys, time
-sys.path.insert(0, sys.argv[1])
-began = time.perf_counter()
-importlib.import_module(sys.argv[2])
-took = time.perf_counter() - began
-files = [getattr(m, "__file__", None) for m in sys.modules.values()]
-print(json.dumps({"took": took, "files": [f for f in files if f], "names": sorted(sys.modules)}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +31,21 @@ def unpacked(artefacts: list[Artefact], tmp_path_factory: pytest.TempPathFactory
     return {a.function: unpack(a, tmp_path_factory.mktemp(a.function)) for a in artefacts}
 
 
-def imported(folder: Path, module: str) -> dict[str, Any]:
-    """What importing a handler loads, by a bare interpreter that looks into its folder and its own library alone."""
-    python = interpreter(runtime_version())
-    command = [str(python), "-I", "-S", "-B", "-c", IMPORTS, str(folder), module]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={}, cwd="/")
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_each_handler_imports_from_its_package_and_the_standard_library_alone(
-    artefacts: list[Artefact], unpacked: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    artefacts: list[Artefact], unpacked: dict[str, Path]
 ) -> None:
-    python = interpreter(runtime_version())
-    library = str(Path(str(python)).resolve().parent.parent)
+    library = str(Path(str(interpreter(runtime_version()))).resolve().parent.parent)
     for artefact in artefacts:
         folder = unpacked[artefact.function]
-        found = imported(folder, artefact.handler.rpartition(".")[0])
-        strangers = [f for f in found["files"] if not f.startswith((str(folder), library, "<"))]
-        assert strangers == []
-        with capsys.disabled():
-            sizes = f"{artefact.zipped_bytes / MB:.1f} MB, {artefact.unzipped_bytes / MB:.1f} MB unzipped"
-            sys.stdout.write(f"\npackage {artefact.function}: {sizes}, import {found['took'] * 1000:.0f} ms")
+        found = import_alone(folder, artefact.handler, runtime_version())
+        assert [f for f in found.files if not f.startswith((str(folder), library, "<"))] == []
+
+
+def test_a_handler_that_lacks_something_is_named(artefacts: list[Artefact], tmp_path: Path) -> None:
+    folder = unpack(next(a for a in artefacts if a.function == "list-exits"), tmp_path)
+    shutil.rmtree(folder / "redis")
+    with pytest.raises(PackageFailed, match=r"functions\.jobs\.list_exits\.handler: .*'redis'"):
+        import_alone(folder, "functions.jobs.list_exits.handler", runtime_version())
 
 
 def test_a_package_holds_no_chain_sdk_unless_it_reads_chains_and_no_source_of_another_process(

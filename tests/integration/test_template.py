@@ -36,6 +36,7 @@ from tests.support.permissions import as_function, granted
 
 STAGE = "test"
 NODES_ALONE = {"aioboto3"}  # imported when a node makes its executor
+ALARM = "AWS::CloudWatch::Alarm"
 RUNTIME_SERVICES = {"ec2", "logs", "sqs", "xray"}  # called for a function, not by it
 FUNCTIONS = read_serverless(STAGE)["functions"]
 NODES = {"PSX_EVM_RPC_URLS": "http://127.0.0.1:9", "PSX_SOLANA_RPC_URLS": "http://127.0.0.1:9"}
@@ -215,7 +216,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, lab_files: LabFiles) -> d
     for name in FUNCTIONS:
         (folder / f"{name}.zip").write_bytes(b"PK\x05\x06" + bytes(18))
     found = {}
-    for stage in ("dev", "staging", "prod"):
+    for stage in ("dev", "prod"):  # staging is what neither names: the default
         where = ["--package", str(folder / stage), "--param", f"packages={folder}"]
         serverless("package", "--stage", stage, *where, env={"PATH": "/usr/bin:/bin", "HOME": str(folder)})
         text = (folder / stage / "cloudformation-template-update-stack.json").read_text()
@@ -254,8 +255,54 @@ def test_stages_differ_in_names_and_in_what_protects_them(compiled: dict[str, di
             for r in resources
             if r["Type"] == "AWS::Logs::LogGroup"
         )
-    assert protected == {"dev": {False}, "staging": {True}, "prod": {True}}
+    assert protected == {"dev": {False}, "prod": {True}}
+    given = read_serverless(STAGE)["params"]
+    assert given["default"]["deletionProtection"] is True
+    assert "staging" not in given
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+def test_what_holds_data_is_neither_deleted_nor_replaced_by_a_deployment(
+    compiled: dict[str, dict[str, Any]],
+) -> None:
+    resources = compiled["dev"]["Resources"].values()
+    kept = {r["Type"] for r in resources if r.get("DeletionPolicy") == "Retain"}
+    allowed, denied = read_serverless(STAGE)["provider"]["stackPolicy"]
+    assert (allowed["Effect"], denied["Effect"]) == ("Allow", "Deny")
+    assert set(denied["Action"]) == {"Update:Delete", "Update:Replace"}
+    assert set(denied["Condition"]["StringEquals"]["ResourceType"]) == kept
+    holds = {"AWS::DynamoDB::Table", "AWS::KMS::Key"}
+    assert all(r.get("UpdateReplacePolicy") == "Retain" for r in resources if r["Type"] in holds)
+
+
+@pytest.mark.slow
+def test_every_alarm_tells_somebody_and_names_the_page_that_says_what_to_do(
+    compiled: dict[str, dict[str, Any]],
+) -> None:
+    page = (ROOT / "docs" / "operations" / "incidents.md").read_text("utf-8")
+    written = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", page, re.M)}
+    alarms = [r["Properties"] for r in compiled["prod"]["Resources"].values() if r["Type"] == ALARM]
+    assert alarms
+    for alarm in alarms:
+        assert alarm["AlarmActions"] == [{"Ref": "Alarms"}], alarm
+        assert alarm["AlarmDescription"].rpartition("incidents.md#")[2] in written, alarm
+
+
+@pytest.mark.slow
+def test_roles_name_what_they_allow_wherever_it_has_a_name(compiled: dict[str, dict[str, Any]]) -> None:
+    roles = [r["Properties"] for r in compiled["prod"]["Resources"].values() if r["Type"] == "AWS::IAM::Role"]
+    statements = [
+        s for role in roles for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]
+    ]
+    nameless = {
+        a
+        for s in statements
+        if s["Resource"] == "*"
+        for a in (s["Action"] if isinstance(s["Action"], list) else [s["Action"]])
+    }
+    assert {a.partition(":")[0] for a in nameless} == {"ec2", "xray"}
+    assert "*" not in "".join(a for s in statements for a in s["Action"])
 
 
 @pytest.mark.slow

@@ -1,24 +1,21 @@
-"""Packaged functions for tests: the zips that a deployment uploads, unpacked, and an interpreter with the bootstrap alone.
+"""Packaged functions for tests: the zips that a deployment uploads, and an interpreter with the bootstrap alone.
 
 The runtime's own Python where the machine has it; in CI it must.
 """
 
-import fcntl
 import hashlib
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from local.packaging import RUNTIME, Artefact, build, interpreter
-from local.paths import CACHE, ROOT, STATE
+from local.paths import PACKAGES, ROOT, STATE
 
 RUNTIMES: Final = STATE / "runtimes"
-PACKAGED: Final = CACHE / "packages"
 RUNTIME_LOCK: Final = ROOT / "requirements" / "lambda.txt"
 INSTALL_BOUND_S: Final = 300
 
@@ -55,14 +52,4 @@ def environment_of(name: str, lock: Path, version: str) -> Path:
 @pytest.fixture(scope="session")
 def artefacts() -> list[Artefact]:
     """Every function's zip, built from this checkout; kept while nothing changes."""
-    PACKAGED.mkdir(parents=True, exist_ok=True)
-    with (PACKAGED / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        return build(PACKAGED, runtime_version())
-
-
-def unpack(artefact: Artefact, folder: Path) -> Path:
-    """What the runtime would find below /var/task."""
-    with zipfile.ZipFile(artefact.path) as archive:
-        archive.extractall(folder)
-    return folder
+    return build(PACKAGES, runtime_version())
