@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.support.dataplane",
     "tests.support.gateway",
     "tests.support.solana",
+    "tests.support.tenants",
 ]
 
 
