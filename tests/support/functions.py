@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mangum import Mangum
 from pydantic import SecretStr
 
 from functions.api.handler import create_app as create_api
@@ -79,16 +82,16 @@ class Functions:
         evm_recipient: str = RECIPIENT,
         solana_url: str = "",
         solana_recipient: str = SOLANA_RECIPIENT,
+        begun: tuple[lab.LabSecrets, Keys] | None = None,
     ) -> None:
+        """`begun`: the secrets and the first keys of stores that are furnished already."""
         # Mangum runs on its thread's event loop; the test's own thread belongs to the test runner's.
-        self._thread = ThreadPoolExecutor(
-            1, initializer=lambda: asyncio.set_event_loop(asyncio.new_event_loop())
-        )
+        self._thread = ThreadPoolExecutor(1, initializer=_begin, initargs=(self,))
         self.dynamo = dynamo
         self.redis = SyncRedis(redis_url)
-        self.keys: Keys = bootstrap(dynamo, PREFIX, now_ms())
+        self.secrets = secrets = begun[0] if begun else lab.fresh_secrets()
+        self.keys: Keys = begun[1] if begun else bootstrap(dynamo, PREFIX, now_ms())
         self.chain = FakeChain()
-        secrets = lab.fresh_secrets()
         common: dict[str, Any] = {
             "stage": "local",
             "table_prefix": PREFIX,
@@ -129,8 +132,6 @@ class Functions:
             else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
         )
         self.sale_wiring: SaleWiring = faked
-        self._api = lambda_handler(create_api(lambda: self.api_wiring))
-        self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
 
     def close(self) -> None:
         """Give connections and files back, and the loop that Mangum runs on."""
@@ -142,7 +143,7 @@ class Functions:
     def deliver(self, event: dict[str, Any]) -> Any:
         """One event through the function that API Gateway would choose; the answer as the function gave it."""
         sale = str(event["rawPath"]).startswith("/v1/x402/")
-        name, app = ("x402", self._sale) if sale else ("api", self._api)
+        name, app = ("x402", _sale()) if sale else ("api", _api())
         return self._thread.submit(call_as, name, app, event, None).result()
 
     def open(self, *, exact: bool = False) -> None:
@@ -180,6 +181,25 @@ def validate_sale(wiring: SaleWiring) -> dict[str, Any]:
     """The job, under the role of the function that runs it."""
     with as_function("x402"):
         return validate_sale_job(wiring)
+
+
+_serving: ContextVar[Functions] = ContextVar("serving")
+"""Whose wiring a request finds: the apps themselves take a second to build, so that a test process has one of each."""
+
+
+@functools.cache
+def _api() -> Mangum:
+    return lambda_handler(create_api(lambda: _serving.get().api_wiring))
+
+
+@functools.cache
+def _sale() -> Mangum:
+    return lambda_handler(create_sale(lambda: _serving.get().sale_wiring))
+
+
+def _begin(functions: Functions) -> None:
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    _serving.set(functions)
 
 
 def _close_loop() -> None:
