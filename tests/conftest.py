@@ -13,6 +13,9 @@ pytest_plugins = [
     "tests.support.chain",
     "tests.support.dataplane",
     "tests.support.gateway",
+    "tests.support.packages",
+    "tests.support.cloud",
+    "tests.support.permissions",
     "tests.support.solana",
     "tests.support.tenants",
 ]

@@ -20,6 +20,8 @@ from functions.api.wiring import Wiring as ApiWiring
 from functions.api.wiring import wire as wire_api
 from functions.http import lambda_handler
 from functions.x402.app import create_app as create_sale
+from functions.x402.serve_owed import serve_owed as serve_owed_job
+from functions.x402.validate import validate_sale as validate_sale_job
 from functions.x402.validate import validated_rails
 from functions.x402.wiring import SaleSettings
 from functions.x402.wiring import Wiring as SaleWiring
@@ -34,6 +36,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.sale.model import Payment, Statement
+from tests.support.permissions import as_function, call_as
 
 PREFIX = "psx-test-"
 RECIPIENT = "0x" + "11" * 20
@@ -139,8 +142,9 @@ class Functions:
 
     def deliver(self, event: dict[str, Any]) -> Any:
         """One event through the function that API Gateway would choose; the answer as the function gave it."""
-        app = _sale() if str(event["rawPath"]).startswith("/v1/x402/") else _api()
-        return self._thread.submit(app, event, None).result()  # type: ignore[arg-type]  # no context is needed
+        sale = str(event["rawPath"]).startswith("/v1/x402/")
+        name, app = ("x402", _sale()) if sale else ("api", _api())
+        return self._thread.submit(call_as, name, app, event, None).result()
 
     def open(self, *, exact: bool = False) -> None:
         """Let money routes open as the validation would."""
@@ -184,6 +188,18 @@ def _sale() -> Mangum:
 def _begin(functions: Functions) -> None:
     asyncio.set_event_loop(asyncio.new_event_loop())
     _serving.set(functions)
+
+
+def serve_owed(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return serve_owed_job(wiring)
+
+
+def validate_sale(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return validate_sale_job(wiring)
 
 
 def _close_loop() -> None:
