@@ -171,18 +171,6 @@ class Functions:
         return Reply(answer["statusCode"], answer["headers"], parsed)
 
 
-def serve_owed(wiring: SaleWiring) -> dict[str, Any]:
-    """The job, under the role of the function that runs it."""
-    with as_function("x402"):
-        return serve_owed_job(wiring)
-
-
-def validate_sale(wiring: SaleWiring) -> dict[str, Any]:
-    """The job, under the role of the function that runs it."""
-    with as_function("x402"):
-        return validate_sale_job(wiring)
-
-
 _serving: ContextVar[Functions] = ContextVar("serving")
 """Whose wiring a request finds: the apps themselves take a second to build, so that a test process has one of each."""
 
@@ -200,6 +188,18 @@ def _sale() -> Mangum:
 def _begin(functions: Functions) -> None:
     asyncio.set_event_loop(asyncio.new_event_loop())
     _serving.set(functions)
+
+
+def serve_owed(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return serve_owed_job(wiring)
+
+
+def validate_sale(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return validate_sale_job(wiring)
 
 
 def _close_loop() -> None:
