@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from functions.api.auth import by_device, caller, device_of
+from functions.api.auth import by_device, caller, device_of, managed_device
 from functions.api.enrolling import Body, ConsentBody
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_network
@@ -266,12 +266,12 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     @routes.post("/v1/peer/agents/{device_id}/consent")
     @routes.post("/v1/peer/my-devices/{device_id}/consent")
     def accept(request: Request, device_id: str, body: ConsentBody) -> dict[str, Any]:
-        return consents.accept(request, device_of(consents.w, request, device_id), body)
+        return consents.accept(request, managed_device(consents.w, request, device_id), body)
 
     @routes.delete("/v1/peer/agents/{device_id}/consent")
     @routes.delete("/v1/peer/my-devices/{device_id}/consent")
     def withdraw(request: Request, device_id: str) -> dict[str, Any]:
-        return consents.withdraw(request, device_of(consents.w, request, device_id))
+        return consents.withdraw(request, managed_device(consents.w, request, device_id))
 
     @routes.get("/v1/peer/devices/{device_id}")
     def about(request: Request, device_id: str) -> dict[str, Any]:

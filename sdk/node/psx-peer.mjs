@@ -3,7 +3,7 @@
 
 process.env.UV_THREADPOOL_SIZE ??= "16"; // names are looked up there: slow ones must not hold the others up
 
-const { TERMS_TEXT, Wrong } = await import("./lib/consent.mjs");
+const { TERMS_TEXT, WITHDRAWN_TEXT, Wrong } = await import("./lib/consent.mjs");
 const { Device, Refused } = await import("./lib/device.mjs");
 const { help, readSettings } = await import("./lib/settings.mjs");
 const { holdState } = await import("./lib/state.mjs");
@@ -33,7 +33,8 @@ try {
   await main();
 } catch (fault) {
   const refused = fault instanceof Refused;
-  process.stderr.write(`psx-peer: ${refused ? "the API refused this device: " : ""}${fault.message}\n`);
-  status = fault instanceof Wrong ? 2 : 1;
+  const said = fault.withdrawn ? WITHDRAWN_TEXT : `${refused ? "the API refused this device: " : ""}${fault.message}`;
+  process.stderr.write(`psx-peer: ${said}\n`);
+  status = fault instanceof Wrong || fault.withdrawn ? 2 : 1;
 }
 process.exit(status);

@@ -139,9 +139,37 @@ async def test_a_device_without_a_name_keeps_the_first_one_it_took(rig: Rig) -> 
     rig.api.statuses["refresh"] = [401]
     await rig.device(AGENT_NAME=None)
     await rig.relay.socket()
-    names = [body["name"] for body in rig.api.named("register")]
-    assert len(names) == 2
-    assert names[0] == names[1]
+    once, again = rig.api.named("register")
+    assert once["name"] == again["name"]
+    assert once["consent"] == again["consent"], "an agreement keeps the time at which it was given"
+
+
+WITHDRAWN = (403, "CONSENT_WITHDRAWN")
+
+
+@pytest.mark.parametrize("told_at", ["refresh", "register"])
+async def test_after_a_withdrawal_nothing_is_shared_until_a_person_agrees_again(
+    rig: Rig, told_at: str
+) -> None:
+    device = await rig.device(WS_CONNECTIONS="2")
+    for _ in range(2):
+        await rig.relay.socket()
+    rig.api.statuses |= {"refresh": [WITHDRAWN if told_at == "refresh" else 401], "register": [WITHDRAWN] * 2}
+    await asyncio.gather(*(s.ws.close(4001) for s in list(rig.relay.open)))
+    assert await device.ended() == 2
+    assert "consent was withdrawn" in device.log
+    state = rig.folder / "state.json"
+    assert json.loads(state.read_text()) == {"name": "conformance", "withdrawn": "agent_c0ffee"}
+    rig.api.statuses["register"] = [WITHDRAWN]
+    device = await rig.device()
+    assert await device.ended() == 2, "a flag is no person"
+    assert not rig.api.owners_keys
+    rig.relay.upgrades.clear()
+    status, shown = await ask(rig, b"y\n")
+    assert (status, "[y/N]" in shown) == (None, True)
+    assert rig.api.owners_keys == [("/v1/peer/my-devices/agent_c0ffee/consent", KEY)]
+    assert rig.api.named("consent")[0]["method"] == "terminal"
+    assert json.loads(state.read_text()).keys() == {"name", "deviceId", "refreshToken", "consent"}
 
 
 async def test_a_second_instance_of_one_state_file_is_refused(rig: Rig) -> None:

@@ -76,6 +76,7 @@ async def test_after_a_sleep_the_path_is_doubted_at_once(rig: Rig) -> None:
     device = await rig.device()
     await rig.relay.socket()
     rig.relay.silent = True
+    await asyncio.sleep(0.2)  # an answer that is under way would be heard after the sleep
     device.process.send_signal(signal.SIGSTOP)
     await asyncio.sleep(2.5)
     device.process.send_signal(signal.SIGCONT)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from functions.api import enrolling
 from functions.jobs import list_exits
 from functions.jobs import wiring as jobs
 from local import lab
@@ -29,7 +30,7 @@ from shared.runtime.redis import command
 from shared.runtime.settings import Settings
 from shared.settlement.service import Tables, roll_up
 from shared.supply.live import read_regions
-from shared.supply.rules import WALLET_COOLING_MS
+from shared.supply.rules import FAMILIES_MAX, WALLET_COOLING_MS
 from shared.supply.table import get_device, read_device
 from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
@@ -347,6 +348,7 @@ def test_an_sdk_device_cannot_take_the_name_of_an_agent_or_of_another_account(fu
     assert functions.call("/v1/peer/register", "POST", body).status == 200
     thief = {**body, "apiKey": stranger(functions)["x-api-key"]}
     assert functions.call("/v1/peer/register", "POST", thief).body["code"] == "NAME_TAKEN"
+    assert register(functions, "android-1").body["code"] == "NAME_TAKEN", "an agent is no SDK device"
     for reserved in ("agent_0123", "modem_0123"):
         refused = functions.call("/v1/peer/register", "POST", {**body, "deviceId": reserved})
         assert refused.body["message"].startswith("deviceId:")
@@ -400,7 +402,7 @@ def test_bad_input_is_a_400_that_names_the_field(
 
 
 def test_a_fleet_behind_one_address_waits_and_one_subscriber_of_ipv6_is_one_source(
-    functions: Functions,
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [
         register(functions, f"v6-{n}", f"2001:db8:1:1::{n:x}").status
@@ -410,6 +412,9 @@ def test_a_fleet_behind_one_address_waits_and_one_subscriber_of_ipv6_is_one_sour
     assert register(functions, "neighbour", "2001:db8:1:2::1").status == 200
     limited = register(functions, "late", "2001:db8:1:1:ffff::1")
     assert 0 < int(limited.headers["retry-after"]) <= 60
+    monkeypatch.setattr(enrolling, "SITE_FACTOR", 1)
+    assert register(functions, "site", "2001:db8:1:3::1").status == 429, "a site is one source too"
+    assert register(functions, "elsewhere", "2001:db8:2:3::1").status == 200
 
 
 def test_an_owner_ends_every_token_of_every_device_at_once(functions: Functions) -> None:
@@ -537,6 +542,50 @@ def test_whoever_knows_a_wallet_cannot_redirect_what_it_earns(functions: Functio
     assert refused.body["code"] == "WALLET_FIXED"
     same = functions.call(path, "PUT", {"walletAddress": OLD.upper().replace("X", "x")}, device(first))
     assert same.body["walletAddress"] == OLD
+
+
+def test_whoever_knows_a_wallet_and_a_name_decides_nothing(functions: Functions) -> None:
+    body = {"name": "w", "walletAddress": OLD}
+    first = functions.call("/v1/peer/agents/register", "POST", body, source=PHONE).body
+    path = f"/v1/peer/agents/{first['deviceId']}"
+    for number in range(
+        FAMILIES_MAX + 2
+    ):  # more than a device keeps: the owner's own registration must outlive them
+        more = {**body, "consent": {**TERMS, "method": "dialog"}}
+        thief = functions.call("/v1/peer/agents/register", "POST", more, source=f"127.10.2.{number + 1}").body
+    assert thief["consentRecorded"] is False
+    mine = f"/v1/peer/my-devices/{first['deviceId']}"
+    asked = {"refreshToken": thief["refreshToken"]}
+    thief = functions.call(f"{path}/refresh", "POST", asked, source=HOME).body
+    for target, method, given in (
+        (f"{path}/consent", "DELETE", None),
+        (f"{path}/consent", "POST", TERMS),
+        (f"{mine}/consent", "DELETE", None),
+        (f"{mine}/listing", "PATCH", {"listed": False}),
+        (f"{mine}/revoke", "POST", {}),
+    ):
+        refused = functions.call(target, method, given, device(thief))
+        assert (refused.status, refused.body["code"]) == (403, "OWNERSHIP_NOT_SHOWN"), target
+    assert functions.call(f"{path}/status", headers=device(thief)).status == 200
+    renewed = functions.call(f"{path}/refresh", "POST", {"refreshToken": first["refreshToken"]}, source=PHONE)
+    assert (
+        functions.call(f"{path}/consent", "POST", TERMS, device(renewed.body)).body["consentRecorded"] is True
+    )
+    assert functions.call(f"{path}/consent", "DELETE", headers=device(renewed.body)).status == 200
+    again = functions.call("/v1/peer/agents/register", "POST", body, source=PHONE)
+    assert again.body["code"] == "CONSENT_WITHDRAWN"
+
+
+def test_one_place_fills_no_strangers_wallet_with_ghosts(functions: Functions) -> None:
+    answers = [
+        functions.call(
+            "/v1/peer/agents/register", "POST", {"name": f"g{n}", "walletAddress": OLD}, source=HOME
+        )
+        for n in range(31)
+    ]
+    assert [a.status for a in answers] == [200] * 30 + [429]
+    known = {"name": "g1", "walletAddress": OLD}
+    assert functions.call("/v1/peer/agents/register", "POST", known, source=HOME).status == 200
 
 
 def test_a_device_withdraws_what_it_earned_once_and_to_its_wallet(functions: Functions) -> None:

@@ -92,7 +92,8 @@ private fun onCharger(): Boolean? {
 private fun obtainConsent(given: String, kept: Consent?): Consent {
     val now = System.currentTimeMillis()
     if (given.isNotEmpty() && given != TERMS_VERSION) throw Wrong("these are not the terms: -accept-terms must be $TERMS_VERSION")
-    if (kept?.termsVersion == TERMS_VERSION) return kept
+    @Suppress("SENSELESS_COMPARISON") // what was read from a file may lack it
+    if (kept?.termsVersion == TERMS_VERSION && kept.method != null) return kept
     if (given.isNotEmpty()) return Consent(TERMS_VERSION, now, "flag")
     System.console() ?: throw Wrong("-accept-terms $TERMS_VERSION is needed: the owner must agree to share this connection")
     print("${TERMS_TEXT}Do you agree? [y/N] ")
@@ -142,7 +143,7 @@ private fun settings(given: Map<String, String>): Settings {
     val dry = given["dry-run"] == "true"
     val random = given["random-name"] == "true"
     val path = Path.of(given.getValue("state"))
-    val kept = if (random) State(null, null, null, null) else State.read(path)
+    val kept = if (random) State() else State.read(path)
     val fresh = "jvm-" + hex(ByteArray(4).also(SecureRandom()::nextBytes))
     val name = if (random) fresh else given.getValue("name").ifEmpty { kept.name ?: fresh }
     val consent = if (dry) Consent(TERMS_VERSION, 0, "none") else obtainConsent(given.getValue("accept-terms"), kept.consent)
@@ -241,8 +242,8 @@ fun main(arguments: Array<String>) {
         System.err.println("psx-peer: ${wrong.message}")
         2
     } catch (refusal: Refused) {
-        System.err.println("psx-peer: the API refused this device: ${refusal.message}")
-        1
+        System.err.println("psx-peer: " + if (refusal.withdrawn) WITHDRAWN_TEXT else "the API refused this device: ${refusal.message}")
+        if (refusal.withdrawn) 2 else 1
     } catch (fault: IOException) {
         System.err.println("psx-peer: ${fault.message}")
         1
