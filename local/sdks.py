@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from xml.etree import ElementTree
 
 from local.paths import ROOT, STATE
 from shared.supply.rules import TERMS
@@ -108,6 +109,27 @@ def _jvm() -> Sdk:
         classes,
     )
     return Sdk("jvm", (*run, "psx.peer.MainKt"))
+
+
+def build_shell() -> Path:
+    """The Android shell's classes, compiled against the framework. Raises ToolMissing and BuildFailed."""
+    _jvm()
+    source = SDK / "android" / "app"
+    strings = ElementTree.parse(  # noqa: S314 - our own file
+        source / "src/main/res/values/strings.xml"
+    ).iter("string")
+    constants = "".join(
+        f"        const val {entry.attrib['name']} = {number}\n" for number, entry in enumerate(strings)
+    )
+    generated = source / "target" / "generated" / "R.kt"
+    generated.parent.mkdir(parents=True, exist_ok=True)
+    generated.write_text(
+        f"package psx.peer.android\n\nobject R {{\n    object string {{\n{constants}    }}\n}}\n"
+    )
+    inputs = [source / "pom.xml", generated, *(source / "src").rglob("*.kt"), BUILT / "jvm.stamp"]
+    classes = source / "target" / "classes" / "psx" / "peer" / "android"
+    _once("shell", inputs, [tool("mvn"), "-q", "-B", "compile"], source, classes)
+    return classes
 
 
 def _class_data(java: str, classes: str, jar: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -9,7 +10,9 @@ from functions.api import enrolling
 from functions.jobs import list_exits
 from functions.jobs import wiring as jobs
 from local import lab
+from local.api_gateway import http_event
 from local.bootstrap import RATES
+from local.http_server import HttpRequest
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
@@ -710,11 +713,44 @@ def test_anybody_learns_what_a_device_id_is_and_nothing_of_its_owner(functions: 
     assert functions.call("/v1/peer/devices/nobody").body["known"] is False
     page = functions.call(f"/peer/device?id={ident}")
     assert page.headers["content-type"].startswith("text/html")
-    assert "Consent is on record" in page.body
+    assert "Its owner agreed" in page.body
+    assert "No device of psx" in functions.call("/peer/device?id=nobody").body
     attack = functions.call("/peer/device?id=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
     assert "<script>" not in attack.body
     limited = [functions.call(f"/v1/peer/devices/guess-{n}").status for n in range(31)]
     assert 429 in limited
+
+
+def test_the_page_stops_a_device_for_whoever_has_its_accounts_key_and_for_nobody_else(
+    functions: Functions,
+) -> None:
+    ident = enrolled(functions, consent=TERMS)["deviceId"]
+    form = {"content-type": "application/x-www-form-urlencoded"}
+
+    def stop(key: str, device_id: str = ident, **headers: str) -> Reply:
+        body = urlencode({"id": device_id, "key": key}).encode()
+        event = http_event(
+            HttpRequest("POST", "/peer/device", tuple({**form, **headers}.items()), body, HOME)
+        )
+        answer = functions.deliver(event)
+        return Reply(answer["statusCode"], answer["headers"], answer["body"])
+
+    assert stop("psx_0").status == 401
+    for key in (stranger(functions)["x-api-key"], functions.keys.reseller):
+        assert stop(key).status == 404
+    assert stop(functions.keys.supplier, "nobody").status == 404
+    assert stop("").status == 400
+    assert functions.call(f"/v1/peer/devices/{ident}").body["consent"]["recorded"] is True
+    done = stop(functions.keys.supplier)
+    assert (done.status, "takes no part any more" in done.body) == (200, True)
+    assert functions.keys.supplier not in done.body
+    assert register(functions, consent=TERMS).body["code"] == "CONSENT_WITHDRAWN"
+    assert "its owner withdrew" in functions.call(f"/peer/device?id={ident}").body
+    receipts = functions.call(f"/v1/peer/my-devices/{ident}/consent", headers=owner(functions)).body[
+        "receipts"
+    ]
+    assert (receipts[0]["action"], receipts[0]["method"]) == ("withdrawn", "page")
+    assert 429 in [stop("psx_0").status for _ in range(10)]
 
 
 def test_receipts_hold_our_time_and_theirs(functions: Functions) -> None:
