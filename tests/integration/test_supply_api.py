@@ -29,7 +29,7 @@ from shared.pool.live import listed_ids, put_presence
 from shared.pool.model import Presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, update
-from shared.runtime.redis import command
+from shared.runtime.redis import SyncRedis, command
 from shared.runtime.settings import Settings
 from shared.settlement.service import Tables, roll_up
 from shared.supply.live import read_regions
@@ -418,6 +418,26 @@ def test_a_fleet_behind_one_address_waits_and_one_subscriber_of_ipv6_is_one_sour
     monkeypatch.setattr(enrolling, "SITE_FACTOR", 1)
     assert register(functions, "site", "2001:db8:1:3::1").status == 429, "a site is one source too"
     assert register(functions, "elsewhere", "2001:db8:2:3::1").status == 200
+
+
+def test_a_registration_costs_few_calls_of_the_stores(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bounds how fast a fleet comes up: the function scales, each call of a store takes its milliseconds."""
+    asked: list[str] = []
+    for kind in (SyncDynamo, SyncRedis):
+
+        def run(self: Any, request: Any, inner: Any = kind.run) -> Any:
+            asked.append(getattr(request, "operation", "redis"))
+            return inner(self, request)
+
+        monkeypatch.setattr(kind, "run", run)
+    enrolled(functions, "warm", consent=TERMS)
+    asked.clear()
+    enrolled(functions, "measured", consent=TERMS)
+    assert sorted(asked) == sorted(
+        ["redis"] * 3 + ["get_item"] * 3 + ["transact_write_items", "query", "put_item"]
+    ), "key, owner and name are read; the device is one transaction; its event is one more write"
 
 
 def test_an_owner_ends_every_token_of_every_device_at_once(functions: Functions) -> None:
