@@ -183,7 +183,7 @@ class Consents:
         return {
             "howToWithdraw": [
                 "Stop the app or the psx-peer process on the device: its connections end at once.",
-                "Withdraw in the app, which calls "
+                "Withdraw in the app or by `psx-peer -withdraw`, which call "
                 f"DELETE {api}/v1/peer/agents/{device_id}/consent with the device's own token.",
                 "Whoever holds the account's API key calls "
                 f"DELETE {api}/v1/peer/my-devices/{device_id}/consent with X-API-Key, "

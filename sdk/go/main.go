@@ -136,7 +136,7 @@ type settings struct {
 	connections                                                           int
 	limitMbit                                                             float64
 	schedule                                                              *schedule
-	onlyCharging, randomName, verbose, dryRun                             bool
+	onlyCharging, randomName, verbose, dryRun, withdraw                   bool
 	consent                                                               consent
 	labAllow                                                              map[netip.AddrPort]bool
 	times                                                                 times
@@ -186,6 +186,7 @@ func readSettings(arguments []string) (*settings, error) {
 	text(&terms, "accept-terms", "PSX_ACCEPT_TERMS", "", "agree to version "+termsVersion+" of the terms")
 	flags.BoolVar(&s.onlyCharging, "only-charging", truth(env("PSX_ONLY_CHARGING")), "share only on mains power [PSX_ONLY_CHARGING]")
 	flags.BoolVar(&s.randomName, "random-name", false, "be a new device at every start")
+	flags.BoolVar(&s.withdraw, "withdraw", false, "take the agreement back: what runs ends within seconds")
 	flags.BoolVar(&s.verbose, "verbose", truth(env("VERBOSE")), "log tunnels [VERBOSE]")
 	flags.BoolVar(&s.dryRun, "dry-run", false, "show what would be done, and do nothing")
 	showVersion := flags.Bool("version", false, "show the version")
@@ -273,7 +274,7 @@ func (s *settings) identify(terms string) error {
 	} else if s.name == "" {
 		s.name = kept.Name
 	}
-	if s.dryRun {
+	if s.dryRun || s.withdraw {
 		s.consent = consent{TermsVersion: terms}
 		return nil
 	}
@@ -574,7 +575,7 @@ func (k *keeper) get(ctx context.Context, stale *identity) (*identity, error) {
 func (k *keeper) obtain(ctx context.Context, kept state) (*identity, error) {
 	if kept.DeviceID != "" && kept.RefreshToken != "" {
 		path := "/v1/peer/agents/" + url.PathEscape(kept.DeviceID) + "/refresh"
-		answer, err := k.call(ctx, path, map[string]any{"refreshToken": kept.RefreshToken}, "")
+		answer, err := k.call(ctx, http.MethodPost, path, map[string]any{"refreshToken": kept.RefreshToken}, "", "")
 		if err == nil {
 			return k.keep(kept.DeviceID, kept.RefreshToken, answer)
 		}
@@ -586,7 +587,7 @@ func (k *keeper) obtain(ctx context.Context, kept state) (*identity, error) {
 	if kept.Withdrawn != "" && k.s.key != "" && k.s.consent.Method != "flag" {
 		// a person agreed anew: what is sent along with a registration does not count
 		path := "/v1/peer/my-devices/" + url.PathEscape(kept.Withdrawn) + "/consent"
-		if _, err := k.call(ctx, path, k.s.consent, k.s.key); err != nil {
+		if _, err := k.call(ctx, http.MethodPost, path, k.s.consent, "X-API-Key", k.s.key); err != nil {
 			return nil, err
 		}
 	}
@@ -599,11 +600,33 @@ func (k *keeper) obtain(ctx context.Context, kept state) (*identity, error) {
 	if k.s.wallet != "" {
 		body["walletAddress"] = k.s.wallet
 	}
-	answer, err := k.call(ctx, "/v1/peer/agents/register", body, "")
+	answer, err := k.call(ctx, http.MethodPost, "/v1/peer/agents/register", body, "", "")
 	if err != nil {
 		return nil, err
 	}
 	return k.keep(answer.DeviceID, "", answer)
+}
+
+// withdraw takes the agreement back, by the owner's key or by the device's own token.
+func (k *keeper) withdraw(ctx context.Context) error {
+	kept := readState(k.s.state)
+	if kept.DeviceID == "" || kept.RefreshToken == "" || kept.Name != k.s.name {
+		return wrong("%s holds no registered device of this name", k.s.state)
+	}
+	path, header, credential := "/v1/peer/my-devices/", "X-API-Key", k.s.key
+	if k.s.key == "" {
+		refresh := "/v1/peer/agents/" + url.PathEscape(kept.DeviceID) + "/refresh"
+		answer, err := k.call(ctx, http.MethodPost, refresh, map[string]any{"refreshToken": kept.RefreshToken}, "", "")
+		if err != nil {
+			return err
+		}
+		path, header, credential = "/v1/peer/agents/", "Authorization", "Bearer "+answer.Token
+	}
+	path += url.PathEscape(kept.DeviceID) + "/consent"
+	if _, err := k.call(ctx, http.MethodDelete, path, struct{}{}, header, credential); err != nil {
+		return err
+	}
+	return writeState(k.s.state, state{Name: k.s.name, Withdrawn: kept.DeviceID})
 }
 
 type apiAnswer struct {
@@ -616,19 +639,19 @@ type apiAnswer struct {
 	Message      string   `json:"message"`
 }
 
-// call makes one JSON call, by the owner's key when one is given.
-func (k *keeper) call(ctx context.Context, path string, body any, key string) (*apiAnswer, error) {
+// call makes one JSON call, with a header for who calls; without one the answer must hold a token.
+func (k *keeper) call(ctx context.Context, method, path string, body any, header, credential string) (*apiAnswer, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, k.s.api+path, bytes.NewReader(raw))
+	request, err := http.NewRequestWithContext(ctx, method, k.s.api+path, bytes.NewReader(raw))
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Content-Type", "application/json")
-	if key != "" {
-		request.Header.Set("X-API-Key", key)
+	if header != "" {
+		request.Header.Set(header, credential)
 	}
 	response, err := k.client.Do(request)
 	if err != nil {
@@ -644,7 +667,7 @@ func (k *keeper) call(ctx context.Context, path string, body any, key string) (*
 	if response.StatusCode != http.StatusOK {
 		return nil, refused{response.StatusCode, answer.Code, printable(answer.Message)}
 	}
-	if parsed != nil || (answer.Token == "" && key == "") {
+	if parsed != nil || (answer.Token == "" && header == "") {
 		return nil, errors.New("answer not understood")
 	}
 	return &answer, nil
@@ -2503,6 +2526,9 @@ func start() int {
 		fmt.Fprintf(os.Stderr, "psx-peer: %v\n", err)
 		return 2
 	}
+	if s.withdraw {
+		return withdraw(newKeeper(s, trust))
+	}
 	if !s.randomName {
 		release, err := holdState(s.state)
 		if err != nil {
@@ -2527,6 +2553,20 @@ func start() int {
 		return 1
 	}
 	return 0
+}
+
+func withdraw(k *keeper) int {
+	err := k.withdraw(context.Background())
+	switch {
+	case err == nil:
+		fmt.Printf("%s: withdrawn, nothing of it is shared any more\n", k.s.name)
+		return 0
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(os.Stderr, "psx-peer: %v\n", err)
+		return 2
+	}
+	fmt.Fprintf(os.Stderr, "psx-peer: not withdrawn: %v\n", err)
+	return 1
 }
 
 // dryRun shows what would be done; no secret.

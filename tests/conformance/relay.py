@@ -39,6 +39,7 @@ class ScriptedApi:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.owners_keys: list[tuple[str, str]] = []
+        self.withdrawn: list[tuple[str, str]] = []
         self.relays: list[str] = []
         self.statuses: dict[str, list[int | tuple[int, str]]] = {"register": [], "refresh": []}
         self.issued = 0
@@ -63,8 +64,10 @@ class ScriptedApi:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 lines = head.split("\r\n")
                 headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:])}
-                body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))))
-                path = lines[0].split()[1]
+                body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))) or b"{}")
+                method, path = lines[0].split()[:2]
+                if method == "DELETE":
+                    self.withdrawn.append((path, headers.get("authorization", "")))
                 if "x-api-key" in headers:
                     self.owners_keys.append((path, headers["x-api-key"]))
                 status, answer = self._answer(path, body)

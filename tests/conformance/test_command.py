@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
     "api", "key", "name", "country", "connections", "wallet", "state", "relay", "verbose", "accept-terms", "dry-run",
-    "limit-mbit", "schedule", "only-charging",
+    "limit-mbit", "schedule", "only-charging", "withdraw",
 )  # fmt: skip
 VARIABLES = (
     "API_KEY", "AGENT_NAME", "COUNTRY", "WS_CONNECTIONS", "WALLET", "PEER_STATE_FILE", "RELAY_URL", "VERBOSE",
@@ -170,6 +170,29 @@ async def test_after_a_withdrawal_nothing_is_shared_until_a_person_agrees_again(
     assert rig.api.owners_keys == [("/v1/peer/my-devices/agent_c0ffee/consent", KEY)]
     assert rig.api.named("consent")[0]["method"] == "terminal"
     assert json.loads(state.read_text()).keys() == {"name", "deviceId", "refreshToken", "consent"}
+
+
+@pytest.mark.parametrize("wallet", [None, "0x52908400098527886E0F7030069857D2E4169EE7"])
+async def test_an_owner_withdraws_by_the_key_or_by_the_devices_own_token(
+    rig: Rig, wallet: str | None
+) -> None:
+    owner = {"WALLET": wallet, "API_KEY": None} if wallet else {}
+    nobody = await rig.device("-withdraw", **owner, PSX_ACCEPT_TERMS=None)
+    assert await nobody.ended() == 2
+    assert "no registered device" in nobody.log
+    running = await rig.device(**owner)
+    await rig.relay.socket()
+    device = await rig.device("-withdraw", **owner, PSX_ACCEPT_TERMS=None)
+    assert await device.ended() == 0, device.log
+    assert "withdrawn" in device.log
+    mine, key = "/v1/peer/my-devices/agent_c0ffee/consent", (rig.api.owners_keys or [("", "")])[0][1]
+    if wallet:
+        assert rig.api.withdrawn == [("/v1/peer/agents/agent_c0ffee/consent", "Bearer jwt-2")]
+    else:
+        assert (rig.api.withdrawn, key) == ([(mine, "")], KEY)
+    kept = json.loads((rig.folder / "state.json").read_text())
+    assert kept == {"name": "conformance", "withdrawn": "agent_c0ffee"}
+    await running.stop()
 
 
 async def test_a_second_instance_of_one_state_file_is_refused(rig: Rig) -> None:

@@ -6,6 +6,7 @@ import https from "node:https";
 import { Allowance, allowed } from "./limits.mjs";
 import { Log, printable } from "./log.mjs";
 import { IDENTITY_INVALID, IDENTITY_REVOKED, RelaySocket } from "./relay.mjs";
+import { Wrong } from "./consent.mjs";
 import { VERSION } from "./settings.mjs";
 import { readState, writeState } from "./state.mjs";
 import { Table } from "./tunnels.mjs";
@@ -170,7 +171,7 @@ export class Device {
     if (withdrawn && s.key && s.consent.method !== "flag") {
       // a person agreed anew: what is sent along with a registration does not count
       const path = `/v1/peer/my-devices/${encodeURIComponent(withdrawn)}/consent`;
-      await callApi(s, path, s.consent, signal, s.key);
+      await callApi(s, path, s.consent, signal, { "X-API-Key": s.key });
     }
     const body = {
       name: s.name, type: "node", connectionMethod: "relay", sdkVersion: `node-${VERSION}`, consent: s.consent,
@@ -206,15 +207,30 @@ function pause(seconds, signal) {
   });
 }
 
-/** One JSON call, by the owner's key when one is given. */
-function callApi(s, path, body, stopping, key) {
+/** Take the agreement back, by the owner's key or by the device's own token. */
+export async function withdraw(s) {
+  const { name, deviceId, refreshToken } = readState(s.state);
+  if (!deviceId || !refreshToken || name !== s.name) throw new Wrong(`${s.state} holds no registered device of this name`);
+  const signal = AbortSignal.timeout(2 * API_TIMEOUT_MS);
+  const id = encodeURIComponent(deviceId);
+  let [path, caller] = [`/v1/peer/my-devices/${id}/consent`, { "X-API-Key": s.key }];
+  if (!s.key) {
+    const { token } = await callApi(s, `/v1/peer/agents/${id}/refresh`, { refreshToken }, signal);
+    [path, caller] = [`/v1/peer/agents/${id}/consent`, { Authorization: `Bearer ${token}` }];
+  }
+  await callApi(s, path, {}, signal, caller, "DELETE");
+  writeState(s.state, { name, withdrawn: deviceId });
+}
+
+/** One JSON call, with a header for who calls; without one the answer must hold a token. */
+function callApi(s, path, body, stopping, caller, method = "POST") {
   const url = new URL(s.api + path);
   const raw = JSON.stringify(body);
   const headers = {
-    "Content-Type": "application/json", "Content-Length": Buffer.byteLength(raw), ...(key && { "X-API-Key": key }),
+    "Content-Type": "application/json", "Content-Length": Buffer.byteLength(raw), ...caller,
   };
   const signal = AbortSignal.any([AbortSignal.timeout(API_TIMEOUT_MS), stopping]);
-  const options = { method: "POST", headers, ca: s.ca, localAddress: s.bind, signal, agent: false };
+  const options = { method, headers, ca: s.ca, localAddress: s.bind, signal, agent: false };
   return new Promise((resolve, reject) => {
     const request = (url.protocol === "https:" ? https : http).request(url, options, (response) => {
       const parts = [];
@@ -234,7 +250,7 @@ function callApi(s, path, body, stopping, key) {
         }
         const { code, message } = answer;
         if (response.statusCode !== 200) reject(new Refused(response.statusCode, code, printable(String(message ?? ""))));
-        else if (!answer.token && !key) reject(new Error("answer not understood"));
+        else if (!answer.token && !caller) reject(new Error("answer not understood"));
         else resolve(answer);
       });
     });

@@ -1,6 +1,7 @@
 """`psx-peer` and `psx-peer fleet`: run the reference peer, or several of them, until Ctrl-C."""
 
 import asyncio
+import http.client
 import json
 import logging
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 
 from psx_peer.client import Peer
 from psx_peer.consent import WITHDRAWN_TEXT
-from psx_peer.identity import ApiRefused, ConsentWithdrawn
+from psx_peer.identity import ApiRefused, ConsentWithdrawn, IdentityKeeper
 from psx_peer.options import TERMS_TEXT, Options, read_options
 from psx_peer.state import InUse, hold, release
 
@@ -51,6 +52,21 @@ async def _share(peer: Peer, options: Options) -> ConsentWithdrawn | None:
     return None
 
 
+def withdraw(devices: list[Options]) -> int:
+    """Take the agreement back for each of them; returns the exit status."""
+    for options in devices:
+        try:
+            IdentityKeeper(options).withdraw()
+        except KeyError:
+            sys.stderr.write(f"psx-peer: {options.state_file} holds no registered device of this name\n")
+            return 2
+        except (ApiRefused, OSError, http.client.HTTPException) as fault:
+            sys.stderr.write(f"psx-peer: not withdrawn: {fault}\n")
+            return 1
+        sys.stdout.write(f"{options.name}: withdrawn, nothing of it is shared any more\n")
+    return 0
+
+
 def main() -> int:
     """Entry point; returns the exit status."""
     options = read_options()
@@ -59,6 +75,8 @@ def main() -> int:
         sys.stdout.write(TERMS_TEXT)
         sys.stdout.write(json.dumps([_plan(device) for device in devices], indent=2) + "\n")
         return 0
+    if options.withdraw:
+        return withdraw(devices)
     level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("asyncio").setLevel(logging.WARNING)

@@ -57,8 +57,14 @@ def tls_context(options: Options) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(options.ca_file) if options.ca_file else None)
 
 
-def call_api(options: Options, path: str, body: dict[str, Any], *, as_owner: bool = False) -> dict[str, Any]:
-    """One JSON call, by the owner's key if asked. Raises ApiRefused, OSError or http.client.HTTPException. Blocks."""
+def call_api(
+    options: Options,
+    path: str,
+    body: dict[str, Any],
+    credential: dict[str, str] | None = None,
+    method: str = "POST",
+) -> dict[str, Any]:
+    """One JSON call, with a header for who calls. Raises ApiRefused, OSError or http.client.HTTPException. Blocks."""
     url = urlsplit(options.api)
     source = (options.bind, 0) if options.bind else None
     connection: http.client.HTTPConnection
@@ -69,10 +75,8 @@ def call_api(options: Options, path: str, body: dict[str, Any], *, as_owner: boo
     else:
         connection = http.client.HTTPConnection(url.netloc, timeout=REQUEST_TIMEOUT_S, source_address=source)
     with contextlib.closing(connection):
-        headers = {"Content-Type": "application/json"}
-        if as_owner:
-            headers["X-API-Key"] = options.api_key
-        connection.request("POST", url.path + path, json.dumps(body), headers)
+        headers = {"Content-Type": "application/json", **(credential or {})}
+        connection.request(method, url.path + path, json.dumps(body), headers)
         answer = connection.getresponse()
         raw = answer.read(ANSWER_MAX_BYTES)
     try:
@@ -146,7 +150,23 @@ class IdentityKeeper:
         options, device_id = self._options, saved.get("withdrawn")
         if device_id and options.api_key and options.consent.method != "flag":
             path = f"/v1/peer/my-devices/{device_id}/consent"
-            call_api(options, path, options.consent.as_json(), as_owner=True)
+            call_api(options, path, options.consent.as_json(), {"X-API-Key": options.api_key})
+
+    def withdraw(self) -> None:
+        """Withdraw the owner's agreement for this device, by the key or by its own token.
+
+        Raises as `call_api`, and KeyError where no device was registered.
+        """
+        saved, options = self._saved(), self._options
+        device_id = saved["deviceId"]
+        if options.api_key:
+            credential = {"X-API-Key": options.api_key}
+            path = f"/v1/peer/my-devices/{device_id}/consent"
+        else:
+            credential = {"Authorization": f"Bearer {self._refresh(saved).token}"}
+            path = f"/v1/peer/agents/{device_id}/consent"
+        call_api(options, path, {}, credential, "DELETE")
+        self._forget_agreement(device_id)
 
     def _forget_agreement(self, device_id: str) -> None:
         """The next start asks again."""

@@ -401,7 +401,7 @@ class Device(
 
     /** One JSON call, by the owner's key when one is given. */
     private fun call(url: String, body: Any, key: String = "", told: (Result<JsonObject>) -> Unit) {
-        val asked = Request.Builder().url(url).post(Gson().toJson(body).toRequestBody("application/json".toMediaType()))
+        val asked = Request.Builder().url(url).post(json(body))
         val request = (if (key.isEmpty()) asked else asked.header("X-API-Key", key)).build()
         val once = http.newBuilder().callTimeout(API_TIMEOUT_S, TimeUnit.SECONDS).build()
         once.newCall(request).enqueue(object : Callback {
@@ -413,19 +413,41 @@ class Device(
             }
         })
     }
+}
 
-    private fun parsed(response: Response, wanted: String): JsonObject {
-        val source = response.body?.source() ?: throw IOException("no body")
-        source.request(ANSWER_MAX_BYTES)
-        val raw = source.buffer.readUtf8(minOf(source.buffer.size, ANSWER_MAX_BYTES))
-        val answer = try {
-            JsonParser.parseString(raw).takeIf { it.isJsonObject }?.asJsonObject
-        } catch (_: JsonParseException) {
-            null
-        }
-        fun word(name: String) = answer?.get(name)?.takeIf { it.isJsonPrimitive }?.asString.orEmpty()
-        if (response.code != 200) throw Refused(response.code, word("code"), printable(word("message")))
-        if (answer?.get(wanted) == null) throw IOException("answer not understood")
-        return answer
+private fun json(body: Any) = Gson().toJson(body).toRequestBody("application/json".toMediaType())
+
+private fun parsed(response: Response, wanted: String): JsonObject {
+    val source = response.body?.source() ?: throw IOException("no body")
+    source.request(ANSWER_MAX_BYTES)
+    val raw = source.buffer.readUtf8(minOf(source.buffer.size, ANSWER_MAX_BYTES))
+    val answer = try {
+        JsonParser.parseString(raw).takeIf { it.isJsonObject }?.asJsonObject
+    } catch (_: JsonParseException) {
+        null
     }
+    fun word(name: String) = answer?.get(name)?.takeIf { it.isJsonPrimitive }?.asString.orEmpty()
+    if (response.code != 200) throw Refused(response.code, word("code"), printable(word("message")))
+    if (answer?.get(wanted) == null) throw IOException("answer not understood")
+    return answer
+}
+
+/** Take the agreement back, by the owner's key or by the device's own token. Blocks. Throws Refused and IOException. */
+fun withdraw(settings: Settings, client: OkHttpClient) {
+    val path = settings.state ?: return
+    val kept = State.read(path)
+    val id = kept.deviceId ?: return
+    val http = client.newBuilder().followRedirects(false).proxy(Proxy.NO_PROXY).callTimeout(API_TIMEOUT_S, TimeUnit.SECONDS).build()
+    fun url(whose: String, what: String) = "${settings.api}/v1/peer/$whose".toHttpUrl().newBuilder()
+        .addPathSegment(id).addPathSegment(what).build()
+    fun asked(request: Request, wanted: String) = http.newCall(request).execute().use { parsed(it, wanted) }
+    val order = if (settings.apiKey.isNotEmpty()) {
+        Request.Builder().url(url("my-devices", "consent")).header("X-API-Key", settings.apiKey)
+    } else {
+        val renewal = Request.Builder().url(url("agents", "refresh")).post(json(mapOf("refreshToken" to kept.refreshToken)))
+        val token = asked(renewal.build(), "token").get("token").asString
+        Request.Builder().url(url("agents", "consent")).header("Authorization", "Bearer $token")
+    }
+    asked(order.delete(json(emptyMap<String, String>())).build(), "deviceId")
+    State.write(path, State(name = kept.name, withdrawn = id))
 }

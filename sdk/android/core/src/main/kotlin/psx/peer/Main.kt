@@ -42,6 +42,7 @@ private val FLAGS = listOf(
 private val SWITCHES = listOf(
     listOf("only-charging", "PSX_ONLY_CHARGING", "share only on mains power"),
     listOf("random-name", "", "be a new device at every start"),
+    listOf("withdraw", "", "take the agreement back: what runs ends within seconds"),
     listOf("verbose", "VERBOSE", "log tunnels"),
     listOf("dry-run", "", "show what would be done, and do nothing"),
     listOf("help", "", "show this"),
@@ -140,7 +141,7 @@ private fun check(given: Map<String, String>, lab: Boolean) {
 private fun settings(given: Map<String, String>): Settings {
     val lab = environment("PSX_STAGE") == "local"
     check(given, lab)
-    val dry = given["dry-run"] == "true"
+    val dry = given["dry-run"] == "true" || given["withdraw"] == "true"
     val random = given["random-name"] == "true"
     val path = Path.of(given.getValue("state"))
     val kept = if (random) State() else State.read(path)
@@ -209,6 +210,15 @@ private fun dryRun(given: Map<String, String>, s: Settings) {
     println(TERMS_TEXT + GsonBuilder().setPrettyPrinting().create().toJson(plan))
 }
 
+private fun takeBack(s: Settings, caFile: String) {
+    val kept = s.state?.let(State::read)
+    if (kept?.deviceId == null || kept.refreshToken == null || kept.name != s.name) {
+        throw Wrong("${s.state} holds no registered device of this name")
+    }
+    withdraw(s, client(caFile))
+    println("${s.name}: withdrawn, nothing of it is shared any more")
+}
+
 private fun serve(s: Settings, caFile: String) {
     val lock = s.state?.let(::hold)
     val over = CountDownLatch(1)
@@ -235,7 +245,11 @@ fun main(arguments: Array<String>) {
             println(help())
         } else {
             val s = settings(given)
-            if (given["dry-run"] == "true") dryRun(given, s) else serve(s, given.getValue("ca-file"))
+            when {
+                given["dry-run"] == "true" -> dryRun(given, s)
+                given["withdraw"] == "true" -> takeBack(s, given.getValue("ca-file"))
+                else -> serve(s, given.getValue("ca-file"))
+            }
         }
         0
     } catch (wrong: Wrong) {
