@@ -17,6 +17,7 @@ from functions.api import (
     owned,
     pages,
     resellers,
+    setting_changes,
     sign_in,
 )
 from functions.api.audit import install_audit
@@ -34,7 +35,18 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install_idempotency(app, wired)
     install(app)
     supply = (enrolling, owned, earnings, consent, ip_classes)
-    for room in (*supply, inventory, account, balance, keys, sign_in, resellers, operations, pages):
+    for room in (
+        *supply,
+        inventory,
+        account,
+        balance,
+        keys,
+        sign_in,
+        resellers,
+        operations,
+        setting_changes,
+        pages,
+    ):
         app.include_router(room.router(wired))
     return app
 

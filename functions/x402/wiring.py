@@ -114,9 +114,13 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
 
 
 def recipients(settings: SaleSettings, live: LiveSettings, network: str) -> tuple[str, ...]:
-    """Our addresses on a network: the one that is offered, then those that still count as ours."""
+    """Our addresses on a network: the one that is offered, then those that still count as ours.
+
+    Where money went until a change of the setting counts for as long as quotes promise it.
+    """
     first = settings.evm_recipient if network == Network.BASE else settings.solana_recipient
-    return tuple(live.get("recipients").get(network) or (first,))
+    told = (address for value in live.versions("recipients") for address in value.get(network) or (first,))
+    return tuple(dict.fromkeys(told))
 
 
 def _rail(settings: SaleSettings, ours: Callable[[str], tuple[str, ...]], network: str) -> Rail:

@@ -1,15 +1,24 @@
 """The guard in use: enter a loop or be told why not, append to the audit, read live settings for a few seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from shared.guard import table as rows
-from shared.guard.model import AuditEvent, Refused
+from shared.guard.model import AuditEvent, Refused, Versions
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, may_run
-from shared.runtime.dynamo import AsyncDynamo, RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import (
+    AsyncDynamo,
+    Conflict,
+    Contended,
+    RunsDynamo,
+    StoreUnavailable,
+    TransactItem,
+    transact,
+)
 
 APPEND_ATTEMPTS_MAX: Final = 8
 SETTINGS_TTL_MS: Final = 5_000
+_UNSET: Final = Versions({}, 0)
 
 
 class AuditContended(StoreUnavailable):
@@ -37,6 +46,36 @@ def append_audit(dynamo: RunsDynamo, audit_table: str, event: AuditEvent, accoun
     raise AuditContended("audit: contended")
 
 
+def write_audited(
+    dynamo: RunsDynamo,
+    audit_table: str,
+    event: AuditEvent,
+    items: Sequence[TransactItem],
+    account: str = "",
+    *,
+    begins: bool = False,
+) -> Conflict | None:
+    """Write `items` and the event that tells of them in one transaction: neither stands without the other.
+
+    None when it is written, else which of `items` failed. `begins`: the stream is new, so that nothing is read first.
+    Raises AuditContended when other writers keep taking the next place, and StoreUnavailable.
+    """
+    for _ in range(APPEND_ATTEMPTS_MAX):
+        tail = None if begins else dynamo.run(rows.newest_entry(audit_table, event.stream))
+        begins = False
+        entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
+        try:
+            conflict = dynamo.run(transact([*items, *rows.entry_items(audit_table, entry, account)]))
+        except Contended:
+            continue
+        if conflict is None:
+            return None
+        failed = tuple(index for index in conflict.failed if index < len(items))
+        if failed:
+            return Conflict(failed)
+    raise AuditContended("audit: contended")
+
+
 async def append_audit_async(
     dynamo: AsyncDynamo, audit_table: str, event: AuditEvent, account: str = ""
 ) -> None:
@@ -56,14 +95,21 @@ class LiveSettings:
         self._dynamo = dynamo
         self._table = guard_table
         self._now_ms = now_ms
-        self._kept: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._kept: dict[str, tuple[int, Versions]] = {}
 
     def get(self, name: str) -> dict[str, Any]:
         """The value of a setting, at most `SETTINGS_TTL_MS` old."""
+        return self._read(name).value
+
+    def versions(self, name: str) -> tuple[dict[str, Any], ...]:
+        """The same, and after it what it said before to those who were promised that it would hold."""
+        return self._read(name).in_force(self._now_ms())
+
+    def _read(self, name: str) -> Versions:
         now = self._now_ms()
         kept = self._kept.get(name)
         if kept is not None and now - kept[0] < SETTINGS_TTL_MS:
             return kept[1]
-        value = self._dynamo.run(rows.read_setting(self._table, name)) or {}
-        self._kept[name] = (now, value)
-        return value
+        found = self._dynamo.run(rows.read_versions(self._table, name)) or _UNSET
+        self._kept[name] = (now, found)
+        return found

@@ -51,7 +51,9 @@ class NotReplaced(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PortLease:
-    """One dedicated port. `replaced` counts free replacements."""
+    """One dedicated port. `replaced` counts free replacements. A device is held for as long as the catalogue allows after
+    it was last paid for (`paid_at_ms`): free time does not hold it for ever.
+    """
 
     lease_id: str
     pak_id: PakId
@@ -62,6 +64,7 @@ class PortLease:
     endpoint_id: EndpointId
     expires_at_ms: int
     replaced: int = 0
+    paid_at_ms: int = 0
 
     @property
     def wish(self) -> PortWish:
@@ -128,14 +131,16 @@ def move_lease(table: str, lease: PortLease, endpoint_id: EndpointId) -> DynamoR
     )
 
 
-def extend_lease(table: str, lease_id: str, expires_at_ms: int) -> DynamoRequest[PortLease | None]:
-    """A later end; None when there is no such port."""
+def extend_lease(
+    table: str, lease_id: str, expires_at_ms: int, paid_at_ms: int
+) -> DynamoRequest[PortLease | None]:
+    """A later end, and when it was last paid for; None when there is no such port."""
     return update(
         table,
         f"port#{lease_id}",
         "-",
-        "SET expires_at_ms = :at",
-        {":at": expires_at_ms},
+        "SET expires_at_ms = :at, paid_at_ms = :paid",
+        {":at": expires_at_ms, ":paid": paid_at_ms},
         parse=_read,
         condition="attribute_exists(pk)",
     )
@@ -167,6 +172,7 @@ class Ports:
             terms.city,
             endpoint_id,
             expires_at_ms,
+            paid_at_ms=self.now_ms(),
         )
 
     def let_go(self, lease: PortLease) -> None:
@@ -186,9 +192,10 @@ class Ports:
             is_paused(pool, lease.endpoint_id)
         )
 
-    def extend(self, lease: PortLease, expires_at_ms: int) -> None:
+    def extend(self, lease: PortLease, expires_at_ms: int, paid_at_ms: int | None = None) -> None:
         """A longer session holds its device longer; also puts a hold back that Redis lost."""
-        self.dynamo.run(extend_lease(self.table, lease.lease_id, expires_at_ms))
+        paid_ms = lease.paid_at_ms if paid_at_ms is None else paid_at_ms
+        self.dynamo.run(extend_lease(self.table, lease.lease_id, expires_at_ms, paid_ms))
         self.redis.run(self._hold(replace(lease, expires_at_ms=expires_at_ms)))
 
     def _hold(self, lease: PortLease, excluded: tuple[EndpointId, ...] = ()) -> RedisCall[EndpointId | None]:

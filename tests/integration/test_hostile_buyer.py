@@ -103,7 +103,7 @@ def test_what_was_given_back_under_one_name_buys_nothing_under_another(
     functions: Functions, name: str
 ) -> None:
     functions.dynamo.run(owed_table.refund(SALES, Refund("base", name, HASH, PAYER, DUE, "late", 1)))
-    functions.dynamo.run(owed_table.decide_refund(SALES, "base", name, "refunded", "sent back"))
+    functions.dynamo.run(transact([owed_table.decide_item(SALES, "base", name, "refunded", "sent back")]))
     functions.call(QUERY)
     paid(functions, tx_hash=HASH, authorizations=(AUTHORIZATION.key,))
     answer = claim(functions)
