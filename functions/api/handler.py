@@ -20,6 +20,7 @@ from functions.api import (
     setting_changes,
     sign_in,
 )
+from functions.api.admission import admitted
 from functions.api.audit import install_audit
 from functions.api.idempotency import install_idempotency
 from functions.api.limits import limited
@@ -32,7 +33,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx", docs_url=None, redoc_url=None, dependencies=[Depends(limited(wired))])
     install_audit(app, wired)
-    install_idempotency(app, wired)
+    install_idempotency(app, wired, admitted(wired))
     install(app)
     supply = (enrolling, owned, earnings, consent, ip_classes)
     for room in (

@@ -29,14 +29,14 @@ class Decision(BaseModel):
     reference: str = Field(min_length=1, max_length=256)
 
 
-def api_key_of(wiring: Wiring, request: Request, scope: Scope) -> ApiKey:
+def api_key_of(wiring: Wiring, request: Request, scope: Scope | None = None) -> ApiKey:
     """The calling API key, or 401; 403 when it lacks a scope."""
     text = request.headers.get("x-api-key", "")
     table = wiring.settings.table("access")
     found = wiring.dynamo.run(find_api_key(table, token_hash(text))) if text else None
     if found is None or found.has_ended(now_ms()):
         raise ProblemError(401, "API_KEY_INVALID", "send a valid API key in X-API-Key")
-    if scope not in found.scopes:
+    if scope is not None and scope not in found.scopes:
         raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
     return found
 

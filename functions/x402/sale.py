@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError, source_address
 from functions.limits import spend
+from functions.x402.admin import api_key_of
 from functions.x402.reading import added_seconds, added_traffic, pays, refuse_field, shown_payment
 from functions.x402.validate import validated_rails
 from functions.x402.wiring import Wiring
@@ -19,7 +20,7 @@ from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
 from shared.pool.numbers import known
 from shared.sale import answers
-from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
+from shared.sale.live import BUY_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
 from shared.sale.model import (
     Bought,
     FieldFault,
@@ -63,6 +64,14 @@ class Sale:
     def w(self) -> Wiring:
         """The container's wiring."""
         return self._wiring()
+
+    def admit(self, request: Request) -> None:
+        """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again."""
+        self.limit(request, NAMED_LIMIT, limited_as(source_address(request)))
+        if request.headers.get("x-api-key"):
+            api_key_of(self.w, request)
+        if request.headers.get("x-session-token"):
+            self.session(request)
 
     def prices(self, tier: str = "") -> Prices:
         """The live catalogue (of a kind of port), or 503 while there is none."""
