@@ -20,7 +20,7 @@ from shared.access.table import suspend
 from shared.guard.model import AuditEvent
 from shared.guard.service import append_audit_async
 from shared.kernel.ids import GatewayId, PakId
-from shared.metering.live import flush, lease, open_meter
+from shared.metering.live import flushes, lease, open_meter
 from shared.metering.model import FLUSH_INTERVAL_S, FlushBatch, Meter
 from shared.metering.rules import totals
 from shared.metering.table import newest_sequence, put_batch
@@ -268,7 +268,9 @@ class MeterService:
         budgets = {pak_id: self._key_budget(pak_id) for pak_id in counted}
         asks = {p: budgets[p].ask(size, wanted=p in self._open) for p, size in counted.items()}
         totals_at_ask = {pak_id: budget.total_bytes for pak_id, budget in budgets.items()}
-        meters = await self._redis.run(flush(self._gateway_id, pending[-1].sequence, counted, asks))
+        meters: dict[PakId, Meter] = {}
+        for call in flushes(self._gateway_id, pending[-1].sequence, counted, asks):
+            meters.update((await self._redis.run(call)).items())
         self._journal.confirm()
         self._recorded = 0
         for pak_id, size in counted.items():

@@ -24,12 +24,12 @@ from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PAK_ID, PakId
 from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
 from shared.kernel.traffic import traffic_unit
-from shared.metering.live import open_meter, read_used
+from shared.metering.live import open_meter, read_leased, read_used
 from shared.metering.rules import day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import Conflict, StoreUnavailable, TransactItem
+from shared.runtime.dynamo import Conflict, TransactItem
 
 KEYS_PAGE_MAX: Final = 1000
 USAGE_DAYS_MAX: Final = 90
@@ -289,11 +289,13 @@ class Resellers:
         return [self.record(p) for p in paks]
 
     def used(self, pak: Pak) -> int:
-        """Bytes that a key has used as far as anybody knows: for money. What is shown comes from the roll-up alone."""
-        try:
-            return max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
-        except StoreUnavailable:
-            return pak.used_bytes
+        """Bytes that a key may have used by now: for money. What is shown comes from the roll-up alone.
+
+        Gateways tell every five seconds what they carried; until then their leases count as carried. Raises
+        StoreUnavailable: nothing is given back on a guess.
+        """
+        counted = max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
+        return counted + self.w.redis.run(read_leased(pak.pak_id, now_ms()))
 
     def record(self, pak: Pak) -> dict[str, Any]:
         """A key without its secret."""

@@ -106,6 +106,18 @@ def test_a_roll_up_applies_each_batch_once(dynamo: SyncDynamo) -> None:
     assert owed_micro(dynamo, TABLES.ledger, SUPPLIER) == 135 * 1_200_000 // 10**9
 
 
+def test_bytes_of_a_key_that_is_not_there_hold_up_nobody_elses(dynamo: SyncDynamo) -> None:
+    mint(dynamo, "p1")
+    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 10, 0), line("d1", 5, 0, pak="gone"))))
+    report = roll_up(dynamo, TABLES, RATES, NOW)
+    assert (report.applied, report.keyless_bytes) == (1, 5)
+    assert roll_up(dynamo, TABLES, RATES, NOW).applied == 0
+    pak = dynamo.run(access.get_pak(TABLES.access, PakId("p1")))
+    assert pak is not None
+    assert pak.used_bytes == 10
+    assert dynamo.run(usage_days(TABLES.usage, "dev#d1", "2027-01-01", 5)).rows == (("2027-01-15", 15, 0),)
+
+
 def test_a_crash_between_accrual_and_application_is_finished_by_the_next_run(dynamo: SyncDynamo) -> None:
     mint(dynamo, "p1")
     broken = batch(0, line("d1", 7, 0))
