@@ -251,7 +251,7 @@ def test_free_time_holds_a_device_no_longer_than_the_catalogue_allows_after_it_w
     functions: Functions,
 ) -> None:
     list_modems(functions, "m1")
-    headers = token(buy(functions))
+    headers = token(private(functions))
     path, most = "/v1/x402/manage/session/topup", PRICES["duration_max_s"]
     longest = functions.call(path, "POST", {"addDurationSeconds": most}, headers).body["credit"]["expiresAt"]
     later = functions.sale_wiring.counter.now_ms() + 80 * 86_400_000

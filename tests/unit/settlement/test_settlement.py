@@ -14,7 +14,7 @@ from shared.metering.model import FlushBatch, LineKey, UsageLine
 from shared.metering.table import put_batch, usage_days
 from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
 from shared.settlement.rules import RateMissing, accruals, rate_for
-from shared.settlement.service import Tables, owed_micro, roll_up
+from shared.settlement.service import RollUpReport, Tables, _apply, owed_micro, roll_up
 
 T = TypeVar("T")
 TABLES = Tables("psx-test-usage", "psx-test-access", "psx-test-ledger", "psx-test-devices")
@@ -138,9 +138,12 @@ def test_nothing_moves_while_a_rate_is_missing(dynamo: SyncDynamo) -> None:
 
 
 def test_a_batch_that_another_run_applied_meanwhile_is_counted_as_repeated(dynamo: SyncDynamo) -> None:
-    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 7, 0, pak="gone"))))
-    report = roll_up(dynamo, TABLES, RATES, NOW)
-    assert (report.applied, report.repeated) == (0, 1)
+    mint(dynamo, "p1")
+    told, report = batch(0, line("d1", 7, 0)), RollUpReport()
+    dynamo.run(put_batch(TABLES.usage, told))
+    for _ in range(2):
+        _apply(dynamo, TABLES, told, RATES, NOW, report)
+    assert (report.applied, report.repeated, report.total_bytes) == (1, 1, 7)
 
 
 class Busy:
