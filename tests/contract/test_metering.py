@@ -60,7 +60,8 @@ def test_opening_a_meter_raises_it_to_the_truth_and_never_lowers_it(redis: SyncR
     assert redis.run(flush(GATEWAY, 1, {PAK: 1})) == {PAK: Meter(61, None)}
 
 
-def test_a_batch_is_recorded_once_and_waits_to_be_applied(dynamo: SyncDynamo) -> None:
+def test_a_batch_is_recorded_once_and_waits_to_be_applied(any_dynamo: SyncDynamo) -> None:
+    dynamo = any_dynamo
     assert dynamo.run(newest_sequence(TABLE, GATEWAY)) == -1
     assert dynamo.run(put_batch(TABLE, batch(0)))
     assert not dynamo.run(put_batch(TABLE, batch(0)))
@@ -69,7 +70,8 @@ def test_a_batch_is_recorded_once_and_waits_to_be_applied(dynamo: SyncDynamo) ->
     assert dynamo.run(pending_batches(TABLE, 10)).rows == (batch(0), batch(7))
 
 
-def test_a_batch_is_applied_once(dynamo: SyncDynamo) -> None:
+def test_a_batch_is_applied_once(any_dynamo: SyncDynamo) -> None:
+    dynamo = any_dynamo
     dynamo.run(put_batch(TABLE, batch(0)))
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) is None
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) == Conflict((0,))
