@@ -1,0 +1,135 @@
+"""The jobs as they are deployed: their handlers, their settings, the roles that they run with."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from functions.api.wiring import ApiSettings, open_origins
+from functions.jobs import end_keys, list_exits, refresh_ip_data, roll_up
+from functions.jobs.wiring import wiring
+from local.lab import LabFiles
+from shared.access.model import DisabledReason
+from shared.access.prepaid import credit_items
+from shared.access.settling import SETTLE_AFTER_MS, settle_later_item
+from shared.access.table import mint as mint_pak
+from shared.grading.listing import ListingRun
+from shared.guard.table import write_setting
+from shared.kernel.ids import UNKNOWN_COUNTRY, PakId
+from shared.metering.table import put_batch
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.redis import SyncRedis
+from tests.contract.test_listing import FAIL, PASS, enrol, probe
+from tests.support.permissions import as_function
+from tests.unit.access.test_access import GOOD
+from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint
+
+pytestmark = pytest.mark.slow
+BUCKET = "psx-test-ip-data"
+PHONE = "127.10.1.7"
+
+
+@pytest.fixture(autouse=True)
+def _wired(monkeypatch: pytest.MonkeyPatch, dynamo: SyncDynamo, valkey_url: str) -> Iterator[None]:
+    for name, value in {"STAGE": "dev", "TABLE_PREFIX": "psx-test-", "REDIS_URL": valkey_url}.items():
+        monkeypatch.setenv(f"PSX_{name}", value)
+    wiring.cache_clear()
+    yield
+    wiring().redis.close()
+    wiring.cache_clear()
+
+
+def run(name: str, handler: Any) -> dict[str, Any]:
+    """One scheduled run under the role that it has when deployed."""
+    with as_function(name):
+        answer: dict[str, Any] = handler({"job": name.replace("-", "_")}, None)
+    return answer
+
+
+def test_the_listing_job_lists_within_its_role(dynamo: SyncDynamo, valkey_url: str) -> None:
+    redis = SyncRedis(valkey_url)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "good", PASS, PASS)
+    assert run("list-exits", list_exits.handler)["newly_listed"] == ["good"]
+    redis.close()
+
+
+def test_the_listing_job_brakes_within_its_role(dynamo: SyncDynamo, valkey_url: str) -> None:
+    redis = SyncRedis(valkey_url)
+    listing = ListingRun(dynamo, redis, lambda name: f"psx-test-{name}")
+    for number in range(7):
+        enrol(listing, f"m{number}", PASS, PASS)
+    assert run("list-exits", list_exits.handler)["listed"] == 7
+    for number in range(7):
+        probe(listing, f"m{number}", FAIL, FAIL, FAIL)
+    assert len(run("list-exits", list_exits.handler)["braked"]) == 1
+    redis.close()
+
+
+def test_ended_keys_are_turned_off_and_settled_within_the_jobs_role(dynamo: SyncDynamo) -> None:
+    table, now = "psx-test-access", now_ms()
+    late = replace(GOOD, pak_id=PakId("p2"), secret_hash="h2", expires_at_ms=now - 1)
+    deleted = replace(
+        GOOD, drawn_bytes=80, enabled=False, disabled_reason=DisabledReason.DELETED, expires_at_ms=now - 1
+    )
+    dynamo.run(transact(credit_items(table, deleted.account_id, "c1", 100, {})))
+    for pak in (late, deleted):
+        dynamo.run(mint_pak(table, pak))
+    dynamo.run(transact([settle_later_item(table, deleted, now - SETTLE_AFTER_MS - 1)]))
+    report = run("end-keys", end_keys.handler)
+    assert (report["expired"], report["settled"], report["given_back_bytes"], report["failures"]) == (
+        1,
+        1,
+        80,
+        [],
+    )
+
+
+def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
+    dynamo: SyncDynamo, valkey_url: str
+) -> None:
+    redis = SyncRedis(valkey_url)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "d1", PASS)
+    redis.close()
+    mint(dynamo, "p1")
+    dynamo.run(write_setting("psx-test-guard", "rates", RATES, NOW))
+    dynamo.run(put_batch("psx-test-usage", batch(0, line("d1", 10, 20))))
+    first, second = (run("roll-up", roll_up.handler) for _ in range(2))
+    assert (first["applied"], first["proven"]) == (1, 1)
+    assert (second["applied"], second["proven"]) == (0, 0)
+
+
+def test_address_data_without_a_bucket_is_left_alone_within_its_role(dynamo: SyncDynamo) -> None:
+    assert "skipped" in run("refresh-ip-data", refresh_ip_data.handler)
+
+
+def test_address_data_is_published_by_the_job_and_fetched_by_the_api_within_their_roles(
+    dynamo: SyncDynamo, lab_files: LabFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PSX_IP_DATA_BUCKET", BUCKET)
+    bucket: Any = boto3.client("s3")
+    bucket.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    settings = ApiSettings.model_construct(
+        asn_mmdb=tmp_path / "data" / "asn.mmdb",
+        country_mmdb=tmp_path / "data" / "country.mmdb",
+        ip_data_bucket=BUCKET,
+    )
+    with as_function("api"):
+        early = open_origins(settings)
+    assert early.lookup(PHONE).country == UNKNOWN_COUNTRY
+    nothing = dict.fromkeys(("asn", "country"), "nothing uploaded")
+    assert run("refresh-ip-data", refresh_ip_data.handler) == nothing
+    bucket.put_object(Bucket=BUCKET, Key="incoming/asn.mmdb", Body=b"no database")
+    bucket.upload_file(str(lab_files.country_mmdb), BUCKET, "incoming/country.mmdb")
+    report = run("refresh-ip-data", refresh_ip_data.handler)
+    assert (report["asn"], report["country"]) == ("refused: is no MMDB file", "published")
+    with as_function("api"):
+        origins = open_origins(settings)
+    early.follow()
+    for reader in (early, origins):
+        assert reader.lookup(PHONE).country != UNKNOWN_COUNTRY
+        assert reader.lookup(PHONE).asn == 0
+        reader.close()
