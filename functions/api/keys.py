@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from functions.api.auth import caller, fresh
 from functions.api.history import write_of_account
+from functions.api.paging import PART_MAX, part
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
@@ -118,15 +119,21 @@ def shown(key: ApiKey) -> dict[str, Any]:
     }
 
 
+def _place(key: ApiKey) -> str:
+    """The newest first."""
+    return f"{10**13 - key.created_at_ms:014d}:{key.key_id}"
+
+
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """Routes of API keys."""
     routes = APIRouter(prefix="/v1/account/api-keys")
     work = AccountKeys(wiring)
 
     @routes.get("")
-    def listed(request: Request) -> dict[str, Any]:
+    def listed(request: Request, limit: int = PART_MAX, cursor: str = "") -> dict[str, Any]:
         keys = work.mine(caller(work.w, request, Scope.KEYS))
-        return {"apiKeys": [shown(key) for key in keys], "count": len(keys)}
+        page, following = part(keys, limit, cursor, _place)
+        return {"apiKeys": [shown(key) for key in page], "count": len(page), "nextCursor": following}
 
     @routes.post("")
     def make(request: Request, body: NewKeyBody) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functions.api import history
 from functions.api.amounts import Amount
 from functions.api.auth import caller, fresh
 from functions.api.history import record_of_key, write_of_key
-from functions.api.paging import read_cursor, write_cursor
+from functions.api.paging import own_cursor, write_cursor
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
@@ -25,7 +25,7 @@ from shared.kernel.ids import PAK_ID, PakId
 from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
 from shared.kernel.traffic import traffic_unit
 from shared.metering.live import open_meter, read_leased, read_used
-from shared.metering.rules import day_of
+from shared.metering.rules import day_after, day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id, now_ms
@@ -278,9 +278,7 @@ class Resellers:
 
     def page(self, key: ApiKey, response: Response, limit: int, cursor: str) -> list[dict[str, Any]]:
         """Keys of the account, the newest first, as a bare array; where to go on stands in `X-Next-Cursor`."""
-        start = read_cursor(cursor) if cursor else None
-        if start is not None and start.get("account_id") != {"S": key.account_id}:
-            raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
+        start = own_cursor(cursor, key.account_id)
         bound = max(1, min(limit, KEYS_PAGE_MAX))
         found = self.w.dynamo.run(access.list_paks(self.table, key.account_id, bound, start))
         if found.next_key is not None:
@@ -390,13 +388,19 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.get("/{pak_id}/usage")
     def usage(request: Request, pak_id: str, since: Day = "", days: int = USAGE_DAYS_MAX) -> dict[str, Any]:
+        """Days of traffic, the oldest first; `nextSince` is where a series that is longer goes on."""
         _, pak = work.own(request, pak_id)
         bound = max(1, min(days, USAGE_DAYS_MAX))
         first = since or day_of(now_ms() - (bound - 1) * DAY_MS)
         table = work.w.settings.table("usage")
         page = work.w.dynamo.run(usage_days(table, f"pak#{pak.pak_id}", first, bound))
         days_shown = [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]
-        return {"usage": days_shown, "trafficUnit": traffic_unit()}
+        following = str(page.next_key["sk"]["S"]).removeprefix("day#") if page.next_key else ""
+        return {
+            "usage": days_shown,
+            "nextSince": day_after(following) if following else None,
+            "trafficUnit": traffic_unit(),
+        }
 
     @routes.get("/{pak_id}/audit")
     def audit(

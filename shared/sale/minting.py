@@ -57,7 +57,9 @@ class Mint:
     @property
     def ports(self) -> Ports:
         """Leases of dedicated ports, on the same stores."""
-        return Ports(self.dynamo, self.redis, self.table("sales"), self.house, self.now_ms)
+        return Ports(
+            self.dynamo, self.redis, self.table("sales"), self.table("audit"), self.house, self.now_ms
+        )
 
     def claimed(self, payment: Payment) -> Claim | None:
         """What this payment bought before."""

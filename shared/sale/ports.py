@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from shared.guard.model import AuditEvent
+from shared.guard.service import write_audited
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
 from shared.pool.ports import PortWish, hold_port, is_held, is_listed, is_paused, let_go
@@ -23,6 +25,7 @@ from shared.runtime.dynamo import (
     key,
     query,
     transact_put,
+    transact_update,
     update,
 )
 from shared.runtime.redis import RedisCall, SyncRedis
@@ -118,15 +121,14 @@ def get_lease(table: str, lease_id: str) -> DynamoRequest[PortLease | None]:
     return get_item(table, f"port#{lease_id}", parse=_read)
 
 
-def move_lease(table: str, lease: PortLease, endpoint_id: EndpointId) -> DynamoRequest[PortLease | None]:
-    """Another device, one replacement less; None when that happened in the same moment."""
-    return update(
+def move_item(table: str, lease: PortLease, endpoint_id: EndpointId) -> TransactItem:
+    """Another device, one replacement less; fails when that happened in the same moment."""
+    return transact_update(
         table,
         f"port#{lease.lease_id}",
         "-",
         "SET endpoint_id = :new ADD replaced :one",
         {":new": endpoint_id, ":one": 1, ":before": lease.replaced},
-        parse=_read,
         condition="replaced = :before",
     )
 
@@ -153,6 +155,7 @@ class Ports:
     dynamo: RunsDynamo
     redis: SyncRedis
     table: str
+    audit: str
     house: AccountId
     now_ms: Callable[[], int]
 
@@ -248,4 +251,7 @@ class Ports:
         found = self.redis.run(self._hold(lease, excluded=(lease.endpoint_id,)))
         if found is None:
             return NotReplaced.NONE_FREE
-        return self.dynamo.run(move_lease(self.table, lease, found)) or NotReplaced.CHANGED
+        told = AuditEvent(f"pak#{lease.pak_id}", "port_replace", "x402", self.now_ms(), auth_method="session")
+        if write_audited(self.dynamo, self.audit, told, [move_item(self.table, lease, found)]) is not None:
+            return NotReplaced.CHANGED
+        return self.find(lease.lease_id) or NotReplaced.CHANGED
