@@ -53,7 +53,6 @@ ANSWER_MAX_BYTES: Final = 4096
 TRIES: Final = 2
 AT_ONCE: Final = 6
 PEERS_MAX: Final = 5_000
-INCIDENT: Final = "peer-tiers"
 log = logging.getLogger("psx.jobs")
 
 
@@ -278,17 +277,23 @@ def test_peer_tiers(wiring: Wiring) -> dict[str, Any]:
         tested, faults = SelfTest(w, state, keep).run()
     except StoreUnavailable as error:
         tested, faults = [], [str(error)]
-    now = now_ms()
-    state |= {"on": not faults, "tested": tested, "faults": faults, "at_ms": now}
-    written = flag.write(state)
-    if faults:
-        words = f"the peer tiers are off: {'; '.join(faults)}"[:500]
-        w.dynamo.run(open_incident(guard, Incident(INCIDENT, "peer_tiers_off", words, now)))
-    else:
-        w.dynamo.run(close_incident(guard, INCIDENT, now))
+    same = faults and not state.get("on") and state.get("faults") == faults
+    written = True if same else _decided(w, flag, state, tested, faults)
     report = {"wanted": True, "on": not faults, "tested": tested, "faults": faults, "written": written}
     log.info("peer tiers tested", extra={"report": report})
     return report
+
+
+def _decided(w: Wiring, flag: Flag, state: dict[str, Any], tested: list[str], faults: list[str]) -> bool:
+    """Store what the test says, and keep an incident open for as long as it says no; False when the flag was changed."""
+    guard, now, known = w.settings.table("guard"), now_ms(), state.pop("incident", "")
+    if faults:
+        state["incident"] = known or f"{now:013d}#peer-tiers"
+        words = f"the peer tiers are off: {'; '.join(faults)}"[:500]
+        w.dynamo.run(open_incident(guard, Incident(state["incident"], "peer_tiers_off", words, now)))
+    elif known:
+        w.dynamo.run(close_incident(guard, known, now))
+    return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now})
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:

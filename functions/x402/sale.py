@@ -74,8 +74,9 @@ class Sale:
             self.session(request)
 
     def prices(self, tier: str = "") -> Prices:
-        """The live catalogue (of a kind of port), or 503 while there is none."""
-        prices = read_prices(self.w.live.get("prices"), tier)
+        """The live catalogue (of a kind of port), or what was promised of it last; 503 while there is none."""
+        told = (read_prices(setting, tier) for setting in self.w.live.versions("prices"))
+        prices = next((found for found in told if found is not None), None)
         if prices is None:
             raise ProblemError(503, Problem.NOT_ON_SALE.value, "no prices are set yet; nothing was charged")
         return prices
