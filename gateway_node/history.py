@@ -17,10 +17,10 @@ from typing import Final
 from prometheus_client import Counter
 
 from shared.access.live import first_in
-from shared.access.model import DisabledReason, Pak
-from shared.access.table import get_account, suspend
+from shared.access.model import Pak
+from shared.access.table import get_account, suspend_expired_item
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit_async
+from shared.guard.service import append_audit_async, write_audited_async
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import AccountId, GatewayId
 from shared.pool.live import publish_revoke_pak
@@ -161,9 +161,11 @@ class KeyHistory:
     async def _write(self, entry: _Entry) -> None:
         """Each step that was taken is not taken again by a later try."""
         if entry.pak is not None:
-            if not await self._suspended(entry.pak, entry.event.at_ms):
-                return
-            entry.pak = None
+            item = suspend_expired_item(self._table("access"), entry.pak, entry.event.at_ms)
+            audit, told = self._table("audit"), entry.event
+            await write_audited_async(self._dynamo, audit, told, [item], account=entry.account_id)
+            await self._redis.run(publish_revoke_pak(entry.pak.pak_id))
+            return
         if entry.every_s:
             if not await self._redis.run(first_in(entry.seen_as, entry.every_s)):
                 return
@@ -175,10 +177,3 @@ class KeyHistory:
             if await self._dynamo.run(get_account(access, entry.account_id)) is None:
                 return
         await append_audit_async(self._dynamo, self._table("audit"), entry.event, entry.account_id)
-
-    async def _suspended(self, pak: Pak, at_ms: int) -> bool:
-        table, why, ended = self._table("access"), DisabledReason.EXPIRED, pak.expires_at_ms
-        if await self._dynamo.run(suspend(table, pak.pak_id, why, at_ms, at_expiry_ms=ended)) is None:
-            return False
-        await self._redis.run(publish_revoke_pak(pak.pak_id))
-        return True

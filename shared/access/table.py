@@ -236,31 +236,19 @@ def list_paks(
     )
 
 
-def suspend(
-    table: str,
-    pak_id: PakId,
-    reason: DisabledReason,
-    now_ms: int,
-    at_cap_bytes: int | None = None,
-    at_expiry_ms: int | None = None,
-) -> DynamoRequest[Pak | None]:
-    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap or its end is
-    no longer the one that was reached."""
-    values: dict[str, object] = {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms}
+def suspend_capped_item(table: str, pak_id: PakId, now_ms: int, cap_bytes: int | None) -> TransactItem:
+    """Turn off a key that reached its cap, unless it was off already, or its cap is no longer the one that was reached."""
+    values: dict[str, object] = {":no": False, ":yes": True, ":now": now_ms}
     condition = "enabled = :yes"
-    if at_cap_bytes is not None:
+    if cap_bytes is not None:
         condition += " AND cap_bytes = :cap"
-        values[":cap"] = at_cap_bytes
-    if at_expiry_ms is not None:
-        condition += " AND expires_at_ms = :expiry"
-        values[":expiry"] = at_expiry_ms
-    return update(
+        values[":cap"] = cap_bytes
+    return transact_update(
         table,
         f"pak#{pak_id}",
         "-",
         "SET enabled = :no, disabled_reason = :reason, updated_at_ms = :now",
-        values,
-        parse=read_pak,
+        values | {":reason": DisabledReason.CAP.value},
         condition=condition,
     )
 

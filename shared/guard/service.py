@@ -1,15 +1,17 @@
 """The guard in use: enter a loop or be told why not, append to the audit, read live settings for a few seconds."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from shared.guard import table as rows
-from shared.guard.model import AuditEvent, Refused, Versions
+from shared.guard.model import AuditEntry, AuditEvent, Refused, Versions
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, may_run
 from shared.runtime.dynamo import (
     AsyncDynamo,
     Conflict,
     Contended,
+    DynamoRequest,
     RunsDynamo,
     StoreUnavailable,
     TransactItem,
@@ -63,17 +65,40 @@ def write_audited(
     for _ in range(APPEND_ATTEMPTS_MAX):
         tail = None if begins else dynamo.run(rows.newest_entry(audit_table, event.stream))
         begins = False
-        entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
-        try:
-            conflict = dynamo.run(transact([*items, *rows.entry_items(audit_table, entry, account)]))
-        except Contended:
-            continue
-        if conflict is None:
-            return None
-        failed = tuple(index for index in conflict.failed if index < len(items))
-        if failed:
-            return Conflict(failed)
+        with contextlib.suppress(Contended):
+            conflict = dynamo.run(_with_event(audit_table, event, tail, items, account))
+            if conflict is None or (failed := _of_items(conflict, items)):
+                return None if conflict is None else Conflict(failed)
     raise AuditContended("audit: contended")
+
+
+async def write_audited_async(
+    dynamo: AsyncDynamo,
+    audit_table: str,
+    event: AuditEvent,
+    items: Sequence[TransactItem],
+    account: str = "",
+) -> Conflict | None:
+    """`write_audited` for the nodes."""
+    for _ in range(APPEND_ATTEMPTS_MAX):
+        tail = await dynamo.run(rows.newest_entry(audit_table, event.stream))
+        with contextlib.suppress(Contended):
+            conflict = await dynamo.run(_with_event(audit_table, event, tail, items, account))
+            if conflict is None or (failed := _of_items(conflict, items)):
+                return None if conflict is None else Conflict(failed)
+    raise AuditContended("audit: contended")
+
+
+def _with_event(
+    table: str, event: AuditEvent, tail: AuditEntry | None, items: Sequence[TransactItem], account: str
+) -> DynamoRequest[Conflict | None]:
+    entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
+    return transact([*items, *rows.entry_items(table, entry, account)])
+
+
+def _of_items(conflict: Conflict, items: Sequence[TransactItem]) -> tuple[int, ...]:
+    """Which of the caller's own items failed; none when only the event's place was taken."""
+    return tuple(index for index in conflict.failed if index < len(items))
 
 
 async def append_audit_async(

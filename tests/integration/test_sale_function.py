@@ -345,7 +345,11 @@ def pak_of(functions: Functions, body: dict[str, Any]) -> PakId:
 def test_a_top_up_is_quoted_paid_and_turns_the_key_on_again(functions: Functions) -> None:
     body = bought(functions)
     pak_id = pak_of(functions, body)
-    functions.dynamo.run(access.suspend(f"{PREFIX}access", pak_id, DisabledReason.CAP, 1))
+    functions.dynamo.run(
+        access.change(
+            f"{PREFIX}access", pak_id, {"enabled": False, "disabled_reason": DisabledReason.CAP.value}, 1
+        )
+    )
     quoted = functions.call(TOPUP, "POST", {"addTrafficGB": 0.25}, token(body))
     assert quoted.status == 402
     assert quoted.body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == "1000000"
