@@ -66,7 +66,7 @@ class PeerSocket(asyncio.Protocol):
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
         "_frames_in_second", "_head", "_heard_s", "_last_id", "_redirected_s", "_second", "_transport",
-        "account_generation", "address", "buffers", "device", "ends", "generation", "loop", "lost_reason", "outbox",
+        "address", "buffers", "claims", "device", "ends", "loop", "lost_reason", "outbox",
         "ready", "registry", "tunnels", "v2",
     )  # fmt: skip
 
@@ -92,8 +92,6 @@ class PeerSocket(asyncio.Protocol):
         self._blocked: set[Tunnel] = set()
         self._closing = False
         self._last_id = 0
-        self.generation = 0
-        self.account_generation = 0
         self._born_s = self._heard_s
         self._busy_since_s = self._heard_s
         self._second = 0

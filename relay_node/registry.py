@@ -125,10 +125,9 @@ class Registry:
         if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
             return Reason.TOO_MANY_SOCKETS
         device.sockets.append(socket)
-        device.generation = socket.generation = claims.generation
-        device.account_generation = socket.account_generation = claims.account_generation
-        self.revoke(device.device_id, claims.generation, claims.account_generation)
+        device.generation, device.account_generation = claims.generation, claims.account_generation
         socket.device, socket.claims = device, claims
+        self.revoke(device.device_id, claims.generation, claims.account_generation)
         return None
 
     def detach(self, socket: PeerSocket) -> None:
@@ -150,7 +149,8 @@ class Registry:
         """Close every socket of a device whose tokens before these generations ended."""
         device = self.devices.get(device_id)
         for socket in list(device.sockets) if device else ():
-            if socket.generation < generation or socket.account_generation < account_generation:
+            claims = socket.claims
+            if claims and (claims.generation < generation or claims.account_generation < account_generation):
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
     def sweep(self, now_s: float) -> None:
