@@ -302,7 +302,7 @@ async def test_a_token_older_than_the_devices_newest_gets_no_socket(plane: Plane
     plane.generation = 1
     await plane.add_peer("p1")
     await asyncio.sleep(0.3)
-    assert {s.claims.generation for s in plane.sockets_of("p1") if s.claims is not None} == {2}
+    assert {s.generation for s in plane.sockets_of("p1") if s.ready} == {2}
     assert newest[0] in plane.sockets_of("p1")
 
 
