@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi.routing import APIRoute
 
 from functions.x402.app import create_app
 from local import lab
@@ -50,12 +49,8 @@ FREE = (
     "/v1/x402/sessions/{session_id}/status",
 )
 """What anybody may read; no credential is ever in it (test_sale_operations.py)."""
-ROUTES = sorted(
-    (method, route.path)
-    for route in create_app(lambda: None).routes  # type: ignore[arg-type, return-value]  # nothing is wired to list routes
-    if isinstance(route, APIRoute)
-    for method in route.methods or ()
-)
+_DOCUMENT = create_app(lambda: None).openapi()  # type: ignore[arg-type, return-value]  # nothing is wired to list routes
+ROUTES = sorted((method.upper(), path) for path, found in _DOCUMENT["paths"].items() for method in found)
 MANAGED = [(method, path) for method, path in ROUTES if path.startswith(MANAGE)]
 
 
