@@ -8,6 +8,7 @@ from functions.api import (
     account,
     balance,
     consent,
+    device_page,
     earnings,
     enrolling,
     inventory,
@@ -35,19 +36,9 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install_audit(app, wired)
     install_idempotency(app, wired, admitted(wired))
     install(app)
-    supply = (enrolling, owned, earnings, consent, ip_classes)
-    for room in (
-        *supply,
-        inventory,
-        account,
-        balance,
-        keys,
-        sign_in,
-        resellers,
-        operations,
-        setting_changes,
-        pages,
-    ):
+    supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
+    rest = (inventory, account, balance, keys, sign_in, resellers, operations, setting_changes, pages)
+    for room in (*supply, *rest):
         app.include_router(room.router(wired))
     return app
 
