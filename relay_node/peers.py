@@ -66,8 +66,8 @@ class PeerSocket(asyncio.Protocol):
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
         "_frames_in_second", "_head", "_heard_s", "_last_id", "_redirected_s", "_second", "_transport",
-        "account_generation", "address", "buffers", "claims", "device", "ends", "generation", "loop", "lost_reason", "outbox",
-        "ready", "registry", "tunnels", "v2",
+        "account_generation", "address", "buffers", "claims", "device", "ends", "generation", "loop", "lost_reason",
+        "outbox", "ready", "registry", "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
