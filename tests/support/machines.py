@@ -30,7 +30,7 @@ def missing() -> str | None:
         return "there is no /dev/net/tun"
     probe = ["unshare", *NAMESPACES, "ip", "tuntap", "add", "dev", "probe", "mode", "tun"]
     done = subprocess.run(probe, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    return None if done.returncode == 0 else f"the kernel allows no namespaces or tunnel devices here: {done.stderr.strip()}"
+    return None if done.returncode == 0 else f"no namespaces or tunnel devices here: {done.stderr.strip()}"
 
 
 def in_a_lab(module: str) -> list[str]:
