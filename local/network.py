@@ -22,6 +22,7 @@ import boto3
 from local import evm, lab, solana
 from local.bootstrap import HOUSE, Keys, bootstrap
 from local.cloud import LocalCloud
+from local.lambda_runtime import Code
 from local.paths import ANVIL, DYNOXIDE, ROOT
 from local.supervisor import Part, PartFailed, RunFolder, Supervisor, free_port
 from local.tables import table_definitions
@@ -272,9 +273,9 @@ class LocalNetwork:
         part = await self.supervisor.start("target", [sys.executable, "-m", "local.target"], env)
         await self.supervisor.says(part, "target ready")
 
-    async def start_cloud(self) -> None:
-        """The functions, behind the API's address."""
-        self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings())
+    async def start_cloud(self, code: Mapping[str, Code] | None = None) -> None:
+        """The functions, behind the API's address; from the checkout, or from the code given for each."""
+        self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings(), code)
         await self.cloud.start(self.host, self.ports.api)
 
     async def start_relay(self, region: str) -> None:

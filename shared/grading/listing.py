@@ -22,6 +22,7 @@ from shared.supply import table as devices
 from shared.supply.live import put_crowded, put_regions
 from shared.supply.model import Device, Kind, Owner
 from shared.supply.owners import get_owner
+from shared.supply.proving import prove_device
 from shared.supply.rules import (
     TERMS,
     crowded_networks,
@@ -30,7 +31,6 @@ from shared.supply.rules import (
     override_for,
     wants_listing,
 )
-from shared.supply.service import prove_device
 
 PAGE: Final = 500
 CHANGES_TOLD_MAX: Final = 200
