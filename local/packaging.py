@@ -31,6 +31,7 @@ PLATFORM: Final = "x86_64-manylinux_2_28"  # the runtime's Amazon Linux 2023 has
 MB: Final = 1_000_000
 UNZIPPED_BOUND_MB: Final = {"api": 90, "x402": 190, "jobs": 40}  # Lambda's own limit is 262 MB
 AWS_SERVICES: Final = frozenset({"dynamodb", "kms", "s3", "secretsmanager"})
+NODE_SERVICES: Final = frozenset({"autoscaling", "cloudformation", "dynamodb", "s3", "secretsmanager", "ssm"})
 _INSTALL_BOUND_S: Final = 400
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _PROJECT: Final = ("functions", "shared")
@@ -208,23 +209,24 @@ def _filled(kind: str, python: Path, version: str) -> Path:
     where = ["--target", str(folder), "--python-platform", PLATFORM, "--python-version", version]
     how = ["--only-binary", ":all:", "--no-deps", "--require-hashes", "--quiet"]
     _run([uv, "pip", "install", *how, *where, "-r", str(lock)])
-    _prune(folder)
+    _prune(folder, NODE_SERVICES if kind == "nodes" else AWS_SERVICES)
     _compile(folder, python)
     stamp.write_text(wanted)
     return folder
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, services: frozenset[str]) -> None:
     """Leave out descriptions of AWS services that nothing here calls, and commands. Never dist-info: it is read."""
     shutil.rmtree(folder / "bin", ignore_errors=True)
     for entry in (folder / "botocore" / "data").iterdir():
-        if entry.is_dir() and entry.name not in AWS_SERVICES:
+        if entry.is_dir() and entry.name not in services:
             shutil.rmtree(entry)
     for lock in folder.glob(".lock"):
         lock.unlink()
 
 
 def staged(folder: Path, files: Sequence[tuple[str, Path]], python: Path) -> Path:
+    """Copies of files under their names in the zip, compiled."""
     for name, source in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, folder / name)
