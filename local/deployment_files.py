@@ -1,7 +1,7 @@
 """`python -m local.deployment_files`, a part of `./psx check`: templates, units, user data, scripts, each by its tool.
 
-cfn-lint comes with the project; shellcheck, systemd-analyze and cloud-init are the machine's. One that is missing is told on
-a laptop, and a failure in CI. Units are held to a kept score: how exposed systemd says they are.
+cfn-lint comes with the project; shellcheck, systemd-analyze and cloud-init are the machine's. One that is missing is told
+on a laptop, and a failure in CI. Units are held to a kept score: how exposed systemd says they are.
 """
 
 from __future__ import annotations
