@@ -424,6 +424,7 @@ class LocalNetwork:
             "roll-up": self._common(),
             "live-numbers": self._common(),
             "refresh-ip-data": self._common(),
+            "drop-ghosts": self._common(),
         }
 
     def _relay_settings(self, region: str) -> dict[str, str]:
