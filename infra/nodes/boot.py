@@ -1,8 +1,8 @@
 """`python -m infra.nodes.boot`: make this machine a node: read its parameters, write its settings, start its units.
 
 Runs at the first boot, from the artefact that user data fetched and checked. Settings are in files below `/etc/psx`;
-secrets are in none of them: each process reads its own from Secrets Manager (`PSX_SECRETS`). Leaves out fetching the artefact (user
-data in `nodes.yml`) and leaving (`lifecycle.py`).
+secrets are in none of them: each process reads its own from Secrets Manager (`PSX_SECRETS`). Leaves out fetching the
+artefact (user data in `nodes.yml`) and leaving (`lifecycle.py`).
 """
 
 from __future__ import annotations
