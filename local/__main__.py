@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
     packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
+    nodes = commands.add_parser("artefact", help="build the versioned artefact of relay and gateway nodes")
+    nodes.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the nodes (3.12)")
     stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
     stage.add_argument("stage", choices=("dev", "staging", "prod"))
     stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
@@ -99,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from local.packaging import package  # noqa: PLC0415 - each command loads only its own
 
             return package(given.python)
+        case "artefact":
+            from local.node_artefact import artefact  # noqa: PLC0415
+
+            return artefact(given.python)
         case "configure":
             from local.configure import configure  # noqa: PLC0415
 

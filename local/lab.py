@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -114,7 +114,9 @@ class LabFiles:
     relay_cert: Path
 
 
-def write_files(folder: Path) -> LabFiles:
+def write_files(
+    folder: Path, networks: Sequence[Network] = NETWORKS, relays: Iterable[str] = tuple(RELAY_NAMES.values())
+) -> LabFiles:
     """MMDBs, ASN table and certificates of a run."""
     files = LabFiles(
         folder / "asn.mmdb",
@@ -124,11 +126,11 @@ def write_files(folder: Path) -> LabFiles:
         folder / "target.pem",
         folder / "relay.pem",
     )
-    write_mmdb(files, NETWORKS)
+    write_mmdb(files, networks)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(files.ca))
     _certificate(ca, files.target_cert, TARGET_NAME)
-    _certificate(ca, files.relay_cert, *RELAY_NAMES.values())
+    _certificate(ca, files.relay_cert, *relays)
     return files
 
 
@@ -189,14 +191,14 @@ def fresh_secrets() -> LabSecrets:
     )
 
 
-def relays_setting(ports: dict[str, int]) -> str:
+def relays_setting(ports: Mapping[str, int], addresses: Mapping[str, str] = RELAY_NAMES) -> str:
     """`PSX_RELAYS` of the lab."""
     return json.dumps(
         {
             region: {
-                "url": f"wss://{RELAY_NAMES[region]}:{ports[region]}/",
+                "url": f"wss://{address}:{ports[region]}/",
                 "countries": RELAY_COUNTRIES[region],
             }
-            for region in RELAY_NAMES
+            for region, address in addresses.items()
         }
     )
