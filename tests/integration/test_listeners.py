@@ -145,7 +145,7 @@ async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
 
 
 async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) -> None:
-    from gateway_node.__main__ import follow_revocations
+    from gateway_node.revocation import follow_revocations
 
     follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
     plane.tasks.append(follower)
@@ -161,9 +161,9 @@ async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) 
 
 
 async def test_a_key_that_expires_loses_its_tunnels_within_a_second(plane: Plane) -> None:
-    from gateway_node.__main__ import sweep_keys
+    from gateway_node.revocation import sweep_expired
 
-    plane.tasks.append(asyncio.create_task(sweep_keys(plane.auth, plane.meter)))
+    plane.tasks.append(asyncio.create_task(sweep_expired(plane.meter)))
     expires = now_ms() + 1500
     await plane.dynamo.run(
         access.change(PREFIX + "access", PakId("pak1"), {"expires_at_ms": expires}, now_ms())
