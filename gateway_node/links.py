@@ -271,6 +271,7 @@ class StreamExit:
         self._early: list[Bytes] = []
         self._eof_early = False
         self._finishing = False
+        self._late: asyncio.TimerHandle | None = None
         self._over = False
 
     async def open(self, link: RelayLink, host: str, port: int) -> None:
@@ -290,6 +291,8 @@ class StreamExit:
         early, self._early = self._early, []
         for data in early:
             tunnel.to_customer(data)
+        if self._stream.held:
+            tunnel.exit_full()
         if self._eof_early:
             tunnel.exit_ended()
 
@@ -332,8 +335,14 @@ class StreamExit:
         if self._resuming is not None:
             if not self._resuming.done() and frame.type is not MuxType.OPENED:
                 self._resuming.set_result(frame._replace(body=bytes(frame.body)))
-        elif opening is None or opening.done():
+        elif opening is None:
             return
+        elif opening.done():
+            if (
+                frame.type is MuxType.REFUSED
+            ):  # the relay has forgotten the tunnel, whatever the peer means by it
+                self._leave_link()
+                self._broke()
         elif frame.type is MuxType.OPENED:
             if self._link is not None:
                 self._stream.attach(self._link.outbox, self._id)
@@ -475,9 +484,10 @@ class StreamExit:
         self._stream.write_eof()
         if self._stream.delivered and not self._stream.eof_received:
             self.cut()
-        elif not self._over:
-            asyncio.get_running_loop().call_later(FINISH_WITHIN_S, self.cut)
-            self._close_if_over()
+            return
+        self._close_if_over()
+        if not self._over:
+            self._late = asyncio.get_running_loop().call_later(FINISH_WITHIN_S, self.cut)
 
     def cut(self) -> None:
         if not self._over:
@@ -512,5 +522,7 @@ class StreamExit:
 
     def _leave(self) -> None:
         self._over = True
+        if self._late is not None:
+            self._late.cancel()
         self._stream.close()
         self._leave_link()
