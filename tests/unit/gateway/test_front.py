@@ -11,9 +11,10 @@ from gateway_node import http_front
 from gateway_node.customer import EARLY_MAX_BYTES
 from gateway_node.exits import ConnectExit
 from gateway_node.http_front import HttpFront
-from gateway_node.links import RelayLinks, StreamExit
+from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Outcome
+from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, SpeedTier
@@ -229,3 +230,15 @@ async def test_an_exit_that_was_lost_before_its_tunnel_stood_cuts_it() -> None:
     exit_.connection_lost(ConnectionResetError())
     exit_.attach(pipeline.tunnel(exit_))
     assert pipeline.cuts == [True]
+
+
+async def test_a_protocol_that_nobody_asked_for_is_no_answer() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    pipeline.exit.tunnel.to_customer(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+    )
+    assert b" 101 " not in wire.written
+    assert wire.closing or wire.ended

@@ -18,15 +18,19 @@ class Wire:
 
     def __init__(self, address: str = "192.0.2.1") -> None:
         self.address, self.closing, self.paused = address, False, False
+        self.written = b""
 
     def get_extra_info(self, name: str) -> Any:
         return (self.address, 4000) if name == "peername" else None
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
-    def writelines(self, parts: Any) -> None: ...
+    def write(self, data: bytes) -> None:
+        self.written += bytes(data)
 
-    write = writelines
+    def writelines(self, parts: Any) -> None:
+        for part in parts:
+            self.write(part)
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -85,4 +89,19 @@ async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None
         f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n".encode()
     )
     assert wire.paused
+    mesh.connection_lost(None)
+
+
+@pytest.mark.parametrize("token", ["", "X-PSX-Mesh-Token: wrong\r\n", f"X-PSX-Mesh-Token: {TOKEN}x\r\n"])
+@pytest.mark.parametrize(
+    "request_", ["CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Device: d", "GET / HTTP/1.1\r\nUpgrade: psx-mux-2"]
+)
+async def test_without_the_mesh_token_there_is_neither_a_tunnel_nor_a_link(request_: str, token: str) -> None:
+    here = registry()
+    mesh, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
+    mesh.connection_made(cast(Any, wire))
+    mesh.data_received(f"{request_}\r\n{token}\r\n".encode())
+    assert wire.written.startswith(b"HTTP/1.1 403 ")
+    assert wire.closing
+    assert not here.links
     mesh.connection_lost(None)
