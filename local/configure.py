@@ -31,10 +31,10 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     "device-tokens": ("PSX_JWT_PRIVATE_KEY", "PSX_JWT_PUBLIC_KEY"),
     "sale": ("PSX_QUOTE_SECRET",),
     "mesh": ("PSX_MESH_TOKEN",),
-    "chains": ("PSX_EVM_RPC_URLS", "PSX_SOLANA_RPC_URLS", "PSX_GAS_KEY"),
+    "chains": ("PSX_EVM_RPC_URLS", "PSX_SOLANA_RPC_URLS", "PSX_GAS_KEY", "PSX_SELF_TEST_KEY"),
 }
 OPERATORS: Final = frozenset(SECRETS["chains"])
-OPTIONAL: Final = frozenset({"PSX_GAS_KEY"})
+OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY"})
 NETWORK: Final = "network/"
 _NAME: Final = re.compile(r"/psx/\$\{sls:stage\}/(.+)")
 
