@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure against peers in the same run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    simulate = commands.add_parser(
+        "simulate", help="the rules of grading on a simulated fleet", add_help=False
+    )
+    simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="see ./psx simulate --help")
     fleet = commands.add_parser(
         "fleet",
         help="many simulated devices that register, connect and send heartbeats",
@@ -82,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _test(given.fast, given.arguments)
         case "bench":
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
+        case "simulate":
+            return _run([sys.executable, "-m", "local.simulation", *given.arguments])
         case "fleet":
             return _fleet(given)
         case "check":

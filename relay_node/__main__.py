@@ -43,7 +43,7 @@ async def serve(settings: RelaySettings) -> None:
     regions = RegionTable(redis, settings.regions())
     public_key = settings.jwt_public_key.get_secret_value()
     mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
-    presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port), now_ms)
+    presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port))
 
     def redirect_for(device: Device) -> str | None:
         region = assign_region(device.origin.country, regions.now)
@@ -72,6 +72,7 @@ async def serve(settings: RelaySettings) -> None:
     private = await serve_private(private_host, private_port, lambda: presence.fault)
     tasks = [
         loop.create_task(presence.run()),
+        loop.create_task(presence.beat_for_ever(registry)),
         loop.create_task(follow_orders(redis, registry, presence, settings.relay_id)),
         loop.create_task(sweep_for_ever(registry, presence)),
         loop.create_task(regions.follow()),

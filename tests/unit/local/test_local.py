@@ -19,6 +19,7 @@ def test_schedules_and_routes_come_from_serverless_yml() -> None:
         "roll_up": 60,
         "refresh_ip_data": 3600,
         "live_numbers": 60,
+        "watchdog": 300,
     }
     assert read_routes("local") == {"/": "api", "/v1/x402/": "x402"}
 
