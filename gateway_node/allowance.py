@@ -1,7 +1,8 @@
 """What a key may still carry on this gateway, and the counting of one tunnel against it.
 
 A key with a cap runs on leases: bytes that this gateway may carry and no other one. Half-way through a lease the next one
-is asked for; while the answer is on its way up to `OVERDRAFT_MAX_BYTES` more may pass; then its tunnels are cut.
+is asked for. Where the answer is slower than the customers, its tunnels wait from three quarters on; what is on its way to
+them still passes, up to `OVERDRAFT_MAX_BYTES` beyond the lease; then they are cut.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SETTLE_AGAIN_S: Final = 0.01
 KEPT_S: Final = 60.0
 """So long a denial is remembered, so that the overdraft is not had again by connecting again."""
 WANT_TIMES_CARRIED: Final = 4
-WANT_LEAST_BYTES: Final = 16 * 1024 * 1024
+WANT_LEAST_BYTES: Final = 64 * 1024 * 1024
 """Far from the cap; near it Redis gives what is free, or a quarter of it to one of several."""
 DENIED_S: Final = 0.25
 """So long a key without a lease is refused to newcomers; then they may ask again."""
@@ -29,7 +30,8 @@ DENIED_S: Final = 0.25
 class KeyBudget(Budget):
     """The budget that all tunnels of a key share on this gateway.
 
-    `pending_bytes` are counted and not flushed; `left_bytes` is how far they may go on the lease, None without a cap.
+    `pending_bytes` are counted and not flushed; `left_bytes` is how far they may go on the lease, None without a cap. From
+    `hold_bytes` on tunnels wait for the answer that is on its way.
     `total_bytes` only grows, so an answer can be placed whatever was flushed while it was on its way.
     """
 
@@ -38,6 +40,7 @@ class KeyBudget(Budget):
         "_flushed",
         "asking",
         "denied_until_s",
+        "hold_bytes",
         "kept_until_s",
         "meter",
         "truth_cap_bytes",
@@ -48,6 +51,7 @@ class KeyBudget(Budget):
         self.meter: Meter | None = None
         self.truth_cap_bytes: int | None = None
         self.asking = False
+        self.hold_bytes = NEVER
         self.denied_until_s = self.kept_until_s = 0.0
         self._flushed = 0
         self._carried_at = 0
@@ -76,6 +80,7 @@ class KeyBudget(Budget):
         if meter.lease_bytes > 0 or not wanted:
             self.denied_until_s = 0.0
             self.wake_bytes = asked_at + meter.lease_bytes // 2
+            self.hold_bytes = asked_at + meter.lease_bytes * 3 // 4
         else:
             self.denied_until_s = now_s + DENIED_S
             self.kept_until_s = now_s + KEPT_S
@@ -88,11 +93,13 @@ class KeyBudget(Budget):
         if self.left_bytes is not None:
             self.left_bytes -= size
             self.wake_bytes -= size
+            self.hold_bytes -= size
 
     def without_lease(self, meter: Meter) -> None:
         """A key that nobody asked Redis about yet: the overdraft carries it until the answer."""
         self.meter = meter
         self.left_bytes, self.wake_bytes = (None, NEVER) if meter.cap_bytes is None else (0, 0)
+        self.hold_bytes = OVERDRAFT_MAX_BYTES // 4
 
     def unknown(self, meter: Meter) -> None:
         """Redis does not answer: what was last known of the whole key is the budget, until it does."""

@@ -90,10 +90,15 @@ class MeterService:
         self._counting[tunnel] = counting
         tunnel.budget = counting
         self._open.setdefault(pak_id, set()).add(tunnel)
+        self.expect(tunnel.pak)
+
+    def expect(self, pak: Pak) -> None:
+        """A tunnel of this key is about to open: its lease is there when its bytes are."""
+        budget = self._key_budget(pak.pak_id)
         if budget.meter is None:
-            budget.without_lease(Meter(tunnel.pak.used_bytes, tunnel.pak.cap_bytes))
+            budget.without_lease(Meter(pak.used_bytes, pak.cap_bytes))
         if budget.left_bytes is not None and budget.pending_bytes >= budget.left_bytes:
-            self._ask_soon(pak_id)
+            self._ask_soon(pak.pak_id)
 
     def closed(self, tunnel: Tunnel) -> None:
         """A tunnel ended: its last bytes are counted."""
@@ -154,12 +159,15 @@ class MeterService:
     # leases
 
     def _nearly_spent(self, pak_id: PakId) -> None:
-        """Half of a lease is gone, or all of it and the overdraft."""
+        """Half of a lease is gone, three quarters before the next one came, or all of it and the overdraft."""
         budget = self._key_budget(pak_id)
         if budget.pending_bytes >= budget.cut_bytes:
             self._cut(pak_id)
+        elif budget.asking and budget.pending_bytes >= budget.hold_bytes:
+            for tunnel in self.open_tunnels(pak_id):
+                tunnel.wait()
         else:
-            budget.wake_bytes = budget.cut_bytes
+            budget.wake_bytes = min(budget.hold_bytes, budget.cut_bytes)
             self._ask_soon(pak_id)
 
     def _cut(self, pak_id: PakId) -> None:
@@ -185,6 +193,8 @@ class MeterService:
                 budget.unknown(budget.meter)
         finally:
             budget.asking = False
+            for tunnel in self.open_tunnels(pak_id):
+                tunnel.go_on()
 
     def _may_recall(self, pak_id: PakId) -> bool:
         now_s = self._loop.time()

@@ -168,6 +168,7 @@ class Pipeline:
             )
         if self._meter.overloaded():
             return RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
+        self._meter.expect(pak)
         return None
 
     async def _through_some_exit(

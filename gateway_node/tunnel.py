@@ -122,6 +122,9 @@ class Tunnel:
         self._ended: Callable[[Tunnel, bool], None] | None = ended
         self._customer_ended = False
         self._exit_ended = False
+        self._customer_full = False
+        self._exit_full = False
+        self._waits = False
         self._seen_bytes = 0
         self._silent_s = 0.0
 
@@ -155,11 +158,14 @@ class Tunnel:
 
     def customer_full(self) -> None:
         """The customer does not read."""
+        self._customer_full = True
         self.exit.hold()
 
     def customer_drained(self) -> None:
         """The customer reads again."""
-        self.exit.release()
+        self._customer_full = False
+        if not self._waits:
+            self.exit.release()
 
     # from the exit
 
@@ -180,13 +186,33 @@ class Tunnel:
 
     def exit_full(self) -> None:
         """The exit does not take more."""
+        self._exit_full = True
         if self.customer is not None:
             self.customer.hold()
 
     def exit_drained(self) -> None:
         """The exit takes again."""
-        if self.customer is not None:
+        self._exit_full = False
+        if self.customer is not None and not self._waits:
             self.customer.release()
+
+    # the meter
+
+    def wait(self) -> None:
+        """Read from neither side until `go_on`."""
+        if self.customer is not None and not self._waits and self._ended is not None:
+            self._waits = True
+            self.exit.hold()
+            self.customer.hold()
+
+    def go_on(self) -> None:
+        """Read again from the sides that are not held by the other one."""
+        if self._waits and self.customer is not None:
+            self._waits = False
+            if not self._customer_full:
+                self.exit.release()
+            if not self._exit_full:
+                self.customer.release()
 
     # ends
 

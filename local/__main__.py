@@ -46,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "simulate", help="the rules of grading on a simulated fleet", add_help=False
     )
     simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="see ./psx simulate --help")
+    packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
+    packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
+    stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
+    stage.add_argument("stage", choices=("dev", "staging", "prod"))
+    stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
+    commands.add_parser("costs", help="what a month costs in AWS: the table of docs/operations/costs.md")
     fleet = commands.add_parser(
         "fleet",
         help="many simulated devices that register, connect and send heartbeats",
@@ -88,6 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
         case "simulate":
             return _run([sys.executable, "-m", "local.simulation", *given.arguments])
+        case "package":
+            from local.packaging import package  # noqa: PLC0415 - each command loads only its own
+
+            return package(given.python)
+        case "configure":
+            from local.configure import configure  # noqa: PLC0415
+
+            return configure(given.stage, given.file)
+        case "costs":
+            from local.costs import costs  # noqa: PLC0415
+
+            return costs()
         case "fleet":
             return _fleet(given)
         case "check":
@@ -182,7 +200,7 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
         from local.sdks import prepare  # noqa: PLC0415
 
         prepare()
-    coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered"]
+    coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered", "--whole-roles"]
     narrowed = any(not a.startswith("-") for a in arguments)
     return _run([*command, "--durations=10", *([] if narrowed else coverage)])
 

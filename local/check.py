@@ -17,7 +17,8 @@ CHECKS: Final = (
     ("import contracts", ("lint-imports", "--no-logo")),
     ("types", ("mypy",)),
 )
-LOCKS: Final = ("bootstrap", "dev", "api", "x402", "nodes", "stock_x402")
+LOCKS: Final = ("bootstrap", "dev", "api", "x402", "jobs", "nodes", "lambda", "stock_x402", "ministack")
+APART: Final = frozenset({"bootstrap", "dev", "stock_x402", "ministack"})
 
 
 def check() -> int:
@@ -52,7 +53,7 @@ def check() -> int:
 def lock() -> int:
     """Compile every lock; the deployables are held to the versions that development tests."""
     for name in LOCKS:
-        held = ["-c", "requirements/dev.txt"] if name not in {"bootstrap", "dev", "stock_x402"} else []
+        held = ["-c", "requirements/dev.txt"] if name not in APART else []
         command = [
             str(BIN / "uv"),
             "pip",

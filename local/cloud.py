@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from local.api_gateway import ApiGateway
-from local.lambda_runtime import INVOKE_TIMEOUT_S, FunctionFailed, LocalFunction
+from local.lambda_runtime import INVOKE_TIMEOUT_S, Code, FunctionFailed, LocalFunction
 from local.supervisor import Supervisor
 from local.tables import read_serverless
 
@@ -36,12 +36,12 @@ def read_schedules(stage: str) -> list[Schedule]:
     found = []
     for name, function in read_serverless(stage)["functions"].items():
         for event in function["events"]:
-            if "schedule" not in event:
+            if "eventBridge" not in event:
                 continue
-            entry = event["schedule"]
-            rate = _RATE.fullmatch(entry["rate"])
+            entry = event["eventBridge"]
+            rate = _RATE.fullmatch(entry["schedule"])
             if rate is None:
-                raise ValueError(f"schedule of {name}: {entry['rate']} is not understood")
+                raise ValueError(f"schedule of {name}: {entry['schedule']} is not understood")
             every_s = int(rate.group(1)) * _UNIT_S[rate.group(2)]
             found.append(Schedule(entry["input"]["job"], name, every_s, entry["input"]))
     return found
@@ -64,13 +64,19 @@ class LocalCloud:
     """Functions behind a local API Gateway, with a clock that fires their schedules."""
 
     def __init__(
-        self, supervisor: Supervisor, stage: str, environments: Mapping[str, Mapping[str, str]]
+        self,
+        supervisor: Supervisor,
+        stage: str,
+        environments: Mapping[str, Mapping[str, str]],
+        code: Mapping[str, Code] | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._environments = environments
         functions = read_serverless(stage)["functions"]
         self.functions = {
-            n: LocalFunction(n, f["handler"], WORKERS.get(n, 1), f.get("timeout", INVOKE_TIMEOUT_S))
+            n: LocalFunction(
+                n, f["handler"], WORKERS.get(n, 1), f.get("timeout", INVOKE_TIMEOUT_S), (code or {}).get(n)
+            )
             for n, f in functions.items()
         }
         self.schedules = {s.name: s for s in read_schedules(stage)}

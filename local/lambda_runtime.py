@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from local.http_server import HttpAnswer, HttpRequest, serve_http
+from local.paths import ROOT
 from local.supervisor import Supervisor
 
 _API: Final = "/2018-06-01/runtime/"
@@ -24,6 +26,14 @@ INVOKE_TIMEOUT_S: Final = 30.0
 
 class FunctionFailed(Exception):
     """A function raised, or did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a function runs from: an interpreter that has the bootstrap, and the folder of the code."""
+
+    python: Path = Path(sys.executable)
+    folder: Path = ROOT
 
 
 @dataclass
@@ -36,11 +46,19 @@ class _Invocation:
 class LocalFunction:
     """One function: its queue of invocations and the workers that take them."""
 
-    def __init__(self, name: str, handler: str, workers: int, timeout_s: float = INVOKE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: str,
+        workers: int,
+        timeout_s: float = INVOKE_TIMEOUT_S,
+        code: Code | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
         self.name = name
         self._handler = handler
         self._workers = workers
+        self._code = code or Code()
         self._queue: asyncio.Queue[_Invocation] = asyncio.Queue()
         self._open: dict[str, _Invocation] = {}
         self._server: asyncio.Server | None = None
@@ -52,15 +70,17 @@ class LocalFunction:
         for number in range(self._workers):
             await supervisor.start(
                 f"lambda-{self.name}-{number}",
-                [sys.executable, "-m", "awslambdaric", self._handler],
+                [str(self._code.python), "-m", "awslambdaric", self._handler],
                 {
                     **env,
+                    "PYTHONPATH": str(self._code.folder),
                     "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
                     "AWS_LAMBDA_FUNCTION_NAME": self.name,
                     "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
                     "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
                     "_HANDLER": self._handler,
                 },
+                cwd=self._code.folder,
             )
 
     def stop(self) -> None:

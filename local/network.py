@@ -22,6 +22,7 @@ import boto3
 from local import evm, lab, solana
 from local.bootstrap import HOUSE, RESELLER, Keys, bootstrap
 from local.cloud import LocalCloud
+from local.lambda_runtime import Code
 from local.paths import ANVIL, DYNOXIDE, ROOT
 from local.supervisor import Part, PartFailed, RunFolder, Supervisor, free_port
 from local.tables import table_definitions
@@ -278,9 +279,9 @@ class LocalNetwork:
         part = await self.supervisor.start(f"probe-target-{place}", command, env)
         await self.supervisor.says(part, "target ready")
 
-    async def start_cloud(self) -> None:
-        """The functions, behind the API's address."""
-        self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings())
+    async def start_cloud(self, code: Mapping[str, Code] | None = None) -> None:
+        """The functions, behind the API's address; from the checkout, or from the code given for each."""
+        self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings(), code)
         await self.cloud.start("127.0.0.1", self.ports.api)
 
     async def start_relay(self, region: str) -> None:
@@ -437,7 +438,7 @@ class LocalNetwork:
             "PSX_WATCHDOG_ACCOUNT": RESELLER,
             "PSX_WATCHDOG_GATEWAYS": json.dumps([door]),
             "PSX_WATCHDOG_TARGETS": lab.targets_setting(self.ports.probe_targets),
-            "PSX_WATCHDOG_TARGET_KEYS": self.secrets.target_public,
+            "PSX_WATCHDOG_RELAYS": lab.relays_setting(self.ports.relay_peer),
             "PSX_WATCHDOG_CA_FILE": str(self.files.ca),
             "PSX_WATCHDOG_RECIPIENTS": json.dumps(
                 {"base": self.evm_recipient, "solana": self.solana_recipient}

@@ -1,4 +1,5 @@
-"""The peers of every language, built once for what their sources say; a language whose tools are missing says which.
+"""What has to be compiled: the peers of every language, and a client of the tests; once for what their sources say. What
+cannot be built says which tool is missing.
 
 Each build happens in the SDK's own folder with its own lock; what comes out is a command line. Tests and benchmarks use it.
 """
@@ -6,12 +7,13 @@ Each build happens in the SDK's own folder with its own lock; what comes out is 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +22,7 @@ from local.paths import ROOT, STATE
 
 SDK: Final = ROOT / "sdk"
 BUILT: Final = STATE / "sdk"
+GO_CLIENT: Final = ROOT / "tests" / "e2e" / "clients" / "with_nethttp.go"
 BUILD_TIMEOUT_S: Final = 600
 NAMES: Final = ("python", "go", "node", "jvm")
 
@@ -64,14 +67,25 @@ def build(name: str) -> Sdk:
 
 
 def prepare() -> None:
-    """Build all of them, and say which are left out; a build that fails is left to the tests to tell."""
-    for name in NAMES:
+    """Build all of it, and say what is left out; a build that fails is left to the tests to tell."""
+    builds: dict[str, Callable[[], object]] = {
+        f"the {name} SDK": functools.partial(build, name) for name in NAMES
+    }
+    for what, built in {**builds, "the Go client of the tests": go_client}.items():
         try:
-            build(name)
+            built()
         except ToolMissing as missing:
-            sys.stderr.write(f"skip: the {name} SDK is not built: {missing}\n")
+            sys.stderr.write(f"skip: {what} is not built: {missing}\n")
         except (BuildFailed, subprocess.TimeoutExpired) as failed:
-            sys.stderr.write(f"the {name} SDK does not build: {failed}\n")
+            sys.stderr.write(f"{what} does not build: {failed}\n")
+
+
+def go_client() -> Path:
+    """The client program on Go's net/http. Raises ToolMissing and BuildFailed."""
+    go, target = tool("go"), BUILT / "go-client" / GO_CLIENT.stem
+    command = [go, "build", "-trimpath", "-o", str(target), str(GO_CLIENT)]
+    _once("go-client", [GO_CLIENT], command, GO_CLIENT.parent, target)
+    return target
 
 
 def _python() -> Sdk:
@@ -112,7 +126,7 @@ def _once(name: str, inputs: Iterable[Path], command: list[str], cwd: Path, resu
         stamp = BUILT / f"{name}.stamp"
         if result.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
             return
-        environment = {**os.environ, "CGO_ENABLED": "0"}
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
         done = subprocess.run(
             command,
             cwd=cwd,

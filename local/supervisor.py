@@ -141,13 +141,14 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         *,
         keep_stdin: bool = False,
+        cwd: Path = ROOT,
     ) -> Part:
         """Start a child; its output goes to its log."""
         log = self.folder.path / "logs" / f"{name}.log"
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                cwd=ROOT,
+                cwd=cwd,
                 env={**clean_environment(), **(env or {})},
                 stdin=asyncio.subprocess.PIPE if keep_stdin else asyncio.subprocess.DEVNULL,
                 stdout=output,

@@ -28,23 +28,26 @@ def read_serverless(stage: str) -> dict[str, Any]:
     return loaded
 
 
+def tables(stage: str) -> dict[str, dict[str, Any]]:
+    """Logical name -> properties of every table."""
+    resources = read_serverless(stage)["resources"]["Resources"].items()
+    return {
+        name: resource["Properties"]
+        for name, resource in resources
+        if isinstance(resource, dict) and resource["Type"] == "AWS::DynamoDB::Table"
+    }
+
+
 def table_definitions(stage: str) -> list[dict[str, Any]]:
     """Arguments of `create_table`, one dict per table."""
-    resources = read_serverless(stage)["resources"]["Resources"].values()
-    return [
-        {k: v for k, v in resource["Properties"].items() if k in _CREATE_TABLE_FIELDS}
-        for resource in resources
-        if resource["Type"] == "AWS::DynamoDB::Table"
-    ]
+    found = tables(stage).values()
+    return [{k: v for k, v in properties.items() if k in _CREATE_TABLE_FIELDS} for properties in found]
 
 
 def time_to_live(stage: str) -> dict[str, str]:
     """Table name -> the attribute that DynamoDB expires rows by."""
-    resources = read_serverless(stage)["resources"]["Resources"].values()
     return {
-        resource["Properties"]["TableName"]: resource["Properties"]["TimeToLiveSpecification"][
-            "AttributeName"
-        ]
-        for resource in resources
-        if resource["Type"] == "AWS::DynamoDB::Table" and "TimeToLiveSpecification" in resource["Properties"]
+        properties["TableName"]: properties["TimeToLiveSpecification"]["AttributeName"]
+        for properties in tables(stage).values()
+        if "TimeToLiveSpecification" in properties
     }

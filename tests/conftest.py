@@ -1,6 +1,7 @@
 """Makes the shared fixtures known to every test."""
 
 import asyncio
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,17 @@ pytest_plugins = [
     "tests.support.chain",
     "tests.support.dataplane",
     "tests.support.gateway",
+    "tests.support.packages",
+    "tests.support.cloud",
+    "tests.support.permissions",
     "tests.support.solana",
+    "tests.support.tenants",
 ]
+
+
+# A shell that runs this in the background has SIGINT ignored, and programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

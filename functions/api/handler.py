@@ -20,10 +20,10 @@ from functions.api import (
     sign_in,
 )
 from functions.api.audit import install_audit
-from functions.api.idempotency import install_idempotency
 from functions.api.limits import limited
 from functions.api.wiring import Wiring, wiring
 from functions.http import install, lambda_handler
+from functions.idempotency import install_idempotency
 from shared.runtime.log import configure
 
 

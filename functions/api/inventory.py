@@ -1,9 +1,9 @@
 """Public inventory: counts per country, never an address and never an id. All of it is read from one rollup."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
@@ -18,6 +18,8 @@ INCIDENTS_MAX: Final = 50
 HISTORY_POINTS: Final = 60
 """Of one answer; ask on from the last one's `at`."""
 FAR_MS: Final = 9_999_999_999_999
+Moment = Annotated[int, Query(ge=0, le=FAR_MS)]
+"""Unix milliseconds."""
 CARRIERS_MAX: Final = 200
 """The largest networks of a country; the rest is counted under `other`."""
 
@@ -73,9 +75,9 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         }
 
     @routes.get("/v1/gateway/pool/history")
-    def history(span: Span = Span.HOUR, since: int = 0, until: int = 0) -> dict[str, Any]:
-        end = min(until or now_ms(), FAR_MS)
-        begin = max(since or end - HISTORY_POINTS * span.length_ms, 0)
+    def history(span: Span = Span.HOUR, since: Moment = 0, until: Moment = 0) -> dict[str, Any]:
+        end = until or now_ms()
+        begin = min(since or max(end - HISTORY_POINTS * span.length_ms, 0), end)
         asked = points(wiring().settings.table("usage"), span, begin, end, HISTORY_POINTS)
         page = wiring().dynamo.run(asked)
         shown = [

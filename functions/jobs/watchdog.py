@@ -10,20 +10,25 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import boto3
-from pydantic import SecretStr
 
-from functions.jobs.wiring import Wiring, wiring
-from shared.grading.dialer import Target
+from functions.jobs.wiring import JobSettings, Wiring, wiring
+from shared.grading.model import Target
 from shared.guard.service import enter_loop
+from shared.guard.table import read_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
-from shared.runtime.settings import Settings, load
-from shared.upkeep.audit import audit_certificate, audit_recipients, audit_recovery, audit_schedules
+from shared.runtime.settings import load
+from shared.upkeep.audit import (
+    audit_certificate,
+    audit_recipients,
+    audit_recovery,
+    audit_schedules,
+    knock,
+)
 from shared.upkeep.customer import Door, Fetched, fetch
 from shared.upkeep.model import Observation
 from shared.upkeep.watchdog import Plan, Watchdog
@@ -36,25 +41,9 @@ SCHEDULES: Final = ("validate-sale", "serve-owed", "list-exits", "roll-up", "liv
 log = logging.getLogger("psx.jobs")
 
 
-class WatchdogSettings(Settings):
-    """Environment of the watchdog."""
-
-    api_base_url: str = ""
-    watchdog_api_key: SecretStr = SecretStr("")
-    watchdog_account: str = ""
-    watchdog_gateways: str = "[]"
-    watchdog_targets: str = "[]"
-    watchdog_target_keys: str = ""
-    watchdog_ca_file: Path | None = None
-    watchdog_recipients: str = "{}"
-    watchdog_certificates: str = ""
-    watchdog_audits_cloud: bool = True
-    alert_topic: str = ""
-
-
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """AWS Lambda handler; answers what was seen, opened and closed."""
-    w, settings, now = wiring(), load(WatchdogSettings), now_ms()
+    w, settings, now = wiring(), load(JobSettings), now_ms()
     if not settings.watchdog_api_key.get_secret_value():
         return {"skipped": "PSX_WATCHDOG_API_KEY is not set"}
     refused = enter_loop(w.dynamo, settings.table("guard"), "watchdog", now)
@@ -65,34 +54,42 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     return report
 
 
-def make_watchdog(w: Wiring, settings: WatchdogSettings) -> Watchdog:
+def make_watchdog(w: Wiring, settings: JobSettings) -> Watchdog:
     """A watchdog as the environment has it."""
     tls = ssl.create_default_context(cafile=settings.watchdog_ca_file and str(settings.watchdog_ca_file))
     targets = [
         Target(t["place"], t["name"], t["address"], t["port"], 0)
-        for t in json.loads(settings.watchdog_targets)
+        for t in json.loads(settings.watchdog_targets or "[]")
     ]
     doors = [
-        Door(d["name"], d["host"], d["http"], d["socks"]) for d in json.loads(settings.watchdog_gateways)
+        Door(d["name"], d["host"], d["http"], d["socks"])
+        for d in json.loads(settings.watchdog_gateways or "[]")
     ]
 
     def fetch_some(door: Door | None, username: str, password: str, *, socks: bool = False) -> Fetched:
         """From the first target; a control also from the others, because one that is away blinds nobody."""
         found = Fetched(fault="no_target")
         for target in targets:
-            found = fetch(door, username, password, target, (tls, settings.watchdog_target_keys), socks=socks)
+            found = fetch(door, username, password, target, tls, socks=socks)
             if found.ok or door is not None:
                 return found
         return found
 
     call = _caller(settings)
-    plan = Plan(settings.watchdog_account, doors, _audits(settings, call, tls))
+    regions = w.dynamo.run(read_setting(settings.table("guard"), "relays")) or json.loads(
+        settings.watchdog_relays or "{}"
+    )
+
+    def relays() -> list[Observation]:
+        return [knock(name, str(region["url"]), tls) for name, region in regions.items()]
+
+    plan = Plan(settings.watchdog_account, doors, [relays, *_audits(settings, call, tls)])
     return Watchdog(
         w.dynamo, settings.table("guard"), call, fetch_some, _notifier(settings.alert_topic), plan
     )
 
 
-def _caller(settings: WatchdogSettings) -> Callable[[str, str, Mapping[str, Any] | None], tuple[int, Any]]:
+def _caller(settings: JobSettings) -> Callable[[str, str, Mapping[str, Any] | None], tuple[int, Any]]:
     base = urlsplit(settings.api_base_url)
     kind = http.client.HTTPSConnection if base.scheme == "https" else http.client.HTTPConnection
 
@@ -115,7 +112,7 @@ def _caller(settings: WatchdogSettings) -> Callable[[str, str, Mapping[str, Any]
 
 
 def _audits(
-    settings: WatchdogSettings,
+    settings: JobSettings,
     call: Callable[[str, str, Mapping[str, Any] | None], tuple[int, Any]],
     tls: ssl.SSLContext,
 ) -> list[Callable[[], list[Observation]]]:
@@ -123,7 +120,7 @@ def _audits(
         status, pricing = call("GET", "/v1/x402/pool/pricing", None)
         networks = pricing["networks"] if status == 200 else ()
         offered = {n["network"]: n["recipientAddress"] for n in networks}
-        return audit_recipients(offered, json.loads(settings.watchdog_recipients))
+        return audit_recipients(offered, json.loads(settings.watchdog_recipients or "{}"))
 
     def certificates() -> list[Observation]:
         pairs = (p.rpartition(":") for p in settings.watchdog_certificates.split(",") if p)

@@ -7,8 +7,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from functions.api.idempotency import install_idempotency
 from functions.http import ProblemError, install
+from functions.idempotency import install_idempotency
 from functions.x402 import admin, peer_tiers
 from functions.x402.balance import BalanceDesk, steps
 from functions.x402.ports import PortDesk

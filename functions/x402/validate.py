@@ -1,5 +1,6 @@
 """The job that lets the sale open: money routes stay closed until the house account, recipients and chains are right."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from shared.sale.model import Rail
 from shared.sale.rules import read_depths, read_prices
 
 SETTING = "sale"
+log = logging.getLogger("psx.jobs")
 
 
 def validate_sale(wiring: Wiring) -> dict[str, Any]:
@@ -43,6 +45,8 @@ def validate_sale(wiring: Wiring) -> dict[str, Any]:
         "at_ms": now,
     }
     wiring.dynamo.run(write_setting(guard, SETTING, found, now))
+    if faults:
+        log.warning("sale closed", extra={"faults": faults})
     return found
 
 

@@ -20,9 +20,9 @@ from prometheus_client import Counter, Histogram
 
 from gateway_node.prober.targets import TargetWatch
 from shared.access.secrets import SealBroken, SecretBox
-from shared.grading.dialer import PATIENT, URGENT, Exit, Seen, Target, Trust, probe
+from shared.grading.dialer import PATIENT, URGENT, Exit, Seen, Trust, probe
 from shared.grading.live import device_mark, finish_probe, mark_changed, spent_bytes, take_due
-from shared.grading.model import Cause, Failure, Grade, ProbePlan, ProbeResult, Thresholds
+from shared.grading.model import Cause, Failure, Grade, ProbePlan, ProbeResult, Target, Thresholds
 from shared.grading.rules import (
     DEFAULTS,
     LIGHT_BYTES,

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import SecretStr, field_validator
 
-from shared.grading.dialer import Target
+from shared.grading.model import Target
 from shared.runtime.settings import Settings
 from shared.runtime.signing import check_public_keys
 

@@ -19,7 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 import uvloop
 from pydantic import SecretStr
 
-from shared.grading.proof import HEADER, Sight, prove
+from shared.grading.model import PROOF_HEADER
+from shared.grading.proof import Sight, prove
 from shared.grading.rules import plain_page, probe_body
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
@@ -88,7 +89,7 @@ class TargetService:
         sight = Sight(str(writer.get_extra_info("peername")[0]), self._place)
         proof = prove(self._key, nonce, sight, body, self._now_s())
         kind = "application/octet-stream" if encrypted else "text/html"
-        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), (HEADER, proof)]
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), (PROOF_HEADER, proof)]
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             writer.write(build_head("HTTP/1.1 200 OK", [*headers, ("Connection", "close")]))
             for start in range(0, len(body), CHUNK_BYTES):

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from shared.grading.dialer import Target, Timeouts, Trust, probe
-from shared.grading.model import ProbePlan
+from shared.grading.dialer import Timeouts, Trust, probe
+from shared.grading.model import ProbePlan, Target
 from shared.grading.rules import LIGHT_BYTES
 from shared.guard.model import Incident
 from shared.guard.table import close_incident, open_incident

@@ -84,7 +84,8 @@ def draw(figures: Figures, count: int, rates: Rates, path: Path) -> None:
     ):
         if hours and at <= hours[-1]:
             fleet.axvline(at, color="grey", linestyle=":")
-            fleet.text(at, 2, what, rotation=90, fontsize=8, color="grey")
+            where = fleet.get_xaxis_transform()
+            fleet.text(at, 0.55, what, rotation=90, fontsize=8, color="grey", transform=where)
     fleet.set(title=f"{count:,} devices", xlabel="hours", ylabel="devices")
     fleet.legend(loc="center right")
     for found, label in (

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shared.grading.model import Failure, ProbePlan, ProbeResult
-from shared.grading.proof import HEADER, Sight, check, mark_of
+from shared.grading.model import PROOF_HEADER, Failure, ProbePlan, ProbeResult, Target
+from shared.grading.proof import Sight, check, mark_of
 from shared.grading.rules import compare_body, plain_page, throughput_kbps
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 
@@ -33,17 +33,6 @@ class Timeouts:
 PATIENT: Final = Timeouts()
 URGENT: Final = Timeouts(connect_s=3.0, tls_s=3.0, overall_s=6.0)
 """After a customer's tunnel failed: an exit that needs longer is broken for customers, whatever it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A probe target: the place it stands in, its TLS name, its literal address and its ports."""
-
-    place: str
-    name: str
-    address: str
-    port: int
-    plain_port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +199,7 @@ class _Probe:
         self.result = replace(self.result, plain=True)
 
     def _sight(self, head: ResponseHead, body: bytes, unsigned: Failure) -> Sight:
-        sight = check(head.header(HEADER.lower()) or "", self._trust.keys, self._nonce, body)
+        sight = check(head.header(PROOF_HEADER.lower()) or "", self._trust.keys, self._nonce, body)
         if sight is None:
             raise _Failed(unsigned)
         return sight

@@ -45,8 +45,8 @@ from shared.supply import table as devices
 from shared.supply.live import put_crowded, put_regions, read_crowded
 from shared.supply.model import Device, Kind, Owner
 from shared.supply.owners import owner_key, read_owner
+from shared.supply.proving import prove_device
 from shared.supply.rules import CROWD_MAX, TERMS, has_consent, network_of, override_for, wants_listing
-from shared.supply.service import prove_device
 
 T = TypeVar("T")
 PAGE: Final = 1_000

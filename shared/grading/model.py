@@ -8,6 +8,8 @@ from shared.kernel.codes import IpType, SpeedTier
 from shared.kernel.ids import UNKNOWN_COUNTRY, Country, DeviceId
 
 PROBE_MODE = "connect_v2"
+PROOF_HEADER: Final = "X-PSX-Proof"
+"""The header that carries what a target signs."""
 
 
 class Cause(StrEnum):
@@ -186,3 +188,14 @@ class ProbePlan:
 
     size_bytes: int
     plain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A probe target: the place it stands in, its TLS name, its literal address and its ports."""
+
+    place: str
+    name: str
+    address: str
+    port: int
+    plain_port: int

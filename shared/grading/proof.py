@@ -11,7 +11,6 @@ from typing import Final
 from shared.runtime.signing import BadToken, read, sign
 
 AUDIENCE: Final = "psx-probe"
-HEADER: Final = "X-PSX-Proof"
 PROOF_LIFE_S: Final = 120
 
 

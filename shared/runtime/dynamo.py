@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -361,8 +362,9 @@ def fan_out(
     """Run independent requests side by side, answers in their order. Raises what the first failing one raised."""
     if at_once <= 1 or len(requests) <= 1:
         return [run(request) for request in requests]
+    contexts = [copy_context() for _ in requests]  # who asks is known in every thread
     with ThreadPoolExecutor(min(at_once, len(requests), CONNECTIONS_MAX)) as threads:
-        return list(threads.map(run, requests))
+        return list(threads.map(lambda context, request: context.run(run, request), contexts, requests))
 
 
 def _sync_client() -> Any:

@@ -225,11 +225,13 @@ class Server:
         tls = ssl.create_default_context() if self._address.tls else None
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=tls)
-            for greeting in self._address.greeting:
-                answer = await connection.call(*greeting)
-                if isinstance(answer, hiredis.ReplyError):
-                    connection.close()
-                    raise ConnectionGone("refused by the server")
+            try:
+                for greeting in self._address.greeting:
+                    if isinstance(await connection.call(*greeting), hiredis.ReplyError):
+                        raise ConnectionGone("refused by the server")
+            except BaseException:
+                connection.close()
+                raise
         self._connection = connection
         return connection
 
@@ -278,7 +280,11 @@ class Servers:
         for _ in range(MOVED_RETRIES_MAX):
             if not self._slots:
                 await self._read_slots()
-            answer = await self._server(key).call(*arguments)
+            try:
+                answer = await self._server(key).call(*arguments)
+            except OSError:
+                self._slots = []  # its part may be another server's by now
+                raise
             if not (isinstance(answer, hiredis.ReplyError) and str(answer).startswith("MOVED ")):
                 return answer
             self._slots = []

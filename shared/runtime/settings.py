@@ -1,16 +1,27 @@
 """Typed, frozen settings from the environment, all errors at once, secrets without defaults.
 
+In AWS the secrets are in Secrets Manager: `PSX_SECRETS` names them, each a JSON object of variables.
 Each process subclasses `Settings`; this module leaves out what only one process needs. Library: pydantic-settings.
 """
 
 import enum
+import json
+import os
 import sys
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn, TypeVar
 
 from pydantic import SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 S = TypeVar("S", bound="Settings")
+PREFIX: Final = "PSX_"
+SECRETS_VARIABLE: Final = "PSX_SECRETS"
+REDIS_SCHEMES: Final = ("redis://", "rediss://", "redis+cluster://", "rediss+cluster://")
+
+
+class SecretsUnreadable(Exception):
+    """A named secret could not be read; the message says which and why, never what is in it."""
 
 
 class Stage(enum.StrEnum):
@@ -26,7 +37,7 @@ class Settings(BaseSettings):
     """What every process needs: `PSX_STAGE`, `PSX_TABLE_PREFIX`, `PSX_REDIS_URL`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PSX_", frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+        env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
     stage: Stage
@@ -36,8 +47,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://")):
-            raise ValueError("must begin with redis:// or rediss://")
+        if not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES)}")
         return value
 
     def table(self, name: str) -> str:
@@ -69,8 +80,30 @@ class LabSettings(Settings):
 
 
 def load(kind: type[S], **given: Any) -> S:
-    """Settings from the environment; `given` overrides it in tests. Raises pydantic's ValidationError."""
-    return kind(**given)
+    """Settings from the environment and from the secrets that it names; a secret wins, `given` is for tests.
+
+    Raises pydantic's ValidationError, and SecretsUnreadable.
+    """
+    names = [name for name in os.environ.get(SECRETS_VARIABLE, "").split(",") if name]
+    return kind(**{**(_read_secrets(names) if names else {}), **given})
+
+
+def _read_secrets(names: Sequence[str]) -> dict[str, str]:
+    """Fields by the variables in the secrets. Read once per process: a rotated secret needs new processes."""
+    import boto3  # noqa: PLC0415 - only where there are secrets to read
+    import botocore.exceptions as failures  # noqa: PLC0415
+
+    client = boto3.client("secretsmanager")
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            variables = json.loads(client.get_secret_value(SecretId=name)["SecretString"])
+            found |= {key.removeprefix(PREFIX).lower(): str(value) for key, value in variables.items()}
+        except failures.ClientError as error:
+            raise SecretsUnreadable(f"secret {name}: {error.response['Error']['Code']}") from None
+        except (failures.BotoCoreError, ValueError, AttributeError) as error:
+            raise SecretsUnreadable(f"secret {name}: {type(error).__name__}") from None
+    return found
 
 
 def load_or_exit(kind: type[S]) -> S:
@@ -79,13 +112,16 @@ def load_or_exit(kind: type[S]) -> S:
         return load(kind)
     except ValidationError as error:
         refuse_start(error)
+    except SecretsUnreadable as error:
+        sys.stderr.write(f"settings: {error}\n")
+        raise SystemExit(2) from None
 
 
 def refuse_start(error: ValidationError) -> NoReturn:
     """Print what is wrong, naming variables and never their values, and exit with status 2."""
     for fault in error.errors(include_input=False, include_context=False):
         name = "_".join(str(part) for part in fault["loc"]).upper()
-        sys.stderr.write(f"settings: {'PSX_' + name if name else 'settings'}: {fault['msg']}\n")
+        sys.stderr.write(f"settings: {PREFIX + name if name else 'settings'}: {fault['msg']}\n")
     raise SystemExit(2)
 
 

@@ -18,7 +18,7 @@ from shared.metering.model import FlushBatch
 from shared.metering.rules import totals
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, transact
 from shared.settlement.rules import accruals, earned_by_device
-from shared.supply.service import prove_device
+from shared.supply.proving import prove_device
 from shared.supply.table import get_device
 
 BATCHES_PER_PAGE: Final = 100

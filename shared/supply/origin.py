@@ -32,14 +32,19 @@ def read_asn_classes(path: Path) -> dict[int, IpType]:
 
 
 class _Database:
-    """One MMDB file, opened again when another one stands in its place."""
+    """One MMDB file, opened again when another one stands in its place; `late` lets it come after the start."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, late: bool) -> None:
         self._path = path
-        self._reader, self._stamp = maxminddb.open_database(path), _stamp(path)
+        self._reader: maxminddb.Reader | None = None
+        self._stamp: tuple[int, int, int] | None = None
+        if not late or path.exists():
+            self._reader, self._stamp = maxminddb.open_database(path), _stamp(path)
 
     def get(self, address: str) -> Mapping[str, Any]:
         """The row of an address; empty when there is none, or when the file knows no such addresses."""
+        if self._reader is None:
+            return {}
         try:
             row = self._reader.get(address)
         except ValueError:
@@ -57,11 +62,15 @@ class _Database:
             log.warning("address data not renewed", extra={"reason": type(error).__name__})
 
     def close(self) -> None:
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
 
 
 class OriginReader:
-    """Looks addresses up; open for the life of the process. `fetch` may bring newer files, and is called now and then."""
+    """Looks addresses up; open for the life of the process.
+
+    `fetch` may bring newer files and is called now and then; with it, files may be missing at first: nothing is known then.
+    """
 
     def __init__(
         self,
@@ -72,7 +81,8 @@ class OriginReader:
         fetch: Callable[[], None] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._asn, self._country = _Database(asn_mmdb), _Database(country_mmdb)
+        late = fetch is not None
+        self._asn, self._country = _Database(asn_mmdb, late=late), _Database(country_mmdb, late=late)
         self._classes = read_asn_classes(asn_classes or REVIEWED_CLASSES)
         self._fetch = fetch
         self._monotonic_s = monotonic_s

@@ -15,7 +15,7 @@ from shared.access.secrets import token_hash
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
 from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
-from shared.runtime.dynamo import Contended, DynamoRequest, RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import Contended, RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis
 from shared.supply import owners, tokens
 from shared.supply import table as devices
@@ -320,15 +320,6 @@ def _shards_with_room(counts: Mapping[int, tuple[int, int]]) -> list[int]:
         if left > 0:
             room.append((-left, shard))
     return [shard for _, shard in sorted(room)]
-
-
-def prove_device(dynamo: RunsDynamo, table: str, device: Device, now_ms: int) -> bool:
-    """A device served or was verified: it leaves the unproven count. False when it had left, or rows were contended."""
-    request: DynamoRequest[bool] = devices.prove(table, device, now_ms)
-    try:
-        return device.proven_at_ms is None and dynamo.run(request)
-    except Contended:
-        return False
 
 
 def wallet_key(wallet: str) -> str:

@@ -1,10 +1,12 @@
 """What the watchdog audits: recipients as they should be, schedules on, tables recoverable, certificates that last."""
 
+import contextlib
 import datetime
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from shared.upkeep.model import Check, Observation
 
@@ -65,3 +67,19 @@ def audit_certificate(host: str, port: int, tls: ssl.SSLContext, now_s: float) -
     ends = datetime.datetime.fromtimestamp(ssl.cert_time_to_seconds(str(found["notAfter"])), datetime.UTC)
     days = int((ends.timestamp() - now_s) // 86_400)
     return Observation(Check.CERTIFICATE, ok=days >= CERTIFICATE_DAYS_MIN, detail=f"{host}: {days} days left")
+
+
+def knock(relay: str, url: str, tls: ssl.SSLContext) -> Observation:
+    """A relay's public door opens and somebody who speaks HTTP stands behind it."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
+    try:
+        with contextlib.ExitStack() as open_:
+            door = open_.enter_context(socket.create_connection((host, port), TLS_TIMEOUT_S))
+            if parts.scheme == "wss":
+                door = open_.enter_context(tls.wrap_socket(door, server_hostname=host))
+            door.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answered = door.recv(16).startswith(b"HTTP/1.1 ")
+    except OSError as error:
+        return Observation(Check.RELAY, ok=False, relay=relay, detail=type(error).__name__)
+    return Observation(Check.RELAY, ok=answered, relay=relay, detail="" if answered else "no answer")

@@ -106,11 +106,8 @@ def _read(row: Item) -> Point:
 
 def points(table: str, span: Span, from_ms: int, to_ms: int, limit: int) -> DynamoRequest[Page[Point]]:
     """Points that begin in [from, to), the oldest first."""
-    values = {
-        ":pk": f"history#{span.value}",
-        ":from": f"{max(from_ms, 0):013d}",
-        ":to": f"{max(to_ms - 1, 0):013d}",
-    }
+    last_ms = max(to_ms - 1, from_ms)  # the store refuses an end before its beginning
+    values = {":pk": f"history#{span.value}", ":from": f"{from_ms:013d}", ":to": f"{last_ms:013d}"}
     return query(table, "pk = :pk AND sk BETWEEN :from AND :to", values, parse=_read, limit=limit)
 
 

@@ -1,6 +1,7 @@
 """Real clients through the real gateway: what they get, what the target sees, and what they say of a wrong password."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ import pytest_asyncio
 from local import lab
 from local.client import call
 from local.network import LocalNetwork
+from local.sdks import ToolMissing, go_client
 from tests.support.clients import Clients, Told, program, run
 from tests.support.doorway import Doorway
 
@@ -82,7 +84,6 @@ class Lab:
         async with self.doorway(scheme.removesuffix("h")) as door:
             # An account of its own: bans by account are nobody else's either.
             proxy = self.proxy(scheme, door.port, account=f"psx_wrong{client}", password="pak_" + "0" * 24)
-            await self.clients.built()
             began = time.monotonic()
             told = await self.clients.fetch(client, proxy, *urls)
             assert time.monotonic() - began < REFUSED_WITHIN_S
@@ -91,9 +92,10 @@ class Lab:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def psx(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
+    with contextlib.suppress(ToolMissing):
+        await asyncio.to_thread(go_client)  # before anything is timed
     net = LocalNetwork()
     clients = Clients(tmp_path_factory.mktemp("clients"), net.files.ca, net.files.target_cert)
-    clients.prepare()
     async with net:
         await asyncio.gather(*(net.start_peer(plan) for plan in lab.PEERS[:3]))
         headers = {"X-API-Key": net.keys.supplier}

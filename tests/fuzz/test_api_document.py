@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 
 from functions.api.handler import create_app
-from local import lab
 from local.api_gateway import http_event
 from local.http_server import HttpRequest
-from shared.runtime.dynamo import SyncDynamo
 from tests.support.functions import Functions
-from tests.support.routes import Tenant, documented
+from tests.support.routes import documented
+from tests.support.tenants import Tenancy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 EXAMPLES = 12
@@ -28,18 +27,16 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 BASE = "https://api.example"
 
 
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
+def unlimited(functions: Functions) -> Functions:
+    """Without limits of calls."""
     wide = {
         "calls_per_minute_address": 10**9,
         "calls_per_minute_key": 10**9,
         "registrations_per_minute": 10**9,
     }
-    wiring = made.api_wiring
-    made.api_wiring = replace(wiring, settings=wiring.settings.model_copy(update=wide))
-    yield made
-    made.close()
+    wiring = functions.api_wiring
+    functions.api_wiring = replace(wiring, settings=wiring.settings.model_copy(update=wide))
+    return functions
 
 
 def send(functions: Functions, case: Any, headers: dict[str, str]) -> Any:
@@ -68,9 +65,10 @@ def made() -> Iterator[tuple[str, str, GenerationMode]]:
 
 @pytest.mark.parametrize(("method", "path", "mode"), list(made()))
 def test_no_request_that_can_be_made_from_the_document_gets_a_5xx(
-    functions: Functions, method: str, path: str, mode: GenerationMode
+    tenancy: Tenancy, method: str, path: str, mode: GenerationMode
 ) -> None:
-    tenant = Tenant(functions, "one").furnish()
+    (tenant,) = tenancy("one")
+    functions = unlimited(tenant.functions)
     headers = tenant.headers(path)
     strategy = SCHEMA[path][method.lower()].as_strategy(generation_mode=mode)
 

@@ -1,14 +1,12 @@
 """What belongs to another account is not there, on any route that the OpenAPI document has."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from local import lab
-from shared.runtime.dynamo import SyncDynamo
-from tests.support.functions import Functions, Reply
-from tests.support.routes import ABSENT, PUBLIC, Tenant, documented, rows_about
+from tests.support.functions import Reply
+from tests.support.routes import ABSENT, PUBLIC, documented, rows_about
+from tests.support.tenants import Tenancy
 
 pytestmark = pytest.mark.slow
 OPEN = ("/v1/peer/agents/{device_id}/refresh", "/v1/peer/token/{device_id}/refresh")
@@ -19,13 +17,6 @@ QUERIED = (
     ("GET", "/v1/gateway/credentials"),
 )
 """Routes that take the id of a key as `pakId`."""
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def said(reply: Reply) -> tuple[int, Any]:
@@ -46,8 +37,8 @@ NAMING = [
 
 
 @pytest.mark.parametrize(("method", "path"), NAMING)
-def test_anothers_id_behaves_as_one_that_nobody_has(functions: Functions, method: str, path: str) -> None:
-    victim, stranger = Tenant(functions, "victim").furnish(), Tenant(functions, "other").furnish()
+def test_anothers_id_behaves_as_one_that_nobody_has(tenancy: Tenancy, method: str, path: str) -> None:
+    victim, stranger = tenancy("victim", "other")
     headers = stranger.reseller if path.startswith("/v1/admin/") else stranger.headers(path)
     if path in OPEN:
         headers = {}
@@ -63,10 +54,9 @@ def test_anothers_id_behaves_as_one_that_nobody_has(functions: Functions, method
 
 
 @pytest.mark.parametrize(("method", "path"), QUERIED)
-def test_anothers_key_finds_nothing_where_it_is_asked_for(
-    functions: Functions, method: str, path: str
-) -> None:
-    victim, stranger = Tenant(functions, "victim").furnish(), Tenant(functions, "other").furnish()
+def test_anothers_key_finds_nothing_where_it_is_asked_for(tenancy: Tenancy, method: str, path: str) -> None:
+    victim, stranger = tenancy("victim", "other")
+    functions = victim.functions
     asked = [
         functions.call(f"{path}?pakId={ident}", method, None, stranger.reseller)
         for ident in (victim.ids["pak_id"], ABSENT["pak_id"])
@@ -76,8 +66,9 @@ def test_anothers_key_finds_nothing_where_it_is_asked_for(
     assert mine["count"] == 1
 
 
-def test_a_cursor_of_another_account_is_refused(functions: Functions) -> None:
-    victim, stranger = Tenant(functions, "victim").furnish(), Tenant(functions, "other").furnish()
+def test_a_cursor_of_another_account_is_refused(tenancy: Tenancy) -> None:
+    victim, stranger = tenancy("victim", "other")
+    functions = victim.functions
     path = "/v1/reseller/pool-keys"
     functions.call(path, "POST", {"label": "b", "trafficCapGB": 1}, victim.reseller)
     cursor = functions.call(f"{path}?limit=1", headers=victim.reseller).headers["x-next-cursor"]

@@ -1,29 +1,20 @@
 """Audit: every mutation leaves exactly one event, and events go after 90 days."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from functions.api.audit import RENEWALS
-from local import lab
 from shared.guard.model import AuditEvent
 from shared.guard.rules import first_broken
 from shared.guard.service import append_audit
 from shared.guard.table import AUDIT_KEPT_S, entries
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
-from tests.support.functions import PREFIX, Functions
-from tests.support.routes import WRITES, Tenant, documented, stored
+from tests.support.functions import PREFIX
+from tests.support.routes import WRITES, documented, stored
+from tests.support.tenants import Tenancy
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def events() -> dict[tuple[str, str], dict[str, Any]]:
@@ -33,8 +24,8 @@ def events() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("method", "path"), [r for r in documented() if r[0] in WRITES])
-def test_every_mutation_leaves_exactly_one_event(functions: Functions, method: str, path: str) -> None:
-    tenant = Tenant(functions, "one").furnish()
+def test_every_mutation_leaves_exactly_one_event(tenancy: Tenancy, method: str, path: str) -> None:
+    (tenant,) = tenancy("one")
     headers = tenant.headers(path)
     before = events()
     reply = tenant.call(method, path, headers=headers)
@@ -49,8 +40,8 @@ def test_every_mutation_leaves_exactly_one_event(functions: Functions, method: s
     assert fresh[0]["ip"]["S"].startswith("127.20.9.")
 
 
-def test_looking_leaves_no_event_and_a_repeated_decision_none_either(functions: Functions) -> None:
-    tenant = Tenant(functions, "one").furnish()
+def test_looking_leaves_no_event_and_a_repeated_decision_none_either(tenancy: Tenancy) -> None:
+    (tenant,) = tenancy("one")
     approve = "/v1/admin/credits/{ident}/approve"
     second = tenant.second_admin()
     assert tenant.call("POST", approve, headers=second).status == 200
@@ -62,8 +53,9 @@ def test_looking_leaves_no_event_and_a_repeated_decision_none_either(functions: 
     assert events() == before
 
 
-def test_a_password_that_is_told_is_on_record(functions: Functions) -> None:
-    tenant = Tenant(functions, "one").furnish()
+def test_a_password_that_is_told_is_on_record(tenancy: Tenancy) -> None:
+    (tenant,) = tenancy("one")
+    functions = tenant.functions
     before = events()
     path = f"/v1/gateway/credentials?pakId={tenant.ids['pak_id']}"
     assert functions.call(path, headers=tenant.reseller).body["password"].startswith("pak_")
@@ -71,8 +63,9 @@ def test_a_password_that_is_told_is_on_record(functions: Functions) -> None:
     assert fresh["action"]["S"] == "reveal"
 
 
-def test_a_refused_write_and_a_repeated_one_leave_none(functions: Functions) -> None:
-    tenant = Tenant(functions, "one").furnish()
+def test_a_refused_write_and_a_repeated_one_leave_none(tenancy: Tenancy) -> None:
+    (tenant,) = tenancy("one")
+    functions = tenant.functions
     before = events()
     path = f"/v1/reseller/pool-keys/{tenant.ids['pak_id']}"
     assert functions.call(path, "PATCH", {"trafficCapGB": 5000}, tenant.reseller).status == 400
@@ -84,8 +77,9 @@ def test_a_refused_write_and_a_repeated_one_leave_none(functions: Functions) -> 
     assert len(events()) == len(before) + 1
 
 
-def test_a_keys_events_expire_after_90_days_and_what_admins_did_stays(functions: Functions) -> None:
-    tenant = Tenant(functions, "one").furnish()
+def test_a_keys_events_expire_after_90_days_and_what_admins_did_stays(tenancy: Tenancy) -> None:
+    (tenant,) = tenancy("one")
+    functions = tenant.functions
     for row in stored():
         if row["table"] != PREFIX + "audit":
             continue

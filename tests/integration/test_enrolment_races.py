@@ -15,8 +15,9 @@ from shared.supply import service
 from shared.supply import table as devices
 from shared.supply.model import Kind, Origin, parse_regions
 from shared.supply.owners import Withdrawal, request_withdrawal
+from shared.supply.proving import prove_device
 from shared.supply.rules import COUNT_SHARDS
-from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for, prove_device
+from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for
 from tests.support.lab import pem_keys
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,6 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import HexStr
 from web3 import Web3
 
-from functions.x402.serve_owed import serve_owed
-from functions.x402.validate import validate_sale
 from local import lab
 from local.bootstrap import HOUSE
 from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
@@ -35,7 +33,7 @@ from shared.sale.owed_table import Owed, owe_item
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.support.chain import Anvil, encoded, header
-from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.functions import PREFIX, Functions, Reply, serve_owed, validate_sale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us"

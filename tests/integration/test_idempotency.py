@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from functions.api.idempotency import _caller
+from functions.idempotency import _caller
 from local import lab
 from shared.access import idempotency as rows
 from shared.access.idempotency import Operation

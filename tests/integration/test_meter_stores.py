@@ -28,28 +28,36 @@ PAK = PakId("p")
 
 
 class Broken:
-    """A store in front of the real one that can be away."""
+    """A store in front of the real one that can be away, or answer late."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
         self.away = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def run(self, request: Any) -> Any:
+        await self.answers.wait()
         if self.away:
             raise StoreUnavailable("away")
         return await self._real.run(request)
 
 
 class Side:
-    """Either side of a tunnel; only its end is looked at."""
+    """Either side of a tunnel; only its end, and whether it is read, is looked at."""
 
     carries_eof = True
     unsent_bytes = 0
+    held = False
 
     def send(self, data: Any) -> None: ...
     def send_eof(self) -> None: ...
-    def hold(self) -> None: ...
-    def release(self) -> None: ...
+    def hold(self) -> None:
+        self.held = True
+
+    def release(self) -> None:
+        self.held = False
+
     def finish(self) -> None: ...
     def cut(self) -> None: ...
     def attach(self, tunnel: Tunnel) -> None: ...
@@ -147,6 +155,39 @@ async def test_without_redis_an_open_tunnel_goes_on_to_what_was_left(plane: Plan
     assert not tunnel.open
     assert 49_000_000 <= carried <= 50_000_000 + (1 << 20)
     redis.away = False
+    await meter.stop()
+
+
+async def test_customers_that_are_faster_than_the_store_wait_for_it_and_are_not_cut(plane: Plane) -> None:
+    pak = await minted(plane, 10**12)
+    meter, redis, _ = await service(plane)
+    await meter.met(pak)
+    tunnel = tunnel_of(meter, pak)
+    sides = cast(Side, tunnel.exit), cast(Side, tunnel.customer)
+
+    def held() -> list[bool]:
+        return [side.held for side in sides]
+
+    piece = bytes(1_000_000)
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        redis.answers.clear()
+        while held() == [False, False]:
+            tunnel.to_customer(piece)
+            await asyncio.sleep(0)
+            assert tunnel.open
+        assert held() == [True, True]
+        tunnel.to_customer(piece)  # what was on its way
+        tunnel.customer_full()
+        redis.answers.set()
+        async with asyncio.timeout(5):
+            while held() == [True, True]:
+                await asyncio.sleep(0.01)
+        assert tunnel.open
+        assert held() == [True, False], "the customer is still full"
+        tunnel.customer_drained()
+        assert held() == [False, False]
+    tunnel.finish()
     await meter.stop()
 
 

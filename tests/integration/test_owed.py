@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from functions.x402.serve_owed import serve_owed
 from local import lab
 from shared.access import table as access
 from shared.access.model import DisabledReason
@@ -22,7 +21,7 @@ from shared.sale.owed import LATE_MS, TRIES_MAX
 from shared.sale.owed_table import Owed, Refund
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order, top_up_order
-from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.functions import PREFIX, Functions, Reply, serve_owed
 
 pytestmark = pytest.mark.slow
 QUERY = "/v1/x402/pool?traffic=0.1&country=us&sid=a1"

@@ -11,9 +11,9 @@ import pytest
 
 from gateway_node.prober.target import TargetService
 from local import lab
-from shared.grading.dialer import PATIENT, Exit, Seen, Target, Timeouts, Trust, probe
-from shared.grading.model import Failure, ProbePlan
-from shared.grading.proof import HEADER, Sight, prove
+from shared.grading.dialer import PATIENT, Exit, Seen, Timeouts, Trust, probe
+from shared.grading.model import PROOF_HEADER, Failure, ProbePlan, Target
+from shared.grading.proof import Sight, prove
 from shared.grading.rules import plain_page, probe_body
 from shared.wire.http1 import connect_head
 from tests.support.lab import pem_keys
@@ -108,7 +108,7 @@ def target_of(answer: Answer) -> Handler:
         line = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
         nonce = line.split("nonce=")[1].split("&")[0]
         body, signed = answer(nonce)
-        head = f"HTTP/1.1 200 OK\r\n{HEADER}: {signed}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"HTTP/1.1 200 OK\r\n{PROOF_HEADER}: {signed}\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
         writer.close()

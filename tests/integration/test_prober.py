@@ -16,10 +16,10 @@ from gateway_node.prober.target import TargetService
 from local import lab
 from shared.access.secrets import SecretBox
 from shared.grading import table as grades
-from shared.grading.dialer import Target, Trust
+from shared.grading.dialer import Trust
 from shared.grading.listing import ListingReport, ListingRun
 from shared.grading.live import ask_probe, read_changed
-from shared.grading.model import Grade
+from shared.grading.model import Grade, Target
 from shared.guard.table import open_incidents, write_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId
@@ -30,7 +30,9 @@ from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
 from shared.supply import table as devices
 from shared.supply.model import Consent, Device, Kind, Origin
-from tests.support.dataplane import MESH_TOKEN, Plane, echo
+from shared.upkeep.audit import knock
+from shared.upkeep.customer import BODY_BYTES, Door, Fetched, fetch
+from tests.support.dataplane import ACCOUNT, MESH_TOKEN, SECRET, Plane, echo
 from tests.support.functions import PREFIX
 from tests.support.lab import pem_keys
 
@@ -288,3 +290,29 @@ async def test_a_redis_that_lost_everything_is_told_again_by_relays_and_the_list
     assert run(bed.redis, derive()).online == {"mbl": {}, "peer": {"us": 1}}
     assert time.monotonic() - began < REBUILT_WITHIN_S
     assert bed.redis.run(read_changed(10)).keys() <= {"dev:p1"}
+
+
+async def test_the_synthetic_customer_fetches_over_both_ports_and_tells_refusals_apart(
+    bed: Bed, lab_files: lab.LabFiles
+) -> None:
+    bed.plane.names[lab.TARGET_NAME] = "127.0.0.1"
+    await bed.enrol("p1")
+    await until(lambda: bed.listed("p1"), 20)
+    door = Door("gw", "127.0.0.1", bed.plane.http_port, bed.plane.socks_port)
+    trust = ssl.create_default_context(cafile=str(lab_files.ca))
+
+    async def fetched(username: str, secret: str, *, socks: bool, through: Door | None = door) -> Fetched:
+        return await asyncio.to_thread(fetch, through, username, secret, bed.targets[0], trust, socks=socks)
+
+    for socks in (False, True):
+        found = await fetched(f"{ACCOUNT}-peer-us", SECRET, socks=socks)
+        assert (found.fault, found.exit_ip, found.body_bytes) == ("", "127.0.0.1", BODY_BYTES)
+        denied = await fetched(f"{ACCOUNT}-peer-us", "pak_" + "0" * 24, socks=socks)
+        assert denied.fault == ("socks_2" if socks else "refused_407")
+    assert (await fetched(f"{ACCOUNT}-peer-de", SECRET, socks=False)).fault == "refused_502"
+    assert (await fetched("", "", socks=False, through=None)).ok
+    relay = bed.plane.relays[0]
+    tls = ssl.create_default_context()
+    assert (await asyncio.to_thread(knock, "relay-a", relay.url, tls)).ok
+    await relay.kill()
+    assert not (await asyncio.to_thread(knock, "relay-a", relay.url, tls)).ok

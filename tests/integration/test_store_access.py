@@ -11,7 +11,8 @@ from shared.pool.live import publish_revoke_pak
 from shared.runtime.dynamo import AsyncDynamo, DynamoRequest, SyncDynamo
 from tests.support.dataplane import Plane, echo
 from tests.support.functions import Functions
-from tests.support.routes import Tenant, documented
+from tests.support.routes import documented
+from tests.support.tenants import Tenancy
 
 pytestmark = pytest.mark.slow
 ROWS_MAX = 3_660
@@ -66,9 +67,9 @@ def check(asked: list[tuple[str, dict[str, Any]]]) -> None:
 
 @pytest.mark.parametrize(("method", "path"), documented())
 def test_no_route_of_the_api_scans(
-    functions: Functions, asked: list[tuple[str, dict[str, Any]]], method: str, path: str
+    tenancy: Tenancy, asked: list[tuple[str, dict[str, Any]]], method: str, path: str
 ) -> None:
-    tenant = Tenant(functions, "one").furnish()
+    (tenant,) = tenancy("one")
     headers = tenant.headers(path)
     asked.clear()
     assert tenant.call(method, path, headers=headers).status in {200, 202}

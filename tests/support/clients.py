@@ -22,11 +22,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from local.paths import CACHE, MODULES, ROOT
+from local.paths import MODULES, ROOT
+from local.sdks import go_client
 
 PROGRAMS: Final = ROOT / "tests" / "e2e" / "clients"
 RUN_TIMEOUT_S: Final = 30
-BUILD_TIMEOUT_S: Final = 90
 PIPE_MAX_BYTES: Final = 16 * 1024 * 1024
 _CA_VARIABLES: Final = (
     "SSL_CERT_FILE",
@@ -105,7 +105,6 @@ class Clients:
         self._home = home
         self._ca = ca
         self._spki = _spki(certificate)
-        self._building: asyncio.Task[Path] | None = None
         (home / "no-ca").mkdir(parents=True)
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -117,7 +116,6 @@ class Clients:
             "SSL_CERT_DIR": str(self._home / "no-ca"),
             "NODE_PATH": str(MODULES),
             "PYTHONPATH": str(ROOT),
-            "GOCACHE": str(CACHE / "go"),
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
             **dict.fromkeys(_CA_VARIABLES, str(self._ca)),
@@ -134,7 +132,8 @@ class Clients:
             case "wget":
                 return [await self._wget(proxy, url) for url in urls]
             case "go":
-                command = [str(await self._go())]
+                program("go")
+                command = [str(await asyncio.to_thread(go_client))]
             case _:
                 name, *arguments, file = _COMMANDS[client]
                 command = [program(name), *arguments, str(PROGRAMS / file)]
@@ -171,43 +170,6 @@ class Clients:
             return Told(0, error=ran.err)
         statuses = re.findall(r"^ *HTTP/1\.[01] (\d{3})", ran.err, re.MULTILINE)
         return Told(int(statuses[-1]), ran.out.encode("latin-1"))
-
-    def prepare(self) -> None:
-        """Begin to compile what takes long, while the network starts."""
-        if shutil.which("go") is not None:
-            self._building = asyncio.create_task(self._build())
-
-    async def built(self) -> None:
-        """Wait for what is being compiled."""
-        if self._building is not None:
-            await asyncio.shield(self._building)
-
-    async def _go(self) -> Path:
-        program("go")
-        if self._building is None:
-            self.prepare()
-        assert self._building is not None
-        return await asyncio.shield(self._building)
-
-    async def _build(self) -> Path:
-        built = self._home / "with_nethttp"
-        # Politely: the network starts at the same time, and a cold cache takes all processors.
-        command = [
-            program("nice"),
-            "-n",
-            "19",
-            program("go"),
-            "build",
-            "-p",
-            "1",
-            "-o",
-            str(built),
-            str(PROGRAMS / "with_nethttp.go"),
-        ]
-        env = self.environment(CGO_ENABLED="0", GOTOOLCHAIN="local", GOFLAGS="", GO111MODULE="off")
-        ran = await run(command, env, timeout_s=BUILD_TIMEOUT_S)
-        assert ran.exit_code == 0, ran.err
-        return built
 
 
 def _curled(facts: str, file: Path) -> Told:

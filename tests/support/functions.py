@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mangum import Mangum
 from pydantic import SecretStr
 
 from functions.api.handler import create_app as create_api
@@ -17,6 +20,8 @@ from functions.api.wiring import Wiring as ApiWiring
 from functions.api.wiring import wire as wire_api
 from functions.http import lambda_handler
 from functions.x402.app import create_app as create_sale
+from functions.x402.serve_owed import serve_owed as serve_owed_job
+from functions.x402.validate import validate_sale as validate_sale_job
 from functions.x402.validate import validated_rails
 from functions.x402.wiring import SaleSettings
 from functions.x402.wiring import Wiring as SaleWiring
@@ -31,6 +36,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.sale.model import Payment, Statement
+from tests.support.permissions import as_function, call_as
 
 PREFIX = "psx-test-"
 RECIPIENT = "0x" + "11" * 20
@@ -76,16 +82,16 @@ class Functions:
         evm_recipient: str = RECIPIENT,
         solana_url: str = "",
         solana_recipient: str = SOLANA_RECIPIENT,
+        begun: tuple[lab.LabSecrets, Keys] | None = None,
     ) -> None:
+        """`begun`: the secrets and the first keys of stores that are furnished already."""
         # Mangum runs on its thread's event loop; the test's own thread belongs to the test runner's.
-        self._thread = ThreadPoolExecutor(
-            1, initializer=lambda: asyncio.set_event_loop(asyncio.new_event_loop())
-        )
+        self._thread = ThreadPoolExecutor(1, initializer=_begin, initargs=(self,))
         self.dynamo = dynamo
         self.redis = SyncRedis(redis_url)
-        self.keys: Keys = bootstrap(dynamo, PREFIX, now_ms())
+        self.secrets = secrets = begun[0] if begun else lab.fresh_secrets()
+        self.keys: Keys = begun[1] if begun else bootstrap(dynamo, PREFIX, now_ms())
         self.chain = FakeChain()
-        secrets = lab.fresh_secrets()
         common: dict[str, Any] = {
             "stage": "local",
             "table_prefix": PREFIX,
@@ -126,8 +132,6 @@ class Functions:
             else replace(wired, counter=replace(wired.counter, chain=lambda: self.chain))
         )
         self.sale_wiring: SaleWiring = faked
-        self._api = lambda_handler(create_api(lambda: self.api_wiring))
-        self._sale = lambda_handler(create_sale(lambda: self.sale_wiring))
 
     def close(self) -> None:
         """Give connections and files back, and the loop that Mangum runs on."""
@@ -138,8 +142,9 @@ class Functions:
 
     def deliver(self, event: dict[str, Any]) -> Any:
         """One event through the function that API Gateway would choose; the answer as the function gave it."""
-        app = self._sale if str(event["rawPath"]).startswith("/v1/x402/") else self._api
-        return self._thread.submit(app, event, None).result()  # type: ignore[arg-type]  # no context is needed
+        sale = str(event["rawPath"]).startswith("/v1/x402/")
+        name, app = ("x402", _sale()) if sale else ("api", _api())
+        return self._thread.submit(call_as, name, app, event, None).result()
 
     def open(self, *, exact: bool = False) -> None:
         """Let money routes open as the validation would."""
@@ -164,6 +169,37 @@ class Functions:
         except ValueError:
             parsed = answer["body"]
         return Reply(answer["statusCode"], answer["headers"], parsed)
+
+
+_serving: ContextVar[Functions] = ContextVar("serving")
+"""Whose wiring a request finds: the apps themselves take a second to build, so that a test process has one of each."""
+
+
+@functools.cache
+def _api() -> Mangum:
+    return lambda_handler(create_api(lambda: _serving.get().api_wiring))
+
+
+@functools.cache
+def _sale() -> Mangum:
+    return lambda_handler(create_sale(lambda: _serving.get().sale_wiring))
+
+
+def _begin(functions: Functions) -> None:
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    _serving.set(functions)
+
+
+def serve_owed(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return serve_owed_job(wiring)
+
+
+def validate_sale(wiring: SaleWiring) -> dict[str, Any]:
+    """The job, under the role of the function that runs it."""
+    with as_function("x402"):
+        return validate_sale_job(wiring)
 
 
 def _close_loop() -> None:

@@ -53,6 +53,14 @@ def test_all_faults_are_told_at_once_and_no_value_is_printed(
     assert "secret-host" not in said
 
 
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "rediss+cluster"])
+def test_one_server_and_a_cluster_are_addressed_with_and_without_tls(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    given(monkeypatch, PSX_REDIS_URL=f"{scheme}://cache.example:6379/0")
+    assert load(Settings).redis_url.startswith(f"{scheme}:")
+
+
 @pytest.mark.parametrize("name", ["PSX_EGRESS_LAB_ALLOW", "PSX_LAB_HOSTS"])
 @pytest.mark.parametrize("stage", ["dev", "staging", "prod"])
 def test_lab_openings_are_refused_outside_the_lab(

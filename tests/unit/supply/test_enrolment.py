@@ -13,8 +13,9 @@ from shared.supply import service
 from shared.supply import table as devices
 from shared.supply.model import Consent, Device, Kind, Modem, Origin, parse_regions
 from shared.supply.owners import change_owner, receipts, revoke_owner
+from shared.supply.proving import prove_device
 from shared.supply.rules import FAMILIES_MAX
-from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for, prove_device
+from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for
 from tests.support.lab import pem_keys
 
 REGIONS = parse_regions(

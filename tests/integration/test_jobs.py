@@ -1,0 +1,147 @@
+"""The jobs as they are deployed: their handlers, their settings, the roles that they run with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from functions.api.wiring import ApiSettings, open_origins
+from functions.jobs import list_exits, live_numbers, refresh_ip_data, roll_up, watchdog
+from functions.jobs.wiring import wiring
+from local.lab import LabFiles
+from shared.grading.listing import ListingRun
+from shared.grading.live import account_mark, mark_changed
+from shared.guard.table import write_setting
+from shared.kernel.ids import UNKNOWN_COUNTRY
+from shared.metering.table import put_batch
+from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.redis import SyncRedis, command
+from shared.upkeep.customer import Fetched
+from shared.upkeep.history import Span, newest
+from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
+from tests.support.permissions import as_function
+from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint
+
+pytestmark = pytest.mark.slow
+BUCKET = "psx-test-ip-data"
+PHONE = "127.10.1.7"
+
+
+@pytest.fixture(autouse=True)
+def _wired(monkeypatch: pytest.MonkeyPatch, dynamo: SyncDynamo, valkey_url: str) -> Iterator[None]:
+    for name, value in {"STAGE": "dev", "TABLE_PREFIX": "psx-test-", "REDIS_URL": valkey_url}.items():
+        monkeypatch.setenv(f"PSX_{name}", value)
+    wiring.cache_clear()
+    yield
+    wiring().redis.close()
+    wiring.cache_clear()
+
+
+def run(name: str, handler: Any) -> dict[str, Any]:
+    """One scheduled run under the role that it has when deployed."""
+    with as_function(name):
+        answer: dict[str, Any] = handler({"job": name.replace("-", "_")}, None)
+    return answer
+
+
+def test_the_listing_job_lists_within_its_role(dynamo: SyncDynamo, valkey_url: str) -> None:
+    redis = SyncRedis(valkey_url)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "good", PASS, US)
+    assert run("list-exits", list_exits.handler)["newly_listed"] == ["good"]
+    redis.run(command("FLUSHALL", parse=bool))
+    redis.run(mark_changed([account_mark(OWNER)]))
+    assert run("list-exits", list_exits.handler)["rebuilt"] == 1
+    redis.close()
+
+
+def test_the_listing_job_brakes_within_its_role(dynamo: SyncDynamo, valkey_url: str) -> None:
+    redis = SyncRedis(valkey_url)
+    listing = ListingRun(dynamo, redis, lambda name: f"psx-test-{name}")
+    for number in range(7):
+        enrol(listing, f"m{number}", PASS, US)
+    assert run("list-exits", list_exits.handler)["listed"] == 7
+    for number in range(7):
+        probe(listing, f"m{number}", FAIL, FAIL, FAIL)
+    assert len(run("list-exits", list_exits.handler)["braked"]) == 1
+    redis.close()
+
+
+def test_live_numbers_are_derived_and_kept_within_their_role(dynamo: SyncDynamo) -> None:
+    run("live-numbers", live_numbers.handler)
+    assert dynamo.run(newest("psx-test-usage", Span.MINUTE)) is not None
+
+
+def test_the_watchdog_looks_and_tells_within_its_role(
+    dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets are not there: it is blind, says so once in two runs, and audits all the same."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    boto3.client("secretsmanager").create_secret(
+        Name="psx/test/watchdog",
+        SecretString=json.dumps(
+            {"PSX_WATCHDOG_API_KEY": "psx_0", "PSX_WATCHDOG_TARGETS": "", "PSX_WATCHDOG_RECIPIENTS": "{}"}
+        ),
+    )
+    topic: Any = boto3.client("sns").create_topic(Name="alarms")
+    monkeypatch.setenv("PSX_SECRETS", "psx/test/watchdog")
+    monkeypatch.setenv("PSX_ALERT_TOPIC", topic["TopicArn"])
+    monkeypatch.setenv("PSX_API_BASE_URL", "http://127.0.0.1:9")
+    assert run("watchdog", watchdog.handler)["opened"] == []
+    assert run("watchdog", watchdog.handler)["opened"] == ["watchdog.control_target."]
+    monkeypatch.setattr(watchdog, "fetch", lambda *a, **k: Fetched("203.0.113.9", body_bytes=1))
+    targets = '[{"place": "eu", "name": "t", "address": "a", "port": 1}]'
+    boto3.client("secretsmanager").put_secret_value(
+        SecretId="psx/test/watchdog",
+        SecretString=json.dumps({"PSX_WATCHDOG_API_KEY": "psx_0", "PSX_WATCHDOG_TARGETS": targets}),
+    )
+    assert run("watchdog", watchdog.handler)["closed"] == ["watchdog.control_target."]
+
+
+def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
+    dynamo: SyncDynamo, valkey_url: str
+) -> None:
+    redis = SyncRedis(valkey_url)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "d1", PASS)
+    redis.close()
+    mint(dynamo, "p1")
+    dynamo.run(write_setting("psx-test-guard", "rates", RATES, NOW))
+    dynamo.run(put_batch("psx-test-usage", batch(0, line("d1", 10, 20))))
+    first, second = (run("roll-up", roll_up.handler) for _ in range(2))
+    assert (first["applied"], first["proven"]) == (1, 1)
+    assert (second["applied"], second["proven"]) == (0, 0)
+
+
+def test_address_data_without_a_bucket_is_left_alone_within_its_role(dynamo: SyncDynamo) -> None:
+    assert "skipped" in run("refresh-ip-data", refresh_ip_data.handler)
+
+
+def test_address_data_is_published_by_the_job_and_fetched_by_the_api_within_their_roles(
+    dynamo: SyncDynamo, lab_files: LabFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PSX_IP_DATA_BUCKET", BUCKET)
+    bucket: Any = boto3.client("s3")
+    bucket.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    settings = ApiSettings.model_construct(
+        asn_mmdb=tmp_path / "data" / "asn.mmdb",
+        country_mmdb=tmp_path / "data" / "country.mmdb",
+        ip_data_bucket=BUCKET,
+    )
+    with as_function("api"):
+        early = open_origins(settings)
+    assert early.lookup(PHONE).country == UNKNOWN_COUNTRY
+    nothing = dict.fromkeys(("asn", "country"), "nothing uploaded")
+    assert run("refresh-ip-data", refresh_ip_data.handler) == nothing
+    bucket.put_object(Bucket=BUCKET, Key="incoming/asn.mmdb", Body=b"no database")
+    bucket.upload_file(str(lab_files.country_mmdb), BUCKET, "incoming/country.mmdb")
+    report = run("refresh-ip-data", refresh_ip_data.handler)
+    assert (report["asn"], report["country"]) == ("refused: is no MMDB file", "published")
+    with as_function("api"):
+        origins = open_origins(settings)
+    early.follow()
+    for reader in (early, origins):
+        assert reader.lookup(PHONE).country != UNKNOWN_COUNTRY
+        assert reader.lookup(PHONE).asn == 0
+        reader.close()

@@ -1,0 +1,28 @@
+"""The cost model: what its page shows is what it computes, and more of anything never costs less."""
+
+from itertools import pairwise
+
+import pytest
+
+from local.costs import DEVICES, DOLLAR, TERABYTES, Month, leaving, month, table
+from local.paths import ROOT
+
+
+def test_the_page_shows_what_the_model_computes() -> None:
+    page = (ROOT / "docs" / "operations" / "costs.md").read_text("utf-8")
+    assert table() in page, "put what `./psx costs` prints into docs/operations/costs.md"
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "dollars"), [(0, 0), (10_000, 900), (50_000, 4_300), (150_000, 11_300)]
+)
+def test_what_leaves_is_priced_in_steps(gigabytes: int, dollars: int) -> None:
+    assert leaving(gigabytes) == dollars * DOLLAR
+
+
+def test_more_devices_or_more_traffic_never_cost_less() -> None:
+    for name in Month.__slots__:
+        for fewer, more in pairwise(DEVICES):
+            assert getattr(month(fewer, 10), name) <= getattr(month(more, 10), name), name
+        for less, more in pairwise(TERABYTES):
+            assert getattr(month(1_000, less), name) <= getattr(month(1_000, more), name), name
