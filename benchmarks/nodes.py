@@ -180,7 +180,7 @@ class Nodes:
 
     def token(self, device_id: DeviceId) -> str:
         """A device's token, as the API signs them."""
-        return issue(Claims(device_id, ACCOUNT, 0), (), self.secrets.jwt_private, int(time.time()))
+        return issue(Claims(device_id, ACCOUNT, 0), self.secrets.jwt_private, int(time.time()))
 
     def _enrolment(self, device_id: DeviceId, relay: str) -> Any:
         async def answer(_: HttpRequest) -> HttpAnswer:

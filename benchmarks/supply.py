@@ -54,6 +54,7 @@ def registrations() -> Row:
                 "PSX_GATEWAY_HTTP_PORT": "7000",
                 "PSX_GATEWAY_SOCKS_PORT": "7001",
                 "PSX_SECRET_PEPPER": secrets.pepper,
+                "PSX_MASTER_KEY": secrets.master_key,
                 "PSX_SEALING_KEY": secrets.sealing_key,
                 "PSX_JWT_PRIVATE_KEY": secrets.jwt_private,
                 "PSX_JWT_PUBLIC_KEY": secrets.jwt_public,

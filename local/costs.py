@@ -148,7 +148,7 @@ def refreshes(devices: int) -> int:
 
 
 def probe_gb(devices: int) -> int:
-    """What probes of settled exits carry with the default thresholds: a small body always, a large one and a page seldom."""
+    """What probes of settled exits carry with the default thresholds: a small body always, a large one seldom."""
     light = SECONDS // DEFAULTS.interval_s * (LIGHT_BYTES + PROBE_OVERHEAD_BYTES)
     pages = SECONDS * 1000 // PLAIN_EVERY_MS * PROBE_OVERHEAD_BYTES
     large = SECONDS * 1000 // MEASURE_EVERY_MS * MEASURING_BYTES

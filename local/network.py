@@ -427,6 +427,7 @@ class LocalNetwork:
             "roll-up": self._common(),
             "live-numbers": self._common(),
             "refresh-ip-data": self._common(),
+            "drop-ghosts": self._common(),
             "watchdog": {**self._common(), **self._watchdog_settings()},
         }
 

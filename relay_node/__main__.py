@@ -15,7 +15,7 @@ from relay_node.mesh import MeshConnection
 from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.regions import RegionTable
-from relay_node.registry import Device, Hooks, Registry
+from relay_node.registry import Hooks, Registry
 from relay_node.settings import RelaySettings
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
@@ -25,7 +25,6 @@ from shared.runtime.redis import AsyncRedis
 from shared.runtime.settings import listen_address, load_or_exit
 from shared.supply.ip_data import follow_bucket
 from shared.supply.origin import OriginReader
-from shared.supply.rules import assign_region
 from shared.supply.tokens import verify
 
 SESSION_ID_BYTES: Final = 8
@@ -44,11 +43,6 @@ async def serve(settings: RelaySettings) -> None:
     public_key = settings.jwt_public_key.get_secret_value()
     mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
     presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port))
-
-    def redirect_for(device: Device) -> str | None:
-        region = assign_region(device.origin.country, regions.now)
-        return None if region.name == settings.relay_region else region.url
-
     registry = Registry(
         Hooks(
             verify=lambda token: verify(token, public_key),
@@ -56,7 +50,7 @@ async def serve(settings: RelaySettings) -> None:
             now_ms=now_ms,
             arrived=presence.arrived,
             left=presence.left,
-            redirect_for=redirect_for,
+            redirect_for=lambda device: regions.elsewhere(device.origin.country, settings.relay_region),
         )
     )
     presence.revoke = registry.revoke

@@ -171,8 +171,9 @@ class Forward:
             self._leave(Reason.OPEN_FAILED if kind is MuxType.REFUSED else Reason.TARGET_CLOSED)
 
     def socket_lost(self, reason: Reason) -> None:
-        """The peer's socket is gone: the gateway may resume elsewhere."""
-        self._to_link.outbox.send(reset_frame(self._to_link.tunnel_id, MuxReason.PATH_LOST))
+        """The peer's socket is gone: the gateway may resume elsewhere, unless the device may not go on at all."""
+        why = MuxReason.STOPPED if reason is Reason.REVOKED else MuxReason.PATH_LOST
+        self._to_link.outbox.send(reset_frame(self._to_link.tunnel_id, why))
         self._leave(reason)
 
     def link_lost(self) -> None:

@@ -13,6 +13,7 @@ from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 from shared.supply.live import read_regions
 from shared.supply.model import Region, parse_regions
+from shared.supply.rules import assign_region
 
 FOLLOW_EVERY_S: Final = 5.0
 
@@ -25,6 +26,11 @@ class RegionTable:
     def __init__(self, redis: AsyncRedis, first: tuple[Region, ...]) -> None:
         self.now = first
         self._redis = redis
+
+    def elsewhere(self, country: str, region: str) -> str | None:
+        """Where a device of a country belongs, as a URL, when that is not this region."""
+        found = assign_region(country, self.now)
+        return None if found.name == region else found.url
 
     async def follow(self) -> None:
         """Read the table for ever."""

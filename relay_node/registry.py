@@ -128,7 +128,7 @@ class Registry:
         device.generation = socket.generation = claims.generation
         device.account_generation = socket.account_generation = claims.account_generation
         self.revoke(device.device_id, claims.generation, claims.account_generation)
-        socket.device = device
+        socket.device, socket.claims = device, claims
         return None
 
     def detach(self, socket: PeerSocket) -> None:

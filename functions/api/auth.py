@@ -102,17 +102,34 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
     raise ProblemError(404, "NOT_FOUND", "there is no such device")
 
 
+def managed_device(wiring: Wiring, request: Request, device_id: str) -> Device:
+    """The same for whoever decides something for the owner; 403 for a device that was registered by a wallet alone.
+
+    A wallet and a name are public: with them anybody gets a token that may serve and look, and decides nothing.
+    """
+    device = device_of(wiring, request, device_id)
+    claims = _claims(wiring, request)
+    if claims is not None and not claims.owned:
+        message = "registered by the wallet alone, when the device stood already: its first registration may do this"
+        raise ProblemError(403, "OWNERSHIP_NOT_SHOWN", message)
+    return device
+
+
 def by_device(wiring: Wiring, request: Request) -> bool:
     """Whether a caller that `device_of` let pass is the device itself, and not its owner."""
-    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    public = wiring.settings.jwt_public_key.get_secret_value()
-    return bool(bearer) and isinstance(verify(bearer, public), Claims)
+    return _claims(wiring, request) is not None
+
+
+def _claims(wiring: Wiring, request: Request) -> Claims | None:
+    """What the bearer says, if it is a device's token."""
+    token = bearer(request)
+    found = verify(token, wiring.settings.jwt_public_key.get_secret_value()) if token else None
+    return found if isinstance(found, Claims) else None
 
 
 def _of_human(wiring: Wiring, request: Request, device: Device | None) -> Device:
     """The same for a signed-in human of the owner's account; 401 for a bearer that is neither."""
-    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    if people.verify(bearer, wiring.settings.jwt_public_key.get_secret_value()) is None:
+    if people.verify(bearer(request), wiring.settings.jwt_public_key.get_secret_value()) is None:
         raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
     key = caller(wiring, request, Scope.SUPPLY)
     if device is None or device.account_id != key.account_id:

@@ -1,13 +1,11 @@
 """Routes of consent: an owner accepts for all devices or for one, withdraws, and anybody learns what a device id is."""
 
-import html
 from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
 
-from functions.api.auth import by_device, caller, device_of
+from functions.api.auth import by_device, caller, device_of, managed_device
 from functions.api.enrolling import Body, ConsentBody
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_network
@@ -71,9 +69,9 @@ class Consents:
         """An owner accepts once for every device, for clients that know nothing of consent. Withdrawn ones stay so."""
         counts = self.w.dynamo.run(devices.read_counts(self.table, key.account_id))
         total = sum(count for count, _ in counts.values())
-        given = OwnerConsent(self._checked(version), now_ms(), _who(key), total)
+        given = OwnerConsent(self._checked(version), now_ms(), who(key), total)
         subject = f"acct#{key.account_id}"
-        self._keep(Receipt(subject, "accepted", version, "owner", _who(key), given.accepted_at_ms, 0, total))
+        self._keep(Receipt(subject, "accepted", version, "owner", who(key), given.accepted_at_ms, 0, total))
         row = {"consent": owners.owner_consent_row(given)}
         self.w.dynamo.run(owners.change_owner(self.table, key.account_id, row))
         self.w.redis.run(mark_changed([account_mark(key.account_id)]))
@@ -102,7 +100,7 @@ class Consents:
         total = sum(count for count, _ in counts.values())
         fields = {"withdrawn_ms": now}
         owner = self.w.dynamo.run(owners.revoke_owner(self.table, key.account_id, fields, ("consent",)))
-        self._keep(Receipt(f"acct#{key.account_id}", "withdrawn", "", "owner", _who(key), now, 0, total))
+        self._keep(Receipt(f"acct#{key.account_id}", "withdrawn", "", "owner", who(key), now, 0, total))
         for call in revoke_account(key.account_id, owner.generation):
             self.w.redis.run(call)
         self.w.redis.run(mark_changed([account_mark(key.account_id)]))
@@ -121,7 +119,7 @@ class Consents:
             action="accepted",
             terms_version=version,
             method=body.method,
-            by=self._caller(request, device),
+            by=self.by(request, device),
             at_ms=now,
             claimed_at_ms=body.acceptedAt,
         )
@@ -131,21 +129,21 @@ class Consents:
         self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         return self.of_device(changed or device)
 
-    def withdraw(self, request: Request, device: Device) -> dict[str, Any]:
+    def withdraw(self, device: Device, by: str, method: str = "api") -> dict[str, Any]:
         """The end of agreement for one device: off sale and every tunnel closed now."""
         now = now_ms()
         changed = self.w.dynamo.run(devices.revoke(self.table, device.device_id, {"withdrawn_ms": now}))
         self.w.redis.run(unlist_endpoint(device.pool, EndpointId(device.device_id)))
         self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         self.w.enrolment.tell(changed)
-        by = self._caller(request, device)
-        self._keep(Receipt(f"dev#{device.device_id}", "withdrawn", "", "api", by, now))
+        self._keep(Receipt(f"dev#{device.device_id}", "withdrawn", "", method, by, now))
         return self.of_device(changed or device)
 
-    def _caller(self, request: Request, device: Device) -> str:
+    def by(self, request: Request, device: Device) -> str:
+        """Who acts, as receipts name them."""
         if by_device(self.w, request):
             return f"device {device.device_id}"
-        return _who(caller(self.w, request, Scope.SUPPLY))
+        return who(caller(self.w, request, Scope.SUPPLY))
 
     def of_device(self, device: Device) -> dict[str, Any]:
         """What was agreed to for a device, and every act of it."""
@@ -190,7 +188,7 @@ class Consents:
         return {
             "howToWithdraw": [
                 "Stop the app or the psx-peer process on the device: its connections end at once.",
-                "Withdraw in the app, which calls "
+                "Withdraw in the app or by `psx-peer -withdraw`, which call "
                 f"DELETE {api}/v1/peer/agents/{device_id}/consent with the device's own token.",
                 "Whoever holds the account's API key calls "
                 f"DELETE {api}/v1/peer/my-devices/{device_id}/consent with X-API-Key, "
@@ -201,7 +199,8 @@ class Consents:
         }
 
 
-def _who(key: ApiKey) -> str:
+def who(key: ApiKey) -> str:
+    """Whose key it is, as receipts name them."""
     return key.person or f"key {key.key_id}"
 
 
@@ -215,35 +214,6 @@ def _told(receipt: Receipt) -> dict[str, Any]:
         "claimedAt": receipt.claimed_at_ms or None,
         "devices": receipt.devices,
     }
-
-
-_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>What is this device id? - psx</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"></head>
-<body><main><h1>What is this device id?</h1>
-<p>{what}</p>
-<form method="get" action="/peer/device"><label>Device id <input name="id" value="{given}" maxlength="128"></label>
-<button>Look up</button></form>
-{found}
-<h2>How to withdraw consent</h2><ol>{steps}</ol><p>{effect}</p></main></body></html>
-"""
-
-
-def _page(facts: dict[str, Any], given: str) -> str:
-    found = ""
-    if given and facts["known"]:
-        agreed = "is" if facts["consent"]["recorded"] else "is not"
-        found = f"<p>This is a device of psx ({facts['kind']}). Consent {agreed} on record for it.</p>"
-    elif given:
-        found = "<p>No device has this id.</p>"
-    steps = "".join(f"<li>{html.escape(step)}</li>" for step in facts["howToWithdraw"])
-    return _PAGE.format(
-        what=html.escape(facts["whatItIs"]),
-        given=html.escape(given, quote=True),
-        found=found,
-        steps=steps,
-        effect=html.escape(facts["effect"]),
-    )
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
@@ -271,21 +241,16 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     @routes.post("/v1/peer/agents/{device_id}/consent")
     @routes.post("/v1/peer/my-devices/{device_id}/consent")
     def accept(request: Request, device_id: str, body: ConsentBody) -> dict[str, Any]:
-        return consents.accept(request, device_of(consents.w, request, device_id), body)
+        return consents.accept(request, managed_device(consents.w, request, device_id), body)
 
     @routes.delete("/v1/peer/agents/{device_id}/consent")
     @routes.delete("/v1/peer/my-devices/{device_id}/consent")
     def withdraw(request: Request, device_id: str) -> dict[str, Any]:
-        return consents.withdraw(request, device_of(consents.w, request, device_id))
+        device = managed_device(consents.w, request, device_id)
+        return consents.withdraw(device, consents.by(request, device))
 
     @routes.get("/v1/peer/devices/{device_id}")
     def about(request: Request, device_id: str) -> dict[str, Any]:
         return consents.about(request, device_id)
-
-    @routes.get("/peer/device", response_class=HTMLResponse)
-    def page(request: Request, id: str = "") -> HTMLResponse:
-        facts = consents.about(request, id)
-        headers = {"Content-Security-Policy": "default-src 'none'; form-action 'self'"}
-        return HTMLResponse(_page(facts, id[:128]), headers=headers)
 
     return routes

@@ -11,6 +11,7 @@ from shared.grading.model import PROBE_MODE, Grade
 from shared.grading.rules import ADVICE, exit_was_seen, is_verified, stability_score
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
+from shared.kernel.ids import pin_id
 from shared.kernel.traffic import traffic_unit
 from shared.pool.live import read_presence
 from shared.pool.model import Presence
@@ -86,6 +87,7 @@ class DeviceView:
         now = now_ms()
         return {
             "deviceId": device.device_id,
+            "pinId": pin_id(device.device_id),
             "name": device.name,
             "online": device.kind is Kind.MODEM or presence is not None,
             "verified": is_verified(grade),

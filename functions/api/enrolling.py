@@ -23,11 +23,15 @@ from shared.runtime.clock import now_ms
 from shared.runtime.settings import Stage
 from shared.supply.model import Consent, Kind, Modem, Origin
 from shared.supply.rules import NAME, TERMS, WALLET, looks_random, slug
+from shared.supply.rules import network_of as site_of
 from shared.supply.service import Arrival, EnrolFault, Enrolled, device_id_for, wallet_key
 from shared.wire.egress import EgressPolicy, EgressVerdict, check_address
 
 REFRESHES_PER_SOURCE = Limit("refresh_source", 1_200, 60)
 WALLETS_PER_SOURCE = Limit("wallet_source", 30, 3600)
+"""New wallet accounts, and new devices in all of them: nobody vouches for either."""
+SITE_FACTOR = 10
+"""A site has 65,536 subscribers' networks of IPv6; its limit is this many times a subscriber's."""
 RESERVED_PREFIXES = ("agent_", "modem_")
 _STATUS = {
     EnrolFault.NAME_TAKEN: 409,
@@ -122,8 +126,10 @@ class Enrolling:
     def _source(self, request: Request) -> str:
         """The caller's address, unless it registers too much."""
         address = source_address(request)
-        limit = Limit("register_source", self.w.settings.registrations_per_minute, 60)
-        self._limited(request, limit, f"ip:{network_of(address)}")
+        most = self.w.settings.registrations_per_minute
+        self._limited(request, Limit("register_source", most, 60), f"ip:{network_of(address)}")
+        if ":" in address:
+            self._limited(request, Limit("register_site", most * SITE_FACTOR, 60), f"ip:{site_of(address)}")
         return address
 
     def _of_account(self, request: Request, account_id: AccountId) -> AccountId:
@@ -144,7 +150,7 @@ class Enrolling:
         else:
             wallet = body.walletAddress or ""
             account_id, is_new = self.w.enrolment.wallet_account(wallet)
-            if is_new:
+            if is_new or not self.w.enrolment.knows(account_id, body.name):
                 self._limited(request, WALLETS_PER_SOURCE, f"ip:{network_of(address)}")
             secret = f"wallet:{wallet_key(wallet)}"
         arrival = Arrival(
@@ -153,6 +159,7 @@ class Enrolling:
             name=body.name,
             kind=Kind.AGENT,
             address=address,
+            proven=bool(body.apiKey),
             consent=consent,
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
             wallet=body.walletAddress,
@@ -177,6 +184,7 @@ class Enrolling:
             name=body.deviceId,
             kind=Kind.SDK,
             address=address,
+            proven=True,
             consent=consent,
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
             claimed_country=body.country,

@@ -8,6 +8,7 @@ from functions.api import (
     account,
     balance,
     consent,
+    device_page,
     earnings,
     enrolling,
     inventory,
@@ -33,7 +34,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install_audit(app, wired)
     install_idempotency(app, wired)
     install(app)
-    supply = (enrolling, owned, earnings, consent, ip_classes)
+    supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
     for room in (*supply, inventory, account, balance, keys, sign_in, resellers, operations, pages):
         app.include_router(room.router(wired))
     return app

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from functions.api.auth import caller, device_of
+from functions.api.auth import caller, device_of, managed_device
 from functions.api.device_view import DeviceView
 from functions.api.enrolling import Body
 from functions.api.paging import read_cursor, write_cursor
@@ -147,7 +147,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.patch("/v1/peer/my-devices/{device_id}/listing")
     def listing(request: Request, device_id: str, body: ListingBody) -> dict[str, Any]:
-        return owned.set_listing(device_of(owned.w, request, device_id), body.listed)
+        return owned.set_listing(managed_device(owned.w, request, device_id), body.listed)
 
     @routes.post("/v1/peer/my-devices/list-all")
     def list_all(request: Request, body: ListAllBody | None = None) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.post("/v1/peer/my-devices/{device_id}/revoke")
     def revoke(request: Request, device_id: str) -> dict[str, Any]:
-        return owned.revoke(device_of(owned.w, request, device_id))
+        return owned.revoke(managed_device(owned.w, request, device_id))
 
     @routes.get("/v1/peer/my-preferences")
     def preferences(request: Request) -> dict[str, Any]:

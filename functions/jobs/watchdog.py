@@ -37,7 +37,15 @@ configure("watchdog")
 CALL_TIMEOUT_S: Final = 10
 ANSWER_MAX_BYTES: Final = 1_000_000
 TABLES: Final = ("access", "devices", "grades", "sales", "usage", "ledger", "guard", "audit")
-SCHEDULES: Final = ("validate-sale", "serve-owed", "list-exits", "roll-up", "live-numbers", "refresh-ip-data")
+SCHEDULES: Final = (
+    "validate-sale",
+    "serve-owed",
+    "list-exits",
+    "roll-up",
+    "live-numbers",
+    "refresh-ip-data",
+    "drop-ghosts",
+)
 log = logging.getLogger("psx.jobs")
 
 

@@ -56,6 +56,7 @@ const (
   - your local network, mail ports and private addresses are never reachable through it;
   - you can stop at any time with Ctrl-C (or by stopping the process); open connections end at once.
 `
+	withdrawnText = "consent was withdrawn: nothing is shared until the owner agrees again, on a terminal or by the account's API key"
 
 	maxSockets           = 8
 	maxTunnels           = 256
@@ -135,7 +136,7 @@ type settings struct {
 	connections                                                           int
 	limitMbit                                                             float64
 	schedule                                                              *schedule
-	onlyCharging, randomName, verbose, dryRun                             bool
+	onlyCharging, randomName, verbose, dryRun, withdraw                   bool
 	consent                                                               consent
 	labAllow                                                              map[netip.AddrPort]bool
 	times                                                                 times
@@ -185,6 +186,7 @@ func readSettings(arguments []string) (*settings, error) {
 	text(&terms, "accept-terms", "PSX_ACCEPT_TERMS", "", "agree to version "+termsVersion+" of the terms")
 	flags.BoolVar(&s.onlyCharging, "only-charging", truth(env("PSX_ONLY_CHARGING")), "share only on mains power [PSX_ONLY_CHARGING]")
 	flags.BoolVar(&s.randomName, "random-name", false, "be a new device at every start")
+	flags.BoolVar(&s.withdraw, "withdraw", false, "take the agreement back: what runs ends within seconds")
 	flags.BoolVar(&s.verbose, "verbose", truth(env("VERBOSE")), "log tunnels [VERBOSE]")
 	flags.BoolVar(&s.dryRun, "dry-run", false, "show what would be done, and do nothing")
 	showVersion := flags.Bool("version", false, "show the version")
@@ -272,7 +274,7 @@ func (s *settings) identify(terms string) error {
 	} else if s.name == "" {
 		s.name = kept.Name
 	}
-	if s.dryRun {
+	if s.dryRun || s.withdraw {
 		s.consent = consent{TermsVersion: terms}
 		return nil
 	}
@@ -329,12 +331,14 @@ func isTerminal(about os.FileInfo) bool {
 
 // ---- state
 
-// state is what a device keeps between starts; the file is the same for every SDK.
+// state is what a device keeps between starts; the file is the same for every SDK. After a withdrawal of consent it holds
+// the name, and the device's id as Withdrawn.
 type state struct {
 	Name         string   `json:"name"`
-	DeviceID     string   `json:"deviceId"`
-	RefreshToken string   `json:"refreshToken"`
-	Consent      *consent `json:"consent"`
+	DeviceID     string   `json:"deviceId,omitempty"`
+	RefreshToken string   `json:"refreshToken,omitempty"`
+	Consent      *consent `json:"consent,omitempty"`
+	Withdrawn    string   `json:"withdrawn,omitempty"`
 }
 
 func readState(path string) state {
@@ -502,13 +506,16 @@ type identity struct {
 
 // refused is an error answer of the API.
 type refused struct {
-	status  int
-	message string
+	status        int
+	code, message string
 }
 
 func (r refused) Error() string { return fmt.Sprintf("%d: %s", r.status, r.message) }
 
 func (r refused) passes() bool { return r.status >= 500 || r.status == 429 }
+
+// withdrawn tells that the owner took the agreement back: no SDK agrees in an owner's place.
+func (r refused) withdrawn() bool { return r.code == "CONSENT_WITHDRAWN" }
 
 // keeper gives the current identity and renews it once for everybody who finds it stale.
 type keeper struct {
@@ -516,6 +523,7 @@ type keeper struct {
 	client  *http.Client
 	mu      sync.Mutex
 	current *identity
+	over    error // the API's last word: no other socket asks again
 }
 
 func newKeeper(s *settings, trust *tls.Config) *keeper {
@@ -533,30 +541,53 @@ func (k *keeper) get(ctx context.Context, stale *identity) (*identity, error) {
 	if k.current != nil && (stale == nil || k.current.token != stale.token) {
 		return k.current, nil
 	}
-	deviceID, refreshToken := "", ""
+	kept := state{}
 	if stale != nil {
-		deviceID, refreshToken = stale.deviceID, stale.refreshToken
+		kept.DeviceID, kept.RefreshToken = stale.deviceID, stale.refreshToken
 	} else if !k.s.randomName {
-		if kept := readState(k.s.state); kept.Name == "" || kept.Name == k.s.name {
-			deviceID, refreshToken = kept.DeviceID, kept.RefreshToken
+		if kept = readState(k.s.state); kept.Name != "" && kept.Name != k.s.name {
+			kept = state{}
 		}
 	}
-	found, err := k.obtain(ctx, deviceID, refreshToken)
+	if k.over != nil {
+		return nil, k.over
+	}
+	found, err := k.obtain(ctx, kept)
 	if err == nil {
 		k.current = found
+	}
+	var no refused
+	if errors.As(err, &no) && !no.passes() {
+		k.over = err
+	}
+	if k.over != nil && no.withdrawn() && !k.s.randomName {
+		device := kept.DeviceID
+		if device == "" {
+			device = kept.Withdrawn
+		}
+		if lost := writeState(k.s.state, state{Name: k.s.name, Withdrawn: device}); lost != nil {
+			log.Printf("state file: %v", lost)
+		}
 	}
 	return found, err
 }
 
-func (k *keeper) obtain(ctx context.Context, deviceID, refreshToken string) (*identity, error) {
-	if deviceID != "" && refreshToken != "" {
-		path := "/v1/peer/agents/" + url.PathEscape(deviceID) + "/refresh"
-		answer, err := k.call(ctx, path, map[string]any{"refreshToken": refreshToken})
+func (k *keeper) obtain(ctx context.Context, kept state) (*identity, error) {
+	if kept.DeviceID != "" && kept.RefreshToken != "" {
+		path := "/v1/peer/agents/" + url.PathEscape(kept.DeviceID) + "/refresh"
+		answer, err := k.call(ctx, http.MethodPost, path, map[string]any{"refreshToken": kept.RefreshToken}, "", "")
 		if err == nil {
-			return k.keep(deviceID, refreshToken, answer)
+			return k.keep(kept.DeviceID, kept.RefreshToken, answer)
 		}
 		var no refused
-		if !errors.As(err, &no) || no.passes() {
+		if !errors.As(err, &no) || no.passes() || no.withdrawn() {
+			return nil, err
+		}
+	}
+	if kept.Withdrawn != "" && k.s.key != "" && k.s.consent.Method != "flag" {
+		// a person agreed anew: what is sent along with a registration does not count
+		path := "/v1/peer/my-devices/" + url.PathEscape(kept.Withdrawn) + "/consent"
+		if _, err := k.call(ctx, http.MethodPost, path, k.s.consent, "X-API-Key", k.s.key); err != nil {
 			return nil, err
 		}
 	}
@@ -569,11 +600,33 @@ func (k *keeper) obtain(ctx context.Context, deviceID, refreshToken string) (*id
 	if k.s.wallet != "" {
 		body["walletAddress"] = k.s.wallet
 	}
-	answer, err := k.call(ctx, "/v1/peer/agents/register", body)
+	answer, err := k.call(ctx, http.MethodPost, "/v1/peer/agents/register", body, "", "")
 	if err != nil {
 		return nil, err
 	}
 	return k.keep(answer.DeviceID, "", answer)
+}
+
+// withdraw takes the agreement back, by the owner's key or by the device's own token.
+func (k *keeper) withdraw(ctx context.Context) error {
+	kept := readState(k.s.state)
+	if kept.DeviceID == "" || kept.RefreshToken == "" || kept.Name != k.s.name {
+		return wrong("%s holds no registered device of this name", k.s.state)
+	}
+	path, header, credential := "/v1/peer/my-devices/", "X-API-Key", k.s.key
+	if k.s.key == "" {
+		refresh := "/v1/peer/agents/" + url.PathEscape(kept.DeviceID) + "/refresh"
+		answer, err := k.call(ctx, http.MethodPost, refresh, map[string]any{"refreshToken": kept.RefreshToken}, "", "")
+		if err != nil {
+			return err
+		}
+		path, header, credential = "/v1/peer/agents/", "Authorization", "Bearer "+answer.Token
+	}
+	path += url.PathEscape(kept.DeviceID) + "/consent"
+	if _, err := k.call(ctx, http.MethodDelete, path, struct{}{}, header, credential); err != nil {
+		return err
+	}
+	return writeState(k.s.state, state{Name: k.s.name, Withdrawn: kept.DeviceID})
 }
 
 type apiAnswer struct {
@@ -582,19 +635,24 @@ type apiAnswer struct {
 	RefreshToken string   `json:"refreshToken"`
 	Relay        string   `json:"relay"`
 	Relays       []string `json:"relays"`
+	Code         string   `json:"code"`
 	Message      string   `json:"message"`
 }
 
-func (k *keeper) call(ctx context.Context, path string, body any) (*apiAnswer, error) {
+// call makes one JSON call, with a header for who calls; without one the answer must hold a token.
+func (k *keeper) call(ctx context.Context, method, path string, body any, header, credential string) (*apiAnswer, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, k.s.api+path, bytes.NewReader(raw))
+	request, err := http.NewRequestWithContext(ctx, method, k.s.api+path, bytes.NewReader(raw))
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Content-Type", "application/json")
+	if header != "" {
+		request.Header.Set(header, credential)
+	}
 	response, err := k.client.Do(request)
 	if err != nil {
 		return nil, errors.New("not reached") // the library's words may hold more than a log should
@@ -607,9 +665,9 @@ func (k *keeper) call(ctx context.Context, path string, body any) (*apiAnswer, e
 	var answer apiAnswer
 	parsed := json.Unmarshal(raw, &answer)
 	if response.StatusCode != http.StatusOK {
-		return nil, refused{response.StatusCode, printable(answer.Message)}
+		return nil, refused{response.StatusCode, answer.Code, printable(answer.Message)}
 	}
-	if parsed != nil || answer.Token == "" {
+	if parsed != nil || (answer.Token == "" && header == "") {
 		return nil, errors.New("answer not understood")
 	}
 	return &answer, nil
@@ -624,7 +682,7 @@ func (k *keeper) keep(deviceID, before string, answer *apiAnswer) (*identity, er
 		found.relay = k.s.relay
 	}
 	if !k.s.randomName {
-		if err := writeState(k.s.state, state{k.s.name, deviceID, found.refreshToken, &k.s.consent}); err != nil {
+		if err := writeState(k.s.state, state{k.s.name, deviceID, found.refreshToken, &k.s.consent, ""}); err != nil {
 			return nil, fmt.Errorf("state file: %w", err)
 		}
 	}
@@ -2468,6 +2526,9 @@ func start() int {
 		fmt.Fprintf(os.Stderr, "psx-peer: %v\n", err)
 		return 2
 	}
+	if s.withdraw {
+		return withdraw(newKeeper(s, trust))
+	}
 	if !s.randomName {
 		release, err := holdState(s.state)
 		if err != nil {
@@ -2481,11 +2542,31 @@ func start() int {
 	d := &device{s: s, keeper: newKeeper(s, trust), trust: trust, allowance: newAllowance(s.limitMbit)}
 	d.table.byToken = map[token]*tunnel{}
 	d.table.budget.left.Store(windowsMaxBytes)
-	if err := d.run(ctx); err != nil {
+	err = d.run(ctx)
+	var no refused
+	if errors.As(err, &no) && no.withdrawn() {
+		fmt.Fprintf(os.Stderr, "psx-peer: %s\n", withdrawnText)
+		return 2
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "psx-peer: the API refused this device: %v\n", err)
 		return 1
 	}
 	return 0
+}
+
+func withdraw(k *keeper) int {
+	err := k.withdraw(context.Background())
+	switch {
+	case err == nil:
+		fmt.Printf("%s: withdrawn, nothing of it is shared any more\n", k.s.name)
+		return 0
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(os.Stderr, "psx-peer: %v\n", err)
+		return 2
+	}
+	fmt.Fprintf(os.Stderr, "psx-peer: not withdrawn: %v\n", err)
+	return 1
 }
 
 // dryRun shows what would be done; no secret.

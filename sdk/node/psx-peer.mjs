@@ -3,8 +3,8 @@
 
 process.env.UV_THREADPOOL_SIZE ??= "16"; // names are looked up there: slow ones must not hold the others up
 
-const { TERMS_TEXT, Wrong } = await import("./lib/consent.mjs");
-const { Device, Refused } = await import("./lib/device.mjs");
+const { TERMS_TEXT, WITHDRAWN_TEXT, Wrong } = await import("./lib/consent.mjs");
+const { Device, Refused, withdraw } = await import("./lib/device.mjs");
 const { help, readSettings } = await import("./lib/settings.mjs");
 const { holdState } = await import("./lib/state.mjs");
 
@@ -18,6 +18,10 @@ async function main() {
   const s = await readSettings(process.argv.slice(2));
   if (s === null) return void process.stdout.write(`${help()}\n`);
   if (s.dryRun) return dryRun(s);
+  if (s.withdraw) {
+    await withdraw(s);
+    return void process.stdout.write(`${s.name}: withdrawn, nothing of it is shared any more\n`);
+  }
   const release = s.randomName ? () => {} : holdState(s.state);
   const device = new Device(s);
   for (const name of ["SIGINT", "SIGTERM"]) process.on(name, () => device.stop());
@@ -33,7 +37,8 @@ try {
   await main();
 } catch (fault) {
   const refused = fault instanceof Refused;
-  process.stderr.write(`psx-peer: ${refused ? "the API refused this device: " : ""}${fault.message}\n`);
-  status = fault instanceof Wrong ? 2 : 1;
+  const said = fault.withdrawn ? WITHDRAWN_TEXT : `${refused ? "the API refused this device: " : ""}${fault.message}`;
+  process.stderr.write(`psx-peer: ${said}\n`);
+  status = fault instanceof Wrong || fault.withdrawn ? 2 : 1;
 }
 process.exit(status);

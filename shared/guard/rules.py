@@ -16,6 +16,7 @@ LOOP_LIMITS: Final = {
     "serve_owed": LoopLimit(per_minute=60, per_hour=1200),
     "refresh_ip_data": LoopLimit(per_minute=4, per_hour=60),
     "watchdog": LoopLimit(per_minute=4, per_hour=60),
+    "drop_ghosts": LoopLimit(per_minute=4, per_hour=60),
     "prober": LoopLimit(per_minute=120, per_hour=7200),
 }
 """Schedules ask for one run a minute, the roll-up for twenty; the room above is for operators and one machine's network."""

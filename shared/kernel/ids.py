@@ -25,6 +25,11 @@ PAK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 
 
+def pin_id(device_id: str) -> str:
+    """A device id as a proxy username can carry it: usernames are lower case and split at hyphens."""
+    return re.sub(r"[^a-z0-9_]", "", device_id.lower())
+
+
 def agent_device_id(api_key: str, name: str) -> DeviceId:
     """The id of the device that first registered as (key, name): the same pair gives the same id for ever."""
     return DeviceId("agent_" + hashlib.sha256(f"{api_key}:{name}".encode()).hexdigest()[:32])

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
-from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId, pin_id
 from shared.pool.model import (
     PRESENCE_TTL_S,
     Acquired,
@@ -116,16 +116,19 @@ def put_presence(
         ("relay_life", presence.relay_life),
     ):
         fields += [name, value]
+    alias = pin_id(presence.device_id)
+    pins = [f"{_prefix(Pool.PEER)}pin:{presence.account_id}:{alias}"] if alias != presence.device_id else []
     return RedisCall(
         lambda answer: RevokedBelow(int(answer[1]), int(answer[2])),
         script=_PUT_PRESENCE,
-        keys=[key, _revoked_key(presence.device_id), _revoked_account_key(presence.account_id)],
+        keys=[key, _revoked_key(presence.device_id), _revoked_account_key(presence.account_id), *pins],
         args=[
             PRESENCE_TTL_S,
             presence.relay_id,
             presence.connected_at_ms,
             generation,
             account_generation,
+            presence.device_id,
             *fields,
         ],
     )
@@ -358,7 +361,7 @@ def acquire(
     one_device = route.failover in {Failover.STRICT, Failover.SAME_NODE}
     sticky = route.rotation is Rotation.STICKY
     carrier_is_hard = route.failover in {Failover.SAME_CARRIER, Failover.STRICT}
-    pin_kind, pin_id = route.pin or ("", "")
+    pin_kind, pinned = route.pin or ("", "")
     args: list[str | int] = [
         prefix,
         pak_id,
@@ -375,7 +378,7 @@ def acquire(
         route.country or "",
         int(one_device and sticky),
         pin_kind,
-        pin_id,
+        pinned,
         int(route.failover is Failover.STRICT),
         route.city or "",
         STRICT_STABILITY_MIN if route.strict and sticky else 0,

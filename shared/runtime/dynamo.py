@@ -247,6 +247,18 @@ def transact_put(table: str, item: Mapping[str, object], *, new: bool = True) ->
     return {"Put": entry}
 
 
+def transact_delete(
+    table: str, pk: str, sk: str = "-", *, condition: str = "", values: Mapping[str, object] | None = None
+) -> TransactItem:
+    """A deletion inside a transaction."""
+    entry: dict[str, Any] = {"TableName": table, "Key": key(pk, sk)}
+    if condition:
+        entry["ConditionExpression"] = condition
+    if values:
+        entry["ExpressionAttributeValues"] = {k: marshal_value(v) for k, v in values.items()}
+    return {"Delete": entry}
+
+
 def transact_update(
     table: str,
     pk: str,

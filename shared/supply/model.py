@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import UNKNOWN_COUNTRY, AccountId, Country, DeviceId
+from shared.supply.places import Place, parse_place
 
 EVERY_OTHER_COUNTRY: Final = "*"
 
@@ -49,12 +50,16 @@ class Modem:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The chain of refresh tokens that one registration began: the hash of its newest one. One machine has one chain."""
+    """The chain of refresh tokens that one registration began: the hash of its newest one. One machine has one chain.
+
+    `owned`: whoever began it showed that the device is theirs, by the account's key or by being the first of its name.
+    """
 
     refresh_hash: str
     begun_at_ms: int
     used_at_ms: int
     account_generation: int
+    owned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +146,32 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A relay region: its public URL and the countries it serves; `*` takes every other."""
+    """A relay region: its public URL, where it stands, and the countries it serves however far they are.
+
+    `*` takes every country whose place nobody knows, and all of them while no region says where it stands.
+    """
 
     name: str
     url: str
     countries: frozenset[str]
+    place: Place | None = None
+
+
+def _region(name: str, entry: Mapping[str, Any]) -> Region:
+    countries = frozenset(str(c).lower() for c in entry["countries"])
+    at = entry.get("at")
+    try:
+        place = None if at is None else parse_place(at)
+    except (AttributeError, ValueError):
+        raise ValueError(f'{name}: "at" is a text like "50.1,8.7": degrees north and east') from None
+    return Region(name, str(entry["url"]), countries, place)
 
 
 def parse_regions(value: Mapping[str, Any]) -> tuple[Region, ...]:
     """The setting `relays`. Raises ValueError naming what is wrong."""
     try:
-        regions = tuple(
-            Region(name, str(entry["url"]), frozenset(str(c).lower() for c in entry["countries"]))
-            for name, entry in value.items()
-        )
-    except (KeyError, TypeError):
+        regions = tuple(_region(name, entry) for name, entry in value.items())
+    except (AttributeError, KeyError, TypeError):
         raise ValueError("every region has a url and a list of countries") from None
     if sum(EVERY_OTHER_COUNTRY in r.countries for r in regions) != 1:
         raise ValueError('exactly one region must serve "*"')

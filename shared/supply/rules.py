@@ -9,6 +9,7 @@ from typing import Any, Final
 from shared.kernel.codes import IpType
 from shared.kernel.money import MicroUsdc, parse_usdc
 from shared.supply.model import EVERY_OTHER_COUNTRY, Device, Family, Kind, Origin, Owner, Region
+from shared.supply.places import COUNTRIES, distance_km
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
 _LONG_HEX: Final = re.compile(r"[0-9a-f]{16,}", re.IGNORECASE)
@@ -20,6 +21,7 @@ DEVICES_MAX: Final = 200_000
 UNPROVEN_MAX: Final = 20_000
 COUNT_SHARDS: Final = 16
 """An account's devices are counted in this many rows, so that a fleet that starts at once does not wait for one of them."""
+GHOST_AFTER_MS: Final = 14 * 86_400_000
 FAMILIES_MAX: Final = 8
 TWINS_TOLD_MS: Final = 24 * 3600_000
 WALLET_COOLING_MS: Final = 7 * 86_400_000
@@ -35,13 +37,21 @@ CROWD_MAX: Final = 100
 
 
 def assign_region(country: str, regions: Iterable[Region]) -> Region:
-    """The region that serves a country. The regions hold exactly one that serves every other country."""
+    """The region that names a country, else the nearest one, else the one that serves every other country."""
+    place = COUNTRIES.get(country)
+    nearest: tuple[float, Region] | None = None
     rest: Region | None = None
     for region in regions:
         if country in region.countries:
             return region
         if EVERY_OTHER_COUNTRY in region.countries:
             rest = region
+        if place is not None and region.place is not None:
+            far = distance_km(place, region.place)
+            if nearest is None or far < nearest[0]:
+                nearest = far, region
+    if nearest is not None:
+        return nearest[1]
     if rest is None:
         raise ValueError("no region serves the rest")
     return rest
@@ -154,9 +164,9 @@ def wants_listing(device: Device, owner: Owner) -> bool:
 def replaced_families(
     families: Mapping[str, Family], room_for: int = 1, most: int = FAMILIES_MAX
 ) -> tuple[str, ...]:
-    """The refresh families that make room for new ones: those that were not used for longest."""
+    """The refresh families that make room for new ones: an owner's last, and among equals those unused for longest."""
     excess = len(families) + room_for - most
-    by_age = sorted(families, key=lambda f: families[f].used_at_ms)
+    by_age = sorted(families, key=lambda f: (families[f].owned, families[f].used_at_ms))
     return tuple(by_age[: max(excess, 0)])
 
 
@@ -172,6 +182,17 @@ def are_twins(families: Mapping[str, Family], used: str) -> bool:
 def shard_cap(cap: int, shard: int) -> int:
     """The part of a cap that one count row may fill; the parts of all rows add up to it."""
     return cap // COUNT_SHARDS + (shard < cap % COUNT_SHARDS)
+
+
+def is_ghost(device: Device, owner: Owner, now_ms: int) -> bool:
+    """Whether a device that is connected nowhere is to be forgotten: it never served and was not seen for long.
+
+    A withdrawal is never forgotten: a client that comes back must not agree by itself.
+    """
+    if device.kind is Kind.MODEM or device.proven_at_ms is not None or is_withdrawn(device, owner):
+        return False
+    seen = max([device.created_at_ms, *(family.used_at_ms for family in device.families.values())])
+    return now_ms - seen > GHOST_AFTER_MS
 
 
 # Money

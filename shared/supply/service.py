@@ -33,6 +33,7 @@ from shared.supply.rules import (
     slug,
 )
 
+REGISTER_ATTEMPTS_MAX: Final = 3
 CREATE_ATTEMPTS_MAX: Final = 8
 FAMILY_ID_BYTES: Final = 8
 REFRESH_SECRET_BYTES: Final = 24
@@ -41,7 +42,7 @@ REFRESH_SECRET_BYTES: Final = 24
 class EnrolFault(StrEnum):
     """Why a device is not enrolled or its token not renewed."""
 
-    NAME_TAKEN = "this device id belongs to another account"
+    NAME_TAKEN = "this device id belongs to another account, or to another kind of device"
     DEVICE_LIMIT = f"this account has {DEVICES_MAX} devices, which is the most"
     UNPROVEN_LIMIT = (
         f"{UNPROVEN_MAX} devices of this account are not verified and never served; no more until some do"
@@ -53,13 +54,17 @@ class EnrolFault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Who registers, from where, and what they say. The address alone decides country, class and relay."""
+    """Who registers, from where, and what they say. The address alone decides country, class and relay.
+
+    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing.
+    """
 
     account_id: AccountId
     device_id: DeviceId
     name: str
     kind: Kind
     address: str
+    proven: bool
     consent: Consent | None = None
     claimed_consent_ms: int = 0
     wallet: str | None = None
@@ -92,19 +97,30 @@ class Enrolment:
     now_ms: Callable[[], int]
 
     def register(self, arrival: Arrival) -> Enrolled | EnrolFault:
-        """Enrol a device, or find it again."""
+        """Enrol a device, or find it again. Raises StoreUnavailable."""
         table = self.table("devices")
         owner = self.dynamo.run(owners.get_owner(table, arrival.account_id))
-        found = self._by_name(arrival)
-        if found is None:
-            created = self._create(arrival, owner)
-            if isinstance(created, Enrolled | EnrolFault):
-                return created
-            taken = self.dynamo.run(devices.get_device(table, arrival.device_id))
-            found = self._by_name(arrival) or taken
-        if found is None or found.account_id != arrival.account_id:
-            return EnrolFault.NAME_TAKEN
-        return self._again(found, arrival, owner)
+        for _ in range(REGISTER_ATTEMPTS_MAX):  # what was there may be forgotten in this moment
+            found = self._by_name(arrival)
+            if found is None:
+                created = self._create(arrival, owner)
+                if created is not None:
+                    return created
+                found = self._by_name(arrival) or self.dynamo.run(
+                    devices.get_device(table, arrival.device_id)
+                )
+            if found is None:
+                continue
+            if found.account_id != arrival.account_id or found.kind is not arrival.kind:
+                return EnrolFault.NAME_TAKEN
+            again = self._again(found, arrival, owner)
+            if again is not None:
+                return again
+        raise Contended("devices: contended")
+
+    def knows(self, account_id: AccountId, name: str) -> bool:
+        """Whether a device of this name has registered."""
+        return self.dynamo.run(devices.find_name(self.table("devices"), account_id, name)) is not None
 
     def _by_name(self, arrival: Arrival) -> Device | None:
         table = self.table("devices")
@@ -114,7 +130,7 @@ class Enrolment:
     def _create(self, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault | None:
         """A new device; None when its name or its id is taken, perhaps by another machine in this moment."""
         now = self.now_ms()
-        family_id, refresh, family = self._family(owner, now)
+        family_id, refresh, family = self._family(owner, now, owned=True)
         origin = self.origin(arrival.address)
         device = Device(
             device_id=arrival.device_id,
@@ -135,7 +151,7 @@ class Enrolment:
         fault = self.put_counted(device, _receipt(arrival))
         if fault is not None:
             return None if fault is EnrolFault.NAME_TAKEN else fault
-        return self._enrolled(device, owner, refresh, created=True)
+        return self._enrolled(device, owner, family, refresh, created=True)
 
     def put_counted(self, device: Device, receipt: Receipt | None = None) -> EnrolFault | None:
         """Write a new device within its account's caps, and its consent's receipt; None when it was written.
@@ -163,14 +179,17 @@ class Enrolment:
             shard = room[attempt % len(room)]
         raise Contended("devices: contended")
 
-    def _again(self, found: Device, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault:
-        """A known device registers again: another family beside those that other machines may hold."""
+    def _again(self, found: Device, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault | None:
+        """A known device registers again: another family beside those that other machines may hold. None: it is gone.
+
+        Whoever proves nothing may go on serving, and neither agrees nor decides in its owner's place.
+        """
         if is_withdrawn(found, owner):
             return EnrolFault.CONSENT_WITHDRAWN
         now = self.now_ms()
-        family_id, refresh, family = self._family(owner, now)
+        family_id, refresh, family = self._family(owner, now, owned=arrival.proven)
         fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
-        given = arrival.consent
+        given = arrival.consent if arrival.proven else None
         if given is not None and (
             found.consent is None or found.consent.terms_version != given.terms_version
         ):
@@ -186,14 +205,14 @@ class Enrolment:
         )
         changed = self.dynamo.run(request)
         if changed is None:
-            return EnrolFault.NAME_TAKEN
-        return self._enrolled(changed, owner, refresh, created=False)
+            return None
+        return self._enrolled(changed, owner, family, refresh, created=False)
 
-    def _family(self, owner: Owner, now: int) -> tuple[str, str, Family]:
+    def _family(self, owner: Owner, now: int, *, owned: bool) -> tuple[str, str, Family]:
         """(id, first refresh token, row) of a new family."""
         family_id = new_id(FAMILY_ID_BYTES)
         refresh = f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
-        return family_id, refresh, Family(token_hash(refresh), now, now, owner.generation)
+        return family_id, refresh, Family(token_hash(refresh), now, now, owner.generation, owned)
 
     def _seen_at(self, address: str, claimed: str) -> dict[str, Any]:
         """Fields that follow from the address a device calls from."""
@@ -205,12 +224,16 @@ class Enrolment:
             "claimed_country": claimed_country(claimed, origin),
         }
 
-    def _enrolled(self, device: Device, owner: Owner, refresh: str, *, created: bool) -> Enrolled:
+    def _enrolled(
+        self, device: Device, owner: Owner, family: Family, refresh: str, *, created: bool
+    ) -> Enrolled:
         regions = self.regions()
         relays = tuple(region.url for region in regions)
         relay = assign_region(device.origin.country, regions).url
-        claims = tokens.Claims(device.device_id, device.account_id, device.generation, owner.generation)
-        token = tokens.issue(claims, relays, self.private_key, self.now_ms() // 1000)
+        claims = tokens.Claims(
+            device.device_id, device.account_id, device.generation, owner.generation, family.owned, relays
+        )
+        token = tokens.issue(claims, self.private_key, self.now_ms() // 1000)
         return Enrolled(device, owner, token, refresh, relay, relays, created)
 
     def refresh(self, device_id: DeviceId, refresh_token: str, address: str) -> Enrolled | EnrolFault:
@@ -237,7 +260,7 @@ class Enrolment:
         changed = self.dynamo.run(request)
         if changed is None:
             return self._reused(device_id, family_id)
-        return self._enrolled(changed, owner, fresh, created=False)
+        return self._enrolled(changed, owner, renewed, fresh, created=False)
 
     def _reused(self, device_id: DeviceId, family_id: str) -> EnrolFault:
         self.tell(self.dynamo.run(devices.end_family(self.table("devices"), device_id, family_id)))

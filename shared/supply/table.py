@@ -19,6 +19,7 @@ from shared.runtime.dynamo import (
     query,
     scan,
     transact,
+    transact_delete,
     transact_put,
     transact_update,
     update,
@@ -59,6 +60,7 @@ def family_row(family: Family) -> dict[str, Any]:
         "begun_ms": family.begun_at_ms,
         "used_ms": family.used_at_ms,
         "agen": family.account_generation,
+        "owned": family.owned,
     }
 
 
@@ -121,7 +123,7 @@ def read_device(row: Item) -> Device:
 
 
 def _read_family(row: Item) -> Family:
-    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"])
+    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"], row["owned"])
 
 
 def find_name(table: str, account_id: AccountId, name: str) -> DynamoRequest[DeviceId | None]:
@@ -189,6 +191,30 @@ def prove(table: str, device: Device, now_ms: int) -> DynamoRequest[bool]:
         table, f"count#{device.account_id}", f"{device.shard:02d}", "ADD unproven :less", {":less": -1}
     )
     asked = transact([proven, counted])
+    return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
+
+
+def drop_ghost(table: str, device: Device) -> DynamoRequest[bool]:
+    """Forget a device that never served, with its name and its place in the count.
+
+    False when it was proven, or came back, since it was read.
+    """
+    families = {name: family_row(family) for name, family in device.families.items()}
+    gone = transact_delete(
+        table,
+        f"dev#{device.device_id}",
+        condition="attribute_not_exists(proven_ms) AND attribute_not_exists(withdrawn_ms) AND families = :seen",
+        values={":seen": families},
+    )
+    name = transact_delete(table, f"name#{device.account_id}", device.name)
+    counted = transact_update(
+        table,
+        f"count#{device.account_id}",
+        f"{device.shard:02d}",
+        "ADD devices :less, unproven :less",
+        {":less": -1},
+    )
+    asked = transact([gone, name, counted])
     return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
 
 

@@ -38,8 +38,10 @@ class ScriptedApi:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.owners_keys: list[tuple[str, str]] = []
+        self.withdrawn: list[tuple[str, str]] = []
         self.relays: list[str] = []
-        self.statuses: dict[str, list[int]] = {"register": [], "refresh": []}
+        self.statuses: dict[str, list[int | tuple[int, str]]] = {"register": [], "refresh": []}
         self.issued = 0
         self._server: asyncio.Server | None = None
         self.url = ""
@@ -62,8 +64,12 @@ class ScriptedApi:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 lines = head.split("\r\n")
                 headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:])}
-                body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))))
-                path = lines[0].split()[1]
+                body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))) or b"{}")
+                method, path = lines[0].split()[:2]
+                if method == "DELETE":
+                    self.withdrawn.append((path, headers.get("authorization", "")))
+                if "x-api-key" in headers:
+                    self.owners_keys.append((path, headers["x-api-key"]))
                 status, answer = self._answer(path, body)
                 raw = json.dumps(answer).encode()
                 writer.write(
@@ -79,9 +85,12 @@ class ScriptedApi:
         self.calls.append((path, body))
         told = self.statuses.get(kind)
         if told:
-            status = told.pop(0)
+            script = told.pop(0)
+            status, code = (script, "SCRIPTED") if isinstance(script, int) else script
             if status != 200:
-                return status, {"code": "SCRIPTED", "message": "as the test wants"}
+                return status, {"code": code, "message": "as the test wants"}
+        if kind == "consent":
+            return 200, {"deviceId": DEVICE, "consentRecorded": True}
         self.issued += 1
         return 200, {
             "deviceId": DEVICE,

@@ -82,6 +82,16 @@ async def test_a_fleet_is_so_many_stable_devices(fleet: Rig) -> None:
     assert len(fleet.api.named("refresh")) == 3
 
 
+async def test_a_device_of_a_fleet_whose_consent_was_withdrawn_ends_alone(fleet: Rig) -> None:
+    fleet.api.statuses["register"] = [(403, "CONSENT_WITHDRAWN")]
+    given = {"AGENT_NAME": "rack", "PSX_FLEET_COUNT": "2", "PEER_STATE_FILE": str(fleet.folder / "fleet")}
+    device = await fleet.device("fleet", **given)
+    await fleet.relay.socket()
+    assert "rack-00" in await device.logged("consent was withdrawn")
+    assert device.process.returncode is None
+    assert await device.stop() == 0
+
+
 @pytest.mark.parametrize("flags", [("fleet", "-random-name"), ("fleet",), ("fleet", "-count", "0")])
 async def test_random_names_and_no_devices_are_refused_in_a_fleet(fleet: Rig, flags: tuple[str, ...]) -> None:
     changes = {"AGENT_NAME": None} if flags == ("fleet",) else {}

@@ -57,7 +57,7 @@ async def test_heartbeats_are_sent_and_acknowledged(rig: Rig) -> None:
 
 @pytest.mark.parametrize("open_tunnels", [0, 1])
 async def test_a_silent_relay_is_left(rig: Rig, target: Target, open_tunnels: int) -> None:
-    rig.times |= {"heartbeat": 0.5, "tick": 0.2, "dead": 4 - 2.5 * open_tunnels, "streams_dead": 1.5}
+    rig.times |= {"heartbeat": 0.5, "tick": 0.2, "dead": 2.2 - open_tunnels, "streams_dead": 1.2}
     await rig.device()
     socket = await rig.relay.socket()
     if open_tunnels:
@@ -66,31 +66,32 @@ async def test_a_silent_relay_is_left(rig: Rig, target: Target, open_tunnels: in
     began = asyncio.get_running_loop().time()
     await rig.relay.socket(8)
     took = asyncio.get_running_loop().time() - began
-    assert took > 1
+    assert took > 0.8
     if open_tunnels:
         assert socket.pings, "a silent path under open tunnels was not asked"
 
 
 async def test_after_a_sleep_the_path_is_doubted_at_once(rig: Rig) -> None:
-    rig.times |= {"heartbeat": 1, "tick": 0.3, "dead": 60, "wake": 1}
+    rig.times |= {"heartbeat": 1, "tick": 0.2, "dead": 60, "wake": 0.5}
     device = await rig.device()
     await rig.relay.socket()
     rig.relay.silent = True
+    await asyncio.sleep(0.2)  # an answer that is under way would be heard after the sleep
     device.process.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(1.2)
     device.process.send_signal(signal.SIGCONT)
     await rig.relay.socket(8)
 
 
-@pytest.mark.parametrize("code", [4001, 4002])
-async def test_an_invalid_identity_is_refreshed_once_for_all_sockets(rig: Rig, code: int) -> None:
+async def test_an_invalid_identity_is_refreshed_once_for_all_sockets(rig: Rig) -> None:
     await rig.device(WS_CONNECTIONS="4")
     for _ in range(4):
         await rig.relay.socket()
-    await asyncio.gather(*(s.ws.close(code) for s in list(rig.relay.open)))
-    again = [await rig.relay.socket() for _ in range(4)]
-    assert {s.token for s in again} == {"jwt-2"}
-    assert rig.api.named("refresh") == [{"refreshToken": "refresh-1"}]
+    for number, code in enumerate((4001, 4002), 1):
+        await asyncio.gather(*(s.ws.close(code) for s in list(rig.relay.open)))
+        again = [await rig.relay.socket() for _ in range(4)]
+        assert {s.token for s in again} == {f"jwt-{number + 1}"}
+        assert rig.api.named("refresh")[number - 1 :] == [{"refreshToken": f"refresh-{number}"}]
     assert len(rig.api.named("register")) == 1
 
 
@@ -119,13 +120,13 @@ async def test_a_refused_device_ends_with_a_clear_line(rig: Rig) -> None:
     assert "401" in device.log
 
 
-@pytest.mark.parametrize("code", [1000, 1011, 4000])
-async def test_any_other_close_redials_that_one_socket(rig: Rig, code: int) -> None:
+async def test_any_other_close_redials_that_one_socket(rig: Rig) -> None:
     await rig.device(WS_CONNECTIONS="2")
-    first, second = await rig.relay.socket(), await rig.relay.socket()
-    await first.ws.close(code)
-    await rig.relay.socket()
-    assert not second.closed.is_set()
+    one, second = await rig.relay.socket(), await rig.relay.socket()
+    for code in (1000, 1011, 4000):
+        await one.ws.close(code)
+        one = await rig.relay.socket()
+        assert not second.closed.is_set(), code
     assert len(rig.api.calls) == 1
 
 
@@ -160,7 +161,7 @@ async def test_a_relay_that_never_answers_is_asked_ever_more_seldom(rig: Rig) ->
 
 
 async def test_a_redirect_moves_all_sockets_and_only_once_a_while(rig: Rig) -> None:
-    rig.times["redirect"] = 3
+    rig.times["redirect"] = 1.5
     second = await rig.add_relay(ScriptedRelay())
     await rig.device(WS_CONNECTIONS="2")
     sockets = [await rig.relay.socket(), await rig.relay.socket()]
@@ -170,8 +171,8 @@ async def test_a_redirect_moves_all_sockets_and_only_once_a_while(rig: Rig) -> N
     assert [s.close_code for s in sockets] == [4100, 4100]
     for socket in moved:
         socket.send(f'{{"type":"relay_redirect","payload":{{"relay":"{rig.relay.url}"}}}}')
-    await rig.relay.no_socket(1)
-    await asyncio.sleep(2.5)
+    await rig.relay.no_socket(0.6)
+    await asyncio.sleep(1.1)
     for socket in moved:
         socket.send(f'{{"type":"relay_redirect","payload":{{"relay":"{rig.relay.url}"}}}}')
     await rig.relay.socket()

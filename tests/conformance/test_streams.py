@@ -227,7 +227,7 @@ async def test_a_device_holds_256_tunnels_over_all_its_sockets(rig: Rig, target:
 
 
 async def test_an_idle_tunnel_is_reaped(rig: Rig, target: Target) -> None:
-    rig.times |= {"idle": 1.5, "tick": 0.3}
+    rig.times |= {"idle": 0.9, "tick": 0.2}
     await rig.device()
     socket = await rig.relay.socket()
     busy, idle = Tunnel(1), Tunnel(2)

@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from local.paths import ROOT
-from local.sdks import SDK, ToolMissing, build, tool
+from local.sdks import SDK, ToolMissing, build, build_shell, tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -93,14 +94,32 @@ def test_the_lock_of_node_names_no_host_and_one_dependency() -> None:
 
 
 def test_jvm_vectors() -> None:
-    maven = needs("mvn")
+    needs("mvn")
     needs("java")
-    build("jvm")
+    build("jvm")  # which runs them
     core = SDK / "android" / "core"
-    run([maven, "-q", "-B", "test"], core)
     report = (core / "target" / "surefire-reports" / "TEST-psx.peer.VectorsTest.xml").read_text()
     assert 'failures="0"' in report
     assert "anEndDoesWhatItsScriptSays" in report
+
+
+def test_the_android_shell_compiles_against_the_framework_and_names_what_it_declares() -> None:
+    needs("mvn")
+    needs("java")
+    compiled = build_shell()
+    android = "{http://schemas.android.com/apk/res/android}"
+    manifest = ElementTree.parse(SDK / "android/app/src/main/AndroidManifest.xml").getroot()
+    declared = {
+        e.attrib[f"{android}name"].rpartition(".")[2]
+        for e in manifest.iter()
+        if e.tag in {"activity", "service"}
+    }
+    assert declared == {"ConsentActivity", "PeerService"}
+    assert all((compiled / f"{name}.class").exists() for name in declared)
+    permissions = {e.attrib[f"{android}name"].rpartition(".")[2] for e in manifest.iter("uses-permission")}
+    assert "RECEIVE_BOOT_COMPLETED" not in permissions, "no SDK starts by itself"
+    (service,) = manifest.iter("service")
+    assert service.attrib[f"{android}foregroundServiceType"] == "specialUse"
 
 
 def test_the_windows_service_builds_and_vets(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
-from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId, pin_id
 from shared.pool import live, numbers
 from shared.pool.model import (
     Acquired,
@@ -326,6 +326,22 @@ def test_a_device_pin_works_for_its_owner_alone_and_while_unlisted(redis: SyncRe
     assert isinstance(own, Acquired)
     assert (own.endpoint.endpoint_id, own.endpoint.account_id) == ("d1", "psx_farm")
     assert isinstance(pin(redis, "psx_a-peer-us-failover-strict-pin-device-d1", Pool.PEER), NoStock)
+
+
+def test_a_device_whose_id_a_username_cannot_carry_is_pinned_by_its_letters_and_digits(
+    redis: SyncRedis,
+) -> None:
+    ident = "3F2504E0-4F89-11d3:Pixel.7"
+    run(redis, live.put_presence(presence(ident)), live.put_presence(presence("d1")))
+    assert pin_id(ident) == "3f2504e04f8911d3pixel7"
+    assert redis.run(live.renew_presence([DeviceId(ident), DeviceId("d1")], RelayId("r1"))) == [True, True]
+    username = f"peer-us-failover-strict-pin-device-{pin_id(ident)}"
+    own = pin(redis, f"psx_farm-{username}", Pool.PEER)
+    assert isinstance(own, Acquired)
+    assert own.endpoint.endpoint_id == ident
+    assert isinstance(pin(redis, f"psx_a-{username}", Pool.PEER), NoStock)
+    redis.run(live.drop_presence(DeviceId(ident), RelayId("r1")))
+    assert isinstance(pin(redis, f"psx_farm-{username}", Pool.PEER), NoStock)
 
 
 def held(lease: str, endpoint: str, private: bool = True, until: int = NOW + 60_000) -> Reservation:

@@ -17,6 +17,7 @@ from shared.runtime.redis import command
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 LISTED_TIMEOUT_S = 30
 REVOKED_WITHIN_S = 1.0
+WITHDRAWN_WITHIN_S = 5.0
 
 
 class Lab:
@@ -177,3 +178,30 @@ async def test_a_deleted_key_loses_its_open_tunnels_within_a_second(psx: Lab) ->
     assert cut.exit_code != 0
     again = await curl(proxy, psx.net.target_url + "/ip", ca)
     assert again.connect_status == 407
+
+
+async def test_a_withdrawal_ends_a_devices_tunnels_within_seconds_and_the_device_with_them(psx: Lab) -> None:
+    net, headers = psx.net, {"X-API-Key": psx.net.keys.supplier}
+    part = await net.start_peer(lab.PEERS[6])  # the only one in Brazil
+    async with asyncio.timeout(LISTED_TIMEOUT_S):
+        while (await net.cloud.fire("list_exits"))["listed"] < 7:
+            await asyncio.sleep(0.25)
+    proxy, ca = psx.proxy("psx_reseller1-peer-br"), str(net.files.ca)
+    transfer = asyncio.create_task(curl(proxy, f"{net.target_url}/slow/50000000", ca, keep_body=False))
+    control = f"http://127.0.0.1:{net.ports.target_control}/connections"
+    async with asyncio.timeout(10):
+        while not any(
+            c["path"] == "/slow/50000000" and c["sent_bytes"] > 100_000 for c in (await call(control)).body
+        ):
+            await asyncio.sleep(0.05)
+    owned = (await call(f"{net.api_url}/v1/peer/my-devices", "GET", headers)).body["devices"]
+    (device,) = [d for d in owned if d["name"] == lab.PEERS[6].name]
+    part.expected_end = True
+    began = time.monotonic()
+    await call(f"{net.api_url}/v1/peer/my-devices/{device['deviceId']}/consent", "DELETE", headers)
+    cut = await transfer
+    assert time.monotonic() - began < WITHDRAWN_WITHIN_S
+    assert cut.exit_code != 0
+    async with asyncio.timeout(WITHDRAWN_WITHIN_S):
+        assert await part.process.wait() == 2, "it does not agree again by itself"
+    assert (await curl(proxy, net.target_url + "/ip", ca)).connect_status == 502

@@ -254,9 +254,14 @@ async def test_a_revoked_device_is_gone_at_once_and_stays_out_with_its_old_token
     from shared.pool.live import revoke_device
 
     await plane.add_peer("p1")
+    reader, writer = await plane.tunnel(await plane.target(echo))
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
     for call in revoke_device(DeviceId("p1"), 1):
         await plane.redis.run(call)
     await until(lambda: not [s for s in plane.sockets_of("p1") if s.ready], 2)
+    assert await asyncio.wait_for(reader.read(), 2) == b"", "its tunnels end too, and wait for nobody"
+    writer.close()
     await asyncio.sleep(0.5)
     assert await plane.redis.run(_presence("p1")) is None
     plane.generation = 1

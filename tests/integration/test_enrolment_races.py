@@ -47,7 +47,7 @@ def together() -> Iterator[Callable[[list[Callable[[], Any]]], list[Any]]]:
 
 
 def registers(enrolment: Enrolment, name: str) -> Callable[[], Enrolled | EnrolFault]:
-    arrival = Arrival(OWNER, device_id_for("k", name), name, Kind.AGENT, "192.0.2.1")
+    arrival = Arrival(OWNER, device_id_for("k", name), name, Kind.AGENT, "192.0.2.1", True)
     return lambda: enrolment.register(arrival)
 
 
@@ -148,3 +148,29 @@ def test_a_fleet_is_spread_over_all_counts(enrolment: Enrolment, together: Calla
     rows = enrolment.dynamo.run(devices.read_counts(TABLE, OWNER))
     assert len(rows) == COUNT_SHARDS
     assert max(d for d, _ in rows.values()) < 60
+
+
+def test_ghosts_that_come_back_while_they_are_forgotten_are_counted_right(
+    enrolment: Enrolment, together: Callable[..., list[Any]]
+) -> None:
+    held = [registers(enrolment, f"rig-{n}")() for n in range(12)]
+    read = [r.device for r in held if isinstance(r, Enrolled)]
+    drops = [lambda d=d: enrolment.dynamo.run(devices.drop_ghost(TABLE, d)) for d in read]
+    results = together(
+        [call for n, d in enumerate(drops) for call in (_calm(d), registers(enrolment, f"rig-{n}"))]
+    )
+    assert all(isinstance(r, Enrolled) for r in results[1::2])
+    there = rows_of_devices(enrolment)
+    assert counts(enrolment) == (there, there)
+
+
+def _calm(drop: Callable[[], bool]) -> Callable[[], bool]:
+    from shared.runtime.dynamo import Contended
+
+    def call() -> bool:
+        try:
+            return drop()
+        except Contended:
+            return False
+
+    return call

@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from functions.api.wiring import ApiSettings, open_origins
-from functions.jobs import list_exits, live_numbers, refresh_ip_data, roll_up, watchdog
+from functions.jobs import drop_ghosts, list_exits, live_numbers, refresh_ip_data, roll_up, watchdog
 from functions.jobs.wiring import wiring
 from local.lab import LabFiles
 from shared.grading.listing import ListingRun
@@ -19,6 +19,7 @@ from shared.kernel.ids import UNKNOWN_COUNTRY
 from shared.metering.table import put_batch
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
+from shared.supply.model import Kind
 from shared.upkeep.customer import Fetched
 from shared.upkeep.history import Span, newest
 from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
@@ -112,6 +113,17 @@ def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
     first, second = (run("roll-up", roll_up.handler) for _ in range(2))
     assert (first["applied"], first["proven"]) == (1, 1)
     assert (second["applied"], second["proven"]) == (0, 0)
+
+
+def test_ghosts_are_dropped_within_the_jobs_role(
+    dynamo: SyncDynamo, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = SyncRedis(valkey_url)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "ghost", kind=Kind.AGENT)
+    redis.close()
+    assert run("drop-ghosts", drop_ghosts.handler)["dropped"] == 0
+    monkeypatch.setattr(drop_ghosts, "now_ms", lambda: 10**13)
+    assert run("drop-ghosts", drop_ghosts.handler)["dropped"] == 1
 
 
 def test_address_data_without_a_bucket_is_left_alone_within_its_role(dynamo: SyncDynamo) -> None:

@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
+from functions.api import enrolling
 from functions.jobs import list_exits
 from functions.jobs import wiring as jobs
 from local import lab
+from local.api_gateway import http_event
 from local.bootstrap import RATES
+from local.http_server import HttpRequest
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
@@ -26,11 +30,11 @@ from shared.pool.live import listed_ids, put_presence
 from shared.pool.model import Presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, update
-from shared.runtime.redis import command
+from shared.runtime.redis import SyncRedis, command
 from shared.runtime.settings import Settings
 from shared.settlement.service import Tables, roll_up
 from shared.supply.live import read_regions
-from shared.supply.rules import WALLET_COOLING_MS
+from shared.supply.rules import FAMILIES_MAX, WALLET_COOLING_MS
 from shared.supply.table import get_device, read_device
 from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
@@ -349,6 +353,7 @@ def test_an_sdk_device_cannot_take_the_name_of_an_agent_or_of_another_account(fu
     assert functions.call("/v1/peer/register", "POST", body).status == 200
     thief = {**body, "apiKey": stranger(functions)["x-api-key"]}
     assert functions.call("/v1/peer/register", "POST", thief).body["code"] == "NAME_TAKEN"
+    assert register(functions, "android-1").body["code"] == "NAME_TAKEN", "an agent is no SDK device"
     for reserved in ("agent_0123", "modem_0123"):
         refused = functions.call("/v1/peer/register", "POST", {**body, "deviceId": reserved})
         assert refused.body["message"].startswith("deviceId:")
@@ -402,7 +407,7 @@ def test_bad_input_is_a_400_that_names_the_field(
 
 
 def test_a_fleet_behind_one_address_waits_and_one_subscriber_of_ipv6_is_one_source(
-    functions: Functions,
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [
         register(functions, f"v6-{n}", f"2001:db8:1:1::{n:x}").status
@@ -412,6 +417,29 @@ def test_a_fleet_behind_one_address_waits_and_one_subscriber_of_ipv6_is_one_sour
     assert register(functions, "neighbour", "2001:db8:1:2::1").status == 200
     limited = register(functions, "late", "2001:db8:1:1:ffff::1")
     assert 0 < int(limited.headers["retry-after"]) <= 60
+    monkeypatch.setattr(enrolling, "SITE_FACTOR", 1)
+    assert register(functions, "site", "2001:db8:1:3::1").status == 429, "a site is one source too"
+    assert register(functions, "elsewhere", "2001:db8:2:3::1").status == 200
+
+
+def test_a_registration_costs_few_calls_of_the_stores(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bounds how fast a fleet comes up: the function scales, each call of a store takes its milliseconds."""
+    asked: list[str] = []
+    for kind in (SyncDynamo, SyncRedis):
+
+        def run(self: Any, request: Any, inner: Any = kind.run) -> Any:
+            asked.append(getattr(request, "operation", "redis"))
+            return inner(self, request)
+
+        monkeypatch.setattr(kind, "run", run)
+    enrolled(functions, "warm", consent=TERMS)
+    asked.clear()
+    enrolled(functions, "measured", consent=TERMS)
+    assert sorted(asked) == sorted(
+        ["redis"] * 3 + ["get_item"] * 3 + ["transact_write_items", "query", "put_item"]
+    ), "key, owner and name are read; the device is one transaction; its event is one more write"
 
 
 def test_an_owner_ends_every_token_of_every_device_at_once(functions: Functions) -> None:
@@ -541,6 +569,50 @@ def test_whoever_knows_a_wallet_cannot_redirect_what_it_earns(functions: Functio
     assert same.body["walletAddress"] == OLD
 
 
+def test_whoever_knows_a_wallet_and_a_name_decides_nothing(functions: Functions) -> None:
+    body = {"name": "w", "walletAddress": OLD}
+    first = functions.call("/v1/peer/agents/register", "POST", body, source=PHONE).body
+    path = f"/v1/peer/agents/{first['deviceId']}"
+    for number in range(
+        FAMILIES_MAX + 2
+    ):  # more than a device keeps: the owner's own registration must outlive them
+        more = {**body, "consent": {**TERMS, "method": "dialog"}}
+        thief = functions.call("/v1/peer/agents/register", "POST", more, source=f"127.10.2.{number + 1}").body
+    assert thief["consentRecorded"] is False
+    mine = f"/v1/peer/my-devices/{first['deviceId']}"
+    asked = {"refreshToken": thief["refreshToken"]}
+    thief = functions.call(f"{path}/refresh", "POST", asked, source=HOME).body
+    for target, method, given in (
+        (f"{path}/consent", "DELETE", None),
+        (f"{path}/consent", "POST", TERMS),
+        (f"{mine}/consent", "DELETE", None),
+        (f"{mine}/listing", "PATCH", {"listed": False}),
+        (f"{mine}/revoke", "POST", {}),
+    ):
+        refused = functions.call(target, method, given, device(thief))
+        assert (refused.status, refused.body["code"]) == (403, "OWNERSHIP_NOT_SHOWN"), target
+    assert functions.call(f"{path}/status", headers=device(thief)).status == 200
+    renewed = functions.call(f"{path}/refresh", "POST", {"refreshToken": first["refreshToken"]}, source=PHONE)
+    assert (
+        functions.call(f"{path}/consent", "POST", TERMS, device(renewed.body)).body["consentRecorded"] is True
+    )
+    assert functions.call(f"{path}/consent", "DELETE", headers=device(renewed.body)).status == 200
+    again = functions.call("/v1/peer/agents/register", "POST", body, source=PHONE)
+    assert again.body["code"] == "CONSENT_WITHDRAWN"
+
+
+def test_one_place_fills_no_strangers_wallet_with_ghosts(functions: Functions) -> None:
+    answers = [
+        functions.call(
+            "/v1/peer/agents/register", "POST", {"name": f"g{n}", "walletAddress": OLD}, source=HOME
+        )
+        for n in range(31)
+    ]
+    assert [a.status for a in answers] == [200] * 30 + [429]
+    known = {"name": "g1", "walletAddress": OLD}
+    assert functions.call("/v1/peer/agents/register", "POST", known, source=HOME).status == 200
+
+
 def test_a_device_withdraws_what_it_earned_once_and_to_its_wallet(functions: Functions) -> None:
     body = enrolled(functions, walletAddress=OLD)
     ident = body["deviceId"]
@@ -663,11 +735,44 @@ def test_anybody_learns_what_a_device_id_is_and_nothing_of_its_owner(functions: 
     assert functions.call("/v1/peer/devices/nobody").body["known"] is False
     page = functions.call(f"/peer/device?id={ident}")
     assert page.headers["content-type"].startswith("text/html")
-    assert "Consent is on record" in page.body
+    assert "Its owner agreed" in page.body
+    assert "No device of psx" in functions.call("/peer/device?id=nobody").body
     attack = functions.call("/peer/device?id=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
     assert "<script>" not in attack.body
     limited = [functions.call(f"/v1/peer/devices/guess-{n}").status for n in range(31)]
     assert 429 in limited
+
+
+def test_the_page_stops_a_device_for_whoever_has_its_accounts_key_and_for_nobody_else(
+    functions: Functions,
+) -> None:
+    ident = enrolled(functions, consent=TERMS)["deviceId"]
+    form = {"content-type": "application/x-www-form-urlencoded"}
+
+    def stop(key: str, device_id: str = ident, **headers: str) -> Reply:
+        body = urlencode({"id": device_id, "key": key}).encode()
+        event = http_event(
+            HttpRequest("POST", "/peer/device", tuple({**form, **headers}.items()), body, HOME)
+        )
+        answer = functions.deliver(event)
+        return Reply(answer["statusCode"], answer["headers"], answer["body"])
+
+    assert stop("psx_0").status == 401
+    for key in (stranger(functions)["x-api-key"], functions.keys.reseller):
+        assert stop(key).status == 404
+    assert stop(functions.keys.supplier, "nobody").status == 404
+    assert stop("").status == 400
+    assert functions.call(f"/v1/peer/devices/{ident}").body["consent"]["recorded"] is True
+    done = stop(functions.keys.supplier)
+    assert (done.status, "takes no part any more" in done.body) == (200, True)
+    assert functions.keys.supplier not in done.body
+    assert register(functions, consent=TERMS).body["code"] == "CONSENT_WITHDRAWN"
+    assert "its owner withdrew" in functions.call(f"/peer/device?id={ident}").body
+    receipts = functions.call(f"/v1/peer/my-devices/{ident}/consent", headers=owner(functions)).body[
+        "receipts"
+    ]
+    assert (receipts[0]["action"], receipts[0]["method"]) == ("withdrawn", "page")
+    assert 429 in [stop("psx_0").status for _ in range(10)]
 
 
 def test_receipts_hold_our_time_and_theirs(functions: Functions) -> None:

@@ -37,7 +37,8 @@ from relay_node.drain import drain
 from relay_node.mesh import MeshConnection
 from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
-from relay_node.registry import Hooks, Registry
+from relay_node.regions import RegionTable
+from relay_node.registry import Device, Hooks, Registry
 from shared.access import table as access
 from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox
@@ -81,6 +82,7 @@ class Relay:
         self.mesh_port = 0
         self.registry: Registry
         self.presence: PresenceWriter
+        self.regions: RegionTable | None = None
 
     async def start(self) -> None:
         """Listen; on the ports of its last life when it had one."""
@@ -97,7 +99,7 @@ class Relay:
                 now_ms=now_ms,
                 arrived=self.presence.arrived,
                 left=self.presence.left,
-                redirect_for=lambda device: None,
+                redirect_for=self._redirect_for,
             )
         )
         self.presence.revoke = self.registry.revoke
@@ -108,6 +110,10 @@ class Relay:
             loop.create_task(follow_orders(self.redis, self.registry, self.presence, self.name)),
             loop.create_task(sweep_for_ever(self.registry, self.presence)),
         ]
+
+    def _redirect_for(self, device: Device) -> str | None:
+        """Elsewhere when the test gave a table of regions, in which this relay's name is its region."""
+        return self.regions.elsewhere(device.origin.country, self.name) if self.regions else None
 
     def _mesh_connection(self) -> MeshConnection:
         return MeshConnection(self.registry, MESH_TOKEN, lambda: secrets.token_hex(8))
@@ -229,18 +235,22 @@ class Plane:
         protocol: str = "binary-v2",
         sockets: int = 2,
         tier: SpeedTier = SpeedTier.FAST,
+        token_age_s: int = 0,
     ) -> Peer:
         """An SDK peer that is connected and on sale."""
-        urls = tuple(relay.url for relay in relays or self.relays)
         options = Options(
             api="http://unused", api_key="", name=name, consent=Consent("", 0, "none"), connections=sockets,
-            state_file=self.folder / name, times=Times(redial_min=0.05, redial_max=0.1), protocol=protocol,
+            state_file=self.folder / name, protocol=protocol,
+            times=Times(redial_min=0.05, redial_max=0.1, heartbeat=0.3, tick=0.1),
             lab_allow=cast("frozenset[tuple[str, int]]", self.allowed), lab_hosts=tuple(self.names.items()),
         )  # fmt: skip
 
+        ages = iter([token_age_s])
+
         def identity() -> Identity:
-            claims = Claims(DeviceId(name), AccountId("psx_owner"), self.generation)
-            token = issue(claims, urls, self.private_key, now_ms() // 1000)
+            urls = tuple(relay.url for relay in relays or self.relays)
+            claims = Claims(DeviceId(name), AccountId("psx_owner"), self.generation, relays=urls)
+            token = issue(claims, self.private_key, now_ms() // 1000 - next(ages, 0))
             return Identity(name, token, "", urls[0], urls, 1.0)
 
         peer = Peer(options, keeper=Keeper(identity))

@@ -126,7 +126,9 @@ class Tenant:
 
     def headers(self, path: str) -> dict[str, str]:
         """Whoever uses a route."""
-        if path.startswith(("/v1/peer/agents/register", "/v1/peer/register", "/v1/auth/sign-in")):
+        if path.startswith(
+            ("/v1/peer/agents/register", "/v1/peer/register", "/v1/auth/sign-in", "/peer/device")
+        ):
             return {}
         if path == "/v1/auth/password":
             return self.signed_in
@@ -161,6 +163,7 @@ class Tenant:
             ("DELETE", "/v1/peer/agents/{device_id}/consent"): None,
             ("POST", "/v1/peer/my-devices/{device_id}/consent"): CONSENT,
             ("DELETE", "/v1/peer/my-devices/{device_id}/consent"): None,
+            ("POST", "/peer/device"): {"id": self.ids.get("device_id", ""), "key": key},
             ("PUT", "/v1/peer/agents/{device_id}/wallet"): {"walletAddress": "0x" + "33" * 20},
             ("POST", "/v1/peer/agents/{device_id}/withdraw"): {},
             ("POST", "/v1/peer/my-devices/list-all"): {"listed": False},

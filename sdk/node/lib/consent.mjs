@@ -13,6 +13,9 @@ export const TERMS_TEXT = `Sharing this device's connection:
   - you can stop at any time with Ctrl-C (or by stopping the process); open connections end at once.
 `;
 
+export const WITHDRAWN_TEXT =
+  "consent was withdrawn: nothing is shared until the owner agrees again, on a terminal or by the account's API key";
+
 /** By flag, else as recorded, else by asking once on a terminal. */
 export async function obtainConsent(given, kept) {
   const valid = kept && kept.termsVersion === TERMS_VERSION && Number.isSafeInteger(kept.acceptedAt) && kept.method;

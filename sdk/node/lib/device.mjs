@@ -6,6 +6,7 @@ import https from "node:https";
 import { Allowance, allowed } from "./limits.mjs";
 import { Log, printable } from "./log.mjs";
 import { IDENTITY_INVALID, IDENTITY_REVOKED, RelaySocket } from "./relay.mjs";
+import { Wrong } from "./consent.mjs";
 import { VERSION } from "./settings.mjs";
 import { readState, writeState } from "./state.mjs";
 import { Table } from "./tunnels.mjs";
@@ -18,9 +19,11 @@ const HURRY_S = [0.05, 0.5];
 
 /** The API answered with an error. */
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, code, message) {
     super(`${status}: ${message}`);
     this.passes = status >= 500 || status === 429;
+    /** The owner took the agreement back: no SDK agrees in an owner's place. */
+    this.withdrawn = code === "CONSENT_WITHDRAWN";
   }
 }
 
@@ -31,7 +34,7 @@ export class Device {
     this.table = new Table(s, new Allowance(s.limitMbit), this.log);
     this.sockets = new Set();
     this.stopping = new AbortController();
-    Object.assign(this, { identity: null, obtaining: null, relay: null, redirectedMs: null });
+    Object.assign(this, { identity: null, obtaining: null, over: null, relay: null, redirectedMs: null });
   }
 
   stop() {
@@ -128,13 +131,14 @@ export class Device {
   async identify(stale, signal) {
     for (let waitS = 1; ; waitS = Math.min(2 * waitS, BACKOFF_MAX_S)) {
       if (this.identity !== null && this.identity.token !== stale?.token) return this.identity;
+      if (this.over !== null) throw this.over; // the API's last word: no other socket asks again
       this.obtaining ??= this.obtain(stale, signal).finally(() => (this.obtaining = null));
       try {
         this.identity = await this.obtaining;
         return this.identity;
       } catch (fault) {
         if (signal.aborted) return this.identity;
-        if (fault instanceof Refused && !fault.passes) throw fault;
+        if (fault instanceof Refused && !fault.passes) throw (this.over = fault);
         this.log.say(`API: ${fault instanceof Refused ? fault.message : "not reached"}`);
       }
       await pause(waitS * (0.5 + Math.random()), signal);
@@ -145,14 +149,29 @@ export class Device {
     const { s } = this;
     let kept = stale ?? (s.randomName ? {} : readState(s.state));
     if (stale === null && kept.name !== undefined && kept.name !== s.name) kept = {};
-    const { deviceId, refreshToken } = kept;
+    try {
+      return await this.obtainWith(kept, signal);
+    } catch (fault) {
+      const withdrawn = kept.deviceId ?? kept.withdrawn; // kept so that the next start asks again, and tells the API
+      if (fault instanceof Refused && fault.withdrawn && !s.randomName) writeState(s.state, { name: s.name, withdrawn });
+      throw fault;
+    }
+  }
+
+  async obtainWith({ deviceId, refreshToken, withdrawn }, signal) {
+    const { s } = this;
     if (deviceId && refreshToken) {
       try {
         const path = `/v1/peer/agents/${encodeURIComponent(deviceId)}/refresh`;
         return this.keep(deviceId, refreshToken, await callApi(s, path, { refreshToken }, signal));
       } catch (fault) {
-        if (!(fault instanceof Refused) || fault.passes) throw fault;
+        if (!(fault instanceof Refused) || fault.passes || fault.withdrawn) throw fault;
       }
+    }
+    if (withdrawn && s.key && s.consent.method !== "flag") {
+      // a person agreed anew: what is sent along with a registration does not count
+      const path = `/v1/peer/my-devices/${encodeURIComponent(withdrawn)}/consent`;
+      await callApi(s, path, s.consent, signal, { "X-API-Key": s.key });
     }
     const body = {
       name: s.name, type: "node", connectionMethod: "relay", sdkVersion: `node-${VERSION}`, consent: s.consent,
@@ -188,13 +207,30 @@ function pause(seconds, signal) {
   });
 }
 
-/** One JSON call. */
-function callApi(s, path, body, stopping) {
+/** Take the agreement back, by the owner's key or by the device's own token. */
+export async function withdraw(s) {
+  const { name, deviceId, refreshToken } = readState(s.state);
+  if (!deviceId || !refreshToken || name !== s.name) throw new Wrong(`${s.state} holds no registered device of this name`);
+  const signal = AbortSignal.timeout(2 * API_TIMEOUT_MS);
+  const id = encodeURIComponent(deviceId);
+  let [path, caller] = [`/v1/peer/my-devices/${id}/consent`, { "X-API-Key": s.key }];
+  if (!s.key) {
+    const { token } = await callApi(s, `/v1/peer/agents/${id}/refresh`, { refreshToken }, signal);
+    [path, caller] = [`/v1/peer/agents/${id}/consent`, { Authorization: `Bearer ${token}` }];
+  }
+  await callApi(s, path, {}, signal, caller, "DELETE");
+  writeState(s.state, { name, withdrawn: deviceId });
+}
+
+/** One JSON call, with a header for who calls; without one the answer must hold a token. */
+function callApi(s, path, body, stopping, caller, method = "POST") {
   const url = new URL(s.api + path);
   const raw = JSON.stringify(body);
-  const headers = { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(raw) };
+  const headers = {
+    "Content-Type": "application/json", "Content-Length": Buffer.byteLength(raw), ...caller,
+  };
   const signal = AbortSignal.any([AbortSignal.timeout(API_TIMEOUT_MS), stopping]);
-  const options = { method: "POST", headers, ca: s.ca, localAddress: s.bind, signal, agent: false };
+  const options = { method, headers, ca: s.ca, localAddress: s.bind, signal, agent: false };
   return new Promise((resolve, reject) => {
     const request = (url.protocol === "https:" ? https : http).request(url, options, (response) => {
       const parts = [];
@@ -212,8 +248,9 @@ function callApi(s, path, body, stopping) {
         } catch {
           // told by what is missing
         }
-        if (response.statusCode !== 200) reject(new Refused(response.statusCode, printable(String(answer.message ?? ""))));
-        else if (!answer.token) reject(new Error("answer not understood"));
+        const { code, message } = answer;
+        if (response.statusCode !== 200) reject(new Refused(response.statusCode, code, printable(String(message ?? ""))));
+        else if (!answer.token && !caller) reject(new Error("answer not understood"));
         else resolve(answer);
       });
     });

@@ -39,6 +39,7 @@ const FLAGS = [
 const SWITCHES = [
   ["only-charging", "PSX_ONLY_CHARGING", "share only on mains power"],
   ["random-name", "", "be a new device at every start"],
+  ["withdraw", "", "take the agreement back: what runs ends within seconds"],
   ["verbose", "VERBOSE", "log tunnels"],
   ["dry-run", "", "show what would be done, and do nothing"],
   ["help", "", "show this"],
@@ -95,6 +96,7 @@ export async function readSettings(args) {
     randomName: given["random-name"],
     verbose: given.verbose,
     dryRun: given["dry-run"],
+    withdraw: given.withdraw,
     protocol: process.env.PSX_PROTOCOL === "binary-v1" ? "binary-v1" : "binary-v2",
     labAllow: new Set(lab ? (process.env.PSX_EGRESS_LAB_ALLOW ?? "").split(",").filter(Boolean).map(canonicalPair) : []),
     times: lab ? labTimes(process.env.PSX_LAB_TIMES ?? "") : { ...TIMES },
@@ -103,7 +105,7 @@ export async function readSettings(args) {
   const kept = s.randomName ? {} : readState(s.state);
   const fresh = `${hostname()}-${randomBytes(4).toString("hex")}`;
   s.name = s.randomName ? fresh : given.name || (typeof kept.name === "string" && kept.name) || fresh;
-  s.consent = s.dryRun ? { termsVersion: given["accept-terms"] } : await obtainConsent(given["accept-terms"], kept.consent);
+  s.consent = s.dryRun || s.withdraw ? { termsVersion: given["accept-terms"] } : await obtainConsent(given["accept-terms"], kept.consent);
   return s;
 }
 

@@ -35,7 +35,9 @@ class Holds {
     Object.assign(this, { hold, release, reasons: new Set() });
   }
 
+  /** One timer for a reason, however often it is given again. */
   add(reason, forMs = 0) {
+    if (forMs > 0 && this.reasons.has(reason)) return;
     this.reasons.add(reason);
     this.hold();
     if (forMs > 0) setTimeout(() => this.drop(reason), forMs);
@@ -111,7 +113,7 @@ export class Tunnel {
   moved(size, holds) {
     this.movedMs = performance.now();
     const waitMs = this.table.allowance.spend(size);
-    if (waitMs > 0) holds.add(Symbol("allowance"), waitMs);
+    if (waitMs > 0) holds.add("allowance", waitMs);
   }
 
   // the stream's sink
@@ -281,7 +283,7 @@ export class Session {
   moved(size, holds) {
     this.movedMs = performance.now();
     const waitMs = this.table.allowance.spend(size);
-    if (waitMs > 0) holds.add(Symbol("allowance"), waitMs);
+    if (waitMs > 0) holds.add("allowance", waitMs);
   }
 
   toTarget(data) {

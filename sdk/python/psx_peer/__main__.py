@@ -1,6 +1,7 @@
 """`psx-peer` and `psx-peer fleet`: run the reference peer, or several of them, until Ctrl-C."""
 
 import asyncio
+import http.client
 import json
 import logging
 import signal
@@ -9,9 +10,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from psx_peer.client import Peer
-from psx_peer.identity import ApiRefused
+from psx_peer.consent import WITHDRAWN_TEXT
+from psx_peer.identity import ApiRefused, ConsentWithdrawn, IdentityKeeper
 from psx_peer.options import TERMS_TEXT, Options, read_options
 from psx_peer.state import InUse, hold, release
+
+log = logging.getLogger("psx_peer")
 
 
 def stop(peers: list[Peer]) -> None:
@@ -21,17 +25,46 @@ def stop(peers: list[Peer]) -> None:
 
 
 async def serve(devices: list[Options]) -> None:
-    """Run peers that SIGINT and SIGTERM stop. The first one that the API refuses stops them all."""
+    """Run peers that SIGINT and SIGTERM stop. The first one that the API refuses stops them all.
+
+    One whose owner withdrew ends alone; ConsentWithdrawn is raised when none is left.
+    """
     peers = [Peer(options) for options in devices]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, peers)
-    running = [loop.create_task(peer.run()) for peer in peers]
+    running = [loop.create_task(_share(peer, options)) for peer, options in zip(peers, devices, strict=True)]
     try:
-        await asyncio.gather(*running)
+        withdrawn = [refusal for refusal in await asyncio.gather(*running) if refusal]
     finally:
         stop(peers)
         await asyncio.gather(*running, return_exceptions=True)
+    if len(withdrawn) == len(peers):
+        raise withdrawn[0]
+
+
+async def _share(peer: Peer, options: Options) -> ConsentWithdrawn | None:
+    try:
+        await peer.run()
+    except ConsentWithdrawn as refusal:
+        log.warning("%s: %s", options.name, WITHDRAWN_TEXT)
+        return refusal
+    return None
+
+
+def withdraw(devices: list[Options]) -> int:
+    """Take the agreement back for each of them; returns the exit status."""
+    for options in devices:
+        try:
+            IdentityKeeper(options).withdraw()
+        except KeyError:
+            sys.stderr.write(f"psx-peer: {options.state_file} holds no registered device of this name\n")
+            return 2
+        except (ApiRefused, OSError, http.client.HTTPException) as fault:
+            sys.stderr.write(f"psx-peer: not withdrawn: {fault}\n")
+            return 1
+        sys.stdout.write(f"{options.name}: withdrawn, nothing of it is shared any more\n")
+    return 0
 
 
 def main() -> int:
@@ -42,6 +75,8 @@ def main() -> int:
         sys.stdout.write(TERMS_TEXT)
         sys.stdout.write(json.dumps([_plan(device) for device in devices], indent=2) + "\n")
         return 0
+    if options.withdraw:
+        return withdraw(devices)
     level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
@@ -49,6 +84,9 @@ def main() -> int:
     try:
         locks += [hold(device.state_file) for device in devices if device.keep_state]
         _run(serve(devices))
+    except ConsentWithdrawn:
+        sys.stderr.write(f"psx-peer: {WITHDRAWN_TEXT}\n")
+        return 2
     except ApiRefused as refusal:
         sys.stderr.write(f"psx-peer: the API refused this device: {refusal}\n")
         return 1

@@ -161,7 +161,7 @@ class Peer:
             try:
                 return await (self._keeper.renew(stale) if stale else self._keeper.get())
             except ApiRefused as refusal:
-                if refusal.status < 500 and refusal.status != 429:
+                if not refusal.passes:
                     raise
                 log.warning("API: %s", refusal)
             except (OSError, http.client.HTTPException) as error:

@@ -17,6 +17,12 @@ Sharing this device's connection:
 """
 
 
+WITHDRAWN_TEXT: Final = (
+    "consent was withdrawn: nothing is shared until the owner agrees again, "
+    "on a terminal or by the account's API key"
+)
+
+
 class NotAgreed(Exception):
     """Nothing may be shared; the message says what to do."""
 

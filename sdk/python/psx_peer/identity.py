@@ -30,6 +30,15 @@ class ApiRefused(Exception):
         super().__init__(f"{status}: {message}")
         self.status = status
 
+    @property
+    def passes(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.status >= 500 or self.status == 429
+
+
+class ConsentWithdrawn(ApiRefused):
+    """The owner took their agreement back: nothing is shared, and no SDK agrees in their place."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -48,8 +57,14 @@ def tls_context(options: Options) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(options.ca_file) if options.ca_file else None)
 
 
-def call_api(options: Options, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One JSON call. Raises ApiRefused, OSError or http.client.HTTPException. Blocks: run it in a thread."""
+def call_api(
+    options: Options,
+    path: str,
+    body: dict[str, Any],
+    credential: dict[str, str] | None = None,
+    method: str = "POST",
+) -> dict[str, Any]:
+    """One JSON call, with a header for who calls. Raises ApiRefused, OSError or http.client.HTTPException. Blocks."""
     url = urlsplit(options.api)
     source = (options.bind, 0) if options.bind else None
     connection: http.client.HTTPConnection
@@ -60,7 +75,8 @@ def call_api(options: Options, method: str, path: str, body: dict[str, Any]) -> 
     else:
         connection = http.client.HTTPConnection(url.netloc, timeout=REQUEST_TIMEOUT_S, source_address=source)
     with contextlib.closing(connection):
-        connection.request(method, url.path + path, json.dumps(body), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **(credential or {})}
+        connection.request(method, url.path + path, json.dumps(body), headers)
         answer = connection.getresponse()
         raw = answer.read(ANSWER_MAX_BYTES)
     try:
@@ -68,8 +84,9 @@ def call_api(options: Options, method: str, path: str, body: dict[str, Any]) -> 
     except ValueError:
         parsed = {}
     if answer.status >= 400 or not isinstance(parsed, dict):
-        message = parsed.get("message", answer.reason) if isinstance(parsed, dict) else answer.reason
-        raise ApiRefused(answer.status, str(message))
+        told = parsed if isinstance(parsed, dict) else {}
+        kind = ConsentWithdrawn if told.get("code") == "CONSENT_WITHDRAWN" else ApiRefused
+        raise kind(answer.status, str(told.get("message", answer.reason)))
     return parsed
 
 
@@ -80,12 +97,13 @@ class IdentityKeeper:
         self._options = options
         self._lock = asyncio.Lock()
         self._current: Identity | None = None
+        self._over: ApiRefused | None = None
 
     async def get(self) -> Identity:
         """The identity, registering when there is none yet."""
         async with self._lock:
             if self._current is None:
-                self._current = await asyncio.to_thread(self._obtain, self._saved())
+                self._current = await asyncio.to_thread(self._once, self._saved())
             return self._current
 
     async def renew(self, stale: Identity) -> Identity:
@@ -93,8 +111,18 @@ class IdentityKeeper:
         async with self._lock:
             if self._current is None or self._current.token == stale.token:
                 saved = {"deviceId": stale.device_id, "refreshToken": stale.refresh_token}
-                self._current = await asyncio.to_thread(self._obtain, saved)
+                self._current = await asyncio.to_thread(self._once, saved)
             return self._current
+
+    def _once(self, saved: dict[str, str]) -> Identity:
+        """`_obtain`, unless the API has said its last word: no other socket asks again."""
+        if self._over is not None:
+            raise self._over
+        try:
+            return self._obtain(saved)
+        except ApiRefused as refusal:
+            self._over = None if refusal.passes else refusal
+            raise
 
     def _saved(self) -> dict[str, str]:
         """What an earlier start of this same device kept."""
@@ -104,18 +132,53 @@ class IdentityKeeper:
         return {name: value for name, value in state.items() if isinstance(value, str)}
 
     def _obtain(self, saved: dict[str, str]) -> Identity:
-        if saved.get("deviceId") and saved.get("refreshToken"):
-            try:
-                return self._refresh(saved)
-            except ApiRefused as refusal:
-                if refusal.status >= 500 or refusal.status == 429:
-                    raise
-        return self._register()
+        try:
+            if saved.get("deviceId") and saved.get("refreshToken"):
+                try:
+                    return self._refresh(saved)
+                except ApiRefused as refusal:
+                    if refusal.passes or isinstance(refusal, ConsentWithdrawn):
+                        raise
+            self._agree_again(saved)
+            return self._register()
+        except ConsentWithdrawn:
+            self._forget_agreement(saved.get("deviceId", ""))
+            raise
+
+    def _agree_again(self, saved: dict[str, str]) -> None:
+        """Tell the API when a person agreed after a withdrawal: what is sent along with a registration does not count."""
+        options, device_id = self._options, saved.get("withdrawn")
+        if device_id and options.api_key and options.consent.method != "flag":
+            path = f"/v1/peer/my-devices/{device_id}/consent"
+            call_api(options, path, options.consent.as_json(), {"X-API-Key": options.api_key})
+
+    def withdraw(self) -> None:
+        """Withdraw the owner's agreement for this device, by the key or by its own token.
+
+        Raises as `call_api`, and KeyError where no device was registered.
+        """
+        saved, options = self._saved(), self._options
+        device_id = saved["deviceId"]
+        if options.api_key:
+            credential = {"X-API-Key": options.api_key}
+            path = f"/v1/peer/my-devices/{device_id}/consent"
+        else:
+            credential = {"Authorization": f"Bearer {self._refresh(saved).token}"}
+            path = f"/v1/peer/agents/{device_id}/consent"
+        call_api(options, path, {}, credential, "DELETE")
+        self._forget_agreement(device_id)
+
+    def _forget_agreement(self, device_id: str) -> None:
+        """The next start asks again."""
+        if self._options.keep_state:
+            kept = read_state(self._options.state_file)
+            withdrawn = device_id or str(kept.get("withdrawn", ""))
+            write_state(self._options.state_file, {"name": self._options.name, "withdrawn": withdrawn})
 
     def _refresh(self, saved: dict[str, str]) -> Identity:
         device_id = saved["deviceId"]
         body = {"refreshToken": saved["refreshToken"]}
-        answer = call_api(self._options, "POST", f"/v1/peer/agents/{device_id}/refresh", body)
+        answer = call_api(self._options, f"/v1/peer/agents/{device_id}/refresh", body)
         return self._keep(device_id, answer, saved["refreshToken"])
 
     def _register(self) -> Identity:
@@ -131,7 +194,7 @@ class IdentityKeeper:
             body["apiKey"] = options.api_key
         if options.wallet:
             body["walletAddress"] = options.wallet
-        answer = call_api(options, "POST", "/v1/peer/agents/register", body)
+        answer = call_api(options, "/v1/peer/agents/register", body)
         return self._keep(str(answer["deviceId"]), answer, str(answer["refreshToken"]))
 
     def _keep(self, device_id: str, answer: dict[str, Any], before: str) -> Identity:

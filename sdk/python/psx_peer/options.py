@@ -48,6 +48,7 @@ class Options:
     lab_hosts: tuple[tuple[str, str], ...] = ()
     verbose: bool = False
     dry_run: bool = False
+    withdraw: bool = False
     instances: int = 1
 
     def instance(self, number: int) -> Options:
@@ -101,6 +102,7 @@ def _parser(*, fleet: bool) -> _Parser:
     flag("only-charging", "share only on mains power", "PSX_ONLY_CHARGING", action="store_true")
     flag("random-name", "be a new device at every start", action="store_true")
     flag("accept-terms", f"agree to version {TERMS_VERSION} of the terms", "PSX_ACCEPT_TERMS")
+    flag("withdraw", "take the agreement back: what runs ends within seconds", action="store_true")
     flag("verbose", "log tunnels", "VERBOSE", action="store_true")
     flag("dry-run", "show what would be done, and do nothing", action="store_true")
     if fleet:
@@ -155,6 +157,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
         lab_hosts=_hosts(os.environ.get("PSX_LAB_HOSTS", "")) if lab else (),
         verbose=given.verbose,
         dry_run=given.dry_run,
+        withdraw=given.withdraw,
         instances=instances,
     )
 
@@ -169,7 +172,7 @@ def _name(given: argparse.Namespace, saved: dict[str, Any]) -> str:
 
 
 def _consent(parser: _Parser, given: argparse.Namespace, saved: dict[str, Any]) -> Consent:
-    if given.dry_run:
+    if given.dry_run or given.withdraw:
         return Consent(given.accept_terms or "", 0, "none")
     try:
         return obtain(given.accept_terms, saved.get("consent"))

@@ -35,6 +35,7 @@ TCP_NOTSENT_LOWAT: Final = 25
 LOGGED_MAX_CHARS: Final = 200
 UNSENT_MAX_BYTES: Final = 32 * 1024 * 1024
 """A relay that asks and asks but never reads is left before its answers fill the device's memory."""
+_ALLOWANCE: Final = "allowance"
 
 log = logging.getLogger("psx_peer")
 
@@ -357,10 +358,9 @@ class RelaySocket(asyncio.Protocol):
 
     def pause_for(self, wait_s: float) -> None:
         """The allowance is spent: read the relay no more for a while (binary-v1 has no other way)."""
-        if wait_s:
-            reason = object()
-            self.block(reason)
-            self._loop.call_later(wait_s, self.unblock, reason)
+        if wait_s and _ALLOWANCE not in self._blocked:  # one timer, however small the pieces are
+            self.block(_ALLOWANCE)
+            self._loop.call_later(wait_s, self.unblock, _ALLOWANCE)
 
     def block(self, reason: object) -> None:
         """A target does not read: stop reading the relay (binary-v1 has no other way)."""

@@ -78,16 +78,8 @@ class StreamTable:
 
     def path_lost(self, targets: list[StreamTarget]) -> None:
         """A socket is gone: its streams wait for a resumption, for a while."""
-        waiting = [target for target in targets if target.detach()]
-        if waiting:
-            loop = asyncio.get_running_loop()
-            epochs = [(target, target.epoch) for target in waiting]
-            loop.call_later(self._resume_s, self._expire, epochs)
-
-    def _expire(self, epochs: list[tuple[StreamTarget, int]]) -> None:
-        for target, epoch in epochs:
-            if target.epoch == epoch and not target.stream.attached:
-                target.abort()
+        for target in targets:
+            target.detach(self._resume_s)
 
     def stop(self) -> None:
         """The owner stopped: end everything at once."""
@@ -101,12 +93,13 @@ class StreamTarget(asyncio.Protocol):
     def __init__(self, table: StreamTable, token: bytes, carrier: Carrier, tunnel_id: int) -> None:
         self.stream = stream.Stream(self, token, table.budget)
         self.tunnel_id = tunnel_id
-        self.epoch = 0
         self._table = table
         self._carrier: Carrier | None = carrier
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._target_ended = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self._waiting: set[Callable[[str], None]] = set()
         self._holds: set[str] = set()
         self._stalls: set[str] = set()
         self.moved_s = asyncio.get_running_loop().time()
@@ -148,23 +141,28 @@ class StreamTarget(asyncio.Protocol):
         if self._carrier is not None:
             self._carrier.forget(self.tunnel_id)
         self._carrier, self.tunnel_id = carrier, tunnel_id
-        self.epoch += 1
+        self._expect_nothing()
         self.stream.attach(carrier.outbox, tunnel_id)
         self._say(mux.resumed_frame(tunnel_id, self.stream.received, self.stream.told_limit))
         self.stream.resume(received, limit)
         self._finish_if_over()
 
-    def detach(self) -> bool:
-        """The path is gone. False when there was nothing yet to wait for."""
+    def detach(self, wait_s: float) -> None:
+        """The path is gone: wait so long for another one. One timer, however often a relay takes paths away."""
         if self._carrier is not None:
             self._carrier.forget(self.tunnel_id)
             self._carrier = None
         self.stream.detach()
-        self.epoch += 1
+        self._expect_nothing()
         if self._transport is None:
             self.abort()
-            return False
-        return True
+        else:
+            self._expiry = asyncio.get_running_loop().call_later(wait_s, self.abort)
+
+    def _expect_nothing(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     def abort(self) -> None:
         """Over, and not cleanly."""
@@ -182,6 +180,7 @@ class StreamTarget(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._ended = True
+        self._expect_nothing()
         if self._carrier is not None:
             self._carrier.forget(self.tunnel_id)
             self._carrier = None
@@ -245,9 +244,14 @@ class StreamTarget(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.moved_s = loop.time()
         wait_s = self._table.allowance.spend(size, self.moved_s)
-        if wait_s:
+        if wait_s and release not in self._waiting:  # one timer each way, however small the pieces are
+            self._waiting.add(release)
             hold("allowance")
-            loop.call_later(wait_s, release, "allowance")
+            loop.call_later(wait_s, self._go_on, release)
+
+    def _go_on(self, release: Callable[[str], None]) -> None:
+        self._waiting.discard(release)
+        release("allowance")
 
     def ended(self) -> None:
         if self._transport is None or self._transport.is_closing():

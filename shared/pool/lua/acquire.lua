@@ -122,6 +122,11 @@ local function least_loaded(count, with_carrier)
   return best
 end
 
+local function theirs(id)
+  return redis.call('HGET', prefix .. 'ep:' .. id, 'account_id') == account or
+    redis.call('HGET', prefix .. 'live:' .. id, 'account_id') == account
+end
+
 local stood_in = 0
 if pin_kind ~= '' then
   local wanted = pin_id
@@ -134,9 +139,9 @@ if pin_kind ~= '' then
     wanted, lease = held[2], pin_id
   elseif pin_kind == 'port' and presence_needed then
     wanted = ''
-  elseif redis.call('HGET', prefix .. 'ep:' .. wanted, 'account_id') ~= account and pin_kind == 'device' and
-    redis.call('HGET', prefix .. 'live:' .. wanted, 'account_id') ~= account then
-    wanted = ''
+  elseif pin_kind == 'device' and not theirs(wanted) then
+    wanted = redis.call('GET', prefix .. 'pin:' .. account .. ':' .. pin_id) or ''
+    if wanted ~= '' and not theirs(wanted) then wanted = '' end
   end
   local choice = wanted ~= '' and usable(wanted, false, pin_kind)
   if choice then return take(choice, 2) end

@@ -18,6 +18,7 @@ def test_schedules_and_routes_come_from_serverless_yml() -> None:
         "list_exits": 60,
         "roll_up": 60,
         "refresh_ip_data": 3600,
+        "drop_ghosts": 3600,
         "live_numbers": 60,
         "watchdog": 300,
     }

@@ -49,7 +49,7 @@ def later(enrolment: Enrolment, ms: int) -> Enrolment:
 
 
 def arrival(name: str = "rig", key: str = "k", address: str = "de") -> Arrival:
-    return Arrival(OWNER, device_id_for(key, name), name, Kind.AGENT, address, CONSENT)
+    return Arrival(OWNER, device_id_for(key, name), name, Kind.AGENT, address, True, CONSENT)
 
 
 def register(enrolment: Enrolment, name: str = "rig", key: str = "k", address: str = "de") -> Enrolled:
@@ -91,7 +91,7 @@ def test_the_same_name_is_the_same_device_even_after_the_key_was_rotated(enrolme
 
 def test_a_device_id_of_another_account_is_refused(enrolment: Enrolment) -> None:
     ident = register(enrolment).device.device_id
-    other = Arrival(AccountId("psx_t"), ident, "other", Kind.SDK, "a")
+    other = Arrival(AccountId("psx_t"), ident, "other", Kind.SDK, "a", True)
     assert enrolment.register(other) is EnrolFault.NAME_TAKEN
 
 
@@ -208,7 +208,7 @@ def test_devices_are_counted_once_however_often_they_register(
     for name in ("a", "b", "a", "a"):
         register(enrolment, name)
     assert counts(dynamo) == (2, 2)
-    enrolment.register(Arrival(AccountId("psx_t"), device_id_for("k", "a"), "a", Kind.SDK, "a"))
+    enrolment.register(Arrival(AccountId("psx_t"), device_id_for("k", "a"), "a", Kind.SDK, "a", True))
     assert counts(dynamo) == (2, 2)
 
 
@@ -318,7 +318,7 @@ def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
 
 def test_a_wallet_is_kept_when_it_was_registered_first(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
     for wallet in ("0x1", "0x2"):
-        enrolment.register(Arrival(OWNER, DeviceId("d"), "d", Kind.SDK, "a", wallet=wallet))
+        enrolment.register(Arrival(OWNER, DeviceId("d"), "d", Kind.SDK, "a", True, wallet=wallet))
     assert stored(dynamo, "d").wallet == "0x1"
 
 

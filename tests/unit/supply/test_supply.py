@@ -16,6 +16,7 @@ from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.signing import ISSUER, check_public_keys, key_id
 from shared.supply.model import Device, Kind, Origin, parse_regions
 from shared.supply.origin import OriginReader
+from shared.supply.places import COUNTRIES, Place, distance_km
 from shared.supply.rules import assign_region, looks_random, slug
 from shared.supply.tokens import AUDIENCE, Claims, TokenFault, issue, verify
 from tests.support.lab import pem_keys
@@ -51,6 +52,40 @@ def test_the_nearest_region_serves_a_country(country: str, region: str) -> None:
     assert assign_region(country, REGIONS).name == region
 
 
+FOUR = parse_regions(
+    {
+        "fra": {"url": "wss://fra/", "countries": ["*", "za"], "at": "50.1,8.7"},
+        "iad": {"url": "wss://iad/", "countries": [], "at": "39.0,-77.5"},
+        "sin": {"url": "wss://sin/", "countries": ["KR"], "at": "1.35,103.8"},
+        "hnd": {"url": "wss://hnd/", "countries": [], "at": "35.5,139.8"},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("country", "region"),
+    [
+        ("pl", "fra"), ("us", "iad"), ("br", "iad"), ("id", "sin"), ("jp", "hnd"), ("fj", "hnd"), ("in", "sin"),
+        ("kr", "sin"), ("za", "fra"), ("zz", "fra"),
+    ],
+)  # fmt: skip
+def test_a_country_is_served_by_the_nearest_region_unless_one_names_it(country: str, region: str) -> None:
+    assert assign_region(country, FOUR).name == region
+
+
+def test_the_globe_is_round() -> None:
+    assert 330 < distance_km(COUNTRIES["fr"], COUNTRIES["gb"]) < 350
+    assert distance_km(Place(0, 179.9), Place(0, -179.9)) < 23
+    assert 20_010 < distance_km(Place(90, 0), Place(-90, 0)) < 20_020
+    assert len(COUNTRIES) > 240
+
+
+@pytest.mark.parametrize("at", ["", "50.1", "91,0", "0,181", "nan,0", "x,y", "1,2,3", 5, ["1", "2"]])
+def test_a_region_stands_somewhere_on_earth(at: object) -> None:
+    with pytest.raises(ValueError, match=r"^eu: "):
+        parse_regions({"eu": {"url": "wss://a/", "countries": ["*"], "at": at}})
+
+
 def test_regions_must_serve_everybody_by_secure_sockets() -> None:
     with pytest.raises(ValueError, match="exactly one"):
         parse_regions({"eu": {"url": "wss://a/", "countries": ["de"]}})
@@ -83,8 +118,8 @@ def test_modems_are_the_production_pool() -> None:
 
 def test_a_token_says_who_a_device_is() -> None:
     private, public = pem_keys()
-    claims = Claims(DeviceId("d"), OWNER, 3)
-    token = issue(claims, ("wss://a/",), private, int(time.time()))
+    claims = Claims(DeviceId("d"), OWNER, 3, 4, False, ("wss://a/",))
+    token = issue(claims, private, int(time.time()))
     assert verify(token, public) == claims
     assert verify(token, pem_keys()[1]) is TokenFault.INVALID
     assert verify("x.y.z", public) is TokenFault.INVALID
@@ -93,8 +128,8 @@ def test_a_token_says_who_a_device_is() -> None:
 def test_a_token_lives_for_an_hour() -> None:
     private, public = pem_keys()
     claims = Claims(DeviceId("d"), OWNER, 0)
-    assert verify(issue(claims, (), private, int(time.time()) - 3700), public) is TokenFault.EXPIRED
-    assert verify(issue(claims, (), private, int(time.time()) - 3500), public) == claims
+    assert verify(issue(claims, private, int(time.time()) - 3700), public) is TokenFault.EXPIRED
+    assert verify(issue(claims, private, int(time.time()) - 3500), public) == claims
 
 
 def payload(**change: object) -> dict[str, object]:
@@ -105,6 +140,9 @@ def payload(**change: object) -> dict[str, object]:
         "acct": "a",
         "gen": 0,
         "agen": 0,
+        "iat": int(time.time()),
+        "own": True,
+        "relays": [],
         "exp": int(time.time()) + 60,
     }
     return {k: v for k, v in (good | change).items() if v is not None}
@@ -125,6 +163,10 @@ def kid_of(public: str) -> str:
         {"gen": True},
         {"agen": None},
         {"acct": None},
+        {"own": 1},
+        {"iat": None},
+        {"own": None},
+        {"relays": "wss://a/"},
         {"sub": None},
         {"exp": None},
     ],
@@ -164,7 +206,7 @@ def test_a_token_of_a_key_that_is_not_named_or_not_known_is_refused(kid: object)
     private, public = pem_keys()
     headers = {} if kid is None else {"kid": kid}
     if isinstance(kid, int):
-        signed = issue(Claims(DeviceId("d"), OWNER, 0), (), private, int(time.time()))
+        signed = issue(Claims(DeviceId("d"), OWNER, 0), private, int(time.time()))
         head = base64.urlsafe_b64encode(json.dumps({"alg": "EdDSA", "kid": kid}).encode()).rstrip(b"=")
         token = head.decode() + signed[signed.index(".") :]
     else:
@@ -175,7 +217,7 @@ def test_a_token_of_a_key_that_is_not_named_or_not_known_is_refused(kid: object)
 def test_keys_rotate_without_a_device_noticing() -> None:
     (old, old_public), (new, new_public) = pem_keys(), pem_keys()
     claims, now = Claims(DeviceId("d"), OWNER, 3, 1), int(time.time())
-    before, after = issue(claims, (), old, now), issue(claims, (), new, now)
+    before, after = issue(claims, old, now), issue(claims, new, now)
     both = f"{old_public}\n{new_public}"
     assert verify(before, both) == verify(after, both) == claims
     assert verify(before, new_public) is TokenFault.INVALID

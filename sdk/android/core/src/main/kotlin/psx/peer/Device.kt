@@ -91,12 +91,21 @@ data class Settings(
     }
 }
 
+const val WITHDRAWN_TEXT =
+    "consent was withdrawn: nothing is shared until the owner agrees again, on a terminal or by the account's API key"
+
 class Identity(val deviceId: String, val token: String, val refreshToken: String, val relay: String, val relays: List<String>)
 
-/** What a device keeps between starts; the file is the same for every SDK. */
-class State(val name: String?, val deviceId: String?, val refreshToken: String?, val consent: Consent?) {
+/** What a device keeps between starts; the file is the same for every SDK. `withdrawn` names it after its consent was withdrawn. */
+class State(
+    val name: String? = null,
+    val deviceId: String? = null,
+    val refreshToken: String? = null,
+    val consent: Consent? = null,
+    val withdrawn: String? = null,
+) {
     companion object {
-        private val NONE = State(null, null, null, null)
+        private val NONE = State()
 
         fun read(path: Path): State = try {
             if (Files.size(path) > STATE_MAX_BYTES) NONE else Gson().fromJson(Files.readString(path), State::class.java) ?: NONE
@@ -131,8 +140,11 @@ class Log(verbose: Boolean, val say: (String) -> Unit) {
 }
 
 /** The API answered with an error. */
-class Refused(val status: Int, message: String) : Exception("$status: $message") {
-    val passes get() = status >= 500 || status == 429
+class Refused(val status: Int, code: String, message: String) : Exception("$status: $message") {
+    val passes = status >= 500 || status == 429
+
+    /** The owner took the agreement back: no SDK agrees in an owner's place. */
+    val withdrawn = code == "CONSENT_WITHDRAWN"
 }
 
 /**
@@ -321,18 +333,31 @@ class Device(
         val deviceId = stale?.deviceId ?: kept?.deviceId
         val refreshToken = stale?.refreshToken ?: kept?.refreshToken
         if (deviceId.isNullOrEmpty() || refreshToken.isNullOrEmpty()) {
-            register(stale, waitS)
+            agreeAgain(kept?.withdrawn, stale, waitS)
             return
         }
         val url = "${settings.api}/v1/peer/agents".toHttpUrl().newBuilder().addPathSegment(deviceId).addPathSegment("refresh")
         call(url.build().toString(), mapOf("refreshToken" to refreshToken)) { answer ->
             answer.onSuccess { keep(deviceId, refreshToken, it) }.onFailure {
-                if (it is Refused && !it.passes) register(stale, waitS) else again(stale, waitS, it)
+                val over = it is Refused && !it.passes && !it.withdrawn
+                if (over) register(deviceId, stale, waitS) else again(deviceId, stale, waitS, it)
             }
         }
     }
 
-    private fun register(stale: Identity?, waitS: Double) {
+    /** Tell the API when a person agreed after a withdrawal: what is sent along with a registration does not count. */
+    private fun agreeAgain(deviceId: String?, stale: Identity?, waitS: Double) {
+        if (deviceId.isNullOrEmpty() || settings.apiKey.isEmpty() || settings.consent.method == "flag") {
+            register(deviceId, stale, waitS)
+            return
+        }
+        val url = "${settings.api}/v1/peer/my-devices".toHttpUrl().newBuilder().addPathSegment(deviceId).addPathSegment("consent")
+        call(url.build().toString(), settings.consent, settings.apiKey) { answer ->
+            answer.onSuccess { register(deviceId, stale, waitS) }.onFailure { again(deviceId, stale, waitS, it) }
+        }
+    }
+
+    private fun register(deviceId: String?, stale: Identity?, waitS: Double) {
         val body = mutableMapOf<String, Any>(
             "name" to settings.name, "type" to settings.type, "connectionMethod" to "relay",
             "sdkVersion" to settings.sdkVersion, "consent" to settings.consent,
@@ -340,12 +365,15 @@ class Device(
         if (settings.apiKey.isNotEmpty()) body["apiKey"] = settings.apiKey
         if (settings.wallet.isNotEmpty()) body["walletAddress"] = settings.wallet
         call("${settings.api}/v1/peer/agents/register", body) { answer ->
-            answer.onSuccess { keep(it.get("deviceId").asString, "", it) }.onFailure { again(stale, waitS, it) }
+            answer.onSuccess { keep(it.get("deviceId").asString, "", it) }.onFailure { again(deviceId, stale, waitS, it) }
         }
     }
 
-    private fun again(stale: Identity?, waitS: Double, fault: Throwable) {
+    private fun again(deviceId: String?, stale: Identity?, waitS: Double, fault: Throwable) {
         if (stopping) return
+        if (fault is Refused && fault.withdrawn) { // the next start asks again
+            settings.state?.let { State.write(it, State(name = settings.name, withdrawn = deviceId)) }
+        }
         if (fault is Refused && !fault.passes) {
             finished(fault)
             return
@@ -371,31 +399,55 @@ class Device(
         waiting.forEach { it(found) }
     }
 
-    private fun call(url: String, body: Map<String, Any>, told: (Result<JsonObject>) -> Unit) {
-        val request = Request.Builder().url(url)
-            .post(Gson().toJson(body).toRequestBody("application/json".toMediaType())).build()
+    /** One JSON call, by the owner's key when one is given. */
+    private fun call(url: String, body: Any, key: String = "", told: (Result<JsonObject>) -> Unit) {
+        val asked = Request.Builder().url(url).post(json(body))
+        val request = (if (key.isEmpty()) asked else asked.header("X-API-Key", key)).build()
         val once = http.newBuilder().callTimeout(API_TIMEOUT_S, TimeUnit.SECONDS).build()
         once.newCall(request).enqueue(object : Callback {
             override fun onFailure(call: Call, e: IOException) = loop.execute { told(Result.failure(e)) }
 
             override fun onResponse(call: Call, response: Response) {
-                val result = runCatching { response.use(::parsed) }
+                val result = runCatching { response.use { parsed(it, wanted = if (key.isEmpty()) "token" else "deviceId") } }
                 loop.execute { told(result) }
             }
         })
     }
+}
 
-    private fun parsed(response: Response): JsonObject {
-        val source = response.body?.source() ?: throw IOException("no body")
-        source.request(ANSWER_MAX_BYTES)
-        val raw = source.buffer.readUtf8(minOf(source.buffer.size, ANSWER_MAX_BYTES))
-        val answer = try {
-            JsonParser.parseString(raw).takeIf { it.isJsonObject }?.asJsonObject
-        } catch (_: JsonParseException) {
-            null
-        }
-        if (response.code != 200) throw Refused(response.code, printable(answer?.get("message")?.asString.orEmpty()))
-        if (answer?.get("token") == null) throw IOException("answer not understood")
-        return answer
+private fun json(body: Any) = Gson().toJson(body).toRequestBody("application/json".toMediaType())
+
+private fun parsed(response: Response, wanted: String): JsonObject {
+    val source = response.body?.source() ?: throw IOException("no body")
+    source.request(ANSWER_MAX_BYTES)
+    val raw = source.buffer.readUtf8(minOf(source.buffer.size, ANSWER_MAX_BYTES))
+    val answer = try {
+        JsonParser.parseString(raw).takeIf { it.isJsonObject }?.asJsonObject
+    } catch (_: JsonParseException) {
+        null
     }
+    fun word(name: String) = answer?.get(name)?.takeIf { it.isJsonPrimitive }?.asString.orEmpty()
+    if (response.code != 200) throw Refused(response.code, word("code"), printable(word("message")))
+    if (answer?.get(wanted) == null) throw IOException("answer not understood")
+    return answer
+}
+
+/** Take the agreement back, by the owner's key or by the device's own token. Blocks. Throws Refused and IOException. */
+fun withdraw(settings: Settings, client: OkHttpClient) {
+    val path = settings.state ?: return
+    val kept = State.read(path)
+    val id = kept.deviceId ?: return
+    val http = client.newBuilder().followRedirects(false).proxy(Proxy.NO_PROXY).callTimeout(API_TIMEOUT_S, TimeUnit.SECONDS).build()
+    fun url(whose: String, what: String) = "${settings.api}/v1/peer/$whose".toHttpUrl().newBuilder()
+        .addPathSegment(id).addPathSegment(what).build()
+    fun asked(request: Request, wanted: String) = http.newCall(request).execute().use { parsed(it, wanted) }
+    val order = if (settings.apiKey.isNotEmpty()) {
+        Request.Builder().url(url("my-devices", "consent")).header("X-API-Key", settings.apiKey)
+    } else {
+        val renewal = Request.Builder().url(url("agents", "refresh")).post(json(mapOf("refreshToken" to kept.refreshToken)))
+        val token = asked(renewal.build(), "token").get("token").asString
+        Request.Builder().url(url("agents", "consent")).header("Authorization", "Bearer $token")
+    }
+    asked(order.delete(json(emptyMap<String, String>())).build(), "deviceId")
+    State.write(path, State(name = kept.name, withdrawn = id))
 }

@@ -48,7 +48,18 @@ class Holds(private val hold: () -> Unit, private val release: () -> Unit) {
         hold()
     }
 
+    /** Hold for a while; one timer, however often it is asked for. */
+    fun addFor(millis: Long, loop: Loop) {
+        if (millis <= 0 || ALLOWANCE in reasons) return
+        add(ALLOWANCE)
+        loop.after(millis) { drop(ALLOWANCE) }
+    }
+
     fun drop(reason: Any) {
         if (reasons.remove(reason) && reasons.isEmpty()) release()
+    }
+
+    private companion object {
+        const val ALLOWANCE = "allowance"
     }
 }

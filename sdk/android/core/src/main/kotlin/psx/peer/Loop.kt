@@ -17,8 +17,6 @@ private const val TASKS_A_TURN = 256
 /** One thread in which all of a device happens: tasks, timers, and the connections to targets. So nothing needs a lock. */
 class Loop(private val failed: (Throwable) -> Unit) {
     class Timer(val atNanos: Long, val action: () -> Unit) : Comparable<Timer> {
-        var cancelled = false
-
         override fun compareTo(other: Timer) = (atNanos - other.atNanos).compareTo(0)
     }
 
@@ -41,6 +39,11 @@ class Loop(private val failed: (Throwable) -> Unit) {
     /** Only in the loop. */
     fun after(millis: Long, action: () -> Unit): Timer =
         Timer(System.nanoTime() + millis * 1_000_000, action).also(timers::add)
+
+    /** Only in the loop. It is forgotten at once: whoever makes and cancels many leaves nothing behind. */
+    fun cancel(timer: Timer?) {
+        if (timer != null) timers.remove(timer)
+    }
 
     fun register(channel: SocketChannel, ops: Int, on: Target): SelectionKey = channel.register(selector, ops, on)
 
@@ -70,8 +73,7 @@ class Loop(private val failed: (Throwable) -> Unit) {
         for (turn in 0 until TASKS_A_TURN) (tasks.poll() ?: break)()
         val now = System.nanoTime()
         while (timers.isNotEmpty() && timers.peek().atNanos - now <= 0) {
-            val due = timers.poll()
-            if (!due.cancelled) due.action()
+            timers.poll().action()
         }
         val keys = selector.selectedKeys().toList()
         selector.selectedKeys().clear()

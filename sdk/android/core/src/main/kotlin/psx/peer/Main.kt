@@ -42,6 +42,7 @@ private val FLAGS = listOf(
 private val SWITCHES = listOf(
     listOf("only-charging", "PSX_ONLY_CHARGING", "share only on mains power"),
     listOf("random-name", "", "be a new device at every start"),
+    listOf("withdraw", "", "take the agreement back: what runs ends within seconds"),
     listOf("verbose", "VERBOSE", "log tunnels"),
     listOf("dry-run", "", "show what would be done, and do nothing"),
     listOf("help", "", "show this"),
@@ -92,7 +93,8 @@ private fun onCharger(): Boolean? {
 private fun obtainConsent(given: String, kept: Consent?): Consent {
     val now = System.currentTimeMillis()
     if (given.isNotEmpty() && given != TERMS_VERSION) throw Wrong("these are not the terms: -accept-terms must be $TERMS_VERSION")
-    if (kept?.termsVersion == TERMS_VERSION) return kept
+    @Suppress("SENSELESS_COMPARISON") // what was read from a file may lack it
+    if (kept?.termsVersion == TERMS_VERSION && kept.method != null) return kept
     if (given.isNotEmpty()) return Consent(TERMS_VERSION, now, "flag")
     System.console() ?: throw Wrong("-accept-terms $TERMS_VERSION is needed: the owner must agree to share this connection")
     print("${TERMS_TEXT}Do you agree? [y/N] ")
@@ -139,10 +141,10 @@ private fun check(given: Map<String, String>, lab: Boolean) {
 private fun settings(given: Map<String, String>): Settings {
     val lab = environment("PSX_STAGE") == "local"
     check(given, lab)
-    val dry = given["dry-run"] == "true"
+    val dry = given["dry-run"] == "true" || given["withdraw"] == "true"
     val random = given["random-name"] == "true"
     val path = Path.of(given.getValue("state"))
-    val kept = if (random) State(null, null, null, null) else State.read(path)
+    val kept = if (random) State() else State.read(path)
     val fresh = "jvm-" + hex(ByteArray(4).also(SecureRandom()::nextBytes))
     val name = if (random) fresh else given.getValue("name").ifEmpty { kept.name ?: fresh }
     val consent = if (dry) Consent(TERMS_VERSION, 0, "none") else obtainConsent(given.getValue("accept-terms"), kept.consent)
@@ -208,6 +210,15 @@ private fun dryRun(given: Map<String, String>, s: Settings) {
     println(TERMS_TEXT + GsonBuilder().setPrettyPrinting().create().toJson(plan))
 }
 
+private fun takeBack(s: Settings, caFile: String) {
+    val kept = s.state?.let(State::read)
+    if (kept?.deviceId == null || kept.refreshToken == null || kept.name != s.name) {
+        throw Wrong("${s.state} holds no registered device of this name")
+    }
+    withdraw(s, client(caFile))
+    println("${s.name}: withdrawn, nothing of it is shared any more")
+}
+
 private fun serve(s: Settings, caFile: String) {
     val lock = s.state?.let(::hold)
     val over = CountDownLatch(1)
@@ -234,15 +245,19 @@ fun main(arguments: Array<String>) {
             println(help())
         } else {
             val s = settings(given)
-            if (given["dry-run"] == "true") dryRun(given, s) else serve(s, given.getValue("ca-file"))
+            when {
+                given["dry-run"] == "true" -> dryRun(given, s)
+                given["withdraw"] == "true" -> takeBack(s, given.getValue("ca-file"))
+                else -> serve(s, given.getValue("ca-file"))
+            }
         }
         0
     } catch (wrong: Wrong) {
         System.err.println("psx-peer: ${wrong.message}")
         2
     } catch (refusal: Refused) {
-        System.err.println("psx-peer: the API refused this device: ${refusal.message}")
-        1
+        System.err.println("psx-peer: " + if (refusal.withdrawn) WITHDRAWN_TEXT else "the API refused this device: ${refusal.message}")
+        if (refusal.withdrawn) 2 else 1
     } catch (fault: IOException) {
         System.err.println("psx-peer: ${fault.message}")
         1

@@ -24,6 +24,8 @@ private const val SURPLUS_MAX_BYTES = MESSAGE_MAX_BYTES + 1024 * 1024
 private const val OVERHEAD_BYTES = 128
 private const val INBOX_BYTES = 8 * 1024 * 1024
 private const val WRITE_HIGH_BYTES = 256 * 1024L
+private const val WRITE_HIGH_FAST_BYTES = 2 * 1024 * 1024L
+private const val SLOW_CHECKS = 5
 private const val UNSENT_MAX_BYTES = 2 * 1024 * 1024L
 private const val ROOM_CHECK_MS = 2L
 private const val GOODBYE_MS = 1000L
@@ -95,6 +97,7 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
     private var heardNanos = System.nanoTime()
     private var beatNanos = heardNanos
     private var wallMs = System.currentTimeMillis()
+    private var writeHigh = WRITE_HIGH_BYTES
     val outbox = Outbox(::sendFrame)
     val reading = Holds({ gate.shut() }, { gate.open() })
     var stands = false
@@ -372,19 +375,23 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
             return
         }
         if (frame is ByteArray) ws.send(frame.toByteString()) else ws.send(frame as String)
-        if (!outbox.paused && ws.queueSize() > WRITE_HIGH_BYTES) {
+        if (!outbox.paused && ws.queueSize() > writeHigh) {
             outbox.paused = true
-            awaitRoom()
+            awaitRoom(1)
         }
     }
 
-    private fun awaitRoom() {
+    /** The library tells of no drain, so it is looked for; what may wait grows while the uplink empties it at once. */
+    private fun awaitRoom(checks: Int) {
         loop.after(ROOM_CHECK_MS) {
-            when {
-                finished -> Unit
-                ws.queueSize() <= WRITE_HIGH_BYTES / 2 -> outbox.resume()
-                else -> awaitRoom()
+            if (finished) return@after
+            if (ws.queueSize() > writeHigh / 2) {
+                if (checks == SLOW_CHECKS) writeHigh = WRITE_HIGH_BYTES // small answers must not wait behind much
+                awaitRoom(checks + 1)
+                return@after
             }
+            if (checks == 1) writeHigh = minOf(2 * writeHigh, WRITE_HIGH_FAST_BYTES)
+            outbox.resume()
         }
     }
 }

@@ -117,7 +117,7 @@ class Dial(
     override fun onConnected() {
         if (over) return
         over = true
-        timer.cancelled = true
+        table.loop.cancel(timer)
         opened(target!!)
     }
 
@@ -139,7 +139,7 @@ class Dial(
 
     fun cancel() {
         over = true
-        timer.cancelled = true
+        table.loop.cancel(timer)
         target?.close()
     }
 }
@@ -152,7 +152,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
         private set
     private var target: Target? = null
     private var dial: Dial? = null
-    private var epoch = 0
+    private var expiry: Loop.Timer? = null // while the path is lost
     private var over = false
     private var targetEnded = false
     private val source = Holds({ target?.pause() }, { target?.resume() })
@@ -184,12 +184,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
 
     private fun moved(size: Int, holds: Holds) {
         movedNanos = System.nanoTime()
-        val waitMs = table.allowance.spend(size)
-        if (waitMs > 0) {
-            val reason = Any()
-            holds.add(reason)
-            table.loop.after(waitMs) { holds.drop(reason) }
-        }
+        holds.addFor(table.allowance.spend(size), table.loop)
     }
 
     override fun onConnected() = Unit
@@ -263,7 +258,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
         socket?.forget(id)
         socket = on
         id = tunnel
-        epoch++
+        expectNothing()
         stream.attach(on.outbox, tunnel)
         say(frame(Mux.RESUMED, tunnel, stream.received, stream.told))
         withRules { stream.resume(received, limit) }
@@ -274,12 +269,18 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
         socket?.forget(id)
         socket = null
         stream.detach()
-        val lost = ++epoch
+        expectNothing()
         if (target == null) {
             abort()
             return
         }
-        table.loop.after((table.settings.times.resume * 1000).toLong()) { if (lost == epoch && !over) abort() }
+        expiry = table.loop.after((table.settings.times.resume * 1000).toLong()) { abort() }
+    }
+
+    /** One timer, however often a relay takes paths away. */
+    private fun expectNothing() {
+        table.loop.cancel(expiry)
+        expiry = null
     }
 
     fun reaped() {
@@ -301,6 +302,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
 
     private fun leave() {
         over = true
+        expectNothing()
         if (target == null) dial?.cancel()
         socket?.forget(id)
         socket = null
@@ -370,12 +372,7 @@ class Session(private val table: Table, private val socket: RelaySocket, private
 
     private fun moved(size: Int, holds: Holds) {
         movedNanos = System.nanoTime()
-        val waitMs = table.allowance.spend(size)
-        if (waitMs > 0) {
-            val reason = Any()
-            holds.add(reason)
-            table.loop.after(waitMs) { holds.drop(reason) }
-        }
+        holds.addFor(table.allowance.spend(size), table.loop)
     }
 
     override fun onConnected() = Unit
@@ -416,7 +413,7 @@ class Session(private val table: Table, private val socket: RelaySocket, private
     }
 
     private fun unblock() {
-        blocked?.cancelled = true
+        table.loop.cancel(blocked)
         blocked = null
         socket.reading.drop(this)
     }

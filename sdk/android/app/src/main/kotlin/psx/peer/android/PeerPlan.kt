@@ -77,7 +77,10 @@ class ConsentStore(private val context: Context) {
         .putLong("acceptedAt", System.currentTimeMillis()).putString("method", method).apply()
 
     fun withdraw() {
-        kept.edit().clear().apply()
+        forget()
         PeerService.stop(context)
     }
+
+    /** The owner withdrew elsewhere: the dialog asks again. */
+    fun forget() = kept.edit().clear().apply()
 }

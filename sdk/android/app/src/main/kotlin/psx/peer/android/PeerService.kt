@@ -17,6 +17,7 @@ import android.os.IBinder
 import android.util.Log
 import kotlin.concurrent.thread
 import psx.peer.Device
+import psx.peer.Refused
 import psx.peer.Settings
 
 /**
@@ -50,7 +51,10 @@ class PeerService : Service() {
     }
 
     private fun begin(settings: Settings) {
-        val started = Device(settings, { Log.i(TAG, it) }, ended = { stopSelf() })
+        val started = Device(settings, { Log.i(TAG, it) }, ended = { why ->
+            if (why is Refused && why.withdrawn) ConsentStore(this).forget()
+            stopSelf()
+        })
         device = started
         connectivity().registerDefaultNetworkCallback(onNetwork)
         started.start()
