@@ -33,7 +33,7 @@ from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox, new_pak_secret
 from shared.kernel.ids import AccountId, GatewayId, PakId
 from shared.kernel.money import BYTES_PER_GB
-from shared.metering.live import flush, open_meter
+from shared.metering.live import flushes, open_meter
 from shared.metering.model import Ask
 from shared.runtime.dynamo import AsyncDynamo, SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -87,7 +87,8 @@ def _flush_ms(redis: SyncRedis, gateway: str, sequence: int, count: int) -> floa
     totals = {PakId(f"{number:024x}"): 1_000_000 for number in range(count)}
     asks = {pak_id: Ask(0, 16_000_000) for pak_id in totals}
     began = time.perf_counter()
-    redis.run(flush(GatewayId(gateway), sequence, totals, asks))
+    for call in flushes(GatewayId(gateway), sequence, totals, asks):
+        redis.run(call)
     return (time.perf_counter() - began) * 1000
 
 

@@ -33,7 +33,7 @@ from shared.guard.table import write_setting
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.runtime.settings import load
-from shared.sale.model import Bought, Order, Payment, Prices, Refused, Terms
+from shared.sale.model import Bought, Offer, Order, Payment, Prices, Refused, Terms
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import Counter, pool_order
 
@@ -197,7 +197,7 @@ def _buyers(rail: str) -> Row:
         began = time.perf_counter()
         with ThreadPoolExecutor(BUYERS_AT_ONCE) as pool:
             asked = [
-                pool.submit(counters[n % INSTANCES].buy, order, prices, payment, "127.20.0.1")
+                pool.submit(counters[n % INSTANCES].buy, [Offer(order, prices)], payment, "127.20.0.1")
                 for n, payment in enumerate(payments)
             ]
             bought = [a.result() for a in asked]
@@ -231,7 +231,7 @@ def measure_mint() -> Row:
             began = time.perf_counter()
             counter.chain().judge(payment, SHALLOW)
             asked = time.perf_counter()
-            bought = counter.buy(order, prices, payment, "127.20.0.1")
+            bought = counter.buy([Offer(order, prices)], payment, "127.20.0.1")
             if isinstance(bought, Refused):
                 raise RuntimeError(bought.detail)
             if number:  # the first one loads the chain SDK

@@ -6,14 +6,15 @@ Source: the contract's section 1; draft-ietf-httpapi-idempotency-key-header.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from functions.http import problem, source_address
+from functions.http import ProblemError, answered, problem, replayed, source_address, unavailable
 from shared.access import idempotency as rows
 from shared.access.idempotency import Operation
 from shared.access.secrets import Seals
@@ -28,7 +29,6 @@ WAIT_STEP_S: Final = 0.05
 RETRY_AFTER_S: Final = 2
 _CREDENTIALS: Final = ("x-api-key", "authorization", "x-session-token")
 """All that are sent count: each route reads its own, and another one beside it must not make two callers one."""
-Next = Callable[[Request], Awaitable[Response]]
 
 
 class Keeps(Protocol):
@@ -44,9 +44,34 @@ class Keeps(Protocol):
     def box(self) -> Seals: ...
 
 
-class _Writes:
-    def __init__(self, wiring: Callable[[], Keeps]) -> None:
+class Once:
+    """The middleware: plain ASGI, so that requests without a key pass through it for nothing."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        wiring: Callable[[], Keeps],
+        admit: Callable[[Request], None],
+        names_payment: Callable[[Request], bool],
+    ) -> None:
+        self._app = app
         self._wiring = wiring
+        self._admit = admit
+        self._names_payment = names_payment
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        request = Request(scope, receive) if scope["type"] == "http" and scope["method"] in WRITES else None
+        if request is None or "idempotency-key" not in request.headers or self._names_payment(request):
+            await self._app(scope, receive, send)
+            return
+        try:
+            response = await self._handle(request)
+        except ProblemError as refused:
+            response = problem(request, refused.status, refused.code, refused.message, refused.headers)
+        except StoreUnavailable:
+            response = unavailable(request)
+        await response(scope, receive, send)
 
     @property
     def table(self) -> str:
@@ -57,20 +82,19 @@ class _Writes:
         """Off the loop: the executor is synchronous."""
         return await run_in_threadpool(self._wiring().dynamo.run, request)
 
-    async def handle(self, request: Request, call_next: Next) -> Response:
-        """One write with a key."""
+    async def _handle(self, request: Request) -> Response:
+        """One write with a key, of whoever may call at all: nothing is kept or told again for anybody else."""
         key = request.headers["idempotency-key"]
         if rows.KEY.fullmatch(key) is None:
-            message = "Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -"
-            return problem(request, 400, "INVALID_FIELD", message, {})
+            raise ProblemError(400, "INVALID_FIELD", "Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -")
+        await run_in_threadpool(self._admit, request)
         now, body = now_ms(), await request.body()
         target = f"{request.url.path}?{request.url.query}"
         ident = rows.operation_id(_caller(request), key)
         mine = Operation(ident, rows.fingerprint(request.method, target, body), now, now)
         claimed = await self._claim(mine)
         if claimed is None:
-            return problem(
-                request,
+            raise ProblemError(
                 409,
                 "IDEMPOTENCY_IN_PROGRESS",
                 "the first request with this key is still running; repeat it later",
@@ -78,10 +102,10 @@ class _Writes:
             )
         if claimed.fingerprint != mine.fingerprint:
             message = "this Idempotency-Key was used for another request"
-            return problem(request, 422, "IDEMPOTENCY_KEY_REUSED", message, {})
+            raise ProblemError(422, "IDEMPOTENCY_KEY_REUSED", message)
         if claimed.status is not None:
             return self._replay(claimed)
-        return await self._first(request, call_next, claimed)
+        return await self._first(request, body, claimed)
 
     async def _claim(self, mine: Operation) -> Operation | None:
         """The write to run (no status), the one to replay, or None when it is still running elsewhere."""
@@ -106,21 +130,21 @@ class _Writes:
                 return None
             await asyncio.sleep(WAIT_STEP_S)
 
-    async def _first(self, request: Request, call_next: Next, claimed: Operation) -> Response:
+    async def _first(self, request: Request, body: bytes, claimed: Operation) -> Response:
         request.state.operation_id = rows.work_id(claimed)
         try:
-            response = await call_next(request)
-            body = b"".join([part async for part in response.body_iterator])  # type: ignore[attr-defined]
+            response = await answered(self._app, request.scope, replayed(body, request.receive))
         except BaseException:
             await self.run(rows.release(self.table, claimed))
             raise
-        if rows.is_kept(response.status_code) and len(body) <= rows.BODY_MAX_BYTES:
-            sealed = self._wiring().box.seal(body.decode(), f"idem#{claimed.operation_id}")
+        said = bytes(response.body)
+        if rows.is_kept(response.status_code) and len(said) <= rows.BODY_MAX_BYTES:
+            sealed = self._wiring().box.seal(said.decode(), f"idem#{claimed.operation_id}")
             kind = response.headers.get("content-type", "")
             await self.run(rows.finish(self.table, claimed, response.status_code, kind, sealed))
         else:
             await self.run(rows.release(self.table, claimed))
-        return Response(body, response.status_code, dict(response.headers))
+        return response
 
     def _replay(self, known: Operation) -> Response:
         body = self._wiring().box.open(known.body_sealed, f"idem#{known.operation_id}")
@@ -135,21 +159,14 @@ def _caller(request: Request) -> str:
 
 
 def install_idempotency(
-    app: FastAPI, wiring: Callable[[], Keeps], names_payment: Callable[[Request], bool] = lambda _: False
+    app: FastAPI,
+    wiring: Callable[[], Keeps],
+    admit: Callable[[Request], None],
+    names_payment: Callable[[Request], bool] = lambda _: False,
 ) -> None:
     """Give every write of an app its first response again. Install it before the request ids, which go around it.
 
-    Where the key names a payment, the sale keeps what it stands for itself.
+    `admit` counts a caller under its rate limits and looks at its credential, or raises ProblemError: before anything is
+    written for it, and before anything is told again. Where the key names a payment, the sale keeps what it stands for.
     """
-    writes = _Writes(wiring)
-
-    @app.middleware("http")
-    async def once(request: Request, call_next: Next) -> Response:
-        if request.method not in WRITES or "idempotency-key" not in request.headers or names_payment(request):
-            return await call_next(request)
-        try:
-            return await writes.handle(request, call_next)
-        except StoreUnavailable:
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            message = "temporarily unavailable; repeat the same request"
-            return problem(request, 503, "TEMPORARILY_UNAVAILABLE", message, headers)
+    app.add_middleware(Once, wiring=wiring, admit=admit, names_payment=names_payment)

@@ -41,6 +41,12 @@ def spend(
         _refuse(worst, message)
 
 
+def is_reached(redis: SyncRedis, limit: Limit, who: str, now_ms: int) -> bool:
+    """Count a call of `who` and say whether there were too many; refuses nobody. Raises StoreUnavailable."""
+    (standing,) = redis.run(count_calls([limit], who, now_ms))
+    return standing.wait_ms > 0
+
+
 def _refuse(reached: Allowance, message: str) -> NoReturn:
     limit, wait_s = reached.limit, seconds_up(reached.wait_ms)
     text = f"at most {limit.calls} in {limit.window_s} s here; wait {wait_s} s{message}"

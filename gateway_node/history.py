@@ -1,7 +1,8 @@
 """What gateways add to keys' histories: who used a key from where, who failed to, and keys that ran out of time.
 
-Never on the byte path: events wait here, bounded, and are written one by one; what does not fit is counted and dropped. Of
-one key and network one success an hour and one failure a minute are told, over all gateways.
+Never on the byte path: events wait here, bounded, and are written one by one; what does not fit is counted and dropped.
+What turns a key off waits apart and goes first: a flood of strangers' failures takes no place from it. Of one key and
+network one success an hour and one failure a minute are told, over all gateways.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Final
 from prometheus_client import Counter
 
 from shared.access.live import first_in
-from shared.access.model import DisabledReason, Pak
-from shared.access.table import get_account, suspend
+from shared.access.model import Pak
+from shared.access.table import get_account, suspend_expired_item
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit_async
+from shared.guard.service import append_audit_async, write_audited_async
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import AccountId, GatewayId
 from shared.pool.live import publish_revoke_pak
@@ -68,6 +69,7 @@ class KeyHistory:
         self._house_account = house_account
         self._heard: dict[str, int] = {}
         self._waiting: deque[_Entry] = deque()
+        self._ending: deque[_Entry] = deque()
         self._wake = asyncio.Event()
 
     def authenticated(self, pak: Pak, address: str, request_id: str) -> None:
@@ -123,10 +125,15 @@ class KeyHistory:
         return True
 
     def _later(self, entry: _Entry) -> None:
-        if len(self._waiting) >= WAITING_MAX:
+        if (
+            entry.pak is not None
+        ):  # a key that is there once: as many as there are keys, and no stranger adds one
+            self._ending.append(entry)
+        elif len(self._waiting) >= WAITING_MAX:
             DROPPED.inc()
             return
-        self._waiting.append(entry)
+        else:
+            self._waiting.append(entry)
         self._wake.set()
 
     async def run(self) -> None:
@@ -138,25 +145,27 @@ class KeyHistory:
 
     async def drain(self) -> None:
         """Write everything that waits now; what a store keeps refusing is dropped in the end."""
-        while self._waiting:
-            entry = self._waiting[0]
+        while queue := self._ending or self._waiting:
+            entry = queue[0]
             try:
                 await self._write(entry)
             except StoreUnavailable as error:
                 entry.tries += 1
-                if entry.tries < TRIES_MAX:
+                if entry.tries < TRIES_MAX or queue is self._ending:
                     await asyncio.sleep(RETRY_S)
                     continue
                 DROPPED.inc()
                 log.warning("audit event dropped", extra={"reason": str(error)})
-            self._waiting.popleft()
+            queue.popleft()
 
     async def _write(self, entry: _Entry) -> None:
         """Each step that was taken is not taken again by a later try."""
         if entry.pak is not None:
-            if not await self._suspended(entry.pak, entry.event.at_ms):
-                return
-            entry.pak = None
+            item = suspend_expired_item(self._table("access"), entry.pak, entry.event.at_ms)
+            audit, told = self._table("audit"), entry.event
+            await write_audited_async(self._dynamo, audit, told, [item], account=entry.account_id)
+            await self._redis.run(publish_revoke_pak(entry.pak.pak_id))
+            return
         if entry.every_s:
             if not await self._redis.run(first_in(entry.seen_as, entry.every_s)):
                 return
@@ -168,10 +177,3 @@ class KeyHistory:
             if await self._dynamo.run(get_account(access, entry.account_id)) is None:
                 return
         await append_audit_async(self._dynamo, self._table("audit"), entry.event, entry.account_id)
-
-    async def _suspended(self, pak: Pak, at_ms: int) -> bool:
-        table, why, ended = self._table("access"), DisabledReason.EXPIRED, pak.expires_at_ms
-        if await self._dynamo.run(suspend(table, pak.pak_id, why, at_ms, at_expiry_ms=ended)) is None:
-            return False
-        await self._redis.run(publish_revoke_pak(pak.pak_id))
-        return True

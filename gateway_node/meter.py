@@ -15,12 +15,12 @@ from typing import Any, Final
 from gateway_node.allowance import KeyBudget, TunnelBudget
 from gateway_node.journal import Journal
 from gateway_node.tunnel import Budget, Tunnel
-from shared.access.model import DisabledReason, Pak
-from shared.access.table import suspend
+from shared.access.model import Pak
+from shared.access.table import get_pak, suspend_capped_item
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit_async
+from shared.guard.service import write_audited_async
 from shared.kernel.ids import GatewayId, PakId
-from shared.metering.live import flush, lease, open_meter
+from shared.metering.live import flushes, lease, open_meter
 from shared.metering.model import FLUSH_INTERVAL_S, FlushBatch, Meter
 from shared.metering.rules import totals
 from shared.metering.table import newest_sequence, put_batch
@@ -278,7 +278,9 @@ class MeterService:
         budgets = {pak_id: self._key_budget(pak_id) for pak_id in counted}
         asks = {p: budgets[p].ask(size, wanted=p in self._open) for p, size in counted.items()}
         totals_at_ask = {pak_id: budget.total_bytes for pak_id, budget in budgets.items()}
-        meters = await self._redis.run(flush(self._gateway_id, pending[-1].sequence, counted, asks))
+        meters: dict[PakId, Meter] = {}
+        for call in flushes(self._gateway_id, pending[-1].sequence, counted, asks):
+            meters.update((await self._redis.run(call)).items())
         self._journal.confirm()
         self._recorded = 0
         for pak_id, size in counted.items():
@@ -308,20 +310,24 @@ class MeterService:
         """Turn the key off where everybody reads it, once, and tell the other gateways; not if its cap was raised."""
         table, now = self._table("access"), self._now_ms()
         try:
-            pak = await self._dynamo.run(suspend(table, pak_id, DisabledReason.CAP, now, meter.cap_bytes))
-            if pak is not None:  # told once: whoever hears it reads the key, and meets the cap as well
-                await self._record_suspension(pak, meter, now)
-                await self._redis.run(publish_revoke_pak(pak_id))
+            pak = await self._dynamo.run(get_pak(table, pak_id))
+            if pak is not None and pak.enabled:
+                event = self._suspension(pak, meter, now)
+                item = suspend_capped_item(table, pak_id, now, meter.cap_bytes)
+                await write_audited_async(
+                    self._dynamo, self._table("audit"), event, [item], account=pak.account_id
+                )
+            # Whoever hears it reads the key; told again where an earlier try was cut off before it told anybody.
+            await self._redis.run(publish_revoke_pak(pak_id))
         except StoreUnavailable as error:
             log.warning("suspension waits for the next flush", extra={"pak": pak_id, "reason": str(error)})
         else:
             self._unsuspended.pop(pak_id, None)
 
-    async def _record_suspension(self, pak: Pak, meter: Meter, now_ms: int) -> None:
+    def _suspension(self, pak: Pak, meter: Meter, now_ms: int) -> AuditEvent:
         metadata = {"usedBytes": meter.used_bytes, "capBytes": meter.cap_bytes}
         actor, action = f"gateway:{self._gateway_id}", "auto_suspended_cap_exceeded"
-        event = AuditEvent(f"pak#{pak.pak_id}", action, actor, now_ms, metadata=metadata)
-        await append_audit_async(self._dynamo, self._table("audit"), event, pak.account_id)
+        return AuditEvent(f"pak#{pak.pak_id}", action, actor, now_ms, metadata=metadata)
 
     async def stop(self) -> None:
         """The last flush, and the suspensions that it started."""

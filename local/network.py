@@ -34,6 +34,8 @@ from shared.runtime.redis import SyncRedis
 STAGE: Final = "local"
 PREFIX: Final = "psx-local-"
 PEER_SOCKETS: Final = 2
+TESTER_MICRO: Final = 10_000_000
+"""What the wallet holds that buys keys for the self-test of the peer tiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class LocalNetwork:
         self.secrets = lab.fresh_secrets()
         self.evm_recipient = evm.new_address()
         self.gas_wallet = evm.new_account()
+        self.tester_wallet = evm.new_account()
         self.solana_recipient = solana.new_address()
         self.evm: evm.EvmChain
         self.solana: solana.SolanaChain
@@ -229,6 +232,7 @@ class LocalNetwork:
         self.evm = evm.EvmChain(f"http://127.0.0.1:{port}")
         await self.evm.prepare()
         await self.evm.give_gas(self.gas_wallet.address)
+        self.evm.set_balance(evm.USDC, self.tester_wallet.address, TESTER_MICRO)
 
     async def _start_solana(self) -> None:
         node = shutil.which("node")
@@ -417,6 +421,7 @@ class LocalNetwork:
             "PSX_SOLANA_RPC_URLS": self.solana.url,
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
             "PSX_SOLANA_GENESIS": self.solana.genesis(),
+            "PSX_SELF_TEST_KEY": self.tester_wallet.key.hex(),
             "PSX_ECHO_URL": f"{self.target_url}/ip",
             "PSX_ECHO_CA": str(self.files.ca),
         }
@@ -425,6 +430,7 @@ class LocalNetwork:
             "x402": x402,
             "list-exits": self._common(),
             "roll-up": self._common(),
+            "end-keys": self._common(),
             "live-numbers": self._common(),
             "refresh-ip-data": self._common(),
             "drop-ghosts": self._common(),

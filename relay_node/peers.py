@@ -17,7 +17,7 @@ from relay_node.figures import SOCKETS, Reason, count
 from relay_node.forward import SOCKET_BUFFER_MAX_BYTES, Buffers, PeerEnd
 from relay_node.registry import MAX_SOCKETS_PER_ADDRESS, Device, Registry
 from relay_node.tunnel import Tunnel
-from shared.supply.tokens import Claims, TokenFault
+from shared.supply.tokens import TokenFault
 from shared.wire import handshake, mux, peer
 from shared.wire.cork import Cork
 from shared.wire.http1 import HeadError, build_head, take_request_head
@@ -66,15 +66,16 @@ class PeerSocket(asyncio.Protocol):
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
         "_frames_in_second", "_head", "_heard_s", "_last_id", "_redirected_s", "_second", "_transport",
-        "account_generation", "address", "buffers", "claims", "device", "ends", "generation", "loop", "lost_reason",
-        "outbox", "ready", "registry", "tunnels", "v2",
+        "account_generation", "address", "buffers", "device", "ends", "generation", "known_relays", "loop",
+        "lost_reason", "outbox", "ready", "registry", "token_issued_s", "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.loop = asyncio.get_running_loop()
         self.device: Device | None = None
-        self.claims: Claims | None = None
+        self.known_relays: tuple[str, ...] = ()
+        self.token_issued_s = 0
         self.tunnels: dict[str, Tunnel] = {}
         self.ends: dict[int, PeerEnd] = {}
         self._cork = Cork(self._write_out, self.loop.call_soon)
@@ -336,16 +337,16 @@ class PeerSocket(asyncio.Protocol):
 
         A peer goes only to relays that its token names: for one that was added since, it has to fetch another token.
         """
-        device, claims, now_s = self.device, self.claims, self.loop.time()
-        if device is None or claims is None or not self._follows_redirects:
+        device, now_s = self.device, self.loop.time()
+        if device is None or not self._follows_redirects:
             return
         if self._redirected_s and now_s - self._redirected_s < REDIRECT_AGAIN_AFTER_S:
             return
         target = self.registry.hooks.redirect_for(device)
         if target is None:
             return
-        age_s = self.registry.hooks.now_ms() // 1000 - claims.issued_s
-        if target in claims.relays or age_s < TOKEN_NEW_S:
+        age_s = self.registry.hooks.now_ms() // 1000 - self.token_issued_s
+        if target in self.known_relays or age_s < TOKEN_NEW_S:
             self.redirect(target, "nearest_region")
         else:
             self.close(CloseCode.IDENTITY_INVALID, "refresh: a new relay serves you", Reason.MOVED)

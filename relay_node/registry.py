@@ -24,6 +24,7 @@ MAX_TUNNELS_PER_DEVICE: Final = 256
 MAX_SOCKETS_PER_ADDRESS: Final = 4096
 HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
+RELAY_LISTS_MAX: Final = 64
 """A token costs a signature check: an address that hammers is refused before it."""
 
 
@@ -87,6 +88,7 @@ class Registry:
         self._window_s = 0
         self._handshakes: dict[str, int] = {}
         self._handshakes_total = 0
+        self._relay_lists: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def may_shake_hands(self, address: str, now_s: float) -> bool:
         """Count a handshake of this second; False when there were too many, of this address or of all."""
@@ -128,8 +130,15 @@ class Registry:
         device.generation = socket.generation = claims.generation
         device.account_generation = socket.account_generation = claims.account_generation
         self.revoke(device.device_id, claims.generation, claims.account_generation)
-        socket.device, socket.claims = device, claims
+        socket.device, socket.token_issued_s = device, claims.issued_s
+        socket.known_relays = self._one_of_each(claims.relays)
         return None
+
+    def _one_of_each(self, relays: tuple[str, ...]) -> tuple[str, ...]:
+        """The same list of relays stands in almost every token: it is kept once."""
+        if len(self._relay_lists) >= RELAY_LISTS_MAX:
+            self._relay_lists.clear()
+        return self._relay_lists.setdefault(relays, relays)
 
     def detach(self, socket: PeerSocket) -> None:
         """A socket is gone; with the last one its device leaves."""

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 
 from functions.api.auth import caller, fresh
 from functions.api.history import record_of_key
+from functions.api.paging import PART_MAX, own_cursor, part, write_cursor
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access.model import ApiKey, DisabledReason, Pak, Scope
@@ -120,7 +121,7 @@ class AccountView:
         self.w.redis.run(publish_closed(name))
         return closed
 
-    def credentials(self, request: Request, key: ApiKey, pak_id: str | None) -> dict[str, Any]:
+    def credentials(self, request: Request, key: ApiKey, pak_id: str | None, cursor: str) -> dict[str, Any]:
         """Where and as whom to connect; with a key's id its password too, on record as a reveal."""
         settings = self.w.settings
         answer: dict[str, Any] = {
@@ -132,7 +133,11 @@ class AccountView:
             "socksPort": settings.gateway_socks_port,
         }
         if pak_id is None:
-            page = self.w.dynamo.run(list_paks(settings.table("access"), key.account_id, CREDENTIALS_MAX))
+            start = own_cursor(cursor, key.account_id)
+            page = self.w.dynamo.run(
+                list_paks(settings.table("access"), key.account_id, CREDENTIALS_MAX, start)
+            )
+            answer["nextCursor"] = write_cursor(page.next_key) if page.next_key else None
             answer["keys"] = [
                 {"id": p.pak_id, "label": p.label, "enabled": p.enabled}
                 for p in page.rows
@@ -165,6 +170,11 @@ class AccountView:
         }
 
 
+def _place(session: LiveSession) -> str:
+    """The latest used first."""
+    return f"{10**13 - session.seen_at_ms:014d}:{session.key}"
+
+
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """Routes of an account's own view."""
     routes = APIRouter()
@@ -174,10 +184,13 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         return caller(view.w, request, Scope.RESELL)
 
     @routes.get("/v1/gateway/pool/my-sessions")
-    def my_sessions(request: Request, pakId: str | None = None) -> dict[str, Any]:
+    def my_sessions(
+        request: Request, pakId: str | None = None, limit: int = PART_MAX, cursor: str = ""
+    ) -> dict[str, Any]:
         key = me(request)
-        found = [view.shown(key, session) for session in view.sessions(key, pakId)]
-        return {"sessions": found, "count": len(found)}
+        page, following = part(view.sessions(key, pakId), limit, cursor, _place)
+        found = [view.shown(key, session) for session in page]
+        return {"sessions": found, "count": len(found), "nextCursor": following}
 
     @routes.delete("/v1/gateway/pool/my-sessions")
     def close_all(request: Request, pakId: str | None = None) -> dict[str, Any]:
@@ -190,8 +203,8 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         return {"sessionKey": session_key, "closed": True}
 
     @routes.get("/v1/gateway/credentials")
-    def credentials(request: Request, pakId: str | None = None) -> dict[str, Any]:
-        return view.credentials(request, me(request), pakId)
+    def credentials(request: Request, pakId: str | None = None, cursor: str = "") -> dict[str, Any]:
+        return view.credentials(request, me(request), pakId, cursor)
 
     @routes.get("/v1/gateway/pool/my-stats")
     def my_stats(request: Request, days: int = 30) -> dict[str, Any]:

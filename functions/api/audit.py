@@ -4,17 +4,19 @@ Routes with more to tell write their event themselves (`history.py`); this one n
 Left out is the renewal of a device's token, which changes nothing that anybody decided and comes 24 times a day.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from functions.api.wiring import Wiring
-from functions.http import source_address
+from functions.http import answered, source_address, unavailable
 from shared.guard.model import AuditEvent
 from shared.guard.service import append_audit
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import StoreUnavailable
 
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 RENEWALS: Final = frozenset({"/v1/peer/agents/{device_id}/refresh", "/v1/peer/token/{device_id}/refresh"})
@@ -50,17 +52,36 @@ def _event(request: Request, template: str) -> AuditEvent | None:
     )
 
 
+class EventForEach:
+    """See the module's docstring."""
+
+    def __init__(self, app: ASGIApp, wiring: Callable[[], Wiring]) -> None:
+        self._app = app
+        self._wiring = wiring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; a write's answer is held back until its event stands."""
+        if scope["type"] != "http" or scope["method"] not in WRITES:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        response = await answered(self._app, scope, receive)
+        if response.status_code < 400 and not hasattr(request.state, "audited"):
+            template = str(getattr(scope.get("route"), "path", ""))
+            event = None if template in RENEWALS else _event(request, template)
+            if event is not None:
+                response = await self._written(request, event, response)
+        await response(scope, receive, send)
+
+    async def _written(self, request: Request, event: AuditEvent, response: Response) -> Response:
+        w = self._wiring()
+        try:
+            await run_in_threadpool(append_audit, w.dynamo, w.settings.table("audit"), event)
+        except StoreUnavailable:
+            return unavailable(request)
+        return response
+
+
 def install_audit(app: FastAPI, wiring: Callable[[], Wiring]) -> None:
     """Install it before the first responses, which go around it: a replayed answer did nothing."""
-
-    @app.middleware("http")
-    async def with_event(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        if request.method not in WRITES or response.status_code >= 400 or hasattr(request.state, "audited"):
-            return response
-        template = str(getattr(request.scope.get("route"), "path", ""))
-        event = None if template in RENEWALS else _event(request, template)
-        if event is not None:
-            w = wiring()
-            await run_in_threadpool(append_audit, w.dynamo, w.settings.table("audit"), event)
-        return response
+    app.add_middleware(EventForEach, wiring=wiring)

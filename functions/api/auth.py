@@ -3,10 +3,10 @@
 from fastapi import Request
 
 from functions.api.audit import concerns
-from functions.api.limits import SIGN_IN_PERSON, SIGN_IN_SOURCE
+from functions.api.limits import SIGN_IN_CROWD, SIGN_IN_PERSON, SIGN_IN_SLOWED, SIGN_IN_SOURCE
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, bearer, source_network
-from functions.limits import spend
+from functions.limits import is_reached, spend
 from shared.access import people
 from shared.access.model import ApiKey, Scope
 from shared.access.people import Person
@@ -73,10 +73,16 @@ def fresh(wiring: Wiring, request: Request, key: ApiKey) -> ApiKey:
 
 
 def password_matches(wiring: Wiring, request: Request, email: str, password: str) -> Person | None:
-    """Whoever has this address and password; 429 after too many tries from one place or at one address."""
-    tries = ((SIGN_IN_SOURCE, f"ip:{source_network(request)}"), (SIGN_IN_PERSON, token_hash(email.lower())))
-    for limit, who in tries:
-        spend(request, wiring.redis, [limit], who, now_ms(), closed=True)
+    """Whoever has this address and password; 429 after too many tries from one place.
+
+    Tries are counted per place, and per place and person. When very many places try one person, each of them is slowed
+    down; nobody is locked out by what others do.
+    """
+    now, source, who = now_ms(), source_network(request), token_hash(email.lower())
+    spend(request, wiring.redis, [SIGN_IN_SOURCE], f"ip:{source}", now, closed=True)
+    spend(request, wiring.redis, [SIGN_IN_PERSON], f"{who}:{source}", now, closed=True)
+    if is_reached(wiring.redis, SIGN_IN_CROWD, who, now):
+        spend(request, wiring.redis, [SIGN_IN_SLOWED], f"{who}:{source}", now, closed=True)
     person = wiring.dynamo.run(people.get_person(wiring.settings.table("access"), email))
     right = people.is_password(password, person.password_hash if person else people.NOBODY)
     return person if right else None
@@ -112,6 +118,16 @@ def managed_device(wiring: Wiring, request: Request, device_id: str) -> Device:
     if claims is not None and not claims.owned:
         message = "registered by the wallet alone, when the device stood already: its first registration may do this"
         raise ProblemError(403, "OWNERSHIP_NOT_SHOWN", message)
+    return device
+
+
+def device_by_token(wiring: Wiring, token: str) -> Device:
+    """The device of a token that is valid now, or 401."""
+    claims = verify(token, wiring.settings.jwt_public_key.get_secret_value())
+    table = wiring.settings.table("devices")
+    device = wiring.dynamo.run(get_device(table, claims.device_id)) if isinstance(claims, Claims) else None
+    if not isinstance(claims, Claims) or device is None or not _is_current(wiring, claims, device):
+        raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
     return device
 
 

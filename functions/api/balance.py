@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from functions.api.amounts import Amount
 from functions.api.audit import told
 from functions.api.auth import caller, fresh
-from functions.api.history import record_of_account
+from functions.api.history import write_of_account
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access.model import Account, AccountKind, Scope
@@ -96,9 +96,12 @@ class Balances:
         }
         ident = str(getattr(request.state, "operation_id", ""))[:24] or new_id()
         asked = Approval(ident, CREDIT, facts, by.account_id, now_ms())
-        if self.approvals.propose(asked):
-            record_of_account(self.w, request, by, "credit_propose", approval=ident, **facts)
-        told(request)
+        items = [self.approvals.propose_item(asked)]
+        if (
+            write_of_account(self.w, request, by, "credit_propose", items, approval=ident, **facts)
+            is not None
+        ):
+            told(request)  # an earlier try of the same operation asked
         return self.shown(self.found(ident))
 
     def decide(self, request: Request, ident: str, state: ApprovalState) -> dict[str, Any]:
@@ -108,12 +111,10 @@ class Balances:
         if asked.state is ApprovalState.PROPOSED:
             if asked.proposed_by == by.account_id:
                 raise ProblemError(403, "SECOND_ADMIN_NEEDED", "who proposed this cannot decide it")
-            decided = self.approvals.decide(asked, state, by.account_id)
-            asked = decided or self.found(ident)
-            if decided is not None:
-                record_of_account(
-                    self.w, request, by, f"credit_{state.value}", approval=ident, **asked.arguments
-                )
+            items = [self.approvals.decide_item(asked, state, by.account_id)]
+            facts = {"approval": ident, **asked.arguments}
+            write_of_account(self.w, request, by, f"credit_{state.value}", items, **facts)
+            asked = self.found(ident)
         told(request)  # a repeated word decides nothing more
         if asked.state is not state:
             raise ProblemError(409, "DECIDED_ALREADY", f"this request is {asked.state.value}")

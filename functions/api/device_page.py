@@ -60,9 +60,11 @@ Programs do the same by the interface: <code>DELETE {api}/v1/peer/my-devices/&lt
 """
 
 
-def _page(api: str, given: str, found: str) -> HTMLResponse:
+def _page(api: str, given: str, found: str, refused: ProblemError | None = None) -> HTMLResponse:
     page = _PAGE.format(given=html.escape(given, quote=True), found=found, api=html.escape(api))
-    return HTMLResponse(page, headers=_HEADERS)
+    if refused is None:
+        return HTMLResponse(page, headers=_HEADERS)
+    return HTMLResponse(page, refused.status, {**_HEADERS, **refused.headers})
 
 
 def _told(facts: dict[str, Any]) -> str:
@@ -102,10 +104,22 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.post("/peer/device", response_class=HTMLResponse)
     async def stop(request: Request) -> HTMLResponse:
-        device_id, key = _fields(request, await request.body())
-        return await run_in_threadpool(_stop, request, device_id, key)
+        body = await request.body()
+        return await run_in_threadpool(answer, request, body)
 
-    def _stop(request: Request, device_id: str, text: str) -> HTMLResponse:
+    def answer(request: Request, body: bytes) -> HTMLResponse:
+        """A person reads it, also when nothing was done."""
+        api, device_id = consents.w.settings.api_base_url, ""
+        try:
+            device_id, key = _fields(request, body)
+            withdraw(request, device_id, key)
+        except ProblemError as refused:
+            told = f"<p><strong>Nothing was changed. {html.escape(refused.message)}</strong></p>"
+            return _page(api, device_id[:128], told, refused)
+        done = "<p><strong>Done. This device takes no part any more; what was open ends now.</strong></p>"
+        return _page(api, device_id, done)
+
+    def withdraw(request: Request, device_id: str, text: str) -> None:
         w = consents.w
         spend(request, w.redis, [STOPS], f"ip:{source_network(request)}", now_ms(), closed=True)
         key = api_key(w, text)
@@ -115,7 +129,5 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
             raise ProblemError(404, "NOT_FOUND", "the account of this API key has no such device")
         concerns(request, f"dev#{device_id}", key.account_id, "api_key")
         consents.withdraw(device, who(key), "page")
-        done = "<p><strong>Done. This device takes no part any more; what was open ends now.</strong></p>"
-        return _page(w.settings.api_base_url, device_id, done)
 
     return routes

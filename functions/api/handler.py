@@ -18,8 +18,10 @@ from functions.api import (
     owned,
     pages,
     resellers,
+    setting_changes,
     sign_in,
 )
+from functions.api.admission import admitted
 from functions.api.audit import install_audit
 from functions.api.limits import limited
 from functions.api.wiring import Wiring, wiring
@@ -32,10 +34,11 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx", docs_url=None, redoc_url=None, dependencies=[Depends(limited(wired))])
     install_audit(app, wired)
-    install_idempotency(app, wired)
+    install_idempotency(app, wired, admitted(wired))
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
-    for room in (*supply, inventory, account, balance, keys, sign_in, resellers, operations, pages):
+    sold = (inventory, account, balance, keys, sign_in, resellers)
+    for room in (*supply, *sold, operations, setting_changes, pages):
         app.include_router(room.router(wired))
     return app
 

@@ -1,7 +1,7 @@
 """What happened to keys: writing it down from a request, and reading it back, newest first, filtered and paged."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from fastapi import Request
@@ -11,9 +11,10 @@ from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
 from shared.access.model import ApiKey, Pak
 from shared.guard.model import AuditEntry, AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.service import append_audit, write_audited
 from shared.guard.table import AUDIT_KEPT_S, AUDIT_PAGE_MAX, account_log, entries
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import Conflict, TransactItem
 
 PAGES_MAX: Final = 10
 """How far a filter looks in one request; an answer that is short says where to go on."""
@@ -48,10 +49,30 @@ def _event(request: Request, key: ApiKey, stream: str, action: str, facts: dict[
 
 
 def record_of_key(w: Wiring, request: Request, key: ApiKey, pak: Pak, action: str, **facts: Any) -> None:
-    """Append to a key's history, and to its account's log."""
+    """Append to a key's history, and to its account's log: for what changes nothing, before it is answered."""
     event = _event(request, key, f"pak#{pak.pak_id}", action, facts)
     append_audit(w.dynamo, w.settings.table("audit"), event, account=pak.account_id)
     told(request)
+
+
+def write_of_key(
+    w: Wiring,
+    request: Request,
+    key: ApiKey,
+    pak: Pak,
+    action: str,
+    items: Sequence[TransactItem],
+    *,
+    begins: bool = False,
+    **facts: Any,
+) -> Conflict | None:
+    """Write a change of a key together with its event; None when both stand, else which items failed."""
+    event = _event(request, key, f"pak#{pak.pak_id}", action, facts)
+    table = w.settings.table("audit")
+    conflict = write_audited(w.dynamo, table, event, items, pak.account_id, begins=begins)
+    if conflict is None:
+        told(request)
+    return conflict
 
 
 def record_of_account(w: Wiring, request: Request, by: ApiKey, action: str, **facts: Any) -> None:
@@ -59,6 +80,17 @@ def record_of_account(w: Wiring, request: Request, by: ApiKey, action: str, **fa
     event = _event(request, by, f"acct#{by.account_id}", action, facts)
     append_audit(w.dynamo, w.settings.table("audit"), event)
     told(request)
+
+
+def write_of_account(
+    w: Wiring, request: Request, by: ApiKey, action: str, items: Sequence[TransactItem], **facts: Any
+) -> Conflict | None:
+    """Write what an account does together with its event; None when both stand, else which items failed."""
+    event = _event(request, by, f"acct#{by.account_id}", action, facts)
+    conflict = write_audited(w.dynamo, w.settings.table("audit"), event, items)
+    if conflict is None:
+        told(request)
+    return conflict
 
 
 def shown(entry: AuditEntry, ident: int | str) -> dict[str, Any]:

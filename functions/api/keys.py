@@ -7,7 +7,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from functions.api.auth import caller, fresh
-from functions.api.history import record_of_account
+from functions.api.history import write_of_account
+from functions.api.paging import PART_MAX, part
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
@@ -59,7 +60,7 @@ class AccountKeys:
         """A live key of the account by its id, or 404."""
         found = next((key for key in self.mine(by) if key.key_id == key_id), None)
         if found is None:
-            raise ProblemError(404, "NOT_FOUND", "there is no such API key")
+            raise _absent()
         return found
 
     def make(self, request: Request, by: ApiKey, scopes: frozenset[Scope], label: str) -> dict[str, Any]:
@@ -68,12 +69,11 @@ class AccountKeys:
         if lacking:
             message = f"you cannot give what you do not have: {', '.join(sorted(lacking))}"
             raise ProblemError(403, "SCOPE_MISSING", message)
-        if len(self.mine(by)) >= access.API_KEYS_PER_ACCOUNT_MAX:
-            raise ProblemError(409, "TOO_MANY_KEYS", f"at most {access.API_KEYS_PER_ACCOUNT_MAX} API keys")
         text = new_api_key()
         made = ApiKey(token_hash(text), by.account_id, scopes, now_ms(), label)
-        self.w.dynamo.run(access.put_api_key(self.table, made))
-        record_of_account(self.w, request, by, "api_key_create", key=made.key_id, scopes=sorted(scopes))
+        items, facts = access.api_key_items(self.table, made), {"key": made.key_id, "scopes": sorted(scopes)}
+        if write_of_account(self.w, request, by, "api_key_create", items, **facts) is not None:
+            raise too_many_keys()
         return shown(made) | {"apiKey": text}
 
     def rotate(self, request: Request, by: ApiKey, key_id: str, grace_s: int) -> dict[str, Any]:
@@ -83,17 +83,29 @@ class AccountKeys:
             raise ProblemError(403, "SCOPE_MISSING", "that key may do more than you")
         text, now = new_api_key(), now_ms()
         made = ApiKey(token_hash(text), old.account_id, old.scopes, now, old.label)
-        self.w.dynamo.run(access.put_api_key(self.table, made))
-        self.w.dynamo.run(access.end_api_key(self.table, old, now + grace_s * 1000))
-        record_of_account(self.w, request, by, "api_key_rotate", key=old.key_id, successor=made.key_id)
+        ended = access.end_api_key_items(self.table, old, now + grace_s * 1000, succeeded=True)
+        items = [*ended, *access.api_key_items(self.table, made, successor=True)]
+        facts = {"key": old.key_id, "successor": made.key_id}
+        if write_of_account(self.w, request, by, "api_key_rotate", items, **facts) is not None:
+            raise _absent()
         return shown(made) | {"apiKey": text, "oldKeyEndsAt": now + grace_s * 1000}
 
     def end(self, request: Request, by: ApiKey, key_id: str) -> dict[str, Any]:
         """A key stops at once."""
         old = self.one(by, key_id)
-        self.w.dynamo.run(access.end_api_key(self.table, old, now_ms()))
-        record_of_account(self.w, request, by, "api_key_end", key=old.key_id)
+        items = access.end_api_key_items(self.table, old, now_ms())
+        if write_of_account(self.w, request, by, "api_key_end", items, key=old.key_id) is not None:
+            raise _absent()
         return {"id": key_id, "ended": True}
+
+
+def too_many_keys() -> ProblemError:
+    """An account has all the API keys that it may have."""
+    return ProblemError(409, "TOO_MANY_KEYS", f"at most {access.API_KEYS_PER_ACCOUNT_MAX} API keys")
+
+
+def _absent() -> ProblemError:
+    return ProblemError(404, "NOT_FOUND", "there is no such API key")
 
 
 def shown(key: ApiKey) -> dict[str, Any]:
@@ -107,15 +119,21 @@ def shown(key: ApiKey) -> dict[str, Any]:
     }
 
 
+def _place(key: ApiKey) -> str:
+    """The newest first."""
+    return f"{10**13 - key.created_at_ms:014d}:{key.key_id}"
+
+
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """Routes of API keys."""
     routes = APIRouter(prefix="/v1/account/api-keys")
     work = AccountKeys(wiring)
 
     @routes.get("")
-    def listed(request: Request) -> dict[str, Any]:
+    def listed(request: Request, limit: int = PART_MAX, cursor: str = "") -> dict[str, Any]:
         keys = work.mine(caller(work.w, request, Scope.KEYS))
-        return {"apiKeys": [shown(key) for key in keys], "count": len(keys)}
+        page, following = part(keys, limit, cursor, _place)
+        return {"apiKeys": [shown(key) for key in page], "count": len(page), "nextCursor": following}
 
     @routes.post("")
     def make(request: Request, body: NewKeyBody) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How often each route may be called: by an address, by a key, and by whoever a route counts. One table for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from fastapi import Request
@@ -34,6 +34,10 @@ PER_OBJECT: Final = {
 """Counted per key and pool access key."""
 SIGN_IN_SOURCE: Final = Limit("sign_in_source", 10, MINUTE_S)
 SIGN_IN_PERSON: Final = Limit("sign_in_person", 5, MINUTE_S)
+"""Of one person, from one place."""
+SIGN_IN_CROWD: Final = Limit("sign_in_crowd", 100, HOUR_S)
+"""Of one person, from everywhere: beyond it each place has `SIGN_IN_SLOWED`."""
+SIGN_IN_SLOWED: Final = Limit("sign_in_slowed", 1, MINUTE_S)
 
 
 def credential(request: Request) -> str:
@@ -42,22 +46,32 @@ def credential(request: Request) -> str:
     return token_hash(given)[:32] if given else ""
 
 
+def count_caller(
+    w: Wiring, request: Request, now_ms: int, more: Sequence[Limit] = (), *, closed: bool = True
+) -> None:
+    """Count a request of its address, and of its key under the key's own limit and `more`."""
+    request.state.counted = True
+    everybody = Limit("address", w.settings.calls_per_minute_address, MINUTE_S)
+    spend(request, w.redis, [everybody], f"ip:{source_network(request)}", now_ms, closed=closed)
+    key = credential(request)
+    if key:
+        own = Limit("key", w.settings.calls_per_minute_key, MINUTE_S)
+        spend(request, w.redis, [own, *more], f"key:{key}", now_ms, closed=closed)
+
+
 def limited(wiring: Callable[[], Wiring]) -> Callable[[Request], None]:
     """A dependency of every route: counts a request before anything is read for it."""
 
     def count(request: Request) -> None:
         w, now = wiring(), now_ms()
         template = str(getattr(request.scope.get("route"), "path", ""))
-        route = (request.method, template)
+        route, key = (request.method, template), credential(request)
         closed = request.method in WRITES and template not in RENEWALS
-        settings = w.settings
-        everybody = Limit("address", settings.calls_per_minute_address, MINUTE_S)
-        spend(request, w.redis, [everybody], f"ip:{source_network(request)}", now, closed=closed)
-        key = credential(request)
-        if key:
-            own = Limit("key", settings.calls_per_minute_key, MINUTE_S)
-            limits = [own, ROUTES[route]] if route in ROUTES else [own]
-            spend(request, w.redis, limits, f"key:{key}", now, closed=closed)
+        more = [ROUTES[route]] if key and route in ROUTES else []
+        if not hasattr(request.state, "counted"):
+            count_caller(w, request, now, more, closed=closed)
+        elif more:
+            spend(request, w.redis, more, f"key:{key}", now, closed=closed)
         if route in PER_OBJECT:
             limit, param = PER_OBJECT[route]
             # Together with the key: a stranger who knows an id cannot use its owner's calls up.

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, StrictBool
 
 from functions.api.auth import caller, fresh
-from functions.api.history import record_of_account
+from functions.api.history import record_of_account, write_of_account
+from functions.api.keys import too_many_keys
+from functions.api.setting_changes import SECOND_PERSON, change_setting, propose_setting
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
@@ -17,7 +19,7 @@ from shared.grading.live import EVERYTHING, mark_changed
 from shared.grading.rules import parse_thresholds
 from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
-from shared.guard.table import read_setting, read_switch, set_switch, write_setting
+from shared.guard.table import read_setting, read_switch, set_switch
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import marshal
@@ -48,7 +50,7 @@ class KeyBody(BaseModel):
 class SwitchBody(BaseModel):
     """The kill switch."""
 
-    stopped: bool
+    stopped: StrictBool
     reason: str
 
 
@@ -77,9 +79,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     def admin(request: Request) -> ApiKey:
         return fresh(wiring(), request, caller(wiring(), request, Scope.ADMIN))
 
-    def record(request: Request, by: ApiKey, action: str, metadata: dict[str, Any]) -> None:
-        record_of_account(wiring(), request, by, action, **metadata)
-
     @routes.get("/health")
     def health() -> dict[str, Any]:
         w = wiring()
@@ -97,9 +96,10 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if not ACCOUNT_ID.fullmatch(body.accountId):
             raise ProblemError(400, "INVALID_FIELD", "accountId: psx_ and 1 to 64 of a-z and 0-9")
         account = Account(AccountId(body.accountId), body.kind, now_ms())
-        if not w.dynamo.run(access.put_account(w.settings.table("access"), account)):
+        items = [access.account_item(w.settings.table("access"), account)]
+        facts = {"account": body.accountId, "kind": body.kind.value}
+        if write_of_account(w, request, by, "account_create", items, **facts) is not None:
             raise ProblemError(409, "ACCOUNT_EXISTS", "this account exists already")
-        record(request, by, "account_create", {"account": body.accountId, "kind": body.kind.value})
         return {"accountId": account.account_id, "kind": account.kind.value}
 
     @routes.post("/v1/admin/accounts/{account_id}/api-keys")
@@ -110,8 +110,12 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
             raise ProblemError(404, "NOT_FOUND", "there is no such account")
         text = new_api_key()
         key = ApiKey(token_hash(text), AccountId(account_id), frozenset(body.scopes), now_ms())
-        w.dynamo.run(access.put_api_key(table, key))
-        record(request, by, "api_key_create", {"account": account_id, "scopes": sorted(body.scopes)})
+        items, facts = (
+            access.api_key_items(table, key),
+            {"account": account_id, "scopes": sorted(body.scopes)},
+        )
+        if write_of_account(w, request, by, "api_key_create", items, **facts) is not None:
+            raise too_many_keys()
         return {"accountId": account_id, "apiKey": text, "scopes": sorted(body.scopes)}
 
     @routes.get("/v1/admin/settings/{name}")
@@ -122,17 +126,19 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         return {"setting": name, "value": w.dynamo.run(read_setting(w.settings.table("guard"), name))}
 
     @routes.put("/v1/admin/settings/{name}")
-    def setting(request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    def setting(request: Request, response: Response, name: str, body: dict[str, Any]) -> dict[str, Any]:
         w, by = wiring(), admin(request)
         if name not in SETTABLE:
             raise ProblemError(404, "NOT_FOUND", f"settings are: {', '.join(sorted(SETTABLE))}")
         check_setting(name, body, local=w.settings.stage is Stage.LOCAL)
-        w.dynamo.run(write_setting(w.settings.table("guard"), name, body, now_ms()))
+        if name in SECOND_PERSON:
+            response.status_code = 202
+            return propose_setting(w, request, by, name, body)
+        change_setting(w, request, by, name, body, "setting_change", [])
         if name == "relays":
             w.redis.run(put_regions(body))
         if name in RELISTING:
             w.redis.run(mark_changed([EVERYTHING]))
-        record(request, by, "setting_change", {"setting": name, "value": body})
         return {"setting": name, "value": body}
 
     @routes.post("/v1/admin/switch")
@@ -143,7 +149,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         now = now_ms()
         turned = Switch(body.stopped, body.reason[:256], by.account_id, now)
         w.dynamo.run(set_switch(w.settings.table("guard"), turned))
-        record(request, by, "kill_switch", {"stopped": body.stopped, "reason": turned.reason})
+        record_of_account(w, request, by, "kill_switch", stopped=body.stopped, reason=turned.reason)
         return {"stopped": body.stopped}
 
     return routes

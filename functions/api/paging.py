@@ -4,15 +4,27 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from functions.http import ProblemError
 
+T = TypeVar("T")
+PART_MAX: Final = 500
 CURSOR_MAX_CHARS: Final = 1024
 _TEXT: Final = ("S", re.compile(r"[!-~]{1,256}"))
 _NUMBER: Final = ("N", re.compile(r"[0-9]{1,19}"))
 _SHAPE: Final = {"pk": _TEXT, "sk": _TEXT, "account_id": _TEXT, "created_at": _NUMBER}
+
+
+def part(rows: Sequence[T], limit: int, after: str, place: Callable[[T], str]) -> tuple[list[T], str | None]:
+    """One page of a bounded list that is read whole, and the place to go on from (None at the end).
+
+    `place` orders the rows; a row that went or came meanwhile shifts nothing.
+    """
+    rest = sorted((row for row in rows if place(row) > after), key=place)
+    page = rest[: max(1, min(limit, PART_MAX))]
+    return page, place(page[-1]) if len(rest) > len(page) else None
 
 
 def write_cursor(key: Mapping[str, Any]) -> str:
@@ -29,6 +41,14 @@ def read_cursor(text: str) -> dict[str, dict[str, str]]:
     if not isinstance(found, dict) or found.keys() != _SHAPE.keys() or not _has_shape(found):
         raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
     return found
+
+
+def own_cursor(text: str, account_id: str) -> dict[str, dict[str, str]] | None:
+    """Where a list of an account's own rows goes on; None at its beginning, 400 for a place in another account's."""
+    start = read_cursor(text) if text else None
+    if start is not None and start.get("account_id") != {"S": account_id}:
+        raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
+    return start
 
 
 def _has_shape(key: Mapping[str, Any]) -> bool:

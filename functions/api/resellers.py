@@ -1,17 +1,16 @@
 """Resellers' keys: create, list, read, change, top up, reveal, end, and what happened to them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from functions.api import history
 from functions.api.amounts import Amount
 from functions.api.auth import caller, fresh
-from functions.api.history import record_of_key
-from functions.api.paging import read_cursor, write_cursor
+from functions.api.history import record_of_key, write_of_key
+from functions.api.paging import own_cursor, write_cursor
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import table as access
@@ -20,16 +19,17 @@ from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Qualit
 from shared.access.prepaid import Prepaid, get_prepaid, move_items
 from shared.access.rules import CAP_MAX_BYTES, LABEL_MAX_CHARS, cap_draw, cap_fault, is_expired
 from shared.access.secrets import new_pak_secret
+from shared.access.settling import settle_later_item
 from shared.guard.table import AUDIT_PAGE_MAX
 from shared.kernel.ids import PAK_ID, PakId
 from shared.kernel.money import BYTES_PER_GB, NotADecimal, gb_number, parse_gb
 from shared.kernel.traffic import traffic_unit
-from shared.metering.live import open_meter, read_used
-from shared.metering.rules import day_of
+from shared.metering.live import open_meter, read_leased, read_used
+from shared.metering.rules import day_after, day_of
 from shared.metering.table import usage_days
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import Conflict, StoreUnavailable, transact
+from shared.runtime.dynamo import Conflict, TransactItem
 
 KEYS_PAGE_MAX: Final = 1000
 USAGE_DAYS_MAX: Final = 90
@@ -59,7 +59,7 @@ class ChangeBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     label: Label | None = None
-    enabled: bool | None = None
+    enabled: StrictBool | None = None
     trafficCapGB: Amount | None = None
     expiresAt: Expiry | None = None
     qualityTier: Quality | None = None
@@ -70,7 +70,7 @@ class TopUpBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     addTrafficGB: Amount | None = None
-    extendDays: Annotated[int, Field(ge=0, le=3650)] | None = None
+    extendDays: Annotated[int, Field(strict=True, ge=0, le=3650)] | None = None
 
 
 class Resellers:
@@ -122,10 +122,9 @@ class Resellers:
             drawn_bytes=cap or 0 if prepaid is not None else 0,
         )
         items = [*access.mint_items(self.table, pak), *move_items(self.table, prepaid, pak.drawn_bytes)]
-        conflict = self.w.dynamo.run(transact(items))
+        conflict = write_of_key(self.w, request, key, pak, "create", items, begins=True)
         if conflict is not None:
             return self.made_before(pak, conflict)
-        self.audit(request, key, pak, "create")
         return self.record(pak) | {"key": secret}
 
     def cap(self, key: ApiKey, text: str | None, prepaid: Prepaid | None) -> int | None:
@@ -170,19 +169,22 @@ class Resellers:
         if body.enabled is not None:
             fields["enabled"] = body.enabled
             fields["disabled_reason"] = None if body.enabled else DisabledReason.ADMIN.value
-        return self.told(request, key, self.write(key, pak, fields), "update")
-
-    def write(self, key: ApiKey, pak: Pak, fields: dict[str, object]) -> Pak:
-        """Change a key; what its cap grows or shrinks by moves from or to the balance."""
-        cap, prepaid = fields.get("cap_bytes"), self.prepaid(key)
-        if isinstance(cap, int) and prepaid is not None:
-            drawn = cap_draw(pak, cap, self.used(pak))
-            fields = fields | {"drawn_bytes": pak.drawn_bytes + drawn}
-            item = access.change_item(self.table, pak, fields, now_ms())
-            _settle(self.w.dynamo.run(transact([item, *move_items(self.table, prepaid, drawn)])))
-        elif fields and self.w.dynamo.run(access.change(self.table, pak.pak_id, fields, now_ms())) is None:
+        items = self.changes(key, pak, fields) if fields else []
+        conflict = write_of_key(self.w, request, key, pak, "update", items)
+        if conflict is not None and len(items) == 1 and "drawn_bytes" not in fields:
             raise _absent()
-        return self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
+        _settle(conflict)
+        return self.tell(pak)
+
+    def changes(self, key: ApiKey, pak: Pak, fields: dict[str, object]) -> list[TransactItem]:
+        """A change of a key; what its cap grows or shrinks by moves from or to the balance."""
+        cap, prepaid = fields.get("cap_bytes"), self.prepaid(key)
+        if not isinstance(cap, int) or prepaid is None:
+            return [access.set_item(self.table, pak.pak_id, fields, now_ms())]
+        drawn = cap_draw(pak, cap, self.used(pak))
+        fields["drawn_bytes"] = pak.drawn_bytes + drawn
+        item = access.change_item(self.table, pak, fields, now_ms())
+        return [item, *move_items(self.table, prepaid, drawn)]
 
     def top_up(self, request: Request, pak_id: str, body: TopUpBody) -> dict[str, Any]:
         """More traffic, more days, both in one write; it does not turn a key on."""
@@ -194,7 +196,7 @@ class Resellers:
             conflict = self.raised(request, key, pak, add, days)
             changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
             if conflict is None:
-                return self.told(request, key, changed, "topup")
+                return self.tell(changed)
             if 0 not in conflict.failed:
                 raise _insufficient()
             if changed.disabled_reason is DisabledReason.DELETED:
@@ -227,7 +229,7 @@ class Resellers:
         )
         once = [once_item(self.table, operation, now)] if operation else []
         drawn = move_items(self.table, prepaid, add)
-        conflict = self.w.dynamo.run(transact([item, *drawn, *once]))
+        conflict = write_of_key(self.w, request, key, pak, "topup", [item, *drawn, *once])
         done_before = conflict is not None and once and len(drawn) + 1 in conflict.failed
         return None if done_before else conflict
 
@@ -238,44 +240,45 @@ class Resellers:
         secret = new_pak_secret()
         sealed = self.w.box.seal(secret, f"pak#{pak.pak_id}")
         hashed = self.w.box.hash(secret)
-        if self.w.dynamo.run(access.regenerate(self.table, pak, hashed, sealed, now_ms())) is not None:
+        items = access.regenerate_items(self.table, pak, hashed, sealed, now_ms())
+        if write_of_key(self.w, request, key, pak, "regenerate", items) is not None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
-        changed = replace(pak, secret_hash=hashed, secret_sealed=sealed)
-        return self.told(request, key, changed, "regenerate") | {"key": secret}
+        return self.tell(pak) | {"key": secret}
 
     def reveal(self, request: Request, pak_id: str) -> dict[str, Any]:
         """The secret again, on record."""
         key, pak = self.own(request, pak_id)
         fresh(self.w, request, key)
-        self.audit(request, key, pak, "reveal")
+        record_of_key(self.w, request, key, pak, "reveal")
         return self.record(pak) | {"key": self.w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")}
 
     def delete(self, request: Request, pak_id: str) -> dict[str, Any]:
-        """End a key for good; its row stays, because its last bytes are still to be counted."""
+        """End a key for good; its row stays, because its last bytes are still to be counted.
+
+        What it did not use returns to the balance when they are: see `shared/access/settling.py`.
+        """
         key, pak = self.own(request, pak_id)
         fresh(self.w, request, key)
+        now = now_ms()
         fields: dict[str, object] = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
-        if pak.cap_bytes is not None and self.prepaid(key) is not None:
-            fields["cap_bytes"] = min(self.used(pak), pak.cap_bytes)
-        self.told(request, key, self.write(key, pak, fields), "delete")
+        items = [access.set_item(self.table, pak.pak_id, fields, now)]
+        if pak.drawn_bytes:
+            items.append(settle_later_item(self.table, pak, now))
+        if write_of_key(self.w, request, key, pak, "delete", items) is not None:
+            raise _absent()
+        self.tell(pak)
         return {"id": pak.pak_id, "deleted": True}
 
-    def told(self, request: Request, key: ApiKey, pak: Pak, action: str) -> dict[str, Any]:
-        """Record a change, tell the live network, and answer the key as it is now."""
-        self.audit(request, key, pak, action)
-        self.w.redis.run(open_meter(pak.pak_id, pak.used_bytes, pak.cap_bytes))
-        self.w.redis.run(publish_revoke_pak(pak.pak_id))
-        return self.record(pak)
-
-    def audit(self, request: Request, key: ApiKey, pak: Pak, action: str) -> None:
-        """Append to the key's history."""
-        record_of_key(self.w, request, key, pak, action)
+    def tell(self, pak: Pak) -> dict[str, Any]:
+        """Tell the live network of a change that stands, and answer the key as it is now."""
+        changed = self.w.dynamo.run(access.get_pak(self.table, pak.pak_id)) or pak
+        self.w.redis.run(open_meter(changed.pak_id, changed.used_bytes, changed.cap_bytes))
+        self.w.redis.run(publish_revoke_pak(changed.pak_id))
+        return self.record(changed)
 
     def page(self, key: ApiKey, response: Response, limit: int, cursor: str) -> list[dict[str, Any]]:
         """Keys of the account, the newest first, as a bare array; where to go on stands in `X-Next-Cursor`."""
-        start = read_cursor(cursor) if cursor else None
-        if start is not None and start.get("account_id") != {"S": key.account_id}:
-            raise ProblemError(400, "INVALID_FIELD", "cursor: send what X-Next-Cursor said")
+        start = own_cursor(cursor, key.account_id)
         bound = max(1, min(limit, KEYS_PAGE_MAX))
         found = self.w.dynamo.run(access.list_paks(self.table, key.account_id, bound, start))
         if found.next_key is not None:
@@ -284,11 +287,13 @@ class Resellers:
         return [self.record(p) for p in paks]
 
     def used(self, pak: Pak) -> int:
-        """Bytes that a key has used as far as anybody knows: for money. What is shown comes from the roll-up alone."""
-        try:
-            return max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
-        except StoreUnavailable:
-            return pak.used_bytes
+        """Bytes that a key may have used by now: for money. What is shown comes from the roll-up alone.
+
+        Gateways tell every five seconds what they carried; until then their leases count as carried. Raises
+        StoreUnavailable: nothing is given back on a guess.
+        """
+        counted = max(pak.used_bytes, self.w.redis.run(read_used(pak.pak_id)) or 0)
+        return counted + self.w.redis.run(read_leased(pak.pak_id, now_ms()))
 
     def record(self, pak: Pak) -> dict[str, Any]:
         """A key without its secret."""
@@ -383,13 +388,19 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.get("/{pak_id}/usage")
     def usage(request: Request, pak_id: str, since: Day = "", days: int = USAGE_DAYS_MAX) -> dict[str, Any]:
+        """Days of traffic, the oldest first; `nextSince` is where a series that is longer goes on."""
         _, pak = work.own(request, pak_id)
         bound = max(1, min(days, USAGE_DAYS_MAX))
         first = since or day_of(now_ms() - (bound - 1) * DAY_MS)
         table = work.w.settings.table("usage")
         page = work.w.dynamo.run(usage_days(table, f"pak#{pak.pak_id}", first, bound))
         days_shown = [{"day": d, "bytesOut": up, "bytesIn": down} for d, up, down in page.rows]
-        return {"usage": days_shown, "trafficUnit": traffic_unit()}
+        following = str(page.next_key["sk"]["S"]).removeprefix("day#") if page.next_key else ""
+        return {
+            "usage": days_shown,
+            "nextSince": day_after(following) if following else None,
+            "trafficUnit": traffic_unit(),
+        }
 
     @routes.get("/{pak_id}/audit")
     def audit(

@@ -1,6 +1,7 @@
 """Humans sign in for the portals: a token for an hour, fresh for five minutes after the password was given."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -8,11 +9,11 @@ from pydantic import BaseModel, Field
 
 from functions.api.audit import concerns
 from functions.api.auth import caller, fresh, password_matches
-from functions.api.history import record_of_account
+from functions.api.history import write_of_account
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access import people
-from shared.access.model import Scope
+from shared.access.model import ApiKey, Scope
 from shared.access.people import Person
 from shared.access.table import get_account
 from shared.kernel.ids import AccountId
@@ -84,19 +85,19 @@ class SignIn:
             raise ProblemError(404, "NOT_FOUND", "there is no such account")
         email = body.email.lower()
         person = Person(email, AccountId(account_id), people.hash_password(body.password), 0, now_ms())
-        if not self.w.dynamo.run(people.put_person(self.table, person)):
+        items, facts = [people.person_item(self.table, person)], {"account": account_id, "email": email}
+        if write_of_account(self.w, request, by, "person_create", items, **facts) is not None:
             raise ProblemError(409, "ADDRESS_TAKEN", "somebody has this e-mail address already")
-        record_of_account(self.w, request, by, "person_create", account=account_id, email=email)
         return {"email": email, "accountId": account_id}
 
-    def change_password(self, request: Request, email: str, body: PasswordBody) -> dict[str, Any]:
+    def change_password(self, request: Request, by: ApiKey, body: PasswordBody) -> dict[str, Any]:
         """Another password; every token so far ends."""
-        person = self.person(request, email, body.password)
+        person = self.person(request, by.person, body.password)
         hashed = people.hash_password(body.newPassword)
-        changed = self.w.dynamo.run(people.set_password(self.table, person, hashed))
-        if changed is None:
+        items = [people.password_item(self.table, person, hashed)]
+        if write_of_account(self.w, request, by, "password_change", items) is not None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the password changed in the same moment")
-        return self.token(changed)
+        return self.token(replace(person, password_hash=hashed, generation=person.generation + 1))
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
@@ -115,9 +116,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         by = caller(work.w, request, None)
         if not by.person:
             raise ProblemError(403, "HUMANS_ONLY", "an API key has no password")
-        answer = work.change_password(request, by.person, body)
-        record_of_account(work.w, request, by, "password_change")
-        return answer
+        return work.change_password(request, by, body)
 
     routes.post("/v1/admin/accounts/{account_id}/people")(work.add)
     return routes

@@ -45,6 +45,7 @@ SCHEDULES: Final = (
     "live-numbers",
     "refresh-ip-data",
     "drop-ghosts",
+    "end-keys",
 )
 log = logging.getLogger("psx.jobs")
 

@@ -12,7 +12,7 @@ from shared.access.model import ApiKey, Scope
 from shared.access.secrets import token_hash
 from shared.access.table import find_api_key
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.service import append_audit, write_audited
 from shared.kernel.money import MicroUsdc, format_usdc
 from shared.runtime.clock import now_ms
 from shared.sale import owed_table
@@ -29,22 +29,22 @@ class Decision(BaseModel):
     reference: str = Field(min_length=1, max_length=256)
 
 
-def api_key_of(wiring: Wiring, request: Request, scope: Scope) -> ApiKey:
+def api_key_of(wiring: Wiring, request: Request, scope: Scope | None = None) -> ApiKey:
     """The calling API key, or 401; 403 when it lacks a scope."""
     text = request.headers.get("x-api-key", "")
     table = wiring.settings.table("access")
     found = wiring.dynamo.run(find_api_key(table, token_hash(text))) if text else None
     if found is None or found.has_ended(now_ms()):
         raise ProblemError(401, "API_KEY_INVALID", "send a valid API key in X-API-Key")
-    if scope not in found.scopes:
+    if scope is not None and scope not in found.scopes:
         raise ProblemError(403, "SCOPE_MISSING", f"this API key lacks the scope {scope.value}")
     return found
 
 
-def recorded(w: Wiring, request: Request, action: str, **metadata: Any) -> None:
-    """Put what an admin does on record; 401 or 403 for anybody else."""
+def admins_event(w: Wiring, request: Request, action: str, **metadata: Any) -> AuditEvent:
+    """What an admin does, for the record; 401 or 403 for anybody else."""
     by = api_key_of(w, request, Scope.ADMIN)
-    event = AuditEvent(
+    return AuditEvent(
         f"acct#{by.account_id}",
         action,
         by.account_id,
@@ -54,7 +54,11 @@ def recorded(w: Wiring, request: Request, action: str, **metadata: Any) -> None:
         auth_method="api_key",
         metadata=metadata,
     )
-    append_audit(w.dynamo, w.settings.table("audit"), event)
+
+
+def recorded(w: Wiring, request: Request, action: str, **metadata: Any) -> None:
+    """Put what an admin does on record; 401 or 403 for anybody else."""
+    append_audit(w.dynamo, w.settings.table("audit"), admins_event(w, request, action, **metadata))
 
 
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
@@ -84,13 +88,16 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.post("/refunds/{network}/{key}")
     def decide(request: Request, network: str, key: str, body: Decision) -> dict[str, Any]:
-        by, w = api_key_of(wiring(), request, Scope.ADMIN), wiring()
-        words = f"{body.reference} ({by.account_id})"
-        asked = owed_table.decide_refund(w.settings.table("sales"), network, key, body.state, words)
-        found = w.dynamo.run(asked)
+        w = wiring()
+        facts = {"network": network, "key": key, "reference": body.reference}
+        event = admins_event(w, request, f"refund_{body.state}", **facts)
+        table, words = w.settings.table("sales"), f"{body.reference} ({event.actor})"
+        items = [owed_table.decide_item(table, network, key, body.state, words)]
+        if write_audited(w.dynamo, w.settings.table("audit"), event, items) is not None:
+            raise ProblemError(409, "NOT_OPEN", "there is no such refund, or it was decided or served")
+        found = w.dynamo.run(owed_table.get_refund(table, network, key))
         if found is None:
             raise ProblemError(409, "NOT_OPEN", "there is no such refund, or it was decided or served")
-        record(request, f"refund_{body.state}", network=network, key=key, reference=body.reference)
         return _refund(found)
 
     return routes

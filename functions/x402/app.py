@@ -34,9 +34,9 @@ WALLET_SESSIONS_MAX: Final = 50
 def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx sale", openapi_url=None, docs_url=None, redoc_url=None)
-    install_idempotency(app, wiring, lambda request: pays(request.headers))
-    install(app)
     sale = Sale(wiring)
+    install_idempotency(app, wiring, sale.admit, lambda request: pays(request.headers))
+    install(app)
     app.include_router(admin.router(wiring))
     app.include_router(peer_tiers.router(wiring))
     balance = BalanceDesk(sale)

@@ -1,5 +1,6 @@
 """Prepaid traffic of resellers, bought by the same rails as everything else, at the wholesale price of its size."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,17 +21,17 @@ from shared.kernel.money import NotADecimal, format_gb, gb_number, parse_gb
 from shared.kernel.traffic import traffic_unit
 from shared.sale import answers
 from shared.sale.live import BUY_LIMIT, PAID_LIMIT
-from shared.sale.model import Claim, FieldFault, Order, Prices, Refused
+from shared.sale.model import Claim, FieldFault, Offer, Order, Prices, Refused
 from shared.sale.rules import read_prices
 from shared.sale.service import account_requester, balance_order
 
 _MAY_PREPAY: Final = frozenset({AccountKind.RESELLER, AccountKind.PARTNER, AccountKind.CUSTOMER})
 
 
-def wholesale(wiring: Wiring, traffic: int) -> Prices | None:
+def wholesale(wiring: Wiring, traffic: int, setting: Mapping[str, Any]) -> Prices | None:
     """The catalogue's terms at the price per GB of one purchase of this size; None while nothing is priced."""
     prices = read_prices(wiring.live.get("prices"))
-    per_gb, _ = wholesale_price(traffic, wiring.live.get("wholesale"))
+    per_gb, _ = wholesale_price(traffic, setting)
     return None if prices is None else replace(prices, price_micro_per_gb=per_gb)
 
 
@@ -51,20 +52,28 @@ class BalanceDesk:
         sale, key = self._sale, self._reseller(request)
         sale.open_prices()
         traffic = _traffic(request.query_params.get("traffic"))
-        prices = wholesale(sale.w, traffic)
-        if prices is None:
-            raise ProblemError(503, "SALE_NOT_VALIDATED", "no prices are set yet; nothing was charged")
-        _, due = wholesale_price(traffic, sale.w.live.get("wholesale"))
-        order = balance_order(key.account_id, traffic, due)
-        what = f"{format_gb(traffic)} GB of prepaid traffic for {key.account_id}"
         payment = shown_payment(request.headers)
-        sale.limit(request, BUY_LIMIT if payment is None else PAID_LIMIT, account_requester(order))
+        offers = sale.offers(
+            "wholesale",
+            lambda setting: self._offer(key.account_id, traffic, setting),
+            paying=payment is not None,
+        )
+        order = offers[0].order
+        what = f"{format_gb(traffic)} GB of prepaid traffic for {key.account_id}"
+        asking = (BUY_LIMIT, account_requester(order))
+        sale.limit(request, *(asking if payment is None else (PAID_LIMIT, asking[1])))
         if payment is None:
             return sale.required(request, order, what, None, account_requester(order))
-        found = sale.w.counter.credit(order, prices, payment)
+        found = sale.w.counter.credit(offers, payment)
         if isinstance(found, Refused):
-            return sale.refused(request, found, order, what, payment)
+            return sale.refused(request, found, offers[0], what, payment, asking)
         return self._credited(order, *found)
+
+    def _offer(self, account: AccountId, traffic: int, setting: Mapping[str, Any]) -> Offer:
+        prices = wholesale(self._sale.w, traffic, setting)
+        if prices is None:
+            raise ProblemError(503, "SALE_NOT_VALIDATED", "no prices are set yet; nothing was charged")
+        return Offer(balance_order(account, traffic, prices), prices)
 
     def _reseller(self, request: Request) -> ApiKey:
         """Whose balance it is: the account of an API key that may resell."""

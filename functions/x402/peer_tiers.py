@@ -1,48 +1,65 @@
-"""The flag of the peer tiers: off, and turned on only when a key of each tier was seen to stay within its IP type.
+"""The flag of the peer tiers: off, and on only while a key of each tier, bought like any other, stays within its IP type.
 
-The test mints a key as a sale would, goes through the gateway to a page that says who asks, and tries to break out by every
-username that could. What a device's IP type is, the live network says, as it does for routing. See decision 0021.
+An admin says that the tiers are wanted; the job `test_peer_tiers` decides whether they are on, and goes on testing. It
+buys a key of each tier with its own wallet (`exact`, settled on the chain), goes through the gateway to a page that says
+who asks, and tries to break out by every username that could. What a device's IP type is, the live network says, as it
+does for routing. A key is used until it is spent or ends; then another one is bought. See decision 0021.
 """
 
 import base64
+import hashlib
 import http.client
 import json
+import logging
 import ssl
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictBool
 
 from functions.http import ProblemError
-from functions.x402.admin import recorded
-from functions.x402.wiring import Wiring
-from shared.access.model import DisabledReason, Pak, Quality
-from shared.access.secrets import new_pak_secret
-from shared.access.table import mint, suspend
-from shared.guard.table import write_setting
+from functions.x402.admin import admins_event, recorded
+from functions.x402.wiring import TEST_KEY_BYTES, Wiring
+from shared.access.model import Pak
+from shared.access.table import get_pak
+from shared.guard.model import AuditEvent, Incident, Versions
+from shared.guard.service import enter_loop, write_audited
+from shared.guard.table import close_incident, open_incident, read_versions, replace_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId, PakId
 from shared.pool.live import listed_ids, read_presence
 from shared.runtime.clock import new_id, now_ms
-from shared.runtime.dynamo import StoreUnavailable
+from shared.runtime.dynamo import StoreUnavailable, TransactItem
+from shared.runtime.settings import secret_bytes
+from shared.sale.model import Bought, Offer, Payment, Prices, Problem, Terms
+from shared.sale.rules import read_prices, read_terms, username_of
+from shared.sale.service import pool_order
 
 SETTING: Final = "peer_tiers"
-CAP_BYTES: Final = 5_000_000
-KEY_LIFE_MS: Final = 300_000
-TIMEOUT_S: Final = 10
+LOOP: Final = "test_peer_tiers"
+RETEST_MS: Final = 10 * 60_000
+RUN_MAX_S: Final = 22.0
+"""A run that took longer has failed: a function may run for 29 s, and a purchase waits up to 12."""
+TIMEOUT_S: Final = 5.0
+ATTEMPT_LIFE_S: Final = 600
+LEAST_LEFT_BYTES: Final = 5_000_000
+LEAST_LEFT_MS: Final = 300_000
 ANSWER_MAX_BYTES: Final = 4096
 TRIES: Final = 2
+AT_ONCE: Final = 6
 PEERS_MAX: Final = 5_000
-TYPES: Final = (IpType.MOBILE, IpType.RESIDENTIAL)
+log = logging.getLogger("psx.jobs")
 
 
 class FlagBody(BaseModel):
     """`POST /v1/x402/admin/peer-tiers`."""
 
-    on: bool
+    on: StrictBool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,56 +99,98 @@ def verdict(seen: list[Seen], wanted: str) -> str | None:
     return None if any(s.found == wanted for s in first) else f"{wanted}: no request came through"
 
 
-class SelfTest:
-    """One run."""
+class NotTested(Exception):
+    """Why a tier could not be tested."""
 
-    def __init__(self, wiring: Wiring) -> None:
+
+class SelfTest:
+    """One run. `state` is the flag as it was read; keys that are bought, and payments on their way, are kept in it."""
+
+    def __init__(self, wiring: Wiring, state: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
         self._w = wiring
+        self._state = state
+        self._keep = keep
+        self._until_s = time.monotonic() + RUN_MAX_S
 
     def run(self) -> tuple[list[str], list[str]]:
         """(IP types that hold, faults). Raises StoreUnavailable."""
-        tiers = self._w.live.get("prices").get("tiers", {})
-        wanted = sorted({row["ip_type"] for row in tiers.values() if row.get("ip_type")})
-        if not self._w.settings.echo_url:
-            return [], ["no page that tells who asks is configured (PSX_ECHO_URL)"]
-        if not wanted:
+        setting = self._w.live.get("prices")
+        tiers = {row["ip_type"]: name for name, row in setting.get("tiers", {}).items() if row.get("ip_type")}
+        if not self._w.settings.echo_url or not self._w.settings.self_test_key.get_secret_value():
+            return [], [
+                "no page that tells who asks, or no wallet to buy with (PSX_ECHO_URL, PSX_SELF_TEST_KEY)"
+            ]
+        if not tiers:
             return [], ["prices: no tier of peers is priced"]
-        faults = [fault for fault in map(self._tier, wanted) if fault]
-        return ([], faults) if faults else (wanted, [])
+        faults = []
+        for wanted, tier in sorted(tiers.items()):
+            try:
+                fault = self._tier(wanted, tier, setting)
+            except NotTested as error:
+                fault = f"{wanted}: {error}"
+            faults += [fault] if fault else []
+        return ([], faults) if faults else (sorted(tiers), [])
 
-    def _tier(self, wanted: str) -> str | None:
-        w, secret, pak_id = self._w, new_pak_secret(), PakId(new_id())
-        table = w.settings.table("access")
-        w.dynamo.run(mint(table, self._key(pak_id, secret, wanted)))
-        try:
-            return verdict(list(self._requests(secret, wanted)), wanted)
-        finally:
-            w.dynamo.run(suspend(table, pak_id, DisabledReason.DELETED, now_ms()))
+    def _tier(self, wanted: str, tier: str, setting: dict[str, Any]) -> str | None:
+        prices = read_prices(setting, tier)
+        if prices is None:
+            raise NotTested("not priced")
+        username, secret = self._key(wanted, prices)
+        first, *others = usernames(self._w.counter.mint.house, wanted)
+        return verdict(list(self._requests((username, first, *others), secret, wanted)), wanted)
 
-    def _key(self, pak_id: PakId, secret: str, wanted: str) -> Pak:
-        now, box = now_ms(), self._w.box
-        return Pak(
-            pak_id=pak_id,
-            account_id=self._w.counter.mint.house,
-            label="self-test of the peer tiers",
-            secret_hash=box.hash(secret),
-            secret_sealed=box.seal(secret, f"pak#{pak_id}"),
-            cap_bytes=CAP_BYTES,
-            used_bytes=0,
-            enabled=True,
-            disabled_reason=None,
-            expires_at_ms=now + KEY_LIFE_MS,
-            quality=Quality.STANDARD,
-            socks_allowed=False,
-            created_at_ms=now,
-            updated_at_ms=now,
-            ip_type=wanted,
+    def _key(self, wanted: str, prices: Prices) -> tuple[str, str]:
+        """A key of the tier that can carry the test: one that was bought before, or another one."""
+        w, now = self._w, now_ms()
+        terms = read_terms({"tier": prices.tier}, prices)
+        if not isinstance(terms, Terms):
+            raise NotTested(f"{terms.field} of the least purchase cannot be sold")
+        known = self._state.get("keys", {}).get(wanted)
+        pak = w.dynamo.run(get_pak(w.settings.table("access"), PakId(known))) if known else None
+        if pak is None or not _carries(pak, now):
+            pak = self._buy(wanted, terms, prices)
+        return username_of(w.counter.mint.house, terms), w.box.open(pak.secret_sealed, f"pak#{pak.pak_id}")
+
+    def _buy(self, wanted: str, terms: Terms, prices: Prices) -> Pak:
+        """Buy like anybody, but for the flag. A payment whose outcome is unknown is shown again, never replaced."""
+        from shared.chain.buyer import sign_transfer  # noqa: PLC0415 - loaded with the chain
+
+        w, order, rail = self._w, pool_order(terms, prices), self._w.counter.exact_rail()
+        attempts = self._state.setdefault("attempts", {})
+        if wanted not in attempts:
+            before_s = now_ms() // 1000 + ATTEMPT_LIFE_S
+            told = {"due": order.due_micro, "recipient": rail.recipient, "before_s": before_s}
+            attempts[wanted] = {"id": new_id(), **told}
+            self._keep(self._state)
+        attempt = attempts[wanted]
+        nonce = hashlib.sha256(f"self-test {wanted} {attempt['id']}".encode()).hexdigest()
+        signed = sign_transfer(
+            secret_bytes(w.settings.self_test_key, TEST_KEY_BYTES),
+            chain_id=rail.chain_id or 0,
+            contract=rail.asset,
+            recipient=attempt["recipient"],
+            amount_micro=attempt["due"],
+            nonce="0x" + nonce,
+            before_s=attempt["before_s"],
         )
+        bought = w.counter.buy([Offer(order, prices)], Payment(rail.network, "", "", signed), LOOP)
+        if isinstance(bought, Bought):
+            self._state.setdefault("keys", {})[wanted] = bought.pak.pak_id
+            del attempts[wanted]
+            self._keep(self._state)
+            return bought.pak
+        if bought.problem is Problem.PAYMENT_INVALID:  # certain: no money has moved
+            del attempts[wanted]
+            self._keep(self._state)
+        raise NotTested(f"no key could be bought: {bought.problem.value}: {bought.detail}")
 
-    def _requests(self, secret: str, wanted: str) -> Iterator[Seen]:
+    def _requests(self, names: Sequence[str], secret: str, wanted: str) -> Iterator[Seen]:
         types = self._types()
-        for username in usernames(self._w.counter.mint.house, wanted) * TRIES:
-            address = self._exit(username, secret)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            exits = list(pool.map(lambda name: (name, self._exit(name, secret)), [*names] * TRIES))
+        if time.monotonic() > self._until_s:
+            raise NotTested(f"the test took longer than {RUN_MAX_S:.0f} s")
+        for username, address in exits:
             yield Seen(wanted, username, types.get(address, "an unknown address") if address else "")
 
     def _types(self) -> dict[str, str]:
@@ -146,12 +205,15 @@ class SelfTest:
 
     def _exit(self, username: str, secret: str) -> str:
         """The address that the echo page saw; empty when the gateway or the exit refused."""
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            return ""
         url, s = urlsplit(self._w.settings.echo_url), self._w.settings
         port = url.port or 443
         token = base64.b64encode(f"{username}:{secret}".encode()).decode()
         context = ssl.create_default_context(cafile=s.echo_ca or None)
         through = http.client.HTTPSConnection(
-            s.gateway_host, s.gateway_http_port, timeout=TIMEOUT_S, context=context
+            s.gateway_host, s.gateway_http_port, timeout=min(TIMEOUT_S, left_s), context=context
         )
         through.set_tunnel(url.hostname or "", port, {"Proxy-Authorization": f"Basic {token}"})
         try:
@@ -164,30 +226,106 @@ class SelfTest:
             through.close()
 
 
+def _carries(pak: Pak, now: int) -> bool:
+    """Whether a key can carry another test."""
+    left = (pak.cap_bytes or 0) - pak.used_bytes
+    return pak.enabled and left >= LEAST_LEFT_BYTES and (pak.expires_at_ms or 0) - now >= LEAST_LEFT_MS
+
+
+class Flag:
+    """The stored state: wanted (an admin's word), on (the test's), and when and what was tested."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._w = wiring
+        self._table = wiring.settings.table("guard")
+        self.known: Versions | None = wiring.dynamo.run(read_versions(self._table, SETTING))
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """What is stored."""
+        return dict(self.known.value) if self.known else {}
+
+    def write(self, value: dict[str, Any], event: AuditEvent | None = None) -> bool:
+        """Store a state, with its event; False when somebody else changed it since it was read."""
+        w, now = self._w, now_ms()
+        items: list[TransactItem] = [replace_setting(self._table, SETTING, value, now, self.known, 0)]
+        told = event or AuditEvent(f"loop#{LOOP}", "peer_tiers_tested", LOOP, now)
+        if write_audited(w.dynamo, w.settings.table("audit"), told, items) is not None:
+            return False
+        self.known = w.dynamo.run(read_versions(self._table, SETTING))
+        return True
+
+
+def test_peer_tiers(wiring: Wiring) -> dict[str, Any]:
+    """The job: test what is wanted when it is due, and turn the flag by what the test says. Answers what it found."""
+    w, guard = wiring, wiring.settings.table("guard")
+    refused = enter_loop(w.dynamo, guard, LOOP, now_ms())
+    if refused is not None:
+        return {"refused": refused.value}
+    flag = Flag(w)
+    state = flag.value
+    if not state.get("wanted"):
+        return {"wanted": False}
+    if state.get("on") and now_ms() - state.get("at_ms", 0) < RETEST_MS:
+        return {"wanted": True, "on": True, "due": False}
+
+    def keep(changed: dict[str, Any]) -> None:
+        if not flag.write(changed):
+            raise StoreUnavailable("the flag changed during the test")
+
+    try:
+        tested, faults = SelfTest(w, state, keep).run()
+    except StoreUnavailable as error:
+        tested, faults = [], [str(error)]
+    same = faults and not state.get("on") and state.get("faults") == faults
+    written = True if same else _decided(w, flag, state, tested, faults)
+    report = {"wanted": True, "on": not faults, "tested": tested, "faults": faults, "written": written}
+    log.info("peer tiers tested", extra={"report": report})
+    return report
+
+
+def _decided(w: Wiring, flag: Flag, state: dict[str, Any], tested: list[str], faults: list[str]) -> bool:
+    """Store what the test says, and keep an incident open for as long as it says no; False when the flag was changed."""
+    guard, now, known = w.settings.table("guard"), now_ms(), state.pop("incident", "")
+    if faults:
+        state["incident"] = known or f"{now:013d}#peer-tiers"
+        words = f"the peer tiers are off: {'; '.join(faults)}"[:500]
+        w.dynamo.run(open_incident(guard, Incident(state["incident"], "peer_tiers_off", words, now)))
+    elif known:
+        w.dynamo.run(close_incident(guard, known, now))
+    return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now})
+
+
 def router(wiring: Callable[[], Wiring]) -> APIRouter:
     """The flag's routes."""
     routes = APIRouter(prefix="/v1/x402/admin")
 
-    @routes.post("/peer-tiers")
+    @routes.get("/peer-tiers")
+    def shown(request: Request) -> dict[str, Any]:
+        recorded(wiring(), request, "peer_tiers_look")
+        return _shown(Flag(wiring()).value)
+
+    @routes.post("/peer-tiers", status_code=202)
     def turn(request: Request, body: FlagBody) -> dict[str, Any]:
+        """Off at once; wanted, and on when the job has tested it (within a minute)."""
         w = wiring()
-        recorded(w, request, "peer_tiers_asked", on=body.on)
-        tested: list[str] = []
-        if body.on:
-            try:
-                tested, faults = SelfTest(w).run()
-            except StoreUnavailable as error:
-                tested, faults = [], [str(error)]
-            if faults:
-                _write(w, on=False, tested=[], faults=faults)
-                raise ProblemError(409, "SELF_TEST_FAILED", "; ".join(faults))
-        _write(w, on=body.on, tested=tested, faults=[])
-        recorded(w, request, "peer_tiers_turned", on=body.on, tested=tested)
-        return {"on": body.on, "tested": tested}
+        event = admins_event(w, request, "peer_tiers_wanted", on=body.on)
+        flag = Flag(w)
+        state = flag.value | {"wanted": body.on}
+        if not body.on:
+            state |= {"on": False, "tested": [], "faults": []}
+        if not flag.write(state, event):
+            raise ProblemError(409, "CHANGED_MEANWHILE", "the flag changed in the same moment, please retry")
+        return _shown(state)
 
     return routes
 
 
-def _write(w: Wiring, **value: Any) -> None:
-    now = now_ms()
-    w.dynamo.run(write_setting(w.settings.table("guard"), SETTING, {**value, "at_ms": now}, now))
+def _shown(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "wanted": bool(state.get("wanted")),
+        "on": bool(state.get("on")),
+        "tested": state.get("tested", []),
+        "faults": state.get("faults", []),
+        "testedAt": state.get("at_ms"),
+    }

@@ -1,5 +1,6 @@
 """Dedicated ports over HTTP: one device held for one key, its session, and free replacements while it is offline."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import Request
@@ -12,9 +13,9 @@ from shared.access.model import Pak
 from shared.kernel.money import format_gb, format_usdc
 from shared.kernel.traffic import traffic_unit
 from shared.sale import answers
-from shared.sale.model import FieldFault, Problem, Session
+from shared.sale.model import FieldFault, Offer, Problem, Session
 from shared.sale.ports import NotReplaced, PortLease
-from shared.sale.rules import due_micro, read_port_terms
+from shared.sale.rules import due_micro, read_port_terms, read_prices
 from shared.sale.service import port_order
 
 DEFAULT_TIER: Final = "shared"
@@ -44,17 +45,24 @@ class PortDesk:
             raise ProblemError(503, Problem.NOT_ON_SALE.value, message)
         if tier not in sold:
             refuse_field(FieldFault("tier", " or ".join(sorted(sold))))
-        prices = sale.open_prices(tier)
-        terms = read_port_terms(request.query_params, prices)
-        if isinstance(terms, FieldFault):
-            refuse_field(terms)
+
+        def read(setting: Mapping[str, Any]) -> Offer | FieldFault:
+            prices = read_prices(setting, tier)
+            if prices is None:
+                return FieldFault("tier", "one that is on sale")
+            terms = read_port_terms(request.query_params, prices)
+            return terms if isinstance(terms, FieldFault) else Offer(port_order(terms, prices), prices)
+
+        offers = sale.offers("prices", read, paying=pays(request.headers))
+        terms = offers[0].order.terms
+        country = terms.country if terms else None
         stock = sale.countries()
-        listed = stock.get(terms.country, 0) if terms.country else sum(stock.values())
+        listed = stock.get(country, 0) if country else sum(stock.values())
         if not listed and not pays(request.headers):
             message = "no device of that kind is free now; do not pay, ask again later"
             raise ProblemError(503, "NO_STOCK", message, {"Retry-After": "60"})
-        what = f"a {tier} dedicated port with {format_gb(terms.traffic_bytes)} GB"
-        return sale.sell(request, port_order(terms, prices), prices, what)
+        what = f"a {tier} dedicated port with {format_gb(offers[0].order.traffic_bytes)} GB"
+        return sale.sell(request, offers, what)
 
     def _port(self, request: Request) -> tuple[Session, Pak, PortLease]:
         session, pak, _ = self._sale.session(request)
@@ -79,8 +87,8 @@ class PortDesk:
         session, pak, _ = self._port(request)
         prices = self._sale.prices_of(session, pak)
         traffic = added_traffic(request.query_params.get("addTrafficGB"), prices)
-        if traffic is None:
-            refuse_field(FieldFault("addTrafficGB", "a number of GB"))
+        if isinstance(traffic, FieldFault):
+            refuse_field(traffic)
         due = due_micro(traffic, prices)
         costs = {"amountUSDC": format_usdc(due), "amountMicro": str(due)}
         return {"addTrafficGB": format_gb(traffic), **costs, "trafficUnit": traffic_unit()}

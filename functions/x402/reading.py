@@ -1,6 +1,7 @@
 """Reads what a request says, or refuses it with the field's name."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from functions.http import ProblemError
@@ -26,14 +27,11 @@ def shown_payment(headers: Mapping[str, str]) -> Payment | None:
     return payment
 
 
-def added_traffic(value: Any, prices: Prices) -> int | None:
+def added_traffic(value: Any, prices: Prices) -> int | FieldFault:
     """`addTrafficGB` as bytes; a JSON number is read by its shortest text."""
-    if value is None or value == 0:
-        return None
-    traffic = read_traffic(str(value), prices) if isinstance(value, int | float | str) else FieldFault("", "")
-    if isinstance(traffic, FieldFault):
-        refuse_field(FieldFault("addTrafficGB", traffic.allowed or "a number of GB"))
-    return traffic
+    given = isinstance(value, int | float | str) and not isinstance(value, bool)
+    traffic = read_traffic(str(value), prices) if given else FieldFault("addTrafficGB", "a number of GB")
+    return replace(traffic, field="addTrafficGB") if isinstance(traffic, FieldFault) else traffic
 
 
 def refuse_field(fault: FieldFault) -> NoReturn:

@@ -1,6 +1,6 @@
 """The work behind the sale's routes. Every answer about money that is not certain says: do not pay again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError, source_address
 from functions.limits import spend
-from functions.x402.reading import added_seconds, added_traffic, refuse_field, shown_payment
+from functions.x402.admin import api_key_of
+from functions.x402.reading import added_seconds, added_traffic, pays, refuse_field, shown_payment
 from functions.x402.validate import validated_rails
 from functions.x402.wiring import Wiring
 from shared.access.live import Limit
@@ -19,10 +20,11 @@ from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
 from shared.pool.numbers import known
 from shared.sale import answers
-from shared.sale.live import BUY_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
+from shared.sale.live import BUY_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
 from shared.sale.model import (
     Bought,
     FieldFault,
+    Offer,
     Order,
     Payment,
     Prices,
@@ -63,9 +65,18 @@ class Sale:
         """The container's wiring."""
         return self._wiring()
 
+    def admit(self, request: Request) -> None:
+        """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again."""
+        self.limit(request, NAMED_LIMIT, limited_as(source_address(request)))
+        if request.headers.get("x-api-key"):
+            api_key_of(self.w, request)
+        if request.headers.get("x-session-token"):
+            self.session(request)
+
     def prices(self, tier: str = "") -> Prices:
-        """The live catalogue (of a kind of port), or 503 while there is none."""
-        prices = read_prices(self.w.live.get("prices"), tier)
+        """The live catalogue (of a kind of port), or what was promised of it last; 503 while there is none."""
+        told = (read_prices(setting, tier) for setting in self.w.live.versions("prices"))
+        prices = next((found for found in told if found is not None), None)
         if prices is None:
             raise ProblemError(503, Problem.NOT_ON_SALE.value, "no prices are set yet; nothing was charged")
         return prices
@@ -95,25 +106,53 @@ class Sale:
 
     def buy(self, request: Request) -> JSONResponse:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
-        tier, peers = request.query_params.get("tier", ""), self.peer_tiers()
-        prices = self.open_prices(tier if tier in peers else "")
-        terms = read_terms(request.query_params, prices)
-        if isinstance(terms, FieldFault):
-            other = terms.field == "tier" and peers
-            refuse_field(replace(terms, allowed=", ".join((prices.tier, *peers))) if other else terms)
-        what = f"{format_gb(terms.traffic_bytes)} GB of {terms.tier} proxy traffic"
-        return self.sell(request, pool_order(terms, prices), prices, what)
+        self.open_prices()
+        tier, query = request.query_params.get("tier", ""), request.query_params
+        flag = self.w.live.get("peer_tiers")
 
-    def sell(self, request: Request, order: Order, prices: Prices, what: str) -> JSONResponse:
+        def read(setting: Mapping[str, Any]) -> Offer | FieldFault:
+            peers = peer_tiers(setting, flag)
+            prices = read_prices(setting, tier if tier in peers else "")
+            if prices is None:
+                return FieldFault("tier", "one that is on sale")
+            terms = read_terms(query, prices)
+            if isinstance(terms, FieldFault):
+                other = terms.field == "tier" and peers
+                return replace(terms, allowed=", ".join((prices.tier, *peers))) if other else terms
+            return Offer(pool_order(terms, prices), prices)
+
+        offers = self.offers("prices", read, paying=pays(request.headers))
+        terms = offers[0].order.terms
+        name = terms.tier if terms else tier
+        return self.sell(
+            request, offers, f"{format_gb(offers[0].order.traffic_bytes)} GB of {name} proxy traffic"
+        )
+
+    def offers(
+        self, setting: str, read: Callable[[Mapping[str, Any]], Offer | FieldFault], *, paying: bool
+    ) -> tuple[Offer, ...]:
+        """What is asked for at today's terms, and for who pays at those that quotes may still promise; 400 for none."""
+        today, *before = self.w.live.versions(setting)
+        now = read(today)
+        promised = [
+            replace(o, current=False) for o in map(read, before if paying else ()) if isinstance(o, Offer)
+        ]
+        if isinstance(now, Offer):
+            return (now, *promised)
+        return tuple(promised) or refuse_field(now)
+
+    def sell(self, request: Request, offers: Sequence[Offer], what: str) -> JSONResponse:
         """402 with the price of an order, or what a payment buys."""
         payment, address = shown_payment(request.headers), source_address(request)
-        self.limit(request, BUY_LIMIT if payment is None else PAID_LIMIT, limited_as(address))
+        asking = (BUY_LIMIT, limited_as(address))
         if payment is None:
-            return self.required(request, order, what, None)
-        result = self.w.counter.buy(order, prices, payment, address)
+            self.limit(request, *asking)
+            return self.required(request, offers[0].order, what, None)
+        self.limit(request, PAID_LIMIT, limited_as(address))
+        result = self.w.counter.buy(offers, payment, address)
         if isinstance(result, Refused):
-            return self.refused(request, result, order, what, payment)
-        return self.bought(result, prices)
+            return self.refused(request, result, offers[0], what, payment, asking)
+        return self.bought(result, offers[0].prices)
 
     def limit(self, request: Request, limit: Limit, who: str) -> None:
         """429 when a caller asks too often. With the live network away only what asks for a price goes on."""
@@ -148,11 +187,24 @@ class Sale:
         return JSONResponse(body, 402, {"PAYMENT-REQUIRED": header, "Cache-Control": "no-store"})
 
     def refused(
-        self, request: Request, result: Refused, order: Order, description: str, payment: Payment
+        self,
+        request: Request,
+        result: Refused,
+        offer: Offer,
+        description: str,
+        payment: Payment,
+        asking: tuple[Limit, str],
     ) -> JSONResponse:
-        """A payment that buys nothing, told so that an honest payer knows what to do."""
-        status = _STATUS[result.problem]
+        """A payment that buys nothing, told so that an honest payer knows what to do.
+
+        A price that is told again counts as a price that was asked for: payments that are none open no more quotes.
+        """
+        status, order = _STATUS[result.problem], offer.order
+        if status == 402 and not offer.current:
+            message = f"{result.detail}; these terms are not on sale any more: ask for the price anew before you pay"
+            raise ProblemError(409, result.problem.value, message)
         if status == 402:
+            self.limit(request, *asking)
             requester = account_requester(order) if order.account else ""
             words = f"{result.problem.value}: {result.detail}"
             return self.required(request, order, description, words, requester)
@@ -224,26 +276,42 @@ class Sale:
         session, pak, token = self.session(request)
         prices, port = self.prices_of(session, pak, selling=True), self.port_of(session.username)
         payment, address = shown_payment(request.headers), source_address(request)
-        self.limit(request, TOP_UP_LIMIT if payment is None else PAID_LIMIT, pak.pak_id)
-        traffic, seconds = added_traffic(body.get("addTrafficGB"), prices), added_seconds(body, prices)
-        if traffic is None:
+        asking, tier = (TOP_UP_LIMIT, pak.pak_id), port.tier if port else self.tier_of(pak)
+        self.limit(request, *(asking if payment is None else (PAID_LIMIT, pak.pak_id)))
+        seconds = added_seconds(body, prices)
+        if not body.get("addTrafficGB"):
             if not seconds:
                 refuse_field(FieldFault("addTrafficGB", "give addTrafficGB, addDurationSeconds or both"))
             return self.extended(session, pak, token, seconds, prices)
-        order = top_up_order(session, traffic, prices, port.tier if port else self.tier_of(pak))
-        what = f"{format_gb(traffic)} GB more for key {pak.pak_id}"
+
+        def read(setting: Mapping[str, Any]) -> Offer | FieldFault:
+            found = read_prices(setting, tier)
+            traffic = (
+                added_traffic(body["addTrafficGB"], found)
+                if found
+                else FieldFault("addTrafficGB", "none now")
+            )
+            if found is None or isinstance(traffic, FieldFault):
+                return traffic if isinstance(traffic, FieldFault) else FieldFault("addTrafficGB", "none now")
+            return Offer(top_up_order(session, traffic, found, tier), found)
+
+        offers = self.offers("prices", read, paying=payment is not None)
+        what = f"{format_gb(offers[0].order.traffic_bytes)} GB more for key {pak.pak_id}"
         if payment is None:
-            return self.required(request, order, what, None)
-        result = self.w.counter.top_up(session, token, order, prices, payment, address)
+            return self.required(request, offers[0].order, what, None)
+        result = self.w.counter.top_up(session, token, offers, payment, address)
         if isinstance(result, Refused):
-            return self.refused(request, result, order, what, payment)
+            return self.refused(request, result, offers[0], what, payment, asking)
+        if port is not None and not result.repeated:
+            self.w.counter.mint.ports.extend(port, port.expires_at_ms, result.claim.claimed_at_ms)
         if seconds and not result.repeated:
             return self.extended(session, result.pak, token, seconds, prices)
         return self.bought(result, prices)
 
     def extended(self, session: Session, pak: Pak, token: str, seconds: int, prices: Prices) -> JSONResponse:
-        """More time for a key, and for the hold of its port."""
-        changed, port = self.w.counter.extend(pak, seconds, prices), self.port_of(session.username)
+        """More time for a key, and for the hold of its port; a port's is counted from when it was last paid for."""
+        port = self.port_of(session.username)
+        changed = self.w.counter.extend(pak, seconds, prices, port.paid_at_ms if port else None)
         if port is not None:
             self.w.counter.mint.ports.extend(port, changed.expires_at_ms or port.expires_at_ms)
         return self.connection(session, changed, token, prices)

@@ -18,7 +18,7 @@ log = logging.getLogger("psx.jobs")
 
 def _prices(wiring: Wiring, order: Order) -> Prices | None:
     if order.product is Product.BALANCE:
-        return wholesale(wiring, order.traffic_bytes)
+        return wholesale(wiring, order.traffic_bytes, wiring.live.get("wholesale"))
     return read_prices(wiring.live.get("prices"), order.tier)
 
 

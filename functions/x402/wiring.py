@@ -24,6 +24,7 @@ from shared.sale.model import Rail
 from shared.sale.rules import read_depths
 from shared.sale.service import Counter
 
+TEST_KEY_BYTES: Final = GAS_KEY_BYTES
 SOLANA_CAIP2: Final = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 
 
@@ -46,12 +47,13 @@ class SaleSettings(SealingSettings):
     solana_asset: str = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
     solana_recipient: str
     solana_genesis: str = "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d"
+    self_test_key: SecretStr = SecretStr("")
     echo_url: str = ""
     echo_ca: str = ""
 
-    @field_validator("gas_key")
+    @field_validator("gas_key", "self_test_key")
     @classmethod
-    def _gas_key(cls, value: SecretStr) -> SecretStr:
+    def _wallet_key(cls, value: SecretStr) -> SecretStr:
         if value.get_secret_value():
             secret_bytes(value, GAS_KEY_BYTES)
         return value
@@ -114,9 +116,13 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
 
 
 def recipients(settings: SaleSettings, live: LiveSettings, network: str) -> tuple[str, ...]:
-    """Our addresses on a network: the one that is offered, then those that still count as ours."""
+    """Our addresses on a network: the one that is offered, then those that still count as ours.
+
+    Where money went until a change of the setting counts for as long as quotes promise it.
+    """
     first = settings.evm_recipient if network == Network.BASE else settings.solana_recipient
-    return tuple(live.get("recipients").get(network) or (first,))
+    told = (address for value in live.versions("recipients") for address in value.get(network) or (first,))
+    return tuple(dict.fromkeys(told))
 
 
 def _rail(settings: SaleSettings, ours: Callable[[str], tuple[str, ...]], network: str) -> Rail:

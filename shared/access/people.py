@@ -13,7 +13,14 @@ from typing import Final
 
 from shared.access.model import AccountKind, Scope
 from shared.kernel.ids import AccountId
-from shared.runtime.dynamo import DynamoRequest, Item, get_item, put_new, update
+from shared.runtime.dynamo import (
+    DynamoRequest,
+    Item,
+    TransactItem,
+    get_item,
+    transact_put,
+    transact_update,
+)
 from shared.runtime.signing import BadToken, read, sign
 
 TOKEN_LIFE_S: Final = 3600
@@ -110,8 +117,8 @@ def _read(row: Item) -> Person:
     return Person(row["email"], AccountId(row["account"]), row["password"], row["gen"], row["created_ms"])
 
 
-def put_person(table: str, person: Person) -> DynamoRequest[bool]:
-    """Add somebody; False when the address is taken."""
+def person_item(table: str, person: Person) -> TransactItem:
+    """Somebody new; fails when the address is taken."""
     row = {
         "pk": _pk(person.email),
         "sk": "-",
@@ -121,7 +128,7 @@ def put_person(table: str, person: Person) -> DynamoRequest[bool]:
         "gen": person.generation,
         "created_ms": person.created_at_ms,
     }
-    return put_new(table, row)
+    return transact_put(table, row)
 
 
 def get_person(table: str, email: str) -> DynamoRequest[Person | None]:
@@ -129,14 +136,13 @@ def get_person(table: str, email: str) -> DynamoRequest[Person | None]:
     return get_item(table, _pk(email), parse=_read)
 
 
-def set_password(table: str, person: Person, password_hash: str) -> DynamoRequest[Person | None]:
-    """Another password; every token so far ends. None when it changed in the same moment."""
-    return update(
+def password_item(table: str, person: Person, password_hash: str) -> TransactItem:
+    """Another password; every token so far ends. Fails when it changed in the same moment."""
+    return transact_update(
         table,
         _pk(person.email),
         "-",
         "SET password = :new ADD gen :one",
         {":new": password_hash, ":one": 1, ":before": person.password_hash},
-        parse=_read,
         condition="password = :before",
     )

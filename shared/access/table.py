@@ -19,23 +19,34 @@ from shared.runtime.dynamo import (
     transact_update,
     update,
 )
+from shared.runtime.dynamo import key as item_key
 
 API_KEYS_PER_ACCOUNT_MAX: Final = 50
 API_KEY_ROW_KEPT_S: Final = 30 * 86_400
+EXPIRING: Final = "1"
+"""The partition of the index `by_expiry`: keys that end some time and are still to be turned off then."""
 
 # Accounts and API keys
 
 
-def put_account(table: str, account: Account) -> DynamoRequest[bool]:
-    """Create an account; False when the name is taken."""
-    row = {
+def _account_row(account: Account) -> dict[str, Any]:
+    return {
         "pk": f"acct#{account.account_id}",
         "sk": "-",
         "kind": account.kind.value,
         "created_ms": account.created_at_ms,
         "wallet": account.wallet,
     }
-    return put_new(table, row)
+
+
+def put_account(table: str, account: Account) -> DynamoRequest[bool]:
+    """Create an account; False when the name is taken."""
+    return put_new(table, _account_row(account))
+
+
+def account_item(table: str, account: Account) -> TransactItem:
+    """The same inside a transaction."""
+    return transact_put(table, _account_row(account))
 
 
 def _read_account(row: Item) -> Account:
@@ -52,8 +63,11 @@ def get_account(table: str, account_id: AccountId) -> DynamoRequest[Account | No
     return get_item(table, f"acct#{account_id}", parse=_read_account)
 
 
-def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:
-    """Store an API key by its hash, and in its account's list."""
+def api_key_items(table: str, key: ApiKey, *, successor: bool = False) -> list[TransactItem]:
+    """A new API key by its hash, in its account's list, and counted; the last item fails when there are too many.
+
+    A `successor` takes the place of a key that ends in the same transaction, and is not counted.
+    """
     row = {
         "pk": f"apikey#{key.key_hash}",
         "sk": "-",
@@ -63,10 +77,26 @@ def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:
         "label": key.label,
         "ends_ms": key.ends_at_ms,
     }
-    listed = {"pk": f"keys#{key.account_id}", "sk": f"{key.created_at_ms:013d}#{key.key_id}"}
-    asked = transact(
-        [transact_put(table, row), transact_put(table, {**listed, "hash": key.key_hash}, new=False)]
+    listed = {**_listed_as(key), "hash": key.key_hash}
+    counted = transact_update(
+        table,
+        f"keycount#{key.account_id}",
+        "-",
+        "ADD live :one",
+        {":one": 1, ":max": API_KEYS_PER_ACCOUNT_MAX},
+        condition="attribute_not_exists(live) OR live < :max",
     )
+    items = [transact_put(table, row), transact_put(table, listed, new=False)]
+    return items if successor else [*items, counted]
+
+
+def _listed_as(key: ApiKey) -> dict[str, str]:
+    return {"pk": f"keys#{key.account_id}", "sk": f"{key.created_at_ms:013d}#{key.key_id}"}
+
+
+def put_api_key(table: str, key: ApiKey) -> DynamoRequest[bool]:
+    """Store an API key; False when it is known, or the account has too many."""
+    asked = transact(api_key_items(table, key))
     return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
 
 
@@ -81,7 +111,9 @@ def find_api_key(table: str, key_hash: str) -> DynamoRequest[ApiKey | None]:
     return get_item(table, f"apikey#{key_hash}", parse=parse)
 
 
-def api_key_hashes(table: str, account_id: AccountId, limit: int) -> DynamoRequest[Page[str]]:
+def api_key_hashes(
+    table: str, account_id: AccountId, limit: int, start: Mapping[str, Any] | None = None
+) -> DynamoRequest[Page[str]]:
     """Hashes of an account's keys that were not ended, the newest first."""
     return query(
         table,
@@ -90,23 +122,28 @@ def api_key_hashes(table: str, account_id: AccountId, limit: int) -> DynamoReque
         parse=lambda row: str(row["hash"]),
         limit=limit,
         forward=False,
+        start=start,
     )
 
 
-def end_api_key(table: str, key: ApiKey, at_ms: int) -> DynamoRequest[Conflict | None]:
-    """Let a key work until a time; it leaves the list, and its row goes when nobody asks for it any more."""
+def end_api_key_items(table: str, key: ApiKey, at_ms: int, *, succeeded: bool = False) -> list[TransactItem]:
+    """Let a key work until a time; it leaves the list, and its row goes when nobody asks for it any more.
+
+    Fails when it was ended in the same moment. `succeeded`: another one has its place.
+    """
     ended = transact_update(
         table,
         f"apikey#{key.key_hash}",
         "-",
         "SET ends_ms = :at, #ttl = :ttl",
         {":at": at_ms, ":ttl": at_ms // 1000 + API_KEY_ROW_KEPT_S},
-        condition="attribute_exists(pk)",
+        condition="attribute_exists(pk) AND attribute_not_exists(ends_ms)",
         names={"#ttl": "ttl"},
     )
-    where = {"pk": {"S": f"keys#{key.account_id}"}, "sk": {"S": f"{key.created_at_ms:013d}#{key.key_id}"}}
-    unlisted: TransactItem = {"Delete": {"TableName": table, "Key": where}}
-    return transact([ended, unlisted])
+    place = _listed_as(key)
+    unlisted: TransactItem = {"Delete": {"TableName": table, "Key": item_key(place["pk"], place["sk"])}}
+    counted = transact_update(table, f"keycount#{key.account_id}", "-", "ADD live :less", {":less": -1})
+    return [ended, unlisted] if succeeded else [ended, unlisted, counted]
 
 
 # Pool access keys
@@ -127,6 +164,7 @@ def _pak_row(pak: Pak) -> dict[str, Any]:
         "enabled": pak.enabled,
         "disabled_reason": pak.disabled_reason.value if pak.disabled_reason else None,
         "expires_at_ms": pak.expires_at_ms,
+        "expiring": None if pak.expires_at_ms is None or not pak.enabled else EXPIRING,
         "quality": pak.quality.value,
         "socks_allowed": pak.socks_allowed,
         "ip_type": pak.ip_type,
@@ -198,32 +236,58 @@ def list_paks(
     )
 
 
-def suspend(
-    table: str,
-    pak_id: PakId,
-    reason: DisabledReason,
-    now_ms: int,
-    at_cap_bytes: int | None = None,
-    at_expiry_ms: int | None = None,
-) -> DynamoRequest[Pak | None]:
-    """Turn a key off; None when it was off already, so that one suspension is told once, or when its cap or its end is
-    no longer the one that was reached."""
-    values: dict[str, object] = {":no": False, ":yes": True, ":reason": reason.value, ":now": now_ms}
+def suspend_capped_item(table: str, pak_id: PakId, now_ms: int, cap_bytes: int | None) -> TransactItem:
+    """Turn off a key that reached its cap, unless it was off already, or its cap is no longer the one that was reached."""
+    values: dict[str, object] = {":no": False, ":yes": True, ":now": now_ms}
     condition = "enabled = :yes"
-    if at_cap_bytes is not None:
+    if cap_bytes is not None:
         condition += " AND cap_bytes = :cap"
-        values[":cap"] = at_cap_bytes
-    if at_expiry_ms is not None:
-        condition += " AND expires_at_ms = :expiry"
-        values[":expiry"] = at_expiry_ms
-    return update(
+        values[":cap"] = cap_bytes
+    return transact_update(
         table,
         f"pak#{pak_id}",
         "-",
         "SET enabled = :no, disabled_reason = :reason, updated_at_ms = :now",
-        values,
-        parse=read_pak,
+        values | {":reason": DisabledReason.CAP.value},
         condition=condition,
+    )
+
+
+def suspend_expired_item(table: str, pak: Pak, now_ms: int) -> TransactItem:
+    """Turn off a key whose time is over, unless its end moved or it was off already; it leaves the index."""
+    values: dict[str, object] = {":no": False, ":yes": True, ":end": pak.expires_at_ms, ":now": now_ms}
+    return transact_update(
+        table,
+        f"pak#{pak.pak_id}",
+        "-",
+        "SET enabled = :no, disabled_reason = :reason, updated_at_ms = :now REMOVE expiring",
+        values | {":reason": DisabledReason.EXPIRED.value},
+        condition="enabled = :yes AND expires_at_ms = :end",
+    )
+
+
+def unlist_expired(table: str, pak: Pak) -> DynamoRequest[Pak | None]:
+    """A key that was off already when its time was over: it leaves the index; None when its end moved."""
+    return update(
+        table,
+        f"pak#{pak.pak_id}",
+        "-",
+        "REMOVE expiring",
+        {":end": pak.expires_at_ms, ":no": False},
+        parse=read_pak,
+        condition="expires_at_ms = :end AND enabled = :no",
+    )
+
+
+def expired_paks(table: str, now_ms: int, limit: int) -> DynamoRequest[Page[PakId]]:
+    """Keys whose time is over and that were not looked at since, the longest ago first (the index may lag)."""
+    return query(
+        table,
+        "expiring = :one AND expires_at_ms <= :now",
+        {":one": EXPIRING, ":now": now_ms},
+        parse=lambda row: PakId(row["pk"].removeprefix("pak#")),
+        limit=limit,
+        index="by_expiry",
     )
 
 
@@ -234,7 +298,9 @@ _STANDS: Final = (
 
 
 def _changing(fields: Mapping[str, object], now_ms: int) -> tuple[str, dict[str, object], dict[str, str]]:
-    """Expression, values and names that set fields (None removes one)."""
+    """Expression, values and names that set fields (None removes one). With an end, or on again, it is looked at then."""
+    if {"expires_at_ms", "enabled"} & fields.keys():
+        fields = {**fields, "expiring": EXPIRING}
     setting = {k: v for k, v in fields.items() if v is not None} | {"updated_at_ms": now_ms}
     removing = [k for k, v in fields.items() if v is None]
     expression = "SET " + ", ".join(f"#{k} = :{k}" for k in setting)
@@ -251,8 +317,14 @@ def change(table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int)
     return update(table, pk, "-", expression, values, parse=read_pak, condition=_STANDS, names=names)
 
 
+def set_item(table: str, pak_id: PakId, fields: Mapping[str, object], now_ms: int) -> TransactItem:
+    """`change` inside a transaction."""
+    expression, values, names = _changing(fields, now_ms)
+    return transact_update(table, f"pak#{pak_id}", "-", expression, values, condition=_STANDS, names=names)
+
+
 def change_item(table: str, pak: Pak, fields: Mapping[str, object], now_ms: int) -> TransactItem:
-    """`change` inside a transaction, for a key whose cap, and what was drawn for it, are still as they were read."""
+    """The same for a key whose cap, and what was drawn for it, are still as they were read."""
     expression, values, names = _changing(fields, now_ms)
     condition = f"{_STANDS} AND attribute_not_exists(cap_bytes)"
     if pak.cap_bytes is not None:
@@ -289,6 +361,9 @@ def top_up_item(
     if expires_at_ms is not None:
         expression += ", expires_at_ms = :expires"
         values[":expires"] = expires_at_ms
+    if expires_at_ms is not None or reenable:
+        expression += ", expiring = :expiring"
+        values[":expiring"] = EXPIRING
     condition = "attribute_exists(cap_bytes)" if add_bytes else "attribute_exists(pk)"
     if add_bytes and cap_max_bytes is not None:
         condition = "cap_bytes <= :room"

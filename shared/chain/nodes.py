@@ -18,7 +18,7 @@ from shared.chain.model import (
     UnknownReason,
     Valid,
 )
-from shared.chain.rules import depth_for
+from shared.chain.rules import deepest, depth_for
 
 N = TypeVar("N")
 T = TypeVar("T")
@@ -126,4 +126,4 @@ class Nodes(Generic[N]):
 def _needed(verdict: Valid | Several | Invalid, depths: Sequence[Depth]) -> int:
     if not isinstance(verdict, Invalid):
         return depth_for(verdict.amount_micro, depths).quorum
-    return max(d.quorum for d in depths)
+    return deepest(depths)

@@ -45,6 +45,11 @@ def depth_for(amount_micro: int, depths: Sequence[Depth]) -> Depth:
     return next(reaching, depths[-1])
 
 
+def deepest(depths: Sequence[Depth]) -> int:
+    """How many nodes must say alike what is as final as money that is gone: as many as any amount needs."""
+    return max(depth.quorum for depth in depths)
+
+
 def judge_evm(
     receipt: Mapping[str, Any] | None,
     block: Mapping[str, Any] | None,

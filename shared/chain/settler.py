@@ -4,7 +4,7 @@ The wallet's nonces are given by the caller, who keeps them; what is signed here
 repeatable. Which transaction used an authorization is asked of the contract's own log: ours, a replacement, or anybody's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from shared.chain.model import (
     Depth,
     Invalid,
     InvalidReason,
+    ReadFailed,
     Rejected,
     Unknown,
     UnknownReason,
@@ -62,21 +63,20 @@ class EvmSettler:
         self._wallet = Account.from_key(gas_key)
         self.address: str = self._wallet.address.lower()
 
-    def refused(self, authorization: Authorization) -> InvalidReason | None:
+    def refused(self, authorization: Authorization, quorum: int) -> InvalidReason | None:
         """Why the chain would not take it now: signature, nonce, balance, and then the contract's own word.
 
-        AUTH_USED_OTHERWISE means used or canceled: `outcome` tells by what. Raises ReadFailed.
+        As many nodes must say each alike: a refusal is told to its buyer as "no money has moved". AUTH_USED_OTHERWISE means
+        used or canceled: `outcome` tells by what. Raises ReadFailed.
         """
         if not self.signed_by_payer(authorization):
             return InvalidReason.AUTH_SIGNATURE
-        if self.is_used(authorization):
+        if self.is_used(authorization, quorum):
             return InvalidReason.AUTH_USED_OTHERWISE
-        balance = self._view(balance_calldata(authorization.payer))
-        if int(balance, 16) < authorization.amount_micro:
+        asked, needed = balance_calldata(authorization.payer), authorization.amount_micro
+        if not self._agreed(quorum, asked, lambda held: held is not None and int(held, 16) >= needed):
             return InvalidReason.AUTH_BALANCE
-        try:
-            self._view(transfer_calldata(authorization))
-        except Rejected:
+        if not self._agreed(quorum, transfer_calldata(authorization), lambda answer: answer is not None):
             return InvalidReason.AUTH_REVERTED
         return None
 
@@ -94,14 +94,28 @@ class EvmSettler:
             return False
         return str(signer).lower() == authorization.payer
 
-    def is_used(self, authorization: Authorization) -> bool:
-        """Whether the nonce was used or canceled. Raises ReadFailed."""
-        return int(self._view(state_calldata(authorization)), 16) != 0
+    def is_used(self, authorization: Authorization, quorum: int) -> bool:
+        """Whether the nonce was used or canceled, as this many nodes say alike. Raises ReadFailed."""
 
-    def _view(self, data: str) -> str:
+        def used(state: str | None) -> bool:
+            if state is None:  # a node that refuses to look knows nothing
+                raise ReadFailed(UnknownReason.NODE_MALFORMED)
+            return int(state, 16) != 0
+
+        return self._agreed(quorum, state_calldata(authorization), used)
+
+    def _agreed(self, quorum: int, data: str, read: Callable[[str | None], bool]) -> bool:
+        """What this many nodes say alike of a call of the contract, as it is read; None is a call that reverts."""
         call = {"from": self.address, "to": self._contract, "data": data}
-        answer = self._nodes.first(lambda n: evm_call(n, "eth_call", [call, "latest"], may_reject=True))
-        return str(answer) if len(str(answer)) > 2 else "0x0"
+
+        def ask(node: Any) -> bool:
+            try:
+                answer = str(evm_call(node, "eth_call", [call, "latest"], may_reject=True))
+            except Rejected:
+                return read(None)
+            return read(answer if len(answer) > 2 else "0x0")
+
+        return self._nodes.agreed(ask, quorum)
 
     def height(self) -> int:
         """The newest block. Raises ReadFailed."""

@@ -1,20 +1,19 @@
-"""Requests for a human's yes, in DynamoDB by pynamodb: only Lambda touches these rows, never a node's loop.
+"""Requests for a human's yes, read by pynamodb: only Lambda touches these rows, never a node's loop.
 
-Proposing and deciding are conditional writes: a request is decided once, and never by whoever proposed it.
+Proposing and deciding are conditional items of the transaction that puts them on record: a request is decided once, and
+never by whoever proposed it.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pynamodb.attributes import JSONAttribute, NumberAttribute, UnicodeAttribute
-from pynamodb.exceptions import PutError, PynamoDBException, UpdateError
+from pynamodb.exceptions import PynamoDBException
 from pynamodb.models import Model
 
 from shared.guard.model import Approval, ApprovalState
-from shared.runtime.dynamo import StoreUnavailable
-
-_CONFLICT = "ConditionalCheckFailedException"
+from shared.runtime.dynamo import StoreUnavailable, TransactItem, transact_put, transact_update
 
 
 class _Row(Model):
@@ -39,25 +38,22 @@ class Approvals:
     """The requests of one stage."""
 
     def __init__(self, table: str) -> None:
+        self._table = table
         meta = type("Meta", (), {"table_name": table})
         self._rows: type[_Row] = type("ApprovalRow", (_Row,), {"Meta": meta})
 
-    def propose(self, approval: Approval) -> bool:
-        """Record a request; False when one with this id stands already. Raises StoreUnavailable."""
-        row = self._rows(
-            f"approval#{approval.approval_id}",
-            "-",
-            operation=approval.operation,
-            arguments=dict(approval.arguments),
-            proposed_by=approval.proposed_by,
-            proposed_at_ms=approval.proposed_at_ms,
-            state=approval.state.value,
-        )
-        try:
-            row.save(condition=self._rows.pk.does_not_exist())
-        except PutError as error:
-            return _conflict(error)
-        return True
+    def propose_item(self, approval: Approval) -> TransactItem:
+        """A request, for the transaction that puts it on record; fails when one with this id stands already."""
+        row = {
+            "pk": f"approval#{approval.approval_id}",
+            "sk": "-",
+            "operation": approval.operation,
+            "arguments": json.dumps(dict(approval.arguments)),
+            "proposed_by": approval.proposed_by,
+            "proposed_at_ms": approval.proposed_at_ms,
+            "state": approval.state.value,
+        }
+        return transact_put(self._table, row)
 
     def find(self, approval_id: str) -> Approval | None:
         """A request as it stands now. Raises StoreUnavailable."""
@@ -78,23 +74,14 @@ class Approvals:
             row.decided_by or "",
         )
 
-    def decide(self, approval: Approval, state: ApprovalState, decider: str) -> Approval | None:
-        """Approve or reject; None when it was decided before, or when the decider proposed it."""
-        row = self._rows(f"approval#{approval.approval_id}", "-")
-        is_open = self._rows.state == ApprovalState.PROPOSED.value
-        try:
-            row.update(
-                actions=[self._rows.state.set(state.value), self._rows.decided_by.set(decider)],
-                condition=is_open & (self._rows.proposed_by != decider),
-            )
-        except UpdateError as error:
-            _conflict(error)
-            return None
-        return replace(approval, state=state, decided_by=decider)
-
-
-def _conflict(error: PutError | UpdateError) -> bool:
-    """False for a condition that did not hold; anything else is the store not answering."""
-    if error.cause_response_code == _CONFLICT:
-        return False
-    raise StoreUnavailable("approval: write") from error
+    def decide_item(self, approval: Approval, state: ApprovalState, decider: str) -> TransactItem:
+        """A yes or no; fails when it was decided before, or when the decider proposed it."""
+        return transact_update(
+            self._table,
+            f"approval#{approval.approval_id}",
+            "-",
+            "SET #state = :state, decided_by = :by",
+            {":state": state.value, ":by": decider, ":open": ApprovalState.PROPOSED.value},
+            condition="#state = :open AND proposed_by <> :by",
+            names={"#state": "state"},
+        )

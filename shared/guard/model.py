@@ -17,6 +17,19 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class Versions:
+    """A live setting as it stands since `at_ms`. `before`: (what it said, honoured until unix ms), the newest first."""
+
+    value: dict[str, Any]
+    at_ms: int
+    before: tuple[tuple[dict[str, Any], int], ...] = ()
+
+    def in_force(self, now_ms: int) -> tuple[dict[str, Any], ...]:
+        """What it says, and what it said to those who were promised that it would hold."""
+        return (self.value, *(value for value, until_ms in self.before if until_ms > now_ms))
+
+
+@dataclass(frozen=True, slots=True)
 class LoopLimit:
     """How often a loop may run; beyond it the loop is refused until the minute or hour is over."""
 

@@ -14,6 +14,8 @@ LOOP_LIMITS: Final = {
     "roll_up": LoopLimit(per_minute=120, per_hour=3600),
     "validate_sale": LoopLimit(per_minute=60, per_hour=1200),
     "serve_owed": LoopLimit(per_minute=60, per_hour=1200),
+    "end_keys": LoopLimit(per_minute=60, per_hour=1200),
+    "test_peer_tiers": LoopLimit(per_minute=6, per_hour=60),
     "refresh_ip_data": LoopLimit(per_minute=4, per_hour=60),
     "watchdog": LoopLimit(per_minute=4, per_hour=60),
     "drop_ghosts": LoopLimit(per_minute=4, per_hour=60),

@@ -1,15 +1,26 @@
 """The guard in use: enter a loop or be told why not, append to the audit, read live settings for a few seconds."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from shared.guard import table as rows
-from shared.guard.model import AuditEvent, Refused
+from shared.guard.model import AuditEntry, AuditEvent, Refused, Versions
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, may_run
-from shared.runtime.dynamo import AsyncDynamo, RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import (
+    AsyncDynamo,
+    Conflict,
+    Contended,
+    DynamoRequest,
+    RunsDynamo,
+    StoreUnavailable,
+    TransactItem,
+    transact,
+)
 
 APPEND_ATTEMPTS_MAX: Final = 8
 SETTINGS_TTL_MS: Final = 5_000
+_UNSET: Final = Versions({}, 0)
 
 
 class AuditContended(StoreUnavailable):
@@ -37,6 +48,59 @@ def append_audit(dynamo: RunsDynamo, audit_table: str, event: AuditEvent, accoun
     raise AuditContended("audit: contended")
 
 
+def write_audited(
+    dynamo: RunsDynamo,
+    audit_table: str,
+    event: AuditEvent,
+    items: Sequence[TransactItem],
+    account: str = "",
+    *,
+    begins: bool = False,
+) -> Conflict | None:
+    """Write `items` and the event that tells of them in one transaction: neither stands without the other.
+
+    None when it is written, else which of `items` failed. `begins`: the stream is new, so that nothing is read first.
+    Raises AuditContended when other writers keep taking the next place, and StoreUnavailable.
+    """
+    for _ in range(APPEND_ATTEMPTS_MAX):
+        tail = None if begins else dynamo.run(rows.newest_entry(audit_table, event.stream))
+        begins = False
+        with contextlib.suppress(Contended):
+            conflict = dynamo.run(_with_event(audit_table, event, tail, items, account))
+            if conflict is None or (failed := _of_items(conflict, items)):
+                return None if conflict is None else Conflict(failed)
+    raise AuditContended("audit: contended")
+
+
+async def write_audited_async(
+    dynamo: AsyncDynamo,
+    audit_table: str,
+    event: AuditEvent,
+    items: Sequence[TransactItem],
+    account: str = "",
+) -> Conflict | None:
+    """`write_audited` for the nodes."""
+    for _ in range(APPEND_ATTEMPTS_MAX):
+        tail = await dynamo.run(rows.newest_entry(audit_table, event.stream))
+        with contextlib.suppress(Contended):
+            conflict = await dynamo.run(_with_event(audit_table, event, tail, items, account))
+            if conflict is None or (failed := _of_items(conflict, items)):
+                return None if conflict is None else Conflict(failed)
+    raise AuditContended("audit: contended")
+
+
+def _with_event(
+    table: str, event: AuditEvent, tail: AuditEntry | None, items: Sequence[TransactItem], account: str
+) -> DynamoRequest[Conflict | None]:
+    entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
+    return transact([*items, *rows.entry_items(table, entry, account)])
+
+
+def _of_items(conflict: Conflict, items: Sequence[TransactItem]) -> tuple[int, ...]:
+    """Which of the caller's own items failed; none when only the event's place was taken."""
+    return tuple(index for index in conflict.failed if index < len(items))
+
+
 async def append_audit_async(
     dynamo: AsyncDynamo, audit_table: str, event: AuditEvent, account: str = ""
 ) -> None:
@@ -56,14 +120,21 @@ class LiveSettings:
         self._dynamo = dynamo
         self._table = guard_table
         self._now_ms = now_ms
-        self._kept: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._kept: dict[str, tuple[int, Versions]] = {}
 
     def get(self, name: str) -> dict[str, Any]:
         """The value of a setting, at most `SETTINGS_TTL_MS` old."""
+        return self._read(name).value
+
+    def versions(self, name: str) -> tuple[dict[str, Any], ...]:
+        """The same, and after it what it said before to those who were promised that it would hold."""
+        return self._read(name).in_force(self._now_ms())
+
+    def _read(self, name: str) -> Versions:
         now = self._now_ms()
         kept = self._kept.get(name)
         if kept is not None and now - kept[0] < SETTINGS_TTL_MS:
             return kept[1]
-        value = self._dynamo.run(rows.read_setting(self._table, name)) or {}
-        self._kept[name] = (now, value)
-        return value
+        found = self._dynamo.run(rows.read_versions(self._table, name)) or _UNSET
+        self._kept[name] = (now, found)
+        return found

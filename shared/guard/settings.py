@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+PROMISE_S: Final = 3600
+"""How long the terms hold that somebody was told: the life of a quote."""
 CONFIRMATIONS_MAX: Final = 1000
 BASIS_POINTS_MAX: Final = 1000
 WHOLE_MAX: Final = 10**15

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
-from shared.guard.model import AuditEntry, AuditEvent, Incident, Switch
+from shared.guard.model import AuditEntry, AuditEvent, Incident, Switch, Versions
 from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
     Page,
+    TransactItem,
     get_item,
+    marshal,
+    marshal_value,
     put,
     put_new,
     query,
@@ -37,7 +40,7 @@ def read_switch(table: str) -> DynamoRequest[Switch]:
 
 
 def set_switch(table: str, switch: Switch) -> DynamoRequest[None]:
-    """Turn the kill switch."""
+    """Turn the kill switch. On its own: stopping waits for no other row, not even that of its event."""
     return put(table, {"pk": "switch", "sk": "-", **asdict(switch)})
 
 
@@ -63,6 +66,41 @@ def read_setting(table: str, name: str) -> DynamoRequest[dict[str, Any] | None]:
 def write_setting(table: str, name: str, value: Mapping[str, Any], at_ms: int) -> DynamoRequest[None]:
     """Set a live setting."""
     return put(table, {"pk": f"setting#{name}", "sk": "-", "value": dict(value), "at_ms": at_ms})
+
+
+def read_versions(table: str, name: str) -> DynamoRequest[Versions | None]:
+    """A live setting with what it said before, for as long as that is to be honoured; None when nobody set it."""
+
+    def parse(row: Item) -> Versions:
+        before = tuple((dict(b["value"]), int(b["until_ms"])) for b in row.get("before", ()))
+        return Versions(dict(row["value"]), int(row["at_ms"]), before)
+
+    return get_item(table, f"setting#{name}", parse=parse)
+
+
+def replace_setting(
+    table: str, name: str, value: Mapping[str, Any], at_ms: int, known: Versions | None, until_ms: int
+) -> TransactItem:
+    """Another value for a setting that is still as it was read; what it said until now is honoured until `until_ms`."""
+    was = known or Versions({}, 0)
+    kept = [(v, until) for v, until in ((was.value, until_ms), *was.before) if until > at_ms]
+    row: dict[str, object] = {
+        "pk": f"setting#{name}",
+        "sk": "-",
+        "value": dict(value),
+        "at_ms": max(at_ms, was.at_ms + 1),
+        "before": [{"value": v, "until_ms": until} for v, until in kept],
+    }
+    if known is None:
+        return transact_put(table, row)
+    return {
+        "Put": {
+            "TableName": table,
+            "Item": marshal(row),
+            "ConditionExpression": "at_ms = :read",
+            "ExpressionAttributeValues": {":read": marshal_value(known.at_ms)},
+        }
+    }
 
 
 def set_entry(
@@ -123,8 +161,8 @@ def _read_entry(row: Item) -> AuditEntry:
     return AuditEntry(AuditEvent(**row["event"]), int(row["sk"]), row["previous"], row["digest"])
 
 
-def append_entry(table: str, entry: AuditEntry, account: str = "") -> DynamoRequest[bool]:
-    """Append an entry, and its copy in an account's log; False when its place in the stream is taken."""
+def entry_items(table: str, entry: AuditEntry, account: str = "") -> list[TransactItem]:
+    """An entry, and its copy in an account's log; the first item fails when its place in the stream is taken."""
     ttl = entry.event.at_ms // 1000 + AUDIT_KEPT_S
     row = {
         "pk": entry.event.stream,
@@ -135,10 +173,18 @@ def append_entry(table: str, entry: AuditEntry, account: str = "") -> DynamoRequ
         "digest": entry.digest,
     }
     if not account:
-        return put_new(table, row)
+        return [transact_put(table, row)]
     place = f"{entry.event.at_ms:013d}#{entry.event.stream}#{entry.sequence:012d}"
     copy = {**row, "pk": f"log#{account}", "sk": place, "sequence": entry.sequence, "ttl": ttl}
-    asked = transact([transact_put(table, row), transact_put(table, copy, new=False)])
+    return [transact_put(table, row), transact_put(table, copy, new=False)]
+
+
+def append_entry(table: str, entry: AuditEntry, account: str = "") -> DynamoRequest[bool]:
+    """Append an entry on its own; False when its place in the stream is taken."""
+    items = entry_items(table, entry, account)
+    if len(items) == 1:
+        return DynamoRequest("put_item", items[0]["Put"], lambda _: True, lambda _: False)
+    asked = transact(items)
     return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
 
 

@@ -14,6 +14,8 @@ _SEQUENCES: Final = "{meter}:seq"
 _FLUSH: Final = Script.load("shared.metering", "flush")
 _OPEN: Final = Script.load("shared.metering", "open")
 _LEASE_ONLY: Final = -1
+KEYS_PER_CALL: Final = 500
+SLICES_MAX: Final = 1024
 _NO_ASK: Final = Ask(0, -1)
 
 
@@ -42,6 +44,28 @@ def flush(
     return RedisCall(parse, script=_FLUSH, keys=keys, args=args)
 
 
+def flushes(
+    gateway_id: GatewayId, sequence: int, totals: Mapping[PakId, int], asks: Mapping[PakId, Ask]
+) -> list[RedisCall[Mapping[PakId, Meter]]]:
+    """A cut's totals in slices, so that no call holds Redis for longer than some milliseconds; run them in this order.
+
+    The same cut is cut alike every time, and each slice has a number of its own: a repeat after any of them adds nothing
+    twice and leaves nothing out. A gateway that flushes so never calls `flush` itself.
+    """
+    names = sorted(totals)
+    size = max(KEYS_PER_CALL, -(-len(names) // SLICES_MAX))
+    slices = [names[start : start + size] for start in range(0, len(names), size)] or [[]]
+    return [
+        flush(
+            gateway_id,
+            sequence * SLICES_MAX + number,
+            {pak_id: totals[pak_id] for pak_id in some},
+            {pak_id: asks[pak_id] for pak_id in some if pak_id in asks},
+        )
+        for number, some in enumerate(slices)
+    ]
+
+
 def lease(gateway_id: GatewayId, asks: Mapping[PakId, Ask]) -> RedisCall[Mapping[PakId, Meter]]:
     """Lease the next bytes of keys, between two flushes."""
     return flush(gateway_id, _LEASE_ONLY, {}, asks)
@@ -56,6 +80,17 @@ def open_meter(pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> RedisCa
 def read_used(pak_id: PakId) -> RedisCall[int | None]:
     """Bytes used, live; None when no gateway has met this key since Redis was last lost."""
     return command("HGET", _USED, pak_id, parse=lambda raw: None if raw is None else int(raw))
+
+
+def read_leased(pak_id: PakId, now_ms: int) -> RedisCall[int]:
+    """Bytes that gateways may have carried for a key and not told yet: the leases that they hold."""
+
+    def parse(answer: Any) -> int:
+        rows = answer.values() if isinstance(answer, Mapping) else (answer or ())[1::2]
+        held = (row.decode().partition(":") for row in rows)
+        return sum(int(size) for size, _, until_ms in held if int(until_ms) > now_ms)
+
+    return command("HGETALL", f"{{meter}}:lease:{pak_id}", parse=parse)
 
 
 def read_traffic() -> RedisCall[int]:

@@ -1,7 +1,7 @@
 """How counted lines are cut into batches, and what batches add up to. No I/O."""
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from shared.kernel.ids import GatewayId, PakId
 from shared.metering.model import MAX_LINES_PER_BATCH, FlushBatch, UsageLine
@@ -22,6 +22,11 @@ def totals(batch: FlushBatch) -> Mapping[PakId, int]:
     for line in batch.lines:
         sums[line.key.pak_id] = sums.get(line.key.pak_id, 0) + line.total_bytes
     return sums
+
+
+def day_after(day: str) -> str:
+    """The day after a `yyyy-mm-dd`."""
+    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
 
 
 def day_of(at_ms: int) -> str:

@@ -1,7 +1,7 @@
 """The live numbers: stock, online, load and traffic, derived once from the live network and read by every route and page.
 
-A job derives them every 5 s. Whoever finds them older than 10 s derives them itself, one at a time, so that nobody ever
-shows older ones, and a job that is away costs nothing. No surface counts anything of its own.
+A job derives them every 5 s. One of those who find them aging derives them itself, and all who find them older than 10 s
+do, so that nobody ever shows older ones, and a job that is away costs nothing. No surface counts anything of its own.
 
 Steps are generators that ask for Redis calls: `run` and `run_async` drive them.
 """
@@ -20,6 +20,8 @@ from shared.runtime.redis import AsyncRedis, RedisCall, Script, SyncRedis, comma
 
 T = TypeVar("T")
 FRESH_MS: Final = 10_000
+AGING_MS: Final = 7_500
+"""Older than the job leaves it: one reader derives it anew, the others show it until it is `FRESH_MS` old."""
 DERIVE_EVERY_S: Final = 5.0
 KEPT_S: Final = 120
 LOCK_MS: Final = 8_000
@@ -100,13 +102,15 @@ async def run_async(redis: AsyncRedis, steps: Steps[T]) -> T:
 
 
 def live_numbers(now_ms: int) -> Steps[Numbers]:
-    """The rollup, at most `FRESH_MS` old: derived here when it is older and nobody else is at it."""
+    """The rollup, at most `FRESH_MS` old: derived here when it ages and nobody else is at it, or is older.
+
+    A deriver that died keeps its lock, so who finds nothing fresh waits for nobody; to derive twice does no harm.
+    """
     found: Numbers | None = yield _read()
-    if found is not None and abs(now_ms - found.at_ms) < FRESH_MS:
+    age_ms = FRESH_MS if found is None else abs(now_ms - found.at_ms)
+    if found is not None and age_ms < FRESH_MS and (age_ms < AGING_MS or not (yield _lock())):
         return found
-    if (yield _lock()) or found is None:
-        return (yield from derive())
-    return found
+    return (yield from derive())
 
 
 def networks_of(pool: Pool, country: Country, now_ms: int) -> Steps[tuple[Numbers, list[Network]]]:

@@ -21,6 +21,7 @@ from shared.chain.model import (
     UnknownReason,
     Verdict,
 )
+from shared.chain.rules import deepest
 from shared.chain.settler import LOG_RANGE_BLOCKS, REPLACEMENT_PERCENT, SignedTransfer
 from shared.runtime.dynamo import RunsDynamo, transact
 from shared.sale import exact_table as rows
@@ -41,7 +42,7 @@ class Settles(Protocol):
 
     address: str
 
-    def refused(self, authorization: Authorization) -> InvalidReason | None: ...
+    def refused(self, authorization: Authorization, quorum: int) -> InvalidReason | None: ...
 
     def height(self) -> int: ...
 
@@ -57,7 +58,7 @@ class Settles(Protocol):
         self, authorization: Authorization, tx_hash: str, from_block: int, depths: Sequence[Depth]
     ) -> Verdict: ...
 
-    def is_used(self, authorization: Authorization) -> bool: ...
+    def is_used(self, authorization: Authorization, quorum: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class ExactRail:
         )
         if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
             return Settled(Invalid(fault), False)
-        refused = settler.refused(authorization)
+        refused = settler.refused(authorization, deepest(depths))
         height = settler.height()
         if refused is InvalidReason.AUTH_USED_OTHERWISE:
             return Settled(settler.outcome(authorization, "", height - LOG_RANGE_BLOCKS, depths), False)
@@ -160,7 +161,7 @@ class ExactRail:
             if not isinstance(verdict, Unknown):
                 return self._settled(transfer, verdict)
             if waited >= wait_s:
-                return self._given_up(transfer, verdict)
+                return self._given_up(transfer, verdict, depths)
             if waited >= unstick_at_s and transfer.stage is Stage.SENT:
                 unstick_at_s = waited + UNSTICK_AFTER_S
                 self._unstick(transfer)
@@ -173,10 +174,13 @@ class ExactRail:
             self.dynamo.run(forget(self.table, Network.BASE, key))
         return verdict
 
-    def _given_up(self, transfer: Transfer, verdict: Verdict) -> Verdict:
-        """Still unknown; but an unused authorization that expired a while ago will never move money."""
+    def _given_up(self, transfer: Transfer, verdict: Verdict, depths: Sequence[Depth]) -> Verdict:
+        """Still unknown; but an unused authorization that expired a while ago will never move money.
+
+        That is as final as money that is gone, so as many nodes must say so as the largest payment needs.
+        """
         expired = transfer.authorization.valid_before_s + EXPIRED_FOR_S < self.now_ms() // 1000
-        if expired and not self.settler().is_used(transfer.authorization):
+        if expired and not self.settler().is_used(transfer.authorization, deepest(depths)):
             return self._settled(transfer, Invalid(InvalidReason.AUTH_EXPIRED))
         return verdict
 

@@ -32,5 +32,7 @@ def quoted_at(quote: str) -> RedisCall[int | None]:
 BUY_LIMIT: Final = Limit("buy", 10, 60)
 TOP_UP_LIMIT: Final = Limit("topup", 5, 60)
 REGENERATE_LIMIT: Final = Limit("regenerate", 3, 3600)
+NAMED_LIMIT: Final = Limit("named", 60, 60)
+"""For writes under an Idempotency-Key: each keeps a row for a day."""
 PAID_LIMIT: Final = Limit("paid", 60, 60)
 """For requests that show a payment: its buyer is told to ask again every two seconds, and must be able to."""

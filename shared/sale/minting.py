@@ -14,12 +14,12 @@ from shared.access.prepaid import credit_items
 from shared.access.secrets import Seals, new_pak_secret, new_session_token, token_hash
 from shared.chain.model import Valid
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.service import write_audited
 from shared.kernel.ids import AccountId, PakId
 from shared.metering.live import open_meter
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import new_id
-from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, transact
+from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem
 from shared.runtime.redis import SyncRedis
 from shared.sale import owed_table
 from shared.sale import table as sales
@@ -57,7 +57,9 @@ class Mint:
     @property
     def ports(self) -> Ports:
         """Leases of dedicated ports, on the same stores."""
-        return Ports(self.dynamo, self.redis, self.table("sales"), self.house, self.now_ms)
+        return Ports(
+            self.dynamo, self.redis, self.table("sales"), self.table("audit"), self.house, self.now_ms
+        )
 
     def claimed(self, payment: Payment) -> Claim | None:
         """What this payment bought before."""
@@ -83,7 +85,7 @@ class Mint:
         secret, token = new_pak_secret(), new_session_token()
         expires = now + terms.duration_s * 1000
         username = username_of(self.house, terms)
-        traffic = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        traffic = granted_bytes(paid.amount_micro, order)
         pak = Pak(
             pak_id=pak_id,
             account_id=self.house,
@@ -113,7 +115,9 @@ class Mint:
         if lease is not None:
             items += lease_items(self.table("sales"), lease)
         try:
-            faster = self._write(claim, payment, paid, items)
+            faster = self._write(
+                claim, payment, paid, items, _event(f"pak#{pak_id}", "create", claim), begins=True
+            )
         except Refunded:
             if lease is not None:
                 self.ports.let_go(lease)
@@ -122,31 +126,27 @@ class Mint:
             if lease is not None and faster.pak_id != pak_id:
                 self.ports.let_go(lease)
             return faster
-        self._audit(pak_id, "create", claim)
         return Bought(pak, username, secret, token, claim, False)
 
     def raise_cap(
-        self, order: Order, pak_id: PakId, prices: Prices, payment: Payment, paid: Valid, requester: str
+        self, order: Order, pak_id: PakId, payment: Payment, paid: Valid, requester: str
     ) -> tuple[Claim, bool]:
         """More traffic for a key, which runs again when it stood at its cap; the claim, and whether it is new.
 
         Raises StoreUnavailable.
         """
-        granted = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        granted = granted_bytes(paid.amount_micro, order)
         claim = self._claim(order, payment, paid, pak_id, granted, order.username, "", requester)
         raised = access.top_up_item(self.table("access"), pak_id, granted, None, self.now_ms(), reenable=True)
-        faster = self._write(claim, payment, paid, [raised])
+        faster = self._write(claim, payment, paid, [raised], _event(f"pak#{pak_id}", "topup", claim))
         if faster is not None:
             return faster, False
-        self._audit(pak_id, "topup", claim)
         self.tell(self.pak(pak_id))
         return claim, True
 
-    def credit(
-        self, order: Order, prices: Prices, payment: Payment, paid: Valid, requester: str
-    ) -> tuple[Claim, bool]:
+    def credit(self, order: Order, payment: Payment, paid: Valid, requester: str) -> tuple[Claim, bool]:
         """More prepaid traffic for an account; the claim, and whether it is new. Raises Refunded, StoreUnavailable."""
-        granted = granted_bytes(paid.amount_micro, order.traffic_bytes, prices)
+        granted = granted_bytes(paid.amount_micro, order)
         named = replace(order, username=order.account)
         claim = self._claim(named, payment, paid, PakId(""), granted, order.account, "", requester)
         facts = {"network": claim.network, "txHash": claim.tx_hash, "amountMicro": claim.amount_micro}
@@ -154,19 +154,9 @@ class Mint:
         items = credit_items(
             self.table("access"), AccountId(order.account), name, granted, {**facts, "at_ms": self.now_ms()}
         )
-        faster = self._write(claim, payment, paid, items)
-        if faster is not None:
-            return faster, False
-        event = AuditEvent(
-            f"acct#{order.account}",
-            "credit_bought",
-            "x402",
-            self.now_ms(),
-            auth_method="x402",
-            metadata={**facts, "trafficBytes": granted},
-        )
-        append_audit(self.dynamo, self.table("audit"), event, order.account)
-        return claim, True
+        event = _event(f"acct#{order.account}", "credit_bought", claim)
+        faster = self._write(claim, payment, paid, items, event, order.account)
+        return (claim, True) if faster is None else (faster, False)
 
     def _claim(
         self,
@@ -197,12 +187,26 @@ class Mint:
             subject=order.subject,
         )
 
-    def _write(self, claim: Claim, payment: Payment, paid: Valid, items: list[TransactItem]) -> Claim | None:
-        """All or nothing; the claim that stood in the way, if one did. Raises Refunded, StoreUnavailable."""
+    def _write(
+        self,
+        claim: Claim,
+        payment: Payment,
+        paid: Valid,
+        items: list[TransactItem],
+        event: AuditEvent,
+        account: str = "",
+        *,
+        begins: bool = False,
+    ) -> Claim | None:
+        """All or nothing, its event included; the claim that stood in the way, if one did.
+
+        Raises Refunded, StoreUnavailable.
+        """
         claims = sales.claim_items(self.table("sales"), claim, _names(payment, paid))
         known = (claim.tx_hash, f"{claim.tx_hash}#{paid.payer}", *paid.authorizations)
         served = owed_table.served_items(self.table("sales"), payment.network, payment.key, known)
-        conflict = self.dynamo.run(transact([*claims, *items, *served]))
+        written = [*claims, *items, *served]
+        conflict = write_audited(self.dynamo, self.table("audit"), event, written, account, begins=begins)
         if conflict is None:
             return None
         found = self._claimed_meanwhile(payment, paid)
@@ -242,23 +246,17 @@ class Mint:
             pak, secret_hash=self.box.hash(secret), secret_sealed=self.box.seal(secret, f"pak#{pak.pak_id}")
         )
         fresh = replace(session, session_id=new_id(), sealed=sealed)
-        conflict = self.dynamo.run(
-            transact(
-                [
-                    *sales.supersede_items(
-                        self.table("sales"), claim, mine, token_hash(bought.session_token)
-                    ),
-                    *sales.session_items(self.table("sales"), fresh, token_hash(token)),
-                    *access.regenerate_items(
-                        self.table("access"), pak, changed.secret_hash, changed.secret_sealed, now
-                    ),
-                ]
-            )
-        )
-        if conflict is not None:
+        items = [
+            *sales.supersede_items(self.table("sales"), claim, mine, token_hash(bought.session_token)),
+            *sales.session_items(self.table("sales"), fresh, token_hash(token)),
+            *access.regenerate_items(
+                self.table("access"), pak, changed.secret_hash, changed.secret_sealed, now
+            ),
+        ]
+        event = _event(f"pak#{pak.pak_id}", "regenerate", mine)
+        if write_audited(self.dynamo, self.table("audit"), event, items) is not None:
             return Refused(Problem.RETRY, "the purchase changed in the same moment")
         self.tell(changed)
-        self._audit(pak.pak_id, "regenerate", mine)
         return Bought(changed, claim.username, secret, token, mine, False)
 
     def pak(self, pak_id: PakId) -> Pak:
@@ -277,24 +275,27 @@ class Mint:
         """Another secret under the same username; None when somebody else did so in the same moment."""
         secret = new_pak_secret()
         sealed = self.box.seal(secret, f"pak#{pak.pak_id}")
-        request = access.regenerate(self.table("access"), pak, self.box.hash(secret), sealed, self.now_ms())
-        if self.dynamo.run(request) is not None:
+        items = access.regenerate_items(
+            self.table("access"), pak, self.box.hash(secret), sealed, self.now_ms()
+        )
+        event = AuditEvent(f"pak#{pak.pak_id}", "regenerate", "x402", self.now_ms(), auth_method="session")
+        if write_audited(self.dynamo, self.table("audit"), event, items) is not None:
             return None
         changed = replace(pak, secret_hash=self.box.hash(secret), secret_sealed=sealed)
         self.tell(changed)
-        event = AuditEvent(f"pak#{pak.pak_id}", "regenerate", "x402", self.now_ms(), auth_method="session")
-        append_audit(self.dynamo, self.table("audit"), event)
         return changed
 
-    def _audit(self, pak_id: PakId, action: str, claim: Claim) -> None:
-        facts: dict[str, Any] = {
-            "network": claim.network,
-            "txHash": claim.tx_hash,
-            "trafficBytes": claim.traffic_bytes,
-            "amountMicro": claim.amount_micro,
-        }
-        event = AuditEvent(f"pak#{pak_id}", action, "x402", self.now_ms(), auth_method="x402", metadata=facts)
-        append_audit(self.dynamo, self.table("audit"), event)
+    def change(self, pak: Pak, action: str, fields: dict[str, object], **facts: int | None) -> Pak | None:
+        """Change a key of a session, on record; None when it was deleted meanwhile."""
+        items = [access.set_item(self.table("access"), pak.pak_id, fields, self.now_ms())]
+        event = AuditEvent(
+            f"pak#{pak.pak_id}", action, "x402", self.now_ms(), auth_method="session", metadata=facts
+        )
+        if write_audited(self.dynamo, self.table("audit"), event, items) is not None:
+            return None
+        changed = self.pak(pak.pak_id)
+        self.tell(changed)
+        return changed
 
     def tell(self, pak: Pak) -> None:
         """Carry a changed key to the live network; a Redis that is away hears of it when gateways read the key again."""
@@ -303,6 +304,16 @@ class Mint:
             self.redis.run(publish_revoke_pak(pak.pak_id))
         except StoreUnavailable:
             return
+
+
+def _event(stream: str, action: str, claim: Claim) -> AuditEvent:
+    facts: dict[str, Any] = {
+        "network": claim.network,
+        "txHash": claim.tx_hash,
+        "trafficBytes": claim.traffic_bytes,
+        "amountMicro": claim.amount_micro,
+    }
+    return AuditEvent(stream, action, "x402", claim.claimed_at_ms, auth_method="x402", metadata=facts)
 
 
 def _names(payment: Payment, paid: Valid) -> tuple[str, ...]:

@@ -131,7 +131,8 @@ class Quote:
 @dataclass(frozen=True, slots=True)
 class Order:
     """What is bought. `subject` names it in a quote: a payment for one subject buys no other. `proof`: how the payment
-    was shown to be the buyer's, once that is verified.
+    was shown to be the buyer's, once that is verified. `price_micro_per_gb` is that of the quote: what exceeds `due_micro`
+    is credited at it, whatever traffic costs by then; `tolerance_bp` belongs to the same terms.
     """
 
     product: Product
@@ -144,6 +145,17 @@ class Order:
     tier: str = ""
     proof: Proof = Proof.HASH
     account: str = ""
+    price_micro_per_gb: int = 0
+    tolerance_bp: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An order at the terms of one version of the prices. What is no longer `current` is for who was quoted it."""
+
+    order: Order
+    prices: Prices
+    current: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,14 @@ from shared.runtime.dynamo import (
     Item,
     Page,
     TransactItem,
+    get_item,
     key,
     marshal_value,
     put_new,
     query,
     transact,
     transact_put,
+    transact_update,
     update,
 )
 from shared.sale.model import Order, Product, Proof, Terms
@@ -166,20 +168,22 @@ def _refund_row(found: Refund) -> dict[str, Any]:
     return {"pk": _REFUND, "sk": _sk(found.network, found.key), **asdict(found)}
 
 
-def decide_refund(
-    table: str, network: str, payment_key: str, state: str, words: str
-) -> DynamoRequest[Refund | None]:
-    """A human's word on a refund, once; None when it is not open. A served payment has none."""
-    return update(
+def decide_item(table: str, network: str, payment_key: str, state: str, words: str) -> TransactItem:
+    """A human's word on a refund, once; fails when it is not open. A served payment has none."""
+    return transact_update(
         table,
         _REFUND,
         _sk(network, payment_key),
         "SET #state = :state, decided = :words",
         {":state": state, ":words": words, ":open": OPEN},
-        parse=_read_refund,
         condition="#state = :open",
         names={"#state": "state"},
     )
+
+
+def get_refund(table: str, network: str, payment_key: str) -> DynamoRequest[Refund | None]:
+    """One row of the list."""
+    return get_item(table, _REFUND, _sk(network, payment_key), parse=_read_refund)
 
 
 def _read_refund(row: Item) -> Refund:

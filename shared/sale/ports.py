@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from shared.guard.model import AuditEvent
+from shared.guard.service import write_audited
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
 from shared.pool.ports import PortWish, hold_port, is_held, is_listed, is_paused, let_go
@@ -23,6 +25,7 @@ from shared.runtime.dynamo import (
     key,
     query,
     transact_put,
+    transact_update,
     update,
 )
 from shared.runtime.redis import RedisCall, SyncRedis
@@ -51,7 +54,9 @@ class NotReplaced(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PortLease:
-    """One dedicated port. `replaced` counts free replacements."""
+    """One dedicated port. `replaced` counts free replacements. A device is held for as long as the catalogue allows after
+    it was last paid for (`paid_at_ms`): free time does not hold it for ever.
+    """
 
     lease_id: str
     pak_id: PakId
@@ -62,6 +67,7 @@ class PortLease:
     endpoint_id: EndpointId
     expires_at_ms: int
     replaced: int = 0
+    paid_at_ms: int = 0
 
     @property
     def wish(self) -> PortWish:
@@ -115,27 +121,28 @@ def get_lease(table: str, lease_id: str) -> DynamoRequest[PortLease | None]:
     return get_item(table, f"port#{lease_id}", parse=_read)
 
 
-def move_lease(table: str, lease: PortLease, endpoint_id: EndpointId) -> DynamoRequest[PortLease | None]:
-    """Another device, one replacement less; None when that happened in the same moment."""
-    return update(
+def move_item(table: str, lease: PortLease, endpoint_id: EndpointId) -> TransactItem:
+    """Another device, one replacement less; fails when that happened in the same moment."""
+    return transact_update(
         table,
         f"port#{lease.lease_id}",
         "-",
         "SET endpoint_id = :new ADD replaced :one",
         {":new": endpoint_id, ":one": 1, ":before": lease.replaced},
-        parse=_read,
         condition="replaced = :before",
     )
 
 
-def extend_lease(table: str, lease_id: str, expires_at_ms: int) -> DynamoRequest[PortLease | None]:
-    """A later end; None when there is no such port."""
+def extend_lease(
+    table: str, lease_id: str, expires_at_ms: int, paid_at_ms: int
+) -> DynamoRequest[PortLease | None]:
+    """A later end, and when it was last paid for; None when there is no such port."""
     return update(
         table,
         f"port#{lease_id}",
         "-",
-        "SET expires_at_ms = :at",
-        {":at": expires_at_ms},
+        "SET expires_at_ms = :at, paid_at_ms = :paid",
+        {":at": expires_at_ms, ":paid": paid_at_ms},
         parse=_read,
         condition="attribute_exists(pk)",
     )
@@ -148,6 +155,7 @@ class Ports:
     dynamo: RunsDynamo
     redis: SyncRedis
     table: str
+    audit: str
     house: AccountId
     now_ms: Callable[[], int]
 
@@ -167,6 +175,7 @@ class Ports:
             terms.city,
             endpoint_id,
             expires_at_ms,
+            paid_at_ms=self.now_ms(),
         )
 
     def let_go(self, lease: PortLease) -> None:
@@ -186,9 +195,10 @@ class Ports:
             is_paused(pool, lease.endpoint_id)
         )
 
-    def extend(self, lease: PortLease, expires_at_ms: int) -> None:
+    def extend(self, lease: PortLease, expires_at_ms: int, paid_at_ms: int | None = None) -> None:
         """A longer session holds its device longer; also puts a hold back that Redis lost."""
-        self.dynamo.run(extend_lease(self.table, lease.lease_id, expires_at_ms))
+        paid_ms = lease.paid_at_ms if paid_at_ms is None else paid_at_ms
+        self.dynamo.run(extend_lease(self.table, lease.lease_id, expires_at_ms, paid_ms))
         self.redis.run(self._hold(replace(lease, expires_at_ms=expires_at_ms)))
 
     def _hold(self, lease: PortLease, excluded: tuple[EndpointId, ...] = ()) -> RedisCall[EndpointId | None]:
@@ -241,4 +251,7 @@ class Ports:
         found = self.redis.run(self._hold(lease, excluded=(lease.endpoint_id,)))
         if found is None:
             return NotReplaced.NONE_FREE
-        return self.dynamo.run(move_lease(self.table, lease, found)) or NotReplaced.CHANGED
+        told = AuditEvent(f"pak#{lease.pak_id}", "port_replace", "x402", self.now_ms(), auth_method="session")
+        if write_audited(self.dynamo, self.audit, told, [move_item(self.table, lease, found)]) is not None:
+            return NotReplaced.CHANGED
+        return self.find(lease.lease_id) or NotReplaced.CHANGED

@@ -6,12 +6,13 @@ import hmac
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, Depth
+from shared.guard.settings import PROMISE_S
 from shared.kernel.codes import Pool
 from shared.kernel.countries import COUNTRIES
 from shared.kernel.ids import AccountId, Country
@@ -20,17 +21,17 @@ from shared.pool.model import Rotation
 from shared.sale.model import (
     Echo,
     FieldFault,
+    Offer,
     Order,
     Payment,
     Prices,
     Problem,
     Product,
-    Rail,
     Statement,
     Terms,
 )
 
-QUOTE_TTL_S: Final = 3600
+QUOTE_TTL_S: Final = PROMISE_S
 BLOCK_TIME_ERROR_MS: Final = {"base": 0, "solana": 2_000}
 """How much earlier than it happened a block's time may say it was. A watcher needs less time than an honest clock error of
 seconds, so this is as small as the chain allows: Base's blocks carry the time at which they are complete.
@@ -43,6 +44,7 @@ _EVM_HASH: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
 _SECRET: Final = re.compile(r"[0-9a-f]{64}")
 _SECRET_NONCE_BYTES: Final = 16
+_SECRET_DUE_BYTES: Final = 6
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 _SLUG: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
@@ -165,14 +167,22 @@ def is_as_quoted(paid_micro: int, due: int, tolerance_bp: int) -> bool:
     return paid_micro * _BASIS_POINTS <= due * (_BASIS_POINTS + tolerance_bp)
 
 
-def granted_bytes(paid_micro: int, traffic_bytes: int, prices: Prices) -> int:
-    """What a sufficient payment buys: what was asked for, and the excess as traffic."""
-    return max(traffic_bytes, paid_micro * BYTES_PER_GB // prices.price_micro_per_gb)
+def granted_bytes(paid_micro: int, order: Order) -> int:
+    """What a sufficient payment buys: what was asked for, and the excess as traffic at the price of its quote."""
+    return max(order.traffic_bytes, paid_micro * BYTES_PER_GB // order.price_micro_per_gb)
 
 
-def quote_id(secret: bytes, requester: str, product: str, due: int) -> str:
+def meant(offers: Sequence[Offer], paid_micro: int) -> Offer:
+    """Which of the terms that were told a payment is for: the dearest that it covers, or else the cheapest."""
+    covered = [o for o in offers if is_enough(paid_micro, o.order.due_micro, o.prices.tolerance_bp)]
+    if covered:
+        return max(covered, key=lambda offer: offer.order.due_micro)
+    return min(offers, key=lambda offer: offer.order.due_micro)
+
+
+def quote_id(secret: bytes, requester: str, order: Order) -> str:
     """The stateless name of a quote: the same requester and terms give the same quote."""
-    text = "\n".join((requester, product, str(due)))
+    text = "\n".join((requester, order.subject, str(order.due_micro), str(order.tolerance_bp)))
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:32]
 
 
@@ -257,6 +267,17 @@ def statement_of(order: Order, network: str, tx_hash: str, api_base_url: str) ->
     return Statement(network, tx_hash, quote, api_base_url + _ROUTES[order.product])
 
 
+def secret_nonce(due: int, random: bytes) -> bytes:
+    """The first half of a quote's secret: what is due, so that the secret names its terms, and randomness."""
+    named = min(due, (1 << 8 * _SECRET_DUE_BYTES) - 1)
+    return named.to_bytes(_SECRET_DUE_BYTES, "big") + random[: _SECRET_NONCE_BYTES - _SECRET_DUE_BYTES]
+
+
+def due_of_secret(secret: str) -> int:
+    """What was due by the quote of a secret that `tag_for` accepted."""
+    return int.from_bytes(bytes.fromhex(secret)[:_SECRET_DUE_BYTES], "big")
+
+
 def quote_secret(key: bytes, nonce: bytes, subject: str) -> str:
     """A secret that buys this subject: a nonce and its seal. Nothing is stored, and every asking gets one of its own."""
     seal = hmac.new(key, b"secret\n" + nonce + subject.encode(), hashlib.sha256).digest()
@@ -283,6 +304,7 @@ def read_payment(headers: Mapping[str, str]) -> Payment | Problem | None:
     """
     raw, old = headers.get("payment-signature", "").strip(), headers.get("x-payment", "").strip()
     proof, name = headers.get("x-payment-proof", "").strip(), headers.get("idempotency-key", "").strip()
+    named = "idempotency-key" in headers
     if not raw and not old:
         return None
     if max(len(raw), len(old), len(proof)) > HEADER_MAX_CHARS:
@@ -290,14 +312,16 @@ def read_payment(headers: Mapping[str, str]) -> Payment | Problem | None:
     found = _payment(raw, "", proof) if raw else _payment_json(old, proof)
     found = found or _payment_json(_decoded(raw or old), proof)
     secret = headers.get("x-quote-secret", "").strip().lower()
-    if found is None or (name and not _NAME.fullmatch(name)) or (secret and not _SECRET.fullmatch(secret)):
+    if found is None or (named and not _NAME.fullmatch(name)) or (secret and not _SECRET.fullmatch(secret)):
         return Problem.BAD_PAYMENT
     return replace(found, name=name or found.name, secret=secret)
 
 
 def payment_fingerprint(payment: Payment, order: Order) -> str:
-    """What a payment's name is bound to: the payment and everything it buys."""
-    text = repr((payment.network, payment.key, order))
+    """What a payment's name is bound to: the payment and everything it buys, at whatever price."""
+    text = repr(
+        (payment.network, payment.key, replace(order, due_micro=0, price_micro_per_gb=0, tolerance_bp=0))
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -353,10 +377,10 @@ def _identifier(value: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) and _NAME.fullmatch(found) else ""
 
 
-def echo_fault(echo: Echo | None, rail: Rail, due: int) -> bool:
-    """Whether a client accepted other terms than ours."""
-    ours = Echo(rail.asset.lower(), rail.recipient.lower(), str(due))
-    return echo is not None and echo != ours
+def echo_fault(echo: Echo | None, asset: str, recipients: Sequence[str], due: int) -> bool:
+    """Whether a client accepted other terms than ours; any of our addresses may have been the one that it was told."""
+    ours = {Echo(asset.lower(), recipient.lower(), str(due)) for recipient in recipients}
+    return echo is not None and echo not in ours
 
 
 def _decoded(text: str) -> str:

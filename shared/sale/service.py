@@ -4,7 +4,7 @@ A payment is either unclaimed, or claimed together with what it bought. That it 
 leaves is finished by the buyer's next request, or by the job in `owed.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from shared.sale.minting import Refunded
 from shared.sale.model import (
     Bought,
     Claim,
+    Offer,
     Order,
     Payment,
     Prices,
@@ -43,23 +44,26 @@ class Counter(Verifier):
 
     # Buying
 
-    def buy(self, order: Order, prices: Prices, payment: Payment, address: str) -> Bought | Refused:
-        """Credentials for a payment. Raises StoreUnavailable when nothing is known: ask again, never pay again."""
-        requester = self.requester(address)
-        return self._named(payment, order, requester, lambda: self._buy(order, prices, payment, requester))
+    def buy(self, offers: Sequence[Offer], payment: Payment, address: str) -> Bought | Refused:
+        """Credentials for a payment. Raises StoreUnavailable when nothing is known: ask again, never pay again.
 
-    def _buy(self, order: Order, prices: Prices, payment: Payment, requester: str) -> Bought | Refused:
+        `offers`: what is asked for at today's terms first, then at terms that are honoured for who was quoted them.
+        """
+        requester, order = self.requester(address), offers[0].order
+        return self._named(payment, order, requester, lambda: self._buy(offers, payment, requester))
+
+    def _buy(self, offers: Sequence[Offer], payment: Payment, requester: str) -> Bought | Refused:
         known = self.mint.claimed(payment)
         if known is not None:
-            return self._again(known, order, requester, payment)
-        served = self._verify_and_serve(order, prices, payment, requester)
-        return self._again(served, order, requester, payment) if isinstance(served, Claim) else served
+            return self._again(known, offers, requester, payment)
+        served = self._verify_and_serve(offers, payment, requester)
+        return self._again(served, offers, requester, payment) if isinstance(served, Claim) else served
 
     def _verify_and_serve(
-        self, order: Order, prices: Prices, payment: Payment, requester: str
+        self, offers: Sequence[Offer], payment: Payment, requester: str
     ) -> Bought | Claim | Refused:
-        found = self.verify(payment, order, prices, requester)
-        return self._serve_or_refuse(found, prices, requester) if isinstance(found, Verified) else found
+        found = self.verify(payment, offers, requester)
+        return self._serve_or_refuse(found, requester) if isinstance(found, Verified) else found
 
     def _named(
         self, payment: Payment, order: Order, requester: str, work: Callable[[], B | Refused]
@@ -81,9 +85,9 @@ class Counter(Verifier):
             self.mint.dynamo.run(sales.unname_payment(table, name, mine))
         return result
 
-    def _serve_or_refuse(self, found: Verified, prices: Prices, requester: str) -> Bought | Claim | Refused:
+    def _serve_or_refuse(self, found: Verified, requester: str) -> Bought | Claim | Refused:
         try:
-            served = self.serve(found.order, prices, found.payment, found.paid, requester)
+            served = self.serve(found.order, found.prices, found.payment, found.paid, requester)
         except Refunded:
             return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
         if isinstance(served, Claim):  # somebody else was faster, and what we wrote before is owed no more
@@ -105,21 +109,24 @@ class Counter(Verifier):
                 terms = replace(terms, lease_id=lease_id_of(self.quote_secret, payment.key))
             return self.mint.key(order, terms, prices, payment, paid, requester)
         if order.product is Product.BALANCE:
-            return self.mint.credit(order, prices, payment, paid, requester)[0]
+            return self.mint.credit(order, payment, paid, requester)[0]
         if order.pak_id is None:
             raise ValueError("an order is for a new key or for a known one")
-        claim, _ = self.mint.raise_cap(order, order.pak_id, prices, payment, paid, requester)
+        claim, _ = self.mint.raise_cap(order, order.pak_id, payment, paid, requester)
         return claim
 
-    def _again(self, claim: Claim, order: Order, requester: str, payment: Payment) -> Bought | Refused:
+    def _again(
+        self, claim: Claim, offers: Sequence[Offer], requester: str, payment: Payment
+    ) -> Bought | Refused:
         """The same payment once more: the same purchase gets the same answer, anything else gets nothing.
 
         What was bought with the payer's proof is given out for such a proof only; what was bought with less is, for a
         while, the same requester's, and ends when the payer proves the payment.
         """
+        order = offers[0].order
         recent = self.now_ms() - claim.claimed_at_ms < REEMIT_WINDOW_MS
         mine = claim.requester == requester and recent and not claim.proof.is_payers
-        proof = self.proof_of(claim, payment, order)
+        proof = self.proof_of(claim, payment, offers)
         if not mine and not proof.is_payers:
             return Refused(
                 Problem.NOT_YOURS, "this payment was claimed already; its buyer can use the session token"
@@ -139,11 +146,9 @@ class Counter(Verifier):
         ends = self.now_ms() + order.terms.duration_s * 1000
         if (bought.pak.expires_at_ms or 0) >= ends:
             return bought
-        table, fields = self.mint.table("access"), {"expires_at_ms": ends}
-        changed = self.mint.dynamo.run(access.change(table, bought.pak.pak_id, fields, self.now_ms()))
+        changed = self.mint.change(bought.pak, "update", {"expires_at_ms": ends}, expiresAt=ends)
         if changed is None:
             return bought
-        self.mint.tell(changed)
         lease_id = lease_of(bought.username)
         port = self.mint.ports.find(lease_id) if lease_id else None
         if port is not None:
@@ -168,21 +173,21 @@ class Counter(Verifier):
         return (session, pak) if session and pak else None
 
     def top_up(
-        self, session: Session, token: str, order: Order, prices: Prices, payment: Payment, address: str
+        self, session: Session, token: str, offers: Sequence[Offer], payment: Payment, address: str
     ) -> Bought | Refused:
         """More traffic for a key; a key that was suspended at its cap runs again."""
-        requester = self.requester(address)
+        requester, order = self.requester(address), offers[0].order
         return self._named(
-            payment, order, requester, lambda: self._top_up(session, token, order, prices, payment, requester)
+            payment, order, requester, lambda: self._top_up(session, token, offers, payment, requester)
         )
 
     def _top_up(
-        self, session: Session, token: str, order: Order, prices: Prices, payment: Payment, requester: str
+        self, session: Session, token: str, offers: Sequence[Offer], payment: Payment, requester: str
     ) -> Bought | Refused:
         began, known = self.now_ms(), self.mint.claimed(payment)
         if known is not None:
             return self._topped_up(known, session, token, repeated=True)
-        served = self._verify_and_serve(order, prices, payment, requester)
+        served = self._verify_and_serve(offers, payment, requester)
         if isinstance(served, Claim):
             return self._topped_up(served, session, token, repeated=served.claimed_at_ms < began)
         return served
@@ -194,41 +199,40 @@ class Counter(Verifier):
 
     # Prepaid balances
 
-    def credit(self, order: Order, prices: Prices, payment: Payment) -> tuple[Claim, bool] | Refused:
+    def credit(self, offers: Sequence[Offer], payment: Payment) -> tuple[Claim, bool] | Refused:
         """A prepaid balance for a payment, and whether it had bought it before. Raises StoreUnavailable.
 
         Who asks is known by an API key, so quotes are the account's and not an address's.
         """
+        order = offers[0].order
         requester = self.requester(account_requester(order))
         began = self.now_ms()
-        found = self._named(
-            payment, order, requester, lambda: self._credit(order, prices, payment, requester)
-        )
+        found = self._named(payment, order, requester, lambda: self._credit(offers, payment, requester))
         return (found, found.claimed_at_ms < began) if isinstance(found, Claim) else found
 
-    def _credit(self, order: Order, prices: Prices, payment: Payment, requester: str) -> Claim | Refused:
-        known = self.mint.claimed(payment)
-        served = known or self._verify_and_serve(order, prices, payment, requester)
+    def _credit(self, offers: Sequence[Offer], payment: Payment, requester: str) -> Claim | Refused:
+        known, order = self.mint.claimed(payment), offers[0].order
+        served = known or self._verify_and_serve(offers, payment, requester)
         if isinstance(served, Bought):
             raise TypeError("a balance is no key")
         if isinstance(served, Refused) or (
             served.product is Product.BALANCE and served.username == order.account
         ):
             return served
-        if served.proof is Proof.HASH and self.proof_of(served, payment, order).is_payers:
+        if served.proof is Proof.HASH and self.proof_of(served, payment, offers).is_payers:
             self._disputed(served)
         return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
 
-    def extend(self, pak: Pak, seconds: int, prices: Prices) -> Pak:
-        """More time, which is free, up to the catalogue's longest duration from now."""
-        latest = self.now_ms() + prices.duration_max_s * 1000
-        expires = min(max(pak.expires_at_ms or 0, self.now_ms()) + seconds * 1000, latest)
-        table, fields = self.mint.table("access"), dict[str, object](expires_at_ms=expires)
-        if pak.disabled_reason is DisabledReason.EXPIRED:
+    def extend(self, pak: Pak, seconds: int, prices: Prices, since_ms: int | None = None) -> Pak:
+        """More time, which is free, up to the catalogue's longest duration from now, or from `since_ms` on."""
+        now = self.now_ms()
+        latest = (now if since_ms is None else since_ms) + prices.duration_max_s * 1000
+        ends = pak.expires_at_ms or 0
+        expires = max(min(max(ends, now) + seconds * 1000, latest), ends)
+        fields = dict[str, object](expires_at_ms=expires)
+        if pak.disabled_reason is DisabledReason.EXPIRED and expires > now:
             fields |= {"enabled": True, "disabled_reason": None}
-        changed = self.mint.dynamo.run(access.change(table, pak.pak_id, fields, self.now_ms())) or pak
-        self.mint.tell(changed)
-        return changed
+        return self.mint.change(pak, "topup", fields, addedSeconds=seconds, expiresAt=expires) or pak
 
     def regenerate(self, session: Session, pak: Pak, token: str) -> Bought | None:
         """Another secret under the same username; None when somebody else did so in the same moment."""
@@ -253,29 +257,38 @@ def _known(work: Callable[[], B | Refused]) -> B | Refused:
 
 def pool_order(terms: Terms, prices: Prices) -> Order:
     """Pool access for these terms."""
-    due, peers = due_micro(terms.traffic_bytes, prices), terms.tier if prices.ip_type else ""
+    peers = terms.tier if prices.ip_type else ""
     subject = f"{Product.POOL.value}:{peers}" if peers else Product.POOL.value
-    return Order(Product.POOL, subject, terms.traffic_bytes, due, terms, tier=peers)
+    return _at(prices, Order(Product.POOL, subject, terms.traffic_bytes, 0, terms, tier=peers))
 
 
 def port_order(terms: Terms, prices: Prices) -> Order:
     """A dedicated port of these terms; the quote names its tier."""
-    due = due_micro(terms.traffic_bytes, prices)
     subject = f"{Product.PORT.value}:{terms.tier}"
-    return Order(Product.PORT, subject, terms.traffic_bytes, due, terms, tier=terms.tier)
+    return _at(prices, Order(Product.PORT, subject, terms.traffic_bytes, 0, terms, tier=terms.tier))
 
 
 def top_up_order(session: Session, traffic: int, prices: Prices, tier: str = "") -> Order:
     """More traffic for the key of a session, at its tier's price; the quote names the key."""
     subject = f"{Product.TOP_UP.value}:{session.pak_id}"
-    due = due_micro(traffic, prices)
-    return Order(Product.TOP_UP, subject, traffic, due, None, session.pak_id, session.username, tier)
+    order = Order(Product.TOP_UP, subject, traffic, 0, pak_id=session.pak_id, username=session.username)
+    return _at(prices, replace(order, tier=tier))
 
 
-def balance_order(account_id: AccountId, traffic: int, due: int) -> Order:
-    """Prepaid traffic for an account; the quote names it."""
+def balance_order(account_id: AccountId, traffic: int, prices: Prices) -> Order:
+    """Prepaid traffic for an account, at the wholesale price of its size; the quote names the account."""
     subject = f"{Product.BALANCE.value}:{account_id}"
-    return Order(Product.BALANCE, subject, traffic, due, account=account_id)
+    return _at(prices, Order(Product.BALANCE, subject, traffic, 0, account=account_id))
+
+
+def _at(prices: Prices, order: Order) -> Order:
+    """An order with the terms that its quote freezes."""
+    return replace(
+        order,
+        due_micro=due_micro(order.traffic_bytes, prices),
+        price_micro_per_gb=prices.price_micro_per_gb,
+        tolerance_bp=prices.tolerance_bp,
+    )
 
 
 def account_requester(order: Order) -> str:

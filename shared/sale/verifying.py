@@ -27,6 +27,7 @@ from shared.sale.live import keep_quote, open_quote, quoted_at
 from shared.sale.minting import Mint
 from shared.sale.model import (
     Claim,
+    Offer,
     Order,
     Payment,
     Prices,
@@ -41,14 +42,17 @@ from shared.sale.owed_table import Owed, Refund
 from shared.sale.rules import (
     BLOCK_TIME_ERROR_MS,
     claim_fault,
+    due_of_secret,
     echo_fault,
     hide_requester,
     is_as_quoted,
     is_enough,
+    meant,
     proof_text,
     quote_id,
     quote_secret,
     quote_tag,
+    secret_nonce,
     statement_of,
     tag_for,
 )
@@ -66,6 +70,9 @@ TOO_MANY_PAYERS: Final = (
     "whose part of this transaction is whose cannot be told; it is kept for a human to give back"
 )
 _NOTHING: Final[Reading] = Unknown(UnknownReason.NOT_FOUND)
+NOT_QUOTED: Final = (
+    "these terms are not on sale now, and nobody at this address was quoted them while they were"
+)
 SHOWN_HASH: Final = "<transaction hash>"
 
 
@@ -88,6 +95,7 @@ class Verified:
     paid: Valid
     order: Order
     payment: Payment
+    prices: Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,8 @@ class Verifier:
         ident = self._quote_of(order, self.requester(address))
         self.redis.run(open_quote(ident, self.now_ms()))
         self.redis.run(keep_quote(ident))
-        secret = quote_secret(self.quote_secret, random_bytes(NONCE_BYTES), order.subject)
+        nonce = secret_nonce(order.due_micro, random_bytes(NONCE_BYTES))
+        secret = quote_secret(self.quote_secret, nonce, order.subject)
         return Quote(ident, secret, quote_tag(secret), self.text_to_sign(order, "<network>", SHOWN_HASH))
 
     def text_to_sign(self, order: Order, network: str, tx_hash: str) -> str:
@@ -124,56 +133,79 @@ class Verifier:
         return hide_requester(self.quote_secret, address)
 
     def _quote_of(self, order: Order, requester: str) -> str:
-        return quote_id(self.quote_secret, requester, order.subject, order.due_micro)
+        return quote_id(self.quote_secret, requester, order)
 
     # What was paid, and by whom
 
-    def verify(
-        self, payment: Payment, order: Order, prices: Prices, requester: str
-    ) -> Verified | Claim | Refused:
+    def verify(self, payment: Payment, offers: Sequence[Offer], requester: str) -> Verified | Claim | Refused:
         """A payment that may be served, now owed; the claim of one that was served under its payer's name.
 
-        Raises ReadFailed, StoreUnavailable.
+        `offers` are the same order at today's terms and at those of quotes that may be open still; what this buyer was told
+        holds. Raises ReadFailed, StoreUnavailable.
         """
-        owed = Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())
-        tag = tag_for(self.quote_secret, payment.secret, order.subject)
-        first_hand, reading = False, _NOTHING
+        offers = self._told_to(payment, offers, requester)
+        if not offers:
+            return Refused(Problem.NOT_YOURS, NOT_QUOTED)
+        order = offers[0].order
+        tag, first_hand = tag_for(self.quote_secret, payment.secret, order.subject), False
         if payment.authorization is not None:
-            other_terms = echo_fault(payment.echo, self.exact_rail(), order.due_micro)
+            order = meant(offers, payment.authorization.amount_micro).order
+            other_terms = echo_fault(
+                payment.echo, self.exact_rail().asset, self.exact.recipients(), order.due_micro
+            )
             if other_terms and not self.exact.has_taken_on(payment.authorization):
                 return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
+            owed = self._owed(payment, order, requester)
             settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))
-            reading, first_hand = settled.verdict, settled.first_hand
+            reading: Reading = settled.verdict
+            first_hand = settled.first_hand
         else:
             reading = self.chain().judge(payment, self.depths(payment.network), tag)
         if isinstance(reading, Several):
-            found = self._signer(payment, reading, order, prices.tolerance_bp)
+            found = self._signer(payment, reading, offers)
             if found is None:
                 return Refused(Problem.NOT_YOURS, SEVERAL_PAYERS)
             payment, reading = replace(payment, payer=found.payer), found
-            owed, known = replace(owed, key=payment.key), self.mint.claimed(payment)
+            known = self.mint.claimed(payment)
             if known is not None:
                 return known
         if not isinstance(reading, Valid):
-            return self._told(owed, reading)
-        proof = Proof.EXACT if first_hand else self._proof(payment, reading, order)
-        return self._bound(Verified(reading, replace(order, proof=proof), payment), owed, prices, requester)
+            return self._told(self._owed(payment, order, requester), reading)
+        offer = meant(offers, reading.amount_micro)
+        proof = Proof.EXACT if first_hand else self._proof(payment, reading, offers)
+        found_so = Verified(reading, replace(offer.order, proof=proof), payment, offer.prices)
+        return self._bound(found_so, self._owed(payment, offer.order, requester), requester)
 
-    def _bound(self, found: Verified, owed: Owed, prices: Prices, requester: str) -> Verified | Refused:
+    def _owed(self, payment: Payment, order: Order, requester: str) -> Owed:
+        return Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())
+
+    def _told_to(self, payment: Payment, offers: Sequence[Offer], requester: str) -> Sequence[Offer]:
+        """Today's terms, and those of an open quote of this requester, or of the quote whose secret is shown."""
+        subject = offers[0].order.subject
+        sealed = tag_for(self.quote_secret, payment.secret, subject) and due_of_secret(payment.secret)
+
+        def holds(offer: Offer) -> bool:
+            if offer.current or offer.order.due_micro == sealed:
+                return True
+            return self.redis.run(quoted_at(self._quote_of(offer.order, requester))) is not None
+
+        return [offer for offer in offers if holds(offer)]
+
+    def _bound(self, found: Verified, owed: Owed, requester: str) -> Verified | Refused:
         """The same, when this requester may have it and it is enough; from here on it is owed."""
         paid, order = found.paid, found.order
-        fault = self._unbound(found, prices, requester) if order.proof is Proof.HASH else None
+        fault = self._unbound(found, requester) if order.proof is Proof.HASH else None
         if fault is not None:
             return Refused(
                 fault, "nobody at this address asked for these terms before this payment was made for them"
             )
-        if not is_enough(paid.amount_micro, order.due_micro, prices.tolerance_bp):
+        if not is_enough(paid.amount_micro, order.due_micro, found.prices.tolerance_bp):
             return self._too_small(owed, paid)
         owed = replace(owed, order=order, tx_hash=paid.tx_hash or owed.tx_hash)
         self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), owed))
         return found
 
-    def _signer(self, payment: Payment, several: Several, order: Order, tolerance_bp: int) -> Valid | None:
+    def _signer(self, payment: Payment, several: Several, offers: Sequence[Offer]) -> Valid | None:
         """What the payer who signed paid, in a transaction in which several did. Raises ReadFailed.
 
         A contract among them that says yes to every signature, or cannot be asked, takes nothing from the others.
@@ -181,7 +213,7 @@ class Verifier:
         signers, failed = list[Valid](), None
         for paid in several.payments:
             try:
-                if self._signed(payment, paid, order):
+                if self._signed(payment, paid, offers):
                     signers.append(paid)
             except ReadFailed as error:
                 failed = error
@@ -189,37 +221,43 @@ class Verifier:
             raise failed
 
         def worth(paid: Valid) -> tuple[bool, bool, int]:
-            known = self.mint.claimed(replace(payment, payer=paid.payer))
+            known, offer = (
+                self.mint.claimed(replace(payment, payer=paid.payer)),
+                meant(offers, paid.amount_micro),
+            )
             return (
-                is_enough(paid.amount_micro, order.due_micro, tolerance_bp),
+                is_enough(paid.amount_micro, offer.order.due_micro, offer.prices.tolerance_bp),
                 known is None,
                 paid.amount_micro,
             )
 
         return max(signers, key=worth) if len(signers) > 1 else next(iter(signers), None)
 
-    def _proof(self, payment: Payment, paid: Valid, order: Order) -> Proof:
+    def _proof(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> Proof:
         """How well a payment is shown to be its claimer's; a wrong proof is as good as none."""
-        if self._signed(payment, paid, order):
+        if self._signed(payment, paid, offers):
             return Proof.SIGNATURE
-        tagged = paid.tagged and tag_for(self.quote_secret, payment.secret, order.subject)
+        tagged = paid.tagged and tag_for(self.quote_secret, payment.secret, offers[0].order.subject)
         return Proof.SECRET if tagged else Proof.HASH
 
-    def _signed(self, payment: Payment, paid: Valid, order: Order) -> bool:
+    def _signed(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> bool:
+        """Whether the payer signed the text of any of these terms."""
         if not payment.proof:
             return False
         tx_hash = paid.tx_hash or payment.tx_hash
-        statement = statement_of(order, payment.network, tx_hash, self.api_base_url)
         quorum = depth_for(paid.amount_micro, self.depths(payment.network)).quorum
-        return self.chain().proves(statement, payment.proof, paid.payer, quorum)
+        texts = dict.fromkeys(
+            statement_of(offer.order, payment.network, tx_hash, self.api_base_url) for offer in offers
+        )
+        return any(self.chain().proves(text, payment.proof, paid.payer, quorum) for text in texts)
 
-    def proof_of(self, claim: Claim, payment: Payment, order: Order) -> Proof:
+    def proof_of(self, claim: Claim, payment: Payment, offers: Sequence[Offer]) -> Proof:
         """How well whoever shows a claimed payment again proves that it is theirs. Raises ReadFailed."""
         shown = replace(payment, tx_hash=claim.tx_hash, authorization=None)
         paid = Valid(claim.payer, claim.amount_micro, 0, claim.tx_hash)
-        if self._signed(shown, paid, order):
+        if self._signed(shown, paid, offers):
             return Proof.SIGNATURE
-        tag = tag_for(self.quote_secret, payment.secret, order.subject)
+        tag = tag_for(self.quote_secret, payment.secret, offers[0].order.subject)
         if not tag:
             return Proof.HASH
         reading = self.chain().judge(shown, self.depths(claim.network), tag)
@@ -249,14 +287,14 @@ class Verifier:
         self.mint.dynamo.run(owed_table.refund(self.mint.table("sales"), kept))
         return Refused(Problem.SHARES_UNKNOWN, f"{TOO_MANY_PAYERS}; do not pay again")
 
-    def _unbound(self, found: Verified, prices: Prices, requester: str) -> Problem | None:
+    def _unbound(self, found: Verified, requester: str) -> Problem | None:
         """Why this requester may not have a payment that nobody proved: it had asked for no such terms before.
 
         Nor may it when the payment says otherwise: by another amount, by a tag whose secret is not shown, or because
         somebody else brought us the signed transfer.
         """
         payment, paid, order = found.payment, found.paid, found.order
-        if paid.has_tag or not is_as_quoted(paid.amount_micro, order.due_micro, prices.tolerance_bp):
+        if paid.has_tag or not is_as_quoted(paid.amount_micro, order.due_micro, found.prices.tolerance_bp):
             return Problem.NOT_YOURS
         for key in paid.authorizations:
             brought = self.mint.dynamo.run(exact_table.get_transfer(self.mint.table("sales"), key))

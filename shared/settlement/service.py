@@ -4,19 +4,19 @@ Each batch is first accrued (transfers with fixed ids, so a repeat posts nothing
 succeed only once. A crash between the two is finished by the next run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.access.table import add_used_item
-from shared.kernel.ids import AccountId, DeviceId
+from shared.kernel.ids import AccountId, DeviceId, PakId
 from shared.kernel.money import whole_micro
 from shared.ledger import table as ledger
 from shared.ledger.model import Posted, supplier
 from shared.metering import table as usage
 from shared.metering.model import FlushBatch
 from shared.metering.rules import totals
-from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, transact
+from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, transact
 from shared.settlement.rules import accruals, earned_by_device
 from shared.supply.proving import prove_device
 from shared.supply.table import get_device
@@ -48,6 +48,7 @@ class RollUpReport:
     proven: int = 0
     served: set[DeviceId] = field(default_factory=set)
     deferred: int = 0
+    keyless_bytes: int = 0
 
 
 def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
@@ -84,13 +85,25 @@ def _apply(
         report.transfers += dynamo.run(ledger.post(tables.ledger, transfer)) is Posted.CREATED
     used = totals(batch)
     items = usage.apply_items(tables.usage, batch, earned_by_device(batch, rates))
-    items += [add_used_item(tables.access, pak_id, count, now_ms) for pak_id, count in used.items()]
-    if dynamo.run(transact(items)) is None:
+    keys, first = list(used), len(items)
+    conflict = dynamo.run(transact([*items, *_used_items(tables, keys, used, now_ms)]))
+    if conflict is not None and 0 not in conflict.failed:
+        # Bytes of a key that is not there: they were carried, earned and counted by day, and hold up nobody else's.
+        there = [pak_id for index, pak_id in enumerate(keys, first) if index not in conflict.failed]
+        report.keyless_bytes += sum(used[pak_id] for pak_id in keys if pak_id not in there)
+        conflict = dynamo.run(transact([*items, *_used_items(tables, there, used, now_ms)]))
+    if conflict is None:
         report.applied += 1
         report.total_bytes += sum(used.values())
     else:
         report.repeated += 1
     _prove_served(dynamo, tables.devices, batch, now_ms, report)
+
+
+def _used_items(
+    tables: Tables, keys: Sequence[PakId], used: Mapping[PakId, int], now_ms: int
+) -> list[TransactItem]:
+    return [add_used_item(tables.access, pak_id, used[pak_id], now_ms) for pak_id in keys]
 
 
 def _prove_served(

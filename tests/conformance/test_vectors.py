@@ -67,6 +67,26 @@ def test_go_is_formatted_and_has_one_dependency() -> None:
     assert len([p for p in (SDK / "go").glob("*.go") if not p.name.endswith("_test.go")]) == 1
 
 
+def test_the_dockerfile_builds_from_what_it_copies(tmp_path: Path) -> None:
+    """Its steps without its images: nothing else is needed, and the program needs no library of the system."""
+    needs("go")
+    lines = (SDK / "go" / "deploy" / "Dockerfile").read_text().splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith(("#", " "))]
+    (copied,) = [rest.split() for step, rest in steps if step == "COPY" and not rest.startswith("--")]
+    for name in copied[:-1]:
+        shutil.copy(SDK / "go" / name, tmp_path)
+    (build_step,) = [rest for step, rest in steps if step == "RUN" and "go build" in rest]
+    out = tmp_path / "psx-peer"
+    run(["sh", "-c", build_step.replace("/psx-peer", str(out))], tmp_path)
+    assert run([str(out), "-version"], tmp_path).startswith("psx-peer ")
+    assert b"/lib64/ld-linux" not in out.read_bytes(), "alpine has no such loader"
+    image = next(rest.split()[0] for step, rest in steps if step == "FROM")
+    wanted = (SDK / "go" / "go.mod").read_text().split("\ngo ")[1].split()[0]
+    assert tuple(map(int, image.partition(":")[2].split("."))) >= tuple(map(int, wanted.split(".")[:2]))
+    user = next(rest for step, rest in steps if step == "USER")
+    assert not user.startswith(("0", "root"))
+
+
 def test_the_unit_of_a_fleet_is_valid_and_confined(tmp_path: Path) -> None:
     analyze = needs("systemd-analyze") if shutil.which("systemctl") else None
     if analyze is None:

@@ -6,7 +6,15 @@ import pytest
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
-from shared.metering.live import flush, lease, open_meter, read_used
+from shared.metering.live import (
+    KEYS_PER_CALL,
+    flush,
+    flushes,
+    lease,
+    open_meter,
+    read_traffic,
+    read_used,
+)
 from shared.metering.model import Ask, FlushBatch, LineKey, Meter, UsageLine
 from shared.metering.table import apply_items, newest_sequence, pending_batches, put_batch, usage_days
 from shared.runtime.dynamo import Conflict, SyncDynamo, transact
@@ -52,7 +60,8 @@ def test_opening_a_meter_raises_it_to_the_truth_and_never_lowers_it(redis: SyncR
     assert redis.run(flush(GATEWAY, 1, {PAK: 1})) == {PAK: Meter(61, None)}
 
 
-def test_a_batch_is_recorded_once_and_waits_to_be_applied(dynamo: SyncDynamo) -> None:
+def test_a_batch_is_recorded_once_and_waits_to_be_applied(any_dynamo: SyncDynamo) -> None:
+    dynamo = any_dynamo
     assert dynamo.run(newest_sequence(TABLE, GATEWAY)) == -1
     assert dynamo.run(put_batch(TABLE, batch(0)))
     assert not dynamo.run(put_batch(TABLE, batch(0)))
@@ -61,7 +70,8 @@ def test_a_batch_is_recorded_once_and_waits_to_be_applied(dynamo: SyncDynamo) ->
     assert dynamo.run(pending_batches(TABLE, 10)).rows == (batch(0), batch(7))
 
 
-def test_a_batch_is_applied_once(dynamo: SyncDynamo) -> None:
+def test_a_batch_is_applied_once(any_dynamo: SyncDynamo) -> None:
+    dynamo = any_dynamo
     dynamo.run(put_batch(TABLE, batch(0)))
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) is None
     assert dynamo.run(transact(apply_items(TABLE, batch(0)))) == Conflict((0,))
@@ -94,3 +104,18 @@ def test_near_the_cap_one_lease_is_the_rest_and_then_none(redis: SyncRedis) -> N
 def test_a_key_without_a_cap_needs_no_lease(redis: SyncRedis) -> None:
     redis.run(open_meter(PAK, 0, None))
     assert redis.run(lease(GATEWAY, {PAK: Ask(0, 500)}))[PAK] == Meter(0, None, 0)
+
+
+def test_a_large_cut_is_added_in_slices_and_once_wherever_it_broke_off(redis: SyncRedis) -> None:
+    paks = {PakId(f"p{n:05d}"): n + 1 for n in range(2 * KEYS_PER_CALL + 1)}
+    calls = flushes(GATEWAY, 7, paks, {})
+    assert len(calls) == 3
+    redis.run(calls[0])
+    redis.run(calls[1])  # and the gateway is killed; its next life writes the cut from its journal
+    meters: dict[PakId, Meter] = {}
+    for call in flushes(GATEWAY, 7, dict(reversed(paks.items())), {}):
+        meters.update(redis.run(call).items())
+    assert {pak_id: meter.used_bytes for pak_id, meter in meters.items()} == paks
+    assert redis.run(read_traffic()) == sum(paks.values())
+    for call in flushes(GATEWAY, 8, {PakId("p00000"): 1}, {}):
+        assert redis.run(call)[PakId("p00000")].used_bytes == 2

@@ -48,9 +48,8 @@ def modem(name: str, country: str = "us", **more: Any) -> Endpoint:
     return Endpoint(
         endpoint_id=EndpointId(name),
         pool=Pool.MBL,
-        account_id=AccountId("psx_farm"),
         country=Country(country),
-        **{**fields, **more},
+        **{"account_id": AccountId("psx_farm"), **fields, **more},
     )
 
 
@@ -398,3 +397,16 @@ def test_a_revoked_generation_is_told_when_a_device_arrives(redis: SyncRedis) ->
     assert redis.run(live.read_presence(DeviceId("d1"))) is None
     assert redis.run(live.put_presence(presence("d1"), 3, 2)) == (3, 2)
     assert redis.run(live.read_presence(DeviceId("d1"))) is not None
+
+
+@pytest.mark.parametrize("kind", ["device", "port"])
+def test_a_pin_does_not_leave_the_ip_type_that_a_key_is_locked_to(redis: SyncRedis, kind: str) -> None:
+    """The gateway writes a locked key's type into every route, whatever its username says."""
+    run(
+        redis, live.list_endpoint(modem("m1", account_id=AccountId("psx_a"))), live.list_endpoint(modem("m2"))
+    )
+    pinned = pin(redis, f"psx_a-mbl-us-iptype-mobile-pin-{kind}-m1")
+    assert isinstance(pinned, Acquired)
+    assert pinned.selected is Selected.PIN
+    assert isinstance(pin(redis, f"psx_a-mbl-us-iptype-residential-failover-strict-pin-{kind}-m1"), NoStock)
+    assert isinstance(pin(redis, f"psx_a-mbl-us-iptype-residential-pin-{kind}-m1"), NoStock)

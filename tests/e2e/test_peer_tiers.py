@@ -11,7 +11,9 @@ import pytest_asyncio
 from local import lab
 from local.bootstrap import PRICES
 from local.client import Answer, call, curl
-from local.network import LocalNetwork
+from local.evm import USDC
+from local.network import TESTER_MICRO, LocalNetwork
+from shared.chain.eip3009 import balance_calldata
 from shared.runtime.redis import command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
@@ -49,11 +51,24 @@ async def psx() -> AsyncIterator[Lab]:
         yield Lab(net)
 
 
+async def turned(psx: Lab, on: bool) -> dict[str, Any]:
+    """The flag as it stands when the job has run."""
+    assert (await psx.admin(FLAG, "POST", {"on": on})).status == 202
+    await psx.net.cloud.fire("test_peer_tiers")
+    found: dict[str, Any] = (await psx.admin(FLAG, "GET", None)).body
+    return found
+
+
+async def held_by_tester(psx: Lab) -> int:
+    call_of = {"to": USDC, "data": balance_calldata(psx.net.tester_wallet.address)}
+    return int(await asyncio.to_thread(psx.net.evm.call, "eth_call", call_of, "latest"), 16)
+
+
 async def off_and_unpriced(psx: Lab) -> None:
     refused = await call(psx.net.api_url + BUY)
     assert (refused.status, refused.body["message"]) == (400, "tier: allowed is mbl")
-    unpriced = await psx.admin(FLAG, "POST", {"on": True})
-    assert (unpriced.status, unpriced.body["code"]) == (409, "SELF_TEST_FAILED")
+    unpriced = await turned(psx, True)
+    assert (unpriced["on"], unpriced["faults"]) == (False, ["prices: no tier of peers is priced"])
     assert (await call(psx.net.api_url + FLAG, "POST", {}, {"on": True})).status == 401
 
 
@@ -70,16 +85,20 @@ async def refused_when_a_key_leaves_its_type(psx: Lab) -> None:
             homes.append(key)
             redis.run(command("HSET", key, "ip_type", "mobile", parse=int))
     assert len(homes) == 2
-    refused = await psx.admin(FLAG, "POST", {"on": True})
-    assert (refused.status, "left through mobile" in refused.body["message"]) == (409, True), refused.body
+    refused = await turned(psx, True)
+    assert (refused["on"], "left through mobile" in str(refused["faults"])) == (False, True), refused
+    assert await held_by_tester(psx) == TESTER_MICRO - 200_000  # the key was bought
     for key in homes:
         redis.run(command("HSET", key, "ip_type", "residential", parse=int))
     assert (await call(psx.net.api_url + BUY)).status == 400
 
 
 async def sold_and_held_to_its_type(psx: Lab) -> None:
-    turned = await psx.admin(FLAG, "POST", {"on": True})
-    assert (turned.status, turned.body) == (200, {"on": True, "tested": ["residential"]}), turned.body
+    tested = await turned(psx, True)
+    assert (tested["on"], tested["tested"], tested["faults"]) == (True, ["residential"], []), tested
+    again = await psx.net.cloud.fire("test_peer_tiers")
+    assert again == {"wanted": True, "on": True, "due": False}
+    assert await held_by_tester(psx) == TESTER_MICRO - 200_000  # and used again
     await asyncio.sleep(SETTINGS_KEPT_S)
     sheet = (await call(psx.net.api_url + "/v1/x402/pool/pricing")).body
     assert [t["tier"] for t in sheet["tiers"]] == ["mbl", "residential"]
@@ -97,8 +116,8 @@ async def sold_and_held_to_its_type(psx: Lab) -> None:
         proxy = f"http://{username}:{secret}@127.0.0.1:{psx.net.ports.http}"
         answer = await curl(proxy, f"{psx.net.target_url}/ip", str(psx.net.files.ca))
         assert json.loads(answer.body)["ip"] in homes, username
-    off = await psx.admin(FLAG, "POST", {"on": False})
-    assert off.body == {"on": False, "tested": []}
+    off = await turned(psx, False)
+    assert (off["wanted"], off["on"], off["tested"]) == (False, False, [])
     await asyncio.sleep(SETTINGS_KEPT_S)
     assert (await call(psx.net.api_url + BUY)).status == 400
 

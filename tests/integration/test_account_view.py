@@ -14,7 +14,7 @@ from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import SyncDynamo, put, transact
 from tests.contract.test_pool_live import modem
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -153,3 +153,36 @@ def test_the_history_of_all_keys_is_paged_and_filtered(functions: Functions) -> 
     assert audit(functions, f"?before={everything[-1]['createdAt']}").body == []
     assert audit(functions, "?action=nonsense").status == 400
     assert functions.call(f"{KEYS}/audit", headers=other(functions)).body == []
+
+
+def test_lists_go_on_by_their_cursors(functions: Functions) -> None:
+    headers = {"x-api-key": functions.keys.reseller}
+    ids = [
+        functions.call("/v1/reseller/pool-keys", "POST", {"label": "k", "trafficCapGB": 1}, headers).body[
+            "id"
+        ]
+        for _ in range(3)
+    ]
+    for number in range(3):
+        functions.redis.run(list_endpoint(modem(f"m{number}", "us")))
+        route = parse_username(f"psx_reseller1-mbl-us-sid-s{number}")
+        functions.redis.run(acquire(route, Pool.MBL, PakId(ids[0]), GatewayId("g"), now_ms() + number))
+    found = list[str]()
+    cursor: str | None = ""
+    while cursor is not None:
+        body = functions.call(f"/v1/gateway/pool/my-sessions?limit=1&cursor={cursor}", headers=headers).body
+        found += [s["sessionId"] for s in body["sessions"]]
+        cursor = body["nextCursor"]
+    assert found == ["s2", "s1", "s0"]
+    usage = PREFIX + "usage"
+    for day in ("2026-01-30", "2026-01-31", "2026-02-01"):
+        row = {"pk": f"pak#{ids[0]}", "sk": f"day#{day}", "up_bytes": 1, "down_bytes": 0}
+        functions.dynamo.run(put(usage, row))
+    path = f"/v1/reseller/pool-keys/{ids[0]}/usage?since=2026-01-01&days=2"
+    first = functions.call(path, headers=headers).body
+    assert ([d["day"] for d in first["usage"]], first["nextSince"]) == (
+        ["2026-01-30", "2026-01-31"],
+        "2026-02-01",
+    )
+    rest = functions.call(path.replace("2026-01-01", first["nextSince"]), headers=headers).body
+    assert ([d["day"] for d in rest["usage"]], rest["nextSince"]) == (["2026-02-01"], None)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.request import Request, urlopen
@@ -26,7 +25,7 @@ from shared.access.table import find_secret
 from shared.chain.eip3009 import word
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Payment, Prices, Statement, Terms
+from shared.sale.model import Bought, Offer, Order, Payment, Prices, Product, Statement, Terms
 from shared.sale.rules import granted_bytes, is_enough, proof_text, read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.support.chain import Anvil
@@ -244,8 +243,7 @@ def test_the_tolerance_is_exact_for_any_amount(due: int, short: int, bp: int) ->
 def test_what_is_granted_is_never_less_than_asked_nor_more_than_paid(
     paid: int, traffic: int, price: int
 ) -> None:
-    prices = replace(PRICED, price_micro_per_gb=price)
-    granted = granted_bytes(paid, traffic, prices)
+    granted = granted_bytes(paid, Order(Product.POOL, "pool", traffic, 0, price_micro_per_gb=price))
     assert granted >= traffic
     assert granted == traffic or granted * price <= paid * 10**9 < (granted + 1) * price
 
@@ -377,7 +375,7 @@ def test_fifty_claims_at_once_mint_one_key(shop: Shop) -> None:
     order, paid = pool_order(terms, prices), shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
     with ThreadPoolExecutor(25) as pool:
         answers = list(
-            pool.map(lambda _: counter.buy(order, prices, Payment("base", paid), BUYER), range(50))
+            pool.map(lambda _: counter.buy([Offer(order, prices)], Payment("base", paid), BUYER), range(50))
         )
     assert all(isinstance(a, Bought) for a in answers), answers[:3]
     assert [a.repeated for a in answers if isinstance(a, Bought)].count(False) == 1
@@ -438,7 +436,7 @@ def test_two_hundred_buyers_with_two_hundred_payments_are_all_served_once(shop: 
         shop.anvil.call("evm_mine")
 
     def buy(tx_hash: str) -> Any:
-        return counter.buy(order, prices, Payment("base", tx_hash), BUYER)
+        return counter.buy([Offer(order, prices)], Payment("base", tx_hash), BUYER)
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(buy, sent * 2))

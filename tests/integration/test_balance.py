@@ -7,9 +7,15 @@ import pytest
 
 from local import lab
 from shared.access.prepaid import get_prepaid, move_items
-from shared.kernel.ids import AccountId
+from shared.access.settling import SETTLE_AFTER_MS
+from shared.guard.table import entries
+from shared.kernel.ids import AccountId, GatewayId, PakId
 from shared.kernel.money import BYTES_PER_GB
+from shared.metering.live import flushes, lease, open_meter
+from shared.metering.model import Ask
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact, update
+from shared.settlement.ended_keys import Ended, EndKeys
 from tests.support.functions import PREFIX, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -51,8 +57,8 @@ def available(functions: Functions) -> float:
     return float(functions.call("/v1/reseller/balance", headers=me(functions)).body["availableGB"])
 
 
-def create(functions: Functions, cap: float) -> Reply:
-    return functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": cap}, me(functions))
+def create(functions: Functions, cap: float, **more: int) -> Reply:
+    return functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": cap, **more}, me(functions))
 
 
 def test_a_credit_needs_another_admin_and_is_posted_once(functions: Functions) -> None:
@@ -92,7 +98,57 @@ def test_keys_draw_on_the_balance_and_give_their_rest_back(functions: Functions)
     assert functions.call(path, "PATCH", {"trafficCapGB": 2}, me(functions)).body["trafficCapGB"] == 2
     assert available(functions) == 3
     assert functions.call(path, "DELETE", headers=me(functions)).status == 200
-    assert available(functions) == 5
+    assert available(functions) == 3
+    assert settle(functions).settled == 1
+    assert (available(functions), settle(functions).settled) == (5, 0)
+
+
+def settle(functions: Functions, after_ms: int = SETTLE_AFTER_MS + 1) -> Ended:
+    """The job, when the last bytes of a key that was deleted now have been counted."""
+    table = functions.api_wiring.settings.table
+    return EndKeys(functions.dynamo, functions.redis, table, lambda: now_ms() + after_ms).run()
+
+
+def test_bytes_that_are_told_after_a_key_was_deleted_are_not_given_back(functions: Functions) -> None:
+    credit(functions, 5)
+    pak_id = PakId(create(functions, 3).body["id"])
+    assert functions.call(f"{KEYS}/{pak_id}", "DELETE", headers=me(functions)).status == 200
+    assert (settle(functions, 0).settled, available(functions)) == (0, 2)
+    for call in flushes(GatewayId("g"), 0, {pak_id: BYTES_PER_GB}, {}):  # a gateway's last flush
+        functions.redis.run(call)
+    assert settle(functions).given_back_bytes == 2 * BYTES_PER_GB
+    assert available(functions) == 4
+    history = functions.dynamo.run(entries(PREFIX + "audit", f"pak#{pak_id}", 10)).rows
+    assert [e.event.action for e in history] == ["balance_returned", "delete", "create"]
+
+
+def test_a_lower_cap_gives_back_nothing_that_gateways_may_have_carried(functions: Functions) -> None:
+    credit(functions, 5)
+    pak_id = PakId(create(functions, 3).body["id"])
+    functions.redis.run(open_meter(pak_id, 0, 3 * BYTES_PER_GB))
+    functions.redis.run(lease(GatewayId("g"), {pak_id: Ask(0, BYTES_PER_GB)}))
+    path = f"{KEYS}/{pak_id}"
+    assert functions.call(path, "PATCH", {"trafficCapGB": 0.001}, me(functions)).status == 200
+    assert available(functions) == 4
+
+
+def test_a_key_that_expires_unused_is_turned_off_and_one_that_was_extended_is_not(
+    functions: Functions,
+) -> None:
+    ends = now_ms() + 1_000
+    ids = [create(functions, 1, expiresAt=ends).body["id"] for _ in range(3)]
+    assert functions.call(f"{KEYS}/{ids[1]}/topup", "POST", {"extendDays": 1}, me(functions)).status == 200
+    assert functions.call(f"{KEYS}/{ids[2]}", "PATCH", {"enabled": False}, me(functions)).status == 200
+    assert (settle(functions, 0).expired, settle(functions, 2_000).expired) == (0, 1)
+    shown = [functions.call(f"{KEYS}/{ident}", headers=me(functions)).body for ident in ids]
+    assert [s["disabledReason"] for s in shown] == ["expired", None, "admin"]
+    assert settle(functions, 3_000).expired == 0
+    history = functions.dynamo.run(entries(PREFIX + "audit", f"pak#{ids[0]}", 10)).rows
+    assert [e.event.action for e in history] == ["auto_suspended_expired", "create"]
+    late = now_ms() + 3_600_000
+    body = {"enabled": True, "expiresAt": late}
+    assert functions.call(f"{KEYS}/{ids[0]}", "PATCH", body, me(functions)).body["enabled"] is True
+    assert settle(functions, 3_700_000).expired == 1
 
 
 def use(functions: Functions, pak_id: str, size: int) -> None:
@@ -111,6 +167,7 @@ def test_what_a_key_used_never_comes_back_to_the_balance(functions: Functions) -
         assert functions.call(path, "PATCH", {"trafficCapGB": cap}, me(functions)).status == 200
         assert available(functions) == left
     assert functions.call(path, "DELETE", headers=me(functions)).status == 200
+    settle(functions)
     assert available(functions) == 4
 
 
@@ -124,6 +181,7 @@ def test_caps_given_on_invoice_are_not_given_back_to_a_later_balance(functions: 
     assert available(functions) == 3
     for pak_id in pak_ids:
         assert functions.call(f"{KEYS}/{pak_id}", "DELETE", headers=me(functions)).status == 200
+    settle(functions)
     assert available(functions) == 5
 
 

@@ -27,7 +27,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
-from shared.sale.model import Bought, Payment, Terms
+from shared.sale.model import Bought, Offer, Payment, Terms
 from shared.sale.owed import LATE_MS
 from shared.sale.owed_table import Owed, owe_item
 from shared.sale.rules import read_prices, read_terms
@@ -354,7 +354,7 @@ def buy_in_parallel(shop: Shop, payloads: list[dict[str, Any]]) -> list[Any]:
         payment = Payment("base", "", "", read_authorization(payload))
         for _ in range(10):
             try:
-                return counter.buy(pool_order(terms, prices), prices, payment, "127.20.0.1")
+                return counter.buy([Offer(pool_order(terms, prices), prices)], payment, "127.20.0.1")
             except StoreUnavailable:
                 time.sleep(0.05)
         return None

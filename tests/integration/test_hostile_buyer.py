@@ -103,7 +103,7 @@ def test_what_was_given_back_under_one_name_buys_nothing_under_another(
     functions: Functions, name: str
 ) -> None:
     functions.dynamo.run(owed_table.refund(SALES, Refund("base", name, HASH, PAYER, DUE, "late", 1)))
-    functions.dynamo.run(owed_table.decide_refund(SALES, "base", name, "refunded", "sent back"))
+    functions.dynamo.run(transact([owed_table.decide_item(SALES, "base", name, "refunded", "sent back")]))
     functions.call(QUERY)
     paid(functions, tx_hash=HASH, authorizations=(AUTHORIZATION.key,))
     answer = claim(functions)
@@ -259,3 +259,20 @@ def test_a_body_that_nests_without_end_is_400(functions: Functions) -> None:
         "POST", "/v1/x402/manage/pool/topup", (("host", "api.example"),), b"[" * 200_000, BUYER
     )
     assert functions.deliver(http_event(request))["statusCode"] == 400
+
+
+def test_payments_that_are_none_open_no_more_quotes_than_asking_does(functions: Functions) -> None:
+    functions.chain.verdicts[HASH] = Invalid(InvalidReason.FAILED)
+    answers = [
+        functions.call(QUERY.replace("0.1", f"0.{n + 10}"), headers={"payment-signature": HASH}).status
+        for n in range(12)
+    ]
+    assert answers == [402] * 10 + [429] * 2
+    opened = functions.redis.run(command("KEYS", "quote:*", parse=len))
+    assert opened == 10
+
+
+def test_an_empty_name_of_a_payment_is_no_name(functions: Functions) -> None:
+    paid(functions)
+    refused = functions.call(QUERY, headers={"payment-signature": HASH, "idempotency-key": ""})
+    assert (refused.status, refused.body["code"]) == (400, "PAYMENT_MALFORMED")

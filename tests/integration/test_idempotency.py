@@ -13,10 +13,12 @@ from functions.idempotency import _caller
 from local import lab
 from shared.access import idempotency as rows
 from shared.access.idempotency import Operation
-from shared.access.table import list_paks
+from shared.access.secrets import token_hash
+from shared.access.table import end_api_key_items, find_api_key, list_paks
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import Conflict, SyncDynamo, transact
+from shared.runtime.dynamo import Conflict, SyncDynamo, scan, transact
+from shared.sale.live import NAMED_LIMIT
 from tests.support.functions import PREFIX, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -157,3 +159,35 @@ def test_a_header_that_a_route_does_not_read_makes_no_two_callers_one() -> None:
 
     shown = [{}, {"x_session_token": "a"}, {"x_session_token": "b"}, {"authorization": "Bearer c"}]
     assert len({operation(x_api_key="none", **more) for more in shown}) == len(shown)
+
+
+def kept(functions: Functions) -> int:
+    asked = scan(TABLE, "idem#", parse=lambda row: row["pk"], limit=1000)
+    return len(functions.dynamo.run(asked).rows)
+
+
+def test_nothing_is_kept_for_who_calls_too_often_or_has_no_valid_key(functions: Functions) -> None:
+    settings = functions.api_wiring.settings.model_copy(update={"calls_per_minute_address": 2})
+    functions.api_wiring = replace(functions.api_wiring, settings=settings)
+    answers = [create(functions, f"order-{n:04d}").status for n in range(4)]
+    assert answers == [200, 200, 429, 429]
+    assert kept(functions) == 2
+    headers = {"x-api-key": "psx_wrong", "idempotency-key": "order-0009"}
+    assert functions.call(KEYS, "POST", {}, headers, source="127.20.0.9").status == 401
+    sale = [
+        functions.call("/v1/x402/pool", "POST", {}, {"idempotency-key": f"order-{n:04d}"}).status
+        for n in range(NAMED_LIMIT.calls + 1)
+    ]
+    assert sale[-1] == 429
+    assert kept(functions) == 2 + NAMED_LIMIT.calls
+
+
+def test_a_key_that_ended_reads_none_of_its_first_responses(functions: Functions) -> None:
+    first = create(functions)
+    key = token_hash(functions.keys.reseller)
+    found = functions.dynamo.run(find_api_key(TABLE, key))
+    assert found is not None
+    assert functions.dynamo.run(transact(end_api_key_items(TABLE, found, now_ms()))) is None
+    again = create(functions)
+    assert (again.status, again.body["code"]) == (401, "API_KEY_INVALID")
+    assert first.body["key"] not in str(again.body)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,35 @@ import boto3
 import pytest
 
 from functions.api.wiring import ApiSettings, open_origins
-from functions.jobs import drop_ghosts, list_exits, live_numbers, refresh_ip_data, roll_up, watchdog
+from functions.jobs import (
+    drop_ghosts,
+    end_keys,
+    list_exits,
+    live_numbers,
+    refresh_ip_data,
+    roll_up,
+    watchdog,
+)
 from functions.jobs.wiring import wiring
 from local.lab import LabFiles
+from shared.access.model import DisabledReason
+from shared.access.prepaid import credit_items
+from shared.access.settling import SETTLE_AFTER_MS, settle_later_item
+from shared.access.table import mint as mint_pak
 from shared.grading.listing import ListingRun
 from shared.grading.live import account_mark, mark_changed
 from shared.guard.table import write_setting
-from shared.kernel.ids import UNKNOWN_COUNTRY
+from shared.kernel.ids import UNKNOWN_COUNTRY, PakId
 from shared.metering.table import put_batch
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo, transact
 from shared.runtime.redis import SyncRedis, command
 from shared.supply.model import Kind
 from shared.upkeep.customer import Fetched
 from shared.upkeep.history import Span, newest
 from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
 from tests.support.permissions import as_function
+from tests.unit.access.test_access import GOOD
 from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint
 
 pytestmark = pytest.mark.slow
@@ -99,6 +114,25 @@ def test_the_watchdog_looks_and_tells_within_its_role(
         SecretString=json.dumps({"PSX_WATCHDOG_API_KEY": "psx_0", "PSX_WATCHDOG_TARGETS": targets}),
     )
     assert run("watchdog", watchdog.handler)["closed"] == ["watchdog.control_target."]
+
+
+def test_ended_keys_are_turned_off_and_settled_within_the_jobs_role(dynamo: SyncDynamo) -> None:
+    table, now = "psx-test-access", now_ms()
+    late = replace(GOOD, pak_id=PakId("p2"), secret_hash="h2", expires_at_ms=now - 1)
+    deleted = replace(
+        GOOD, drawn_bytes=80, enabled=False, disabled_reason=DisabledReason.DELETED, expires_at_ms=now - 1
+    )
+    dynamo.run(transact(credit_items(table, deleted.account_id, "c1", 100, {})))
+    for pak in (late, deleted):
+        dynamo.run(mint_pak(table, pak))
+    dynamo.run(transact([settle_later_item(table, deleted, now - SETTLE_AFTER_MS - 1)]))
+    report = run("end-keys", end_keys.handler)
+    assert (report["expired"], report["settled"], report["given_back_bytes"], report["failures"]) == (
+        1,
+        1,
+        80,
+        [],
+    )
 
 
 def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(

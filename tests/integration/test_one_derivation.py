@@ -123,11 +123,13 @@ def test_numbers_are_derived_by_whoever_finds_them_old_and_by_one_at_a_time(func
     assert functions.call(STOCK).body["totals"]["all"] == 1
     redis.run(live.list_endpoint(modem("m2", "us")))
     assert functions.call(STOCK).body["totals"]["all"] == 1
-    later = now_ms() + numbers.FRESH_MS
-    redis.run(command("SET", "{live}:lock", 1, parse=bool))
-    assert numbers.run(redis, numbers.live_numbers(later)).stock_of(Pool.MBL) == {"us": 1}
-    redis.run(command("DEL", "{live}:lock", parse=int))
-    assert numbers.run(redis, numbers.live_numbers(later)).stock_of(Pool.MBL) == {"us": 2}
+    aging, old = (now_ms() + age_ms for age_ms in (numbers.AGING_MS, numbers.FRESH_MS))
+    redis.run(command("SET", "{live}:lock", 1, parse=bool))  # its holder died
+    assert numbers.run(redis, numbers.live_numbers(aging)).stock_of(Pool.MBL) == {"us": 1}
+    assert numbers.run(redis, numbers.live_numbers(old)).stock_of(Pool.MBL) == {"us": 2}
+    redis.run(live.list_endpoint(modem("m3", "us")))
+    aging = now_ms() + numbers.AGING_MS
+    assert numbers.run(redis, numbers.live_numbers(aging)).stock_of(Pool.MBL) == {"us": 3}
 
 
 def test_an_older_derivation_never_replaces_a_newer_one(functions: Functions) -> None:

@@ -125,7 +125,14 @@ def stuck_top_up(functions: Functions, tries: int) -> Owed:
     found = functions.sale_wiring.counter.session(body["sessionToken"])
     assert found is not None
     session, pak = found
-    functions.dynamo.run(access.suspend(f"{PREFIX}access", pak.pak_id, DisabledReason.ADMIN, 1))
+    functions.dynamo.run(
+        access.change(
+            f"{PREFIX}access",
+            pak.pak_id,
+            {"enabled": False, "disabled_reason": DisabledReason.ADMIN.value},
+            1,
+        )
+    )
     prices: Any = read_prices(functions.sale_wiring.live.get("prices"))
     return died(functions, top_up_order(session, 100_000_000, prices), tries=tries)
 

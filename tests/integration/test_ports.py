@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from functions.x402.serve_owed import serve_owed
 from local import lab
-from local.bootstrap import HOUSE
+from local.bootstrap import HOUSE, PRICES
 from shared.chain.model import Valid
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
@@ -244,3 +245,17 @@ def test_a_payment_for_one_kind_of_port_does_not_give_out_another_kind(functions
     assert bought.status == 200, bought.body
     assert functions.call(QUERY, headers=paying).body["proxy"] == bought.body["proxy"]
     assert functions.call(QUERY + "&tier=private", headers=paying).status == 409
+
+
+def test_free_time_holds_a_device_no_longer_than_the_catalogue_allows_after_it_was_paid_for(
+    functions: Functions,
+) -> None:
+    list_modems(functions, "m1")
+    headers = token(private(functions))
+    path, most = "/v1/x402/manage/session/topup", PRICES["duration_max_s"]
+    longest = functions.call(path, "POST", {"addDurationSeconds": most}, headers).body["credit"]["expiresAt"]
+    later = functions.sale_wiring.counter.now_ms() + 80 * 86_400_000
+    counter = replace(functions.sale_wiring.counter, now_ms=lambda: later)
+    functions.sale_wiring = replace(functions.sale_wiring, counter=counter)
+    again = functions.call(path, "POST", {"addDurationSeconds": most}, headers)
+    assert (again.status, again.body["credit"]["expiresAt"]) == (200, longest)

@@ -20,7 +20,7 @@ from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, V
 from shared.guard.table import write_setting
 from shared.kernel.ids import PakId
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Payment, Refused, Terms
+from shared.sale.model import Bought, Offer, Payment, Refused, Terms
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
@@ -201,7 +201,7 @@ def test_parallel_claims_of_one_payment_mint_one_key(
     paid(functions)
 
     def buy(_: int) -> Bought | Refused:
-        return counter.buy(pool_order(terms, prices), prices, Payment("base", HASH), "127.20.0.1")
+        return counter.buy([Offer(pool_order(terms, prices), prices)], Payment("base", HASH), "127.20.0.1")
 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(buy, range(50)))
@@ -345,7 +345,11 @@ def pak_of(functions: Functions, body: dict[str, Any]) -> PakId:
 def test_a_top_up_is_quoted_paid_and_turns_the_key_on_again(functions: Functions) -> None:
     body = bought(functions)
     pak_id = pak_of(functions, body)
-    functions.dynamo.run(access.suspend(f"{PREFIX}access", pak_id, DisabledReason.CAP, 1))
+    functions.dynamo.run(
+        access.change(
+            f"{PREFIX}access", pak_id, {"enabled": False, "disabled_reason": DisabledReason.CAP.value}, 1
+        )
+    )
     quoted = functions.call(TOPUP, "POST", {"addTrafficGB": 0.25}, token(body))
     assert quoted.status == 402
     assert quoted.body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == "1000000"

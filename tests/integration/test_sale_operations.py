@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 
+from functions.x402.balance import wholesale
 from functions.x402.validate import validate_sale
 from local import lab
 from local.bootstrap import ADMIN, PRICES, RESELLER
 from shared.access.model import ApiKey, Scope
+from shared.access.people import Person, hash_password, person_item
 from shared.access.prepaid import get_prepaid
 from shared.access.secrets import new_api_key, token_hash
 from shared.access.table import put_api_key
 from shared.chain.model import Valid
 from shared.guard.table import entries
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import SyncDynamo, transact
 from shared.sale import owed_table
+from shared.sale.model import Prices
 from shared.sale.owed_table import Owed
 from shared.sale.service import balance_order
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
@@ -50,6 +53,12 @@ def admin(functions: Functions, target: str, method: str = "GET", body: Any = No
     return functions.call(target, method, body, {"x-api-key": functions.keys.admin})
 
 
+def prices(functions: Functions) -> Prices:
+    found = wholesale(functions.sale_wiring, 10 * 10**9, {})
+    assert found is not None
+    return found
+
+
 # Refunds
 
 
@@ -72,7 +81,7 @@ def test_refunds_are_listed_and_decided_once_and_both_are_on_record(functions: F
 
 def test_the_lists_are_paged_and_for_admins_alone(functions: Functions) -> None:
     for number in range(3):
-        order = balance_order(RESELLER, 10**9, 4_000_000)
+        order = balance_order(RESELLER, 10**9, prices(functions))
         name = "0x" + f"{number:064x}"
         functions.dynamo.run(
             owed_table.owe(f"{PREFIX}sales", Owed("base", name, name, "secret-requester", order, now_ms()))
@@ -97,15 +106,78 @@ def setting(functions: Functions, name: str, value: Any) -> Reply:
     return reply
 
 
+def people(functions: Functions, *names: str, created_at_ms: int = 0) -> list[dict[str, str]]:
+    """Signed-in persons of the admin's account."""
+    found = []
+    for name in names:
+        email = f"{name}@example.org"
+        person = Person(email, ADMIN, hash_password("correct horse battery"), 0, created_at_ms)
+        functions.dynamo.run(transact([person_item(f"{PREFIX}access", person)]))
+        body = {"email": email, "password": "correct horse battery"}
+        token = functions.call("/v1/auth/sign-in", "POST", body).body["token"]
+        found.append({"authorization": f"Bearer {token}"})
+    return found
+
+
+def proposed(functions: Functions, value: Any, by: dict[str, str]) -> Reply:
+    return functions.call("/v1/admin/settings/recipients", "PUT", value, by)
+
+
+def recipients_set(functions: Functions, value: Any) -> None:
+    """As two persons do it."""
+    one, other = people(functions, "one", "other")
+    asked = proposed(functions, value, one)
+    assert asked.status == 202, asked.body
+    path = f"/v1/admin/proposals/{asked.body['proposalId']}/approve"
+    assert functions.call(path, "POST", {}, other).status == 200
+    object.__setattr__(functions.sale_wiring.live, "_kept", {})
+
+
+MOVED = {"base": ["0x" + "22" * 20, RECIPIENT], "solana": [SOLANA]}
+
+
+def test_another_recipient_takes_two_persons_and_no_api_key(functions: Functions) -> None:
+    one, other = people(functions, "one", "other")
+    assert setting(functions, "recipients", MOVED).body["code"] == "HUMANS_ONLY"
+    asked = proposed(functions, MOVED, one)
+    assert (asked.status, asked.body["state"]) == (202, "proposed")
+    path = f"/v1/admin/proposals/{asked.body['proposalId']}"
+    assert admin(functions, "/v1/admin/settings/recipients").body["value"] is None
+    assert functions.call(f"{path}/approve", "POST", {}, one).body["code"] == "SECOND_PERSON_NEEDED"
+    assert admin(functions, f"{path}/approve", "POST", {}).body["code"] == "HUMANS_ONLY"
+    assert functions.call(f"{path}/approve", "POST", {}, other).body["state"] == "approved"
+    assert admin(functions, "/v1/admin/settings/recipients").body["value"] == MOVED
+    assert functions.call(f"{path}/approve", "POST", {}, other).status == 200
+    assert functions.call(f"{path}/reject", "POST", {}, other).body["code"] == "DECIDED_ALREADY"
+    page = functions.dynamo.run(entries(f"{PREFIX}audit", f"acct#{ADMIN}", 10))
+    told = [(e.event.action, e.event.actor) for e in page.rows if "setting" in e.event.action]
+    assert told == [("setting_change", "other@example.org"), ("setting_propose", "one@example.org")]
+
+
+def test_a_rejected_recipient_changes_nothing(functions: Functions) -> None:
+    one, other = people(functions, "one", "other")
+    path = f"/v1/admin/proposals/{proposed(functions, MOVED, one).body['proposalId']}"
+    assert functions.call(f"{path}/reject", "POST", {}, other).body["state"] == "rejected"
+    assert functions.call(f"{path}/approve", "POST", {}, other).status == 409
+    assert admin(functions, "/v1/admin/settings/recipients").body["value"] is None
+
+
+def test_a_person_that_an_api_key_made_a_moment_ago_decides_nothing(functions: Functions) -> None:
+    (old,) = people(functions, "old")
+    (new,) = people(functions, "new", created_at_ms=now_ms())
+    assert proposed(functions, MOVED, new).body["code"] == "TOO_NEW"
+    path = f"/v1/admin/proposals/{proposed(functions, MOVED, old).body['proposalId']}/approve"
+    assert functions.call(path, "POST", {}, new).body["code"] == "TOO_NEW"
+    assert functions.call("/v1/admin/proposals/nothing", headers=old).status == 404
+
+
 def test_another_recipient_closes_the_sale_until_it_is_validated(functions: Functions) -> None:
-    other = "0x" + "22" * 20
-    assert setting(functions, "recipients", {"base": [other, RECIPIENT], "solana": [SOLANA]}).status == 200
+    other = MOVED["base"][0]
+    recipients_set(functions, MOVED)
     assert functions.call(QUERY).status == 503
     functions.open()
     object.__setattr__(functions.sale_wiring.live, "_kept", {})
     assert functions.call(QUERY).body["paymentRequirement"]["accepts"][0]["payTo"] == other
-    page = functions.dynamo.run(entries(f"{PREFIX}audit", f"acct#{ADMIN}", 10))
-    assert [e.event.metadata["setting"] for e in page.rows] == ["recipients"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +198,7 @@ def test_a_recipient_that_cannot_be_one_is_refused(functions: Functions, value: 
 
 def test_a_recipient_with_a_wrong_checksum_is_named_by_the_validation(functions: Functions) -> None:
     wrong = "0x52908400098527886E0F7030069857D2E4169Ee7"
-    assert setting(functions, "recipients", {"base": [wrong], "solana": [SOLANA]}).status == 200
+    recipients_set(functions, {"base": [wrong], "solana": [SOLANA]})
     faults = validate_sale(functions.sale_wiring)["faults"]
     assert "evm: a recipient is not an address, or its checksum is wrong" in faults
     assert functions.call("/health").body["sale"] == {"open": False, "faults": faults}
@@ -259,7 +331,7 @@ def test_a_size_that_is_no_size_is_400(functions: Functions, traffic: str) -> No
 def test_a_balance_that_a_crash_left_unpaid_out_is_credited_by_the_job(functions: Functions) -> None:
     from functions.x402.serve_owed import serve_owed
 
-    order = balance_order(RESELLER, 10 * 10**9, 36_000_000)
+    order = balance_order(RESELLER, 10 * 10**9, prices(functions))
     owed = Owed("base", HASH, HASH, "r", order, now_ms() - 70_000)
     functions.dynamo.run(owed_table.owe(f"{PREFIX}sales", owed))
     paid(functions, HASH, 36_000_000)

@@ -7,6 +7,7 @@ import pytest
 
 from local import lab
 from shared.access import people
+from shared.access.live import Limit
 from shared.access.people import SignedIn, get_person, issue
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
@@ -61,9 +62,21 @@ def test_wrong_passwords_and_unknown_addresses_get_one_answer_and_are_limited(fu
     wrong, nobody = sign_in(functions, "wrong password!"), sign_in(functions, email="x@y.example")
     assert (wrong.status, wrong.body["message"]) == (nobody.status, nobody.body["message"])
     assert wrong.status == 401
-    answers = [sign_in(functions, "wrong password!", source=f"127.20.0.{n}") for n in range(2, 8)]
-    assert answers[-1].status == 429
+    answers = [sign_in(functions, "wrong password!", source="127.20.0.2") for _ in range(6)]
+    assert [a.status for a in answers] == [401] * 5 + [429]
     assert int(answers[-1].headers["retry-after"]) > 0
+
+
+def test_strangers_lock_nobody_out_and_are_slowed_when_they_are_many(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("functions.api.auth.SIGN_IN_CROWD", Limit("sign_in_crowd", 3, 3600))
+    for number in range(4):
+        assert sign_in(functions, "wrong password!", source=f"127.20.1.{number}").status == 401
+    assert sign_in(functions, source="127.20.2.1").status == 200  # from a place that nobody tried from
+    answers = [sign_in(functions, "wrong password!", source="127.20.2.2").status for _ in range(2)]
+    assert answers == [401, 429]
+    assert sign_in(functions, source="127.20.2.3").status == 200
 
 
 def test_what_is_dangerous_needs_a_fresh_password(functions: Functions) -> None:
@@ -135,6 +148,21 @@ def test_a_read_key_looks_and_changes_nothing(functions: Functions) -> None:
     assert functions.call(POOL_KEYS, headers=reader).status == 200
     assert functions.call(POOL_KEYS, "POST", {"label": "a", "trafficCapGB": 1}, reader).status == 403
     assert functions.call("/v1/admin/resellers/psx_reseller1/balance", headers=reader).status == 403
+
+
+def test_an_account_has_a_bounded_number_of_keys_however_they_are_made(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.access.table.API_KEYS_PER_ACCOUNT_MAX", 3)
+    ops, admin = manager(functions), {"x-api-key": functions.keys.admin}
+    made = functions.call(KEYS, "POST", {"scopes": ["resell"]}, ops).body
+    by_admin = "/v1/admin/accounts/psx_reseller1/api-keys"
+    assert functions.call(KEYS, "POST", {"scopes": ["resell"]}, ops).body["code"] == "TOO_MANY_KEYS"
+    assert functions.call(by_admin, "POST", {"scopes": ["resell"]}, admin).body["code"] == "TOO_MANY_KEYS"
+    rotated = functions.call(f"{KEYS}/{made['id']}/rotate", "POST", {}, ops)
+    assert rotated.status == 200
+    assert functions.call(f"{KEYS}/{rotated.body['id']}", "DELETE", headers=ops).status == 200
+    assert functions.call(by_admin, "POST", {"scopes": ["resell"]}, admin).status == 200
 
 
 def test_a_rotated_key_ends_after_its_grace_and_an_ended_one_at_once(functions: Functions) -> None:

@@ -11,7 +11,7 @@ from solders.pubkey import Pubkey
 
 from local import lab
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Payment, Statement, Terms
+from shared.sale.model import Bought, Offer, Payment, Statement, Terms
 from shared.sale.rules import proof_text, read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.integration.test_attacks import BUYER, DUE, QUERY, THIEF, Node
@@ -348,7 +348,7 @@ def test_fifty_claims_at_once_mint_one_key(shop: Shop) -> None:
     order, paid = pool_order(terms, prices), shop.pay(shop.net.new_wallet())
     with ThreadPoolExecutor(12) as pool:
         answers = list(
-            pool.map(lambda _: counter.buy(order, prices, Payment("solana", paid), BUYER), range(50))
+            pool.map(lambda _: counter.buy([Offer(order, prices)], Payment("solana", paid), BUYER), range(50))
         )
     assert all(isinstance(a, Bought) for a in answers), answers[:3]
     assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1

@@ -757,7 +757,8 @@ def test_the_page_stops_a_device_for_whoever_has_its_accounts_key_and_for_nobody
         answer = functions.deliver(event)
         return Reply(answer["statusCode"], answer["headers"], answer["body"])
 
-    assert stop("psx_0").status == 401
+    wrong = stop("psx_0", "<script>")
+    assert (wrong.status, "Nothing was changed" in wrong.body, "<script>" in wrong.body) == (401, True, False)
     for key in (stranger(functions)["x-api-key"], functions.keys.reseller):
         assert stop(key).status == 404
     assert stop(functions.keys.supplier, "nobody").status == 404

@@ -13,13 +13,15 @@ from typing import Any, Final
 import boto3
 
 from functions.api.handler import create_app
+from local.bootstrap import ADMIN
+from shared.access.people import NOBODY, Person, issue, person_item
 from shared.kernel.codes import Pool
 from shared.kernel.ids import GatewayId, PakId
 from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import put
+from shared.runtime.dynamo import put, transact
 from tests.contract.test_pool_live import modem
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -34,6 +36,7 @@ ABSENT: Final = {
     "ident": "0" * 24,
     "name": "nothing",
     "subject": "AS64999",
+    "proposal_id": "0" * 24,
 }
 """Ids of the right shape that nothing has."""
 OVERRIDE: Final = {"ipType": "residential", "reason": "test"}
@@ -106,6 +109,9 @@ class Tenant:
             "name": "rates",
             "subject": "AS64501",
         }
+        moved = {"base": ["0x" + "44" * 20], "solana": ["4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"]}
+        proposal = self.functions.call("/v1/admin/settings/recipients", "PUT", moved, self.person("first"))
+        self.ids["proposal_id"] = proposal.body["proposalId"]
         self.functions.call("/v1/admin/ip-classes/AS64501", "PUT", OVERRIDE, self.admin)
         self.earn(device["deviceId"])
         self.open_session()
@@ -134,9 +140,18 @@ class Tenant:
             return self.signed_in
         if path.startswith("/v1/admin/credits/"):
             return self.second_admin()
+        if path.startswith("/v1/admin/proposals/"):
+            return self.person("second")
         if path.startswith("/v1/admin/"):
             return self.admin
         return self.supplier if path.startswith(("/v1/peer/", "/v1/farmer/")) else self.reseller
+
+    def person(self, name: str) -> dict[str, str]:
+        """A signed-in person of the admin's account, who has been there for long."""
+        found = Person(f"{self.name}-{name}@example.org", ADMIN, NOBODY, 0, 0)
+        self.functions.dynamo.run(transact([person_item(PREFIX + "access", found)]))
+        private = self.functions.api_wiring.settings.jwt_private_key.get_secret_value()
+        return {"authorization": f"Bearer {issue(found, private, now_ms())}"}
 
     def second_admin(self) -> dict[str, str]:
         """Somebody who may approve what the first one asked for."""
@@ -180,6 +195,8 @@ class Tenant:
             ("POST", "/v1/admin/resellers/{account_id}/credits"): {"trafficGB": 2, "reason": "wire"},
             ("POST", "/v1/admin/credits/{ident}/approve"): {},
             ("POST", "/v1/admin/credits/{ident}/reject"): {},
+            ("POST", "/v1/admin/proposals/{proposal_id}/approve"): {},
+            ("POST", "/v1/admin/proposals/{proposal_id}/reject"): {},
             ("POST", "/v1/account/api-keys"): {"scopes": ["resell"]},
             ("POST", "/v1/account/api-keys/{key_id}/rotate"): {},
             ("DELETE", "/v1/account/api-keys/{key_id}"): None,

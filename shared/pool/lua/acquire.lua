@@ -72,8 +72,9 @@ local function usable(id, with_carrier, pinned)
   local ep, fields = row(id)
   if not ep and pinned == 'device' then ep, fields = unlisted(id) end
   if not ep then return nil end
-  if pinned then
+  if pinned then -- a pin chooses the device; country and IP type (what a key is locked to) still hold
     if ARGV[13] ~= '' and ep.country ~= ARGV[13] then return nil end
+    if ARGV[8] ~= '' and ep.ip_type ~= ARGV[8] then return nil end
   elseif not matches(ep, with_carrier) then
     return nil
   end

@@ -133,27 +133,42 @@ def test_a_minted_key_is_found_by_its_secret(dynamo: SyncDynamo) -> None:
 
 def test_a_suspension_happens_once(dynamo: SyncDynamo) -> None:
     dynamo.run(access.mint(TABLE, GOOD))
-    first = dynamo.run(access.suspend(TABLE, GOOD.pak_id, DisabledReason.CAP, NOW))
+    off = transact([access.suspend_capped_item(TABLE, GOOD.pak_id, NOW, GOOD.cap_bytes)])
+    assert dynamo.run(transact([access.suspend_capped_item(TABLE, GOOD.pak_id, NOW, 99)])) is not None
+    assert dynamo.run(off) is None
+    first = dynamo.run(access.get_pak(TABLE, GOOD.pak_id))
     assert first is not None
     assert (first.enabled, first.disabled_reason) == (False, DisabledReason.CAP)
-    assert dynamo.run(access.suspend(TABLE, GOOD.pak_id, DisabledReason.ADMIN, NOW)) is None
+    assert dynamo.run(off) is not None
 
 
 def test_a_top_up_turns_on_what_its_cap_turned_off_and_nothing_else(dynamo: SyncDynamo) -> None:
     dynamo.run(access.mint(TABLE, GOOD))
-    dynamo.run(access.suspend(TABLE, GOOD.pak_id, DisabledReason.CAP, NOW))
+    dynamo.run(
+        access.change(
+            TABLE, GOOD.pak_id, {"enabled": False, "disabled_reason": DisabledReason.CAP.value}, NOW
+        )
+    )
     item = access.top_up_item(TABLE, GOOD.pak_id, 50, NOW + 9, NOW, reenable=True)
     assert dynamo.run(transact([item])) is None
     pak = dynamo.run(access.get_pak(TABLE, GOOD.pak_id))
     assert pak is not None
     assert (pak.enabled, pak.disabled_reason, pak.cap_bytes, pak.expires_at_ms) == (True, None, 150, NOW + 9)
-    dynamo.run(access.suspend(TABLE, GOOD.pak_id, DisabledReason.ADMIN, NOW))
+    dynamo.run(
+        access.change(
+            TABLE, GOOD.pak_id, {"enabled": False, "disabled_reason": DisabledReason.ADMIN.value}, NOW
+        )
+    )
     assert dynamo.run(transact([item])) is not None
 
 
 def test_a_plain_top_up_leaves_a_key_off(dynamo: SyncDynamo) -> None:
     dynamo.run(access.mint(TABLE, GOOD))
-    dynamo.run(access.suspend(TABLE, GOOD.pak_id, DisabledReason.CAP, NOW))
+    dynamo.run(
+        access.change(
+            TABLE, GOOD.pak_id, {"enabled": False, "disabled_reason": DisabledReason.CAP.value}, NOW
+        )
+    )
     dynamo.run(transact([access.top_up_item(TABLE, GOOD.pak_id, 50, None, NOW, reenable=False)]))
     pak = dynamo.run(access.get_pak(TABLE, GOOD.pak_id))
     assert pak is not None

@@ -16,8 +16,15 @@ from shared.guard.model import (
     Switch,
 )
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, first_broken, may_decide, may_run
-from shared.guard.service import AuditContended, LiveSettings, append_audit, enter_loop
-from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
+from shared.guard.service import AuditContended, LiveSettings, append_audit, enter_loop, write_audited
+from shared.runtime.dynamo import (
+    Conflict,
+    DynamoRequest,
+    StoreUnavailable,
+    SyncDynamo,
+    transact,
+    transact_put,
+)
 
 GUARD, AUDIT = "psx-test-guard", "psx-test-audit"
 NOW = 1_800_000_000_000
@@ -98,32 +105,54 @@ def test_an_audit_that_others_keep_taking_gives_up_within_its_bound(dynamo: Sync
 def test_nobody_approves_their_own_proposal(dynamo: SyncDynamo) -> None:
     approvals = Approvals(GUARD)
     approval = Approval("a1", "payout", {"amount": 1, "to": "x"}, "robot", NOW)
-    assert approvals.propose(approval)
-    assert not approvals.propose(approval)
+    assert dynamo.run(transact([approvals.propose_item(approval)])) is None
+    assert dynamo.run(transact([approvals.propose_item(approval)])) == Conflict((0,))
     assert approvals.find("a1") == approval
     assert approvals.find("a2") is None
     assert not may_decide(approval, "robot")
     assert not may_decide(approval, "")
     assert may_decide(approval, "human")
-    assert approvals.decide(approval, ApprovalState.APPROVED, "robot") is None
-    decided = approvals.decide(approval, ApprovalState.REJECTED, "human")
+    own = approvals.decide_item(approval, ApprovalState.APPROVED, "robot")
+    assert dynamo.run(transact([own])) == Conflict((0,))
+    assert dynamo.run(transact([approvals.decide_item(approval, ApprovalState.REJECTED, "human")])) is None
+    decided = approvals.find("a1")
     assert decided is not None
     assert (decided.state, decided.decided_by) == (ApprovalState.REJECTED, "human")
-    assert approvals.find("a1") == decided
-    assert approvals.decide(approval, ApprovalState.APPROVED, "other") is None
+    late = approvals.decide_item(approval, ApprovalState.APPROVED, "other")
+    assert dynamo.run(transact([late])) == Conflict((0,))
     assert not may_decide(decided, "other")
 
 
 def test_a_table_that_is_not_there_is_the_store_not_answering(dynamo: SyncDynamo) -> None:
-    nowhere = Approvals("psx-test-nowhere")
-    approval = Approval("a1", "payout", {}, "robot", NOW)
-    for attempt in (
-        lambda: nowhere.propose(approval),
-        lambda: nowhere.find("a1"),
-        lambda: nowhere.decide(approval, ApprovalState.APPROVED, "human"),
-    ):
-        with pytest.raises(StoreUnavailable):
-            attempt()
+    with pytest.raises(StoreUnavailable):
+        Approvals("psx-test-nowhere").find("a1")
+
+
+def test_a_write_and_its_event_stand_together_or_not_at_all(dynamo: SyncDynamo) -> None:
+    told = event("create")
+    item = transact_put(GUARD, {"pk": "x", "sk": "-"})
+    assert write_audited(dynamo, AUDIT, told, [item], "psx_a", begins=True) is None
+    assert write_audited(dynamo, AUDIT, told, [item], "psx_a") == Conflict((0,))
+    other = transact_put(GUARD, {"pk": "y", "sk": "-"})
+    # The stream is not new after all: the place is taken, and the next one is asked for.
+    assert write_audited(dynamo, AUDIT, told, [other], begins=True) is None
+    kept = dynamo.run(rows.entries(AUDIT, told.stream, 10, forward=True)).rows
+    assert [entry.sequence for entry in kept] == [0, 1]
+    assert first_broken(kept) is None
+
+
+def test_what_a_setting_said_before_is_in_force_for_as_long_as_was_promised(dynamo: SyncDynamo) -> None:
+    for price, at_ms in ((1, NOW), (2, NOW + 10), (3, NOW + 20)):
+        known = dynamo.run(rows.read_versions(GUARD, "prices"))
+        item = rows.replace_setting(GUARD, "prices", {"p": price}, at_ms, known, at_ms + 100)
+        assert dynamo.run(transact([item])) is None
+    stale = rows.replace_setting(GUARD, "prices", {"p": 9}, NOW + 21, known, NOW + 121)
+    assert dynamo.run(transact([stale])) == Conflict((0,))
+    found = dynamo.run(rows.read_versions(GUARD, "prices"))
+    assert found is not None
+    assert [v["p"] for v in found.in_force(NOW + 20)] == [3, 2, 1]
+    assert [v["p"] for v in found.in_force(NOW + 110)] == [3, 2]
+    assert [v["p"] for v in found.in_force(NOW + 120)] == [3]
 
 
 def test_incidents_are_opened_once_and_listed_newest_first(dynamo: SyncDynamo) -> None:

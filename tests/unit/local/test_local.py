@@ -17,6 +17,8 @@ def test_schedules_and_routes_come_from_serverless_yml() -> None:
         "serve_owed": 60,
         "list_exits": 60,
         "roll_up": 60,
+        "end_keys": 60,
+        "test_peer_tiers": 60,
         "refresh_ip_data": 3600,
         "drop_ghosts": 3600,
         "live_numbers": 60,

@@ -14,7 +14,7 @@ from shared.metering.model import FlushBatch, LineKey, UsageLine
 from shared.metering.table import put_batch, usage_days
 from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
 from shared.settlement.rules import RateMissing, accruals, rate_for
-from shared.settlement.service import Tables, owed_micro, roll_up
+from shared.settlement.service import RollUpReport, Tables, _apply, owed_micro, roll_up
 
 T = TypeVar("T")
 TABLES = Tables("psx-test-usage", "psx-test-access", "psx-test-ledger", "psx-test-devices")
@@ -106,6 +106,18 @@ def test_a_roll_up_applies_each_batch_once(dynamo: SyncDynamo) -> None:
     assert owed_micro(dynamo, TABLES.ledger, SUPPLIER) == 135 * 1_200_000 // 10**9
 
 
+def test_bytes_of_a_key_that_is_not_there_hold_up_nobody_elses(dynamo: SyncDynamo) -> None:
+    mint(dynamo, "p1")
+    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 10, 0), line("d1", 5, 0, pak="gone"))))
+    report = roll_up(dynamo, TABLES, RATES, NOW)
+    assert (report.applied, report.keyless_bytes) == (1, 5)
+    assert roll_up(dynamo, TABLES, RATES, NOW).applied == 0
+    pak = dynamo.run(access.get_pak(TABLES.access, PakId("p1")))
+    assert pak is not None
+    assert pak.used_bytes == 10
+    assert dynamo.run(usage_days(TABLES.usage, "dev#d1", "2027-01-01", 5)).rows == (("2027-01-15", 15, 0),)
+
+
 def test_a_crash_between_accrual_and_application_is_finished_by_the_next_run(dynamo: SyncDynamo) -> None:
     mint(dynamo, "p1")
     broken = batch(0, line("d1", 7, 0))
@@ -126,9 +138,12 @@ def test_nothing_moves_while_a_rate_is_missing(dynamo: SyncDynamo) -> None:
 
 
 def test_a_batch_that_another_run_applied_meanwhile_is_counted_as_repeated(dynamo: SyncDynamo) -> None:
-    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 7, 0, pak="gone"))))
-    report = roll_up(dynamo, TABLES, RATES, NOW)
-    assert (report.applied, report.repeated) == (0, 1)
+    mint(dynamo, "p1")
+    told, report = batch(0, line("d1", 7, 0)), RollUpReport()
+    dynamo.run(put_batch(TABLES.usage, told))
+    for _ in range(2):
+        _apply(dynamo, TABLES, told, RATES, NOW, report)
+    assert (report.applied, report.repeated, report.total_bytes) == (1, 1, 7)
 
 
 class Busy:
