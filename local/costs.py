@@ -57,6 +57,8 @@ SPARE_NODES: Final = 2
 SOCKETS_PER_DEVICE: Final = 4
 CACHE_SMALL_DEVICES_MAX: Final = 10_000
 DEVICE_ROW_BYTES: Final = 1_000
+SWEPT_PER_MINUTE: Final = 2
+"""Segments: a large fleet is not swept faster in the time that a run has."""
 PROBES_PER_DAY: Final = 254
 READS_PER_PROBE: Final = 2
 WRITES_PER_DEVICE_DAY: Final = 147
@@ -132,7 +134,7 @@ def lines(terabytes: int) -> int:
 
 def listing(devices: int) -> int:
     """Grades as probes find them, and a part of all devices swept each minute. Source: docs/quality.md."""
-    swept = devices * (2 * DEVICE_ROW_BYTES + 4096) // 4096 // 2 // SEGMENTS * MINUTES
+    swept = devices * (2 * DEVICE_ROW_BYTES + 4096) // 4096 // 2 * SWEPT_PER_MINUTE // SEGMENTS * MINUTES
     days = MINUTES // 1440
     reads = swept + devices * days * PROBES_PER_DAY * READS_PER_PROBE
     writes = devices * days * WRITES_PER_DEVICE_DAY

@@ -51,7 +51,7 @@ from shared.supply.rules import CROWD_MAX, TERMS, has_consent, network_of, overr
 T = TypeVar("T")
 PAGE: Final = 1_000
 AT_ONCE: Final = 16
-SEGMENTS: Final = 16
+SEGMENTS: Final = 32
 MARKS_MAX: Final = 50_000
 SWEEP_S: Final = 6.0
 """No segment is begun after this: a segment of a large fleet takes a few seconds itself."""

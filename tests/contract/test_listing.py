@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shared.grading import table as grades
-from shared.grading.listing import ListingRun
+from shared.grading.listing import SEGMENTS, ListingRun
 from shared.grading.live import (
     EVERYTHING,
     account_mark,
@@ -210,7 +210,7 @@ def test_without_a_sweep_only_what_was_marked_is_looked_at(listing: ListingRun, 
     assert redis.run(read_changed(10)) == {}
     redis.run(mark_changed([EVERYTHING]))
     report = listing.run(NOW, sweep=False)
-    assert (report.devices, report.delisted, report.swept) == (2, ["b: failing"], 16)
+    assert (report.devices, report.delisted, report.swept) == (2, ["b: failing"], SEGMENTS)
     assert redis.run(read_changed(10)) == {}
 
 

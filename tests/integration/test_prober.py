@@ -17,7 +17,7 @@ from local import lab
 from shared.access.secrets import SecretBox
 from shared.grading import table as grades
 from shared.grading.dialer import Trust
-from shared.grading.listing import ListingReport, ListingRun
+from shared.grading.listing import SEGMENTS, ListingReport, ListingRun
 from shared.grading.live import ask_probe, read_changed
 from shared.grading.model import Grade, Target
 from shared.guard.table import open_incidents, write_setting
@@ -286,7 +286,7 @@ async def test_a_redis_that_lost_everything_is_told_again_by_relays_and_the_list
     began = time.monotonic()
     await bed.plane.present("p1")
     report = await bed.list_now()
-    assert (report.rebuilt, report.swept) == (1, 16)
+    assert (report.rebuilt, report.swept) == (1, SEGMENTS)
     assert run(bed.redis, derive()).online == {"mbl": {}, "peer": {"us": 1}}
     assert time.monotonic() - began < REBUILT_WITHIN_S
     assert bed.redis.run(read_changed(10)).keys() <= {"dev:p1"}
