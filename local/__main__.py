@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
     stage.add_argument("stage", choices=("dev", "staging", "prod"))
     stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
+    first = commands.add_parser(
+        "admin", help="the first administrator of a deployed stage, and its house account"
+    )
+    first.add_argument("stage", choices=("dev", "staging", "prod"))
+    first.add_argument(
+        "--key-file", type=Path, required=True, metavar="FILE", help="new file for the API key"
+    )
     commands.add_parser("costs", help="what a month costs in AWS: the table of docs/operations/costs.md")
     fleet = commands.add_parser(
         "fleet",
@@ -102,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from local.configure import configure  # noqa: PLC0415
 
             return configure(given.stage, given.file)
+        case "admin":
+            from local.admin import admin  # noqa: PLC0415
+
+            return admin(given.stage, given.key_file)
         case "costs":
             from local.costs import costs  # noqa: PLC0415
 

@@ -108,6 +108,16 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
     raise ProblemError(404, "NOT_FOUND", "there is no such device")
 
 
+def device_by_token(wiring: Wiring, token: str) -> Device:
+    """The device of a token that is valid now, or 401."""
+    claims = verify(token, wiring.settings.jwt_public_key.get_secret_value())
+    table = wiring.settings.table("devices")
+    device = wiring.dynamo.run(get_device(table, claims.device_id)) if isinstance(claims, Claims) else None
+    if not isinstance(claims, Claims) or device is None or not _is_current(wiring, claims, device):
+        raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
+    return device
+
+
 def managed_device(wiring: Wiring, request: Request, device_id: str) -> Device:
     """The same for whoever decides something for the owner; 403 for a device that was registered by a wallet alone.
 
@@ -118,16 +128,6 @@ def managed_device(wiring: Wiring, request: Request, device_id: str) -> Device:
     if claims is not None and not claims.owned:
         message = "registered by the wallet alone, when the device stood already: its first registration may do this"
         raise ProblemError(403, "OWNERSHIP_NOT_SHOWN", message)
-    return device
-
-
-def device_by_token(wiring: Wiring, token: str) -> Device:
-    """The device of a token that is valid now, or 401."""
-    claims = verify(token, wiring.settings.jwt_public_key.get_secret_value())
-    table = wiring.settings.table("devices")
-    device = wiring.dynamo.run(get_device(table, claims.device_id)) if isinstance(claims, Claims) else None
-    if not isinstance(claims, Claims) or device is None or not _is_current(wiring, claims, device):
-        raise ProblemError(401, "TOKEN_INVALID", "the device token is invalid or expired; refresh it")
     return device
 
 

@@ -37,8 +37,8 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install_idempotency(app, wired, admitted(wired))
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
-    sold = (inventory, account, balance, keys, sign_in, resellers)
-    for room in (*supply, *sold, operations, setting_changes, pages):
+    rest = (inventory, account, balance, keys, sign_in, resellers, operations, setting_changes, pages)
+    for room in (*supply, *rest):
         app.include_router(room.router(wired))
     return app
 

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
 
-from local.bootstrap import HOUSE, bootstrap
+from local.admin import house_account, make_admin
+from local.bootstrap import CONFIRMATIONS, HOUSE, PRICES, RATES
 from local.configure import create_secrets, write_parameters
 from local.lab import LabFiles, relays_setting
 from local.network import LocalNetwork
@@ -96,6 +98,34 @@ def publish_address_data(emulator: Emulator, bucket: str, files: LabFiles) -> No
     assert json.loads(ran["Payload"].read()) == {"asn": "published", "country": "published"}
 
 
+@dataclass(frozen=True)
+class Api:
+    """The deployed HTTP API, by its own name."""
+
+    url: str
+    host: str
+
+    def call(self, path: str, key: str = "", **sent: Any) -> tuple[int, dict[str, str], Any]:
+        return http_call(self.url + path, {"Host": self.host, "X-API-Key": key}, **sent)
+
+    def done(self, path: str, key: str = "", **sent: Any) -> Any:
+        status, _, body = self.call(path, key, **sent)
+        assert status == 200, (path, body)
+        return body
+
+
+def open_for_business(api: Api, admin: str) -> None:
+    """What an operator does after a first deployment, and a first reseller's key, sealed with the deployed KMS key."""
+    api.done("/v1/gateway/pool/stock")
+    for name, value in (("prices", PRICES), ("rates", RATES), ("confirmations", CONFIRMATIONS)):
+        api.done(f"/v1/admin/settings/{name}", admin, body=value, method="PUT")
+    api.done("/v1/admin/accounts", admin, body={"accountId": "psx_first", "kind": "reseller"})
+    made = api.done("/v1/admin/accounts/psx_first/api-keys", admin, body={"scopes": ["resell"]})
+    key = api.done("/v1/reseller/pool-keys", made["apiKey"], body={"label": "deployed", "trafficCapGB": 1})
+    shown = api.done(f"/v1/reseller/pool-keys/{key['id']}/reveal", made["apiKey"], body={})
+    assert shown["key"] == key["key"]
+
+
 async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     emulator: Emulator, stores: LocalNetwork, artefacts: list[Artefact]
 ) -> None:
@@ -112,24 +142,15 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
         found = database.describe_table(TableName=definition["TableName"])["Table"]
         assert found["KeySchema"] == definition["KeySchema"]
     dynamo = SyncDynamo(database)
-    keys = bootstrap(dynamo, f"psx-{STAGE}-", now_ms())
     await asyncio.to_thread(publish_address_data, emulator, outputs["IpDataBucket"], stores.files)
-
-    api, host = emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost"
-    status, _, stock = await asyncio.to_thread(http_call, f"{api}/v1/gateway/pool/stock", host)
-    assert status == 200, stock
-    body = {"label": "deployed", "trafficCapGB": 1}
-    made, headers = f"{api}/v1/reseller/pool-keys", {"X-API-Key": keys.reseller}
-    status, _, key = await asyncio.to_thread(http_call, made, host, headers, body)
-    assert (status, key["key"][:4]) == (200, "pak_"), key  # sealed with the deployed KMS key
-    shown = await asyncio.to_thread(http_call, f"{made}/{key['id']}/reveal", host, headers, {})
-    assert shown[2]["key"] == key["key"]
+    api = Api(emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost")
+    first = make_admin(dynamo, STAGE, house_account(emulator.client("ssm"), STAGE), now_ms())
+    await asyncio.to_thread(open_for_business, api, first)
     await fired(dynamo, "list_exits", "roll_up", "validate_sale", "serve_owed")
     async with asyncio.timeout(SCHEDULES_FIRE_WITHIN_S):
         while not (dynamo.run(read_setting(f"psx-{STAGE}-guard", "sale")) or {}).get("ok"):
             await asyncio.sleep(POLL_S)
-    offer = f"{api}/v1/x402/pool?traffic=0.1"
-    status, headers, body = await asyncio.to_thread(http_call, offer, host)
+    status, headers, body = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert status == 402, body
     offered = json.loads(base64.b64decode(headers["payment-required"]))["accepts"]
     assert {rail["payTo"] for rail in offered} == {stores.evm_recipient, stores.solana_recipient}

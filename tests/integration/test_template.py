@@ -290,6 +290,18 @@ def test_every_alarm_tells_somebody_and_names_the_page_that_says_what_to_do(
 
 
 @pytest.mark.slow
+def test_the_alarm_of_the_closed_sale_counts_the_line_that_validation_writes(
+    compiled: dict[str, dict[str, Any]],
+) -> None:
+    resources = compiled["prod"]["Resources"]
+    counted = resources["SaleClosedLines"]["Properties"]
+    assert counted["FilterPattern"] == '{ $.event = "sale closed" }'
+    (made,) = counted["MetricTransformations"]
+    alarm = resources["SaleClosed"]["Properties"]
+    assert (alarm["Namespace"], alarm["MetricName"]) == (made["MetricNamespace"], made["MetricName"])
+
+
+@pytest.mark.slow
 def test_roles_name_what_they_allow_wherever_it_has_a_name(compiled: dict[str, dict[str, Any]]) -> None:
     roles = [r["Properties"] for r in compiled["prod"]["Resources"].values() if r["Type"] == "AWS::IAM::Role"]
     statements = [

@@ -111,12 +111,12 @@ def serverless(*arguments: str, env: Mapping[str, str]) -> str:
 
 
 def http_call(
-    url: str, host: str, headers: Mapping[str, str] | None = None, body: Any = None
+    url: str, headers: Mapping[str, str], body: Any = None, method: str = ""
 ) -> tuple[int, dict[str, str], Any]:
     """Status, headers and JSON body of a GET, or of a POST of a body; any status is an answer."""
-    sent = {"Host": host, "Content-Type": "application/json", **(headers or {})}
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, sent)
+    sent = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, data, sent, method=method or None)
     answer: Any
     try:
         answer = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=40)

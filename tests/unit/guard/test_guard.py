@@ -150,9 +150,10 @@ def test_what_a_setting_said_before_is_in_force_for_as_long_as_was_promised(dyna
     assert dynamo.run(transact([stale])) == Conflict((0,))
     found = dynamo.run(rows.read_versions(GUARD, "prices"))
     assert found is not None
-    assert [v["p"] for v in found.in_force(NOW + 20)] == [3, 2, 1]
-    assert [v["p"] for v in found.in_force(NOW + 110)] == [3, 2]
-    assert [v["p"] for v in found.in_force(NOW + 120)] == [3]
+    assert [v.get("p") for v in found.in_force(NOW + 20)] == [3, 2, 1, None]  # None: nobody had set it
+    assert [v.get("p") for v in found.in_force(NOW + 100)] == [3, 2, 1]
+    assert [v.get("p") for v in found.in_force(NOW + 110)] == [3, 2]
+    assert [v.get("p") for v in found.in_force(NOW + 120)] == [3]
 
 
 def test_incidents_are_opened_once_and_listed_newest_first(dynamo: SyncDynamo) -> None:
