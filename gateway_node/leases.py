@@ -6,6 +6,7 @@ Giving back and reporting never block the byte path; what Redis could not take w
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,7 +21,6 @@ from shared.pool.model import Acquired, NoStock, Route
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, RedisCall
 
-FAULT_PAUSE_S: Final = 10
 BEAT_S: Final = 10.0
 RETRY_S: Final = 1.0
 GATHER_S: Final = 0.005
@@ -77,12 +77,19 @@ class Leases:
         """
         endpoint = acquired.endpoint
         if suspect:
-            self._later(live.pause(endpoint.pool, endpoint.endpoint_id, FAULT_PAUSE_S))
-        self._later(report_fault(DeviceId(endpoint.endpoint_id), self._now_ms()))
+            self._later(live.trip(endpoint.pool, endpoint.endpoint_id))
+        self._later(report_fault(DeviceId(endpoint.endpoint_id)))
+
+    def report_target(self, acquired: Acquired, target: str) -> None:
+        """A target could not be reached through this exit: only several different ones are the exit's fault for sure."""
+        endpoint = acquired.endpoint
+        digest = hashlib.sha256(target.encode()).hexdigest()[:12]
+        self._later(live.trip(endpoint.pool, endpoint.endpoint_id, digest))
+        self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=True))
 
     def path_lost(self, device_id: DeviceId) -> None:
         """A peer with open tunnels is gone and not back: have it probed next."""
-        self._later(report_fault(device_id, self._now_ms()))
+        self._later(report_fault(device_id))
 
     def _later(self, call: RedisCall[Any]) -> None:
         self._waiting.append(call)

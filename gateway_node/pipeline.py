@@ -25,7 +25,7 @@ from gateway_node.sessions import SessionKeeper
 from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal
-from shared.kernel.ids import EndpointId
+from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
 from shared.pool.numbers import live_numbers, run_async
@@ -44,6 +44,8 @@ BUSY_RETRIES_MAX: Final = 3
 BUSY_RETRY_S: Final = 0.05
 """A connection that its customer just closed gives its place back a moment later."""
 OPEN_TOTAL_MAX_S: Final = 25.0
+SLOW_OPEN_S: Final = 3.0
+"""An exit that has not answered by then is probed while its customer goes on waiting: whoever comes next need not."""
 BARREN_CUSTOMERS: Final = 2
 """So many different customers whose tunnels an exit accepted and closed without a byte make it suspect at once; one alone,
 who may own the target, only has it probed.
@@ -211,6 +213,8 @@ class Pipeline:
             attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
+            else:
+                self._leases.report_target(acquired, f"{request.host}:{request.port}")
         if either:
             return RefusedRequest(
                 Refusal.TARGET_REFUSED, "the target could not be reached from any exit tried"
@@ -224,11 +228,15 @@ class Pipeline:
     async def _dial(
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
+        device_id = DeviceId(acquired.endpoint.endpoint_id)
+        slow = asyncio.get_running_loop().call_later(SLOW_OPEN_S, self._leases.path_lost, device_id)
         try:
             return await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
             self._leases.give_back(acquired, pak.pak_id)
             raise
+        finally:
+            slow.cancel()
 
     async def _admit(
         self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int

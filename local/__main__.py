@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure against peers in the same run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    simulate = commands.add_parser(
+        "simulate", help="the rules of grading on a simulated fleet", add_help=False
+    )
+    simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="see ./psx simulate --help")
     packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
     packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
     nodes = commands.add_parser("artefact", help="build the versioned artefact of relay and gateway nodes")
@@ -97,8 +101,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _test(given.fast, given.arguments)
         case "bench":
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
+        case "simulate":
+            return _run([sys.executable, "-m", "local.simulation", *given.arguments])
+        case "fleet":
+            return _fleet(given)
+        case _:
+            return _tool(given)
+
+
+def _tool(given: argparse.Namespace) -> int:
+    """A command of who builds and operates; each loads only its own."""
+    match given.command:
         case "package":
-            from local.packaging import package  # noqa: PLC0415 - each command loads only its own
+            from local.packaging import package  # noqa: PLC0415
 
             return package(given.python)
         case "artefact":
@@ -117,10 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from local.costs import costs  # noqa: PLC0415
 
             return costs()
-        case "fleet":
-            return _fleet(given)
         case "check":
-            from local.check import check  # noqa: PLC0415 - each command loads only its own
+            from local.check import check  # noqa: PLC0415
 
             return check()
         case _:

@@ -32,9 +32,18 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     "sale": ("PSX_QUOTE_SECRET",),
     "mesh": ("PSX_MESH_TOKEN",),
     "chains": ("PSX_EVM_RPC_URLS", "PSX_SOLANA_RPC_URLS", "PSX_GAS_KEY", "PSX_SELF_TEST_KEY"),
+    "watchdog": (
+        "PSX_WATCHDOG_API_KEY",
+        "PSX_WATCHDOG_ACCOUNT",
+        "PSX_WATCHDOG_GATEWAYS",
+        "PSX_WATCHDOG_TARGETS",
+        "PSX_WATCHDOG_RELAYS",
+        "PSX_WATCHDOG_RECIPIENTS",
+        "PSX_WATCHDOG_CERTIFICATES",
+    ),
 }
-OPERATORS: Final = frozenset(SECRETS["chains"])
-OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY"})
+OPERATORS: Final = frozenset({*SECRETS["chains"], *SECRETS["watchdog"]})
+OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY", *SECRETS["watchdog"]})
 NETWORK: Final = "network/"
 _NAME: Final = re.compile(r"/psx/\$\{sls:stage\}/(.+)")
 

@@ -9,7 +9,15 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from gateway_node.prober.settings import ProberSettings
+from shared.grading.listing import SEGMENTS
+from shared.grading.rules import (
+    DEFAULTS,
+    LIGHT_BYTES,
+    MEASURE_EVERY_MS,
+    MEASURING_BYTES,
+    PLAIN_EVERY_MS,
+    PROBE_OVERHEAD_BYTES,
+)
 from shared.metering.model import FLUSH_INTERVAL_S
 from shared.supply.tokens import TOKEN_LIFE_S
 
@@ -49,7 +57,12 @@ SPARE_NODES: Final = 2
 SOCKETS_PER_DEVICE: Final = 4
 CACHE_SMALL_DEVICES_MAX: Final = 10_000
 DEVICE_ROW_BYTES: Final = 1_000
-GRADE_ROW_BYTES: Final = 1_500
+SWEPT_PER_MINUTE: Final = 2
+"""Segments: a large fleet is not swept faster in the time that a run has."""
+PROBES_PER_DAY: Final = 254
+READS_PER_PROBE: Final = 2
+WRITES_PER_DEVICE_DAY: Final = 147
+"""In units: 55 grades of two, 12 listings of three."""
 BUSY_DEVICE_MBIT: Final = 4
 """How fast a device carries while it carries: decides how many (device, flush) lines a terabyte makes."""
 WRITES_PER_LINE: Final = 14
@@ -120,9 +133,12 @@ def lines(terabytes: int) -> int:
 
 
 def listing(devices: int) -> int:
-    """Reading every device and grade each minute, at half price: the job may see what is a second old."""
-    units = devices * (DEVICE_ROW_BYTES + GRADE_ROW_BYTES) // 4096 // 2
-    return units * MINUTES * READS_PER_MILLION // 10**6
+    """Grades as probes find them, and a part of all devices swept each minute. Source: docs/quality.md."""
+    swept = devices * (2 * DEVICE_ROW_BYTES + 4096) // 4096 // 2 * SWEPT_PER_MINUTE // SEGMENTS * MINUTES
+    days = MINUTES // 1440
+    reads = swept + devices * days * PROBES_PER_DAY * READS_PER_PROBE
+    writes = devices * days * WRITES_PER_DEVICE_DAY
+    return (reads * READS_PER_MILLION + writes * WRITES_PER_MILLION) // 10**6
 
 
 def refreshes(devices: int) -> int:
@@ -134,10 +150,11 @@ def refreshes(devices: int) -> int:
 
 
 def probe_gb(devices: int) -> int:
-    """What probes carry with the prober's defaults."""
-    size = int(ProberSettings.model_fields["probe_bytes"].default)
-    every_s = int(ProberSettings.model_fields["probe_interval_s"].default)
-    return devices * (SECONDS // every_s) * size // 10**9
+    """What probes of settled exits carry with the default thresholds: a small body always, a large one seldom."""
+    light = SECONDS // DEFAULTS.interval_s * (LIGHT_BYTES + PROBE_OVERHEAD_BYTES)
+    pages = SECONDS * 1000 // PLAIN_EVERY_MS * PROBE_OVERHEAD_BYTES
+    large = SECONDS * 1000 // MEASURE_EVERY_MS * MEASURING_BYTES
+    return devices * (light + pages + large) // 10**9
 
 
 def table() -> str:

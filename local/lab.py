@@ -26,6 +26,8 @@ RELAY_COUNTRIES: Final = {"eu": ["de", "gb", "fr", "nl"], "us": ["*"]}
 AGENT_ADDRESS: Final = "127.20.0.1"
 SOLANA_AGENT_ADDRESS: Final = "127.20.0.3"
 THIEF_ADDRESS: Final = "127.20.0.2"
+GRADING: Final = {"retry_s": 1, "interval_s": 30, "failing_s": 2}
+"""The setting `grading` of the lab, where nobody wants to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +171,25 @@ class LabSecrets:
     mesh_token: str
     jwt_private: str
     jwt_public: str
+    target_private: str
+    target_public: str
 
 
 def fresh_secrets() -> LabSecrets:
     """Secrets that no other run has."""
+    return LabSecrets(
+        secrets.token_hex(32),
+        secrets.token_hex(32),
+        secrets.token_hex(32),
+        secrets.token_hex(32),
+        secrets.token_urlsafe(32),
+        *_key_pair(),
+        *_key_pair(),
+    )
+
+
+def _key_pair() -> tuple[str, str]:
+    """A fresh Ed25519 pair: (private PEM, public PEM)."""
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -180,14 +197,22 @@ def fresh_secrets() -> LabSecrets:
     public = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return LabSecrets(
-        secrets.token_hex(32),
-        secrets.token_hex(32),
-        secrets.token_hex(32),
-        secrets.token_hex(32),
-        secrets.token_urlsafe(32),
-        private.decode(),
-        public.decode(),
+    return private.decode(), public.decode()
+
+
+def targets_setting(ports: dict[str, tuple[int, int]], address: str = TARGET_ADDRESS) -> str:
+    """`PSX_PROBE_TARGETS` of the lab: two places at one address."""
+    return json.dumps(
+        [
+            {
+                "place": place,
+                "name": TARGET_NAME,
+                "address": address,
+                "port": port,
+                "plainPort": plain_port,
+            }
+            for place, (port, plain_port) in ports.items()
+        ]
     )
 
 

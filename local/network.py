@@ -20,12 +20,13 @@ from typing import Any, Final, Self
 import boto3
 
 from local import evm, lab, solana
-from local.bootstrap import HOUSE, Keys, bootstrap
+from local.bootstrap import HOUSE, RESELLER, Keys, bootstrap
 from local.cloud import LocalCloud
 from local.lambda_runtime import Code
 from local.paths import ANVIL, DYNOXIDE, ROOT
 from local.supervisor import Part, PartFailed, RunFolder, Supervisor, free_port
 from local.tables import table_definitions
+from shared.guard.table import write_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -57,6 +58,7 @@ class _Picked:
     gateway_private: int
     target: int
     target_control: int
+    probe_targets: dict[str, tuple[int, int]]
     site_plain: int
     site_tls: int
     relay_peer: dict[str, int]
@@ -77,6 +79,9 @@ def _pick(ports: Ports) -> _Picked:
         gateway_private=free_port(),
         target=free_port(lab.TARGET_ADDRESS),
         target_control=free_port(),
+        probe_targets={
+            place: (free_port(lab.TARGET_ADDRESS), free_port(lab.TARGET_ADDRESS)) for place in regions
+        },
         site_plain=free_port(lab.TARGET_ADDRESS),
         site_tls=free_port(lab.TARGET_ADDRESS),
         relay_peer={r: free_port(regions[r]) for r in regions},
@@ -224,6 +229,7 @@ class LocalNetwork:
             client.create_table(**definition)
         self.dynamo = SyncDynamo(client)
         self.keys = bootstrap(self.dynamo, PREFIX, now_ms())
+        self.dynamo.run(write_setting(self.table("guard"), "grading", lab.GRADING, now_ms()))
 
     async def _start_evm(self) -> None:
         port = self.ports.evm
@@ -261,6 +267,7 @@ class LocalNetwork:
         await asyncio.gather(
             self._start_target(), self.start_cloud(), *(self.start_relay(r) for r in lab.RELAY_NAMES)
         )
+        await asyncio.gather(*(self.start_probe_target(place) for place in self.ports.probe_targets))
         await asyncio.gather(self.start_gateway(), self._start_prober(), self._start_modems())
 
     async def _start_target(self) -> None:
@@ -275,6 +282,21 @@ class LocalNetwork:
             "TARGET_FILES": str(self.site_files),
         }
         part = await self.supervisor.start("target", [sys.executable, "-m", "local.target"], env)
+        await self.supervisor.says(part, "target ready")
+
+    async def start_probe_target(self, place: str) -> None:
+        """Start a place's probe target; again after it was stopped."""
+        port, plain_port = self.ports.probe_targets[place]
+        env = {
+            "PSX_STAGE": STAGE,
+            "PSX_TARGET_PLACE": place,
+            "PSX_TARGET_LISTEN": f"{self.target_address}:{port}",
+            "PSX_TARGET_PLAIN_LISTEN": f"{self.target_address}:{plain_port}",
+            "PSX_TARGET_CERT": str(self.files.target_cert),
+            "PSX_TARGET_SIGNING_KEY": self.secrets.target_private,
+        }
+        command = [sys.executable, "-m", "gateway_node.prober.target"]
+        part = await self.supervisor.start(f"probe-target-{place}", command, env)
         await self.supervisor.says(part, "target ready")
 
     async def start_cloud(self, code: Mapping[str, Code] | None = None) -> None:
@@ -370,7 +392,8 @@ class LocalNetwork:
         }
 
     def _lab_settings(self) -> dict[str, str]:
-        ports = (self.ports.target, self.ports.site_plain, self.ports.site_tls)
+        probed = (port for pair in self.ports.probe_targets.values() for port in pair)
+        ports = (self.ports.target, self.ports.site_plain, self.ports.site_tls, *probed)
         return {
             "PSX_STAGE": STAGE,
             "PSX_EGRESS_LAB_ALLOW": ",".join(f"{self.target_address}:{port}" for port in ports),
@@ -431,6 +454,23 @@ class LocalNetwork:
             "live-numbers": self._common(),
             "refresh-ip-data": self._common(),
             "drop-ghosts": self._common(),
+            "watchdog": {**self._common(), **self._watchdog_settings()},
+        }
+
+    def _watchdog_settings(self) -> dict[str, str]:
+        door = {"name": "gateway-1", "host": "127.0.0.1", "http": self.ports.http, "socks": self.ports.socks}
+        return {
+            "PSX_API_BASE_URL": self.api_url,
+            "PSX_WATCHDOG_API_KEY": self.keys.reseller,
+            "PSX_WATCHDOG_ACCOUNT": RESELLER,
+            "PSX_WATCHDOG_GATEWAYS": json.dumps([door]),
+            "PSX_WATCHDOG_TARGETS": lab.targets_setting(self.ports.probe_targets, self.target_address),
+            "PSX_WATCHDOG_RELAYS": lab.relays_setting(self.ports.relay_peer),
+            "PSX_WATCHDOG_CA_FILE": str(self.files.ca),
+            "PSX_WATCHDOG_RECIPIENTS": json.dumps(
+                {"base": self.evm_recipient, "solana": self.solana_recipient}
+            ),
+            "PSX_WATCHDOG_AUDITS_CLOUD": "false",  # the lab's stores know neither schedules nor recovery
         }
 
     def _relay_settings(self, region: str) -> dict[str, str]:
@@ -472,11 +512,7 @@ class LocalNetwork:
             **self._key_settings(),
             **self._origin_settings(),
             "PSX_MESH_TOKEN": self.secrets.mesh_token,
-            "PSX_PROBE_TARGET_NAME": lab.TARGET_NAME,
-            "PSX_PROBE_TARGET_ADDRESS": self.target_address,
-            "PSX_PROBE_TARGET_PORT": str(self.ports.target),
+            "PSX_PROBE_TARGETS": lab.targets_setting(self.ports.probe_targets, self.target_address),
+            "PSX_PROBE_TARGET_KEYS": self.secrets.target_public,
             "PSX_PROBE_CA_FILE": str(self.files.ca),
-            "PSX_PROBE_BYTES": str(128 * 1024),
-            "PSX_PROBE_RETRY_S": "0.5",
-            "PSX_PROBE_INTERVAL_S": "30",
         }

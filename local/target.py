@@ -1,6 +1,6 @@
 """`python -m local.target`: the target site of the lab, over TLS, counting raw TCP bytes below TLS by connection.
 
-Pages: `/ip`, `/bytes/<n>`, `/slow/<n>` (64 KiB every 50 ms), `/probe?nonce=&size=`. A private port answers
+Pages: `/ip`, `/bytes/<n>`, `/slow/<n>` (64 KiB every 50 ms). A private port answers
 `/connections`, and `/requests` of the second site (`local.site`), which runs in this process too.
 """
 
@@ -17,13 +17,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import uvloop
 
 from local.http_server import HttpAnswer, HttpRequest, serve_http
 from local.site import Site
-from shared.grading.rules import probe_body
 from shared.wire.http1 import HeadError, RequestHead, take_request_head
 
 BODY_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -113,7 +112,7 @@ class TlsSide(asyncio.Protocol):
 
     async def _answer(self, head: RequestHead) -> None:
         url = urlsplit(head.target)
-        body, pause_s = self._body(url.path, url.query)
+        body, pause_s = self._body(url.path)
         status = "200 OK" if body is not None else "404 Not Found"
         body = body or b""
         seen = json.dumps({"ip": self._seen.address})
@@ -139,15 +138,12 @@ class TlsSide(asyncio.Protocol):
             self._transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
 
-    def _body(self, path: str, query: str) -> tuple[bytes | None, float]:
+    def _body(self, path: str) -> tuple[bytes | None, float]:
         name, _, argument = path.strip("/").partition("/")
         if name == "ip":
             return json.dumps({"ip": self._seen.address}).encode(), 0
         if name in {"bytes", "slow"} and argument.isdecimal() and int(argument) <= BODY_MAX_BYTES:
             return b"x" * int(argument), SLOW_CHUNK_S if name == "slow" else 0
-        if name == "probe":
-            fields = parse_qs(query)
-            return probe_body(fields["nonce"][0], min(int(fields["size"][0]), BODY_MAX_BYTES)), 0
         return (b"psx lab\n", 0) if not name else (None, 0)
 
     async def _send(self, data: bytes) -> None:

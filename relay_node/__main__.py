@@ -44,7 +44,7 @@ async def serve(settings: RelaySettings) -> None:
     regions = RegionTable(redis, settings.regions())
     public_key = settings.jwt_public_key.get_secret_value()
     mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
-    presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port), now_ms)
+    presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port))
     registry = Registry(
         Hooks(
             verify=lambda token: verify(token, public_key),
@@ -69,6 +69,7 @@ async def serve(settings: RelaySettings) -> None:
     duties = Duties(stopping)
     duties.start(
         presence.run(),
+        presence.beat_for_ever(registry),
         follow_orders(redis, registry, presence, settings.relay_id),
         sweep_for_ever(registry, presence),
         regions.follow(),

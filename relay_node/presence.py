@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from typing import Final
 
 from relay_node.registry import Device, Registry
-from shared.grading.live import enqueue_probe
+from shared.grading.live import ask_probe, device_mark, mark_changed, mark_left
 from shared.kernel.ids import AccountId, DeviceId, RelayId
 from shared.pool.live import (
     MOVE_PEERS,
+    RELAY_BEAT_S,
     REVOKE_ACCOUNT,
     REVOKE_DEVICE,
+    beat_relay,
     drop_presence,
     put_presence,
     renew_presence,
@@ -41,12 +44,11 @@ class PresenceWriter:
         redis: AsyncRedis,
         relay_id: str,
         mesh: tuple[str, int],
-        now_ms: Callable[[], int],
     ) -> None:
         self._redis = redis
         self._relay_id = RelayId(relay_id)
+        self._life = secrets.token_hex(8)
         self._mesh = mesh
-        self._now_ms = now_ms
         self.revoke: Callable[[str, int, int], None] = lambda device_id, generation, account_generation: None
         self._wishes: dict[str, Device | None] = {}
         self._new: set[str] = set()
@@ -123,7 +125,8 @@ class PresenceWriter:
 
     async def _write(self, device_id: DeviceId, device: Device | None) -> None:
         if device is None:
-            await self._redis.run(drop_presence(device_id, self._relay_id))
+            if await self._redis.run(drop_presence(device_id, self._relay_id)):
+                await self._redis.run(mark_left(device_id))
             return
         presence = self._presence(device_id, device)
         revoked = await self._redis.run(put_presence(presence, device.generation, device.account_generation))
@@ -131,7 +134,8 @@ class PresenceWriter:
             self.revoke(device_id, revoked.device, revoked.account)
             return
         if device_id in self._new:
-            await self._redis.run(enqueue_probe(device_id, self._now_ms()))
+            await self._redis.run(ask_probe(device_id))
+            await self._redis.run(mark_changed([device_mark(device_id)]))
             self._new.discard(device_id)
 
     def _presence(self, device_id: DeviceId, device: Device) -> Presence:
@@ -148,7 +152,25 @@ class PresenceWriter:
             isp=device.origin.isp,
             connected_at_ms=device.connected_ms,
             protocol=device.protocol,
+            relay_life=self._life,
         )
+
+    async def beat_for_ever(self, registry: Registry) -> None:
+        """Say that this relay lives: without it for `RELAY_ALIVE_TTL_MS` none of its devices is routed to.
+
+        A Redis that has forgotten it has forgotten its devices too, and is told of all of them again.
+        """
+        stood = False
+        while True:
+            try:
+                stands = await self._redis.run(beat_relay(self._relay_id, self._life))
+                if stood and not stands:
+                    log.warning("presence was lost", extra={"devices": len(registry.devices)})
+                    self.refresh(registry)
+                stood = True
+            except StoreUnavailable as error:
+                self.fault = str(error)
+            await asyncio.sleep(RELAY_BEAT_S)
 
 
 async def follow_orders(

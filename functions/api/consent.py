@@ -12,6 +12,7 @@ from functions.http import ProblemError, source_network
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import ApiKey, Scope
+from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import DEVICE_ID, DeviceId, EndpointId
 from shared.pool.live import revoke_account, unlist_endpoint
 from shared.runtime.clock import new_id, now_ms
@@ -73,6 +74,7 @@ class Consents:
         self._keep(Receipt(subject, "accepted", version, "owner", who(key), given.accepted_at_ms, 0, total))
         row = {"consent": owners.owner_consent_row(given)}
         self.w.dynamo.run(owners.change_owner(self.table, key.account_id, row))
+        self.w.redis.run(mark_changed([account_mark(key.account_id)]))
         return self.of_account(key)
 
     def of_account(self, key: ApiKey) -> dict[str, Any]:
@@ -101,6 +103,7 @@ class Consents:
         self._keep(Receipt(f"acct#{key.account_id}", "withdrawn", "", "owner", who(key), now, 0, total))
         for call in revoke_account(key.account_id, owner.generation):
             self.w.redis.run(call)
+        self.w.redis.run(mark_changed([account_mark(key.account_id)]))
         return self.of_account(key)
 
     def accept(self, request: Request, device: Device, body: ConsentBody) -> dict[str, Any]:
@@ -123,6 +126,7 @@ class Consents:
         self._keep(receipt)
         fields = {"consent": {"version": version, "method": body.method, "at_ms": now}}
         changed = self.w.dynamo.run(devices.change(self.table, device.device_id, fields, ("withdrawn_ms",)))
+        self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         return self.of_device(changed or device)
 
     def withdraw(self, device: Device, by: str, method: str = "api") -> dict[str, Any]:
@@ -130,6 +134,7 @@ class Consents:
         now = now_ms()
         changed = self.w.dynamo.run(devices.revoke(self.table, device.device_id, {"withdrawn_ms": now}))
         self.w.redis.run(unlist_endpoint(device.pool, EndpointId(device.device_id)))
+        self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         self.w.enrolment.tell(changed)
         self._keep(Receipt(f"dev#{device.device_id}", "withdrawn", "", method, by, now))
         return self.of_device(changed or device)

@@ -6,8 +6,9 @@ from typing import Any, Final
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.grading.listing import Classes
+from shared.grading.live import next_probe
 from shared.grading.model import PROBE_MODE, Grade
-from shared.grading.rules import exit_was_seen, is_verified
+from shared.grading.rules import ADVICE, exit_was_seen, is_verified, stability_score
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
 from shared.kernel.ids import pin_id
@@ -105,6 +106,23 @@ class DeviceView:
             "flags": self._flags(device, presence, now),
             **wallet_facts(device, now),
             "probe": _probe(grade),
+            "verification": self._verification(device, grade),
+        }
+
+    def _verification(self, device: Device, grade: Grade | None) -> dict[str, Any]:
+        """The failing check, when the next probe comes (null: when the device is back), and what its owner can do."""
+        latest = grade.latest if grade else None
+        failure = latest.failure if latest else None
+        return {
+            "failingCheck": failure.phase.value if failure else None,
+            "whatToDo": ADVICE[failure] if failure else None,
+            "nextProbeAt": self.w.redis.run(next_probe(device.device_id)),
+            "consecutivePasses": grade.passes if grade else 0,
+            "consecutiveFailures": grade.failures if grade else 0,
+            "seenFrom": list(grade.vantages) if grade else [],
+            "quarantined": bool(grade and grade.quarantined),
+            "stabilityScore": stability_score(grade.stability) if grade else None,
+            "exitDiffersIn": [name for name in (latest.differs if latest else "").split(",") if name],
         }
 
     def _flags(self, device: Device, presence: Presence | None, now: int) -> list[str]:

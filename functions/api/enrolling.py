@@ -15,7 +15,7 @@ from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import Scope
 from shared.access.rules import network_of
-from shared.grading.live import enqueue_probe
+from shared.grading.live import ask_probe
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DEVICE_ID, UNKNOWN_COUNTRY, AccountId, DeviceId
 from shared.kernel.traffic import traffic_unit
@@ -255,7 +255,7 @@ class Enrolling:
         added = self.w.enrolment.add_modem(key.account_id, body.name, unseen, slug(body.carrier), seal)
         if isinstance(added, EnrolFault):
             raise ProblemError(_STATUS[added], added.name, added.value)
-        self.w.redis.run(enqueue_probe(added.device_id, now_ms()))
+        self.w.redis.run(ask_probe(added.device_id))
         told = self._view.ip_type(added)
         return {
             "deviceId": added.device_id,

@@ -1,9 +1,9 @@
 """Public inventory: counts per country, never an address and never an id. All of it is read from one rollup."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
@@ -12,8 +12,14 @@ from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import Country
 from shared.pool.numbers import Numbers, live_numbers, networks_of, run
 from shared.runtime.clock import now_ms
+from shared.upkeep.history import Span, points
 
 INCIDENTS_MAX: Final = 50
+HISTORY_POINTS: Final = 60
+"""Of one answer; ask on from the last one's `at`."""
+FAR_MS: Final = 9_999_999_999_999
+Moment = Annotated[int, Query(ge=0, le=FAR_MS)]
+"""Unix milliseconds."""
 CARRIERS_MAX: Final = 200
 """The largest networks of a country; the rest is counted under `other`."""
 
@@ -62,9 +68,23 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
             "stock": found.stock,
             "online": found.online,
             "openConnections": found.load,
+            "quality": found.quality,
+            "fleet": found.fleet,
             "traffic": {"totalBytes": found.traffic_bytes, "bytesPerSecond": found.bytes_per_s},
             "generatedAt": found.at_ms,
         }
+
+    @routes.get("/v1/gateway/pool/history")
+    def history(span: Span = Span.HOUR, since: Moment = 0, until: Moment = 0) -> dict[str, Any]:
+        end = until or now_ms()
+        begin = min(since or max(end - HISTORY_POINTS * span.length_ms, 0), end)
+        asked = points(wiring().settings.table("usage"), span, begin, end, HISTORY_POINTS)
+        page = wiring().dynamo.run(asked)
+        shown = [
+            {"at": p.at_ms, "mean": p.mean, "low": p.low, "high": p.high, "minutes": p.samples}
+            for p in page.rows
+        ]
+        return {"span": span.value, "points": shown, "more": page.next_key is not None}
 
     @routes.get("/v1/gateway/pool/stock/carriers")
     def carriers(country: str) -> dict[str, Any]:

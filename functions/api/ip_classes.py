@@ -11,6 +11,7 @@ from functions.api.auth import caller
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, source_address
 from shared.access.model import ApiKey, Scope
+from shared.grading.live import EVERYTHING, mark_changed
 from shared.guard.model import AuditEvent
 from shared.guard.service import append_audit
 from shared.guard.table import begin_setting, read_setting, set_entry
@@ -68,6 +69,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
             metadata={"subject": subject, "entry": entry or {}},
         )
         append_audit(w.dynamo, w.settings.table("audit"), event)
+        w.redis.run(mark_changed([EVERYTHING]))
         told(request)
 
     @routes.get("/v1/admin/ip-classes")

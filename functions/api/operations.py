@@ -1,7 +1,7 @@
 """Health, and what only an admin's API key may do: accounts, keys, settings, the kill switch. Every change is on record."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, StrictBool
@@ -15,6 +15,8 @@ from functions.http import ProblemError
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
+from shared.grading.live import EVERYTHING, mark_changed
+from shared.grading.rules import parse_thresholds
 from shared.guard.model import Switch
 from shared.guard.settings import setting_fault
 from shared.guard.table import read_setting, read_switch, set_switch
@@ -25,7 +27,11 @@ from shared.runtime.settings import Stage
 from shared.supply.live import put_regions
 from shared.supply.model import parse_regions
 
-SETTABLE = frozenset({"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms"})
+SETTABLE: Final = frozenset(
+    {"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms", "grading"}
+)
+RELISTING: Final = frozenset({"terms", "grading"})
+"""Settings that every listing depends on."""
 
 
 class AccountBody(BaseModel):
@@ -54,12 +60,14 @@ def check_setting(name: str, value: dict[str, Any], *, local: bool) -> None:
     if fault is None:
         try:
             marshal(value)
+            if name == "grading":
+                parse_thresholds(value)
             if name == "relays":
                 regions = parse_regions(value)
                 if not local and not all(region.url.startswith("wss://") for region in regions):
                     raise ValueError("a url must begin with wss://")
         except (TypeError, ValueError) as error:
-            fault = str(error) if name == "relays" else "amounts are integers, no fractions"
+            fault = str(error) if name in {"relays", "grading"} else "amounts are integers, no fractions"
     if fault is not None:
         raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
 
@@ -129,6 +137,8 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         change_setting(w, request, by, name, body, "setting_change", [])
         if name == "relays":
             w.redis.run(put_regions(body))
+        if name in RELISTING:
+            w.redis.run(mark_changed([EVERYTHING]))
         return {"setting": name, "value": body}
 
     @routes.post("/v1/admin/switch")

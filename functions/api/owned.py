@@ -12,6 +12,7 @@ from functions.api.paging import read_cursor, write_cursor
 from functions.api.wiring import Wiring
 from functions.http import ProblemError
 from shared.access.model import Scope
+from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import AccountId, EndpointId
 from shared.pool.live import revoke_account, unlist_endpoint
 from shared.runtime.clock import now_ms
@@ -101,12 +102,14 @@ class Owned:
         changed = self.w.dynamo.run(devices.change(self.table, device.device_id, fields)) or device
         if not listed:
             self.w.redis.run(unlist_endpoint(device.pool, EndpointId(device.device_id)))
+        self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         return self.view.status(changed)
 
     def list_all(self, account_id: AccountId, listed: bool) -> dict[str, Any]:
         """The owner's wish for all devices there are, however many; the next listing run carries it out."""
         fields = {"listing_all": listed, "listing_all_ms": now_ms()}
         self.w.dynamo.run(change_owner(self.table, account_id, fields))
+        self.w.redis.run(mark_changed([account_mark(account_id)]))
         return {"listed": listed, "devices": self.count(account_id), "effectiveWithinS": LISTING_RUN_S}
 
     def preferences(self, owner: Owner) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
 
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -12,6 +15,17 @@ class JobSettings(Settings):
     """Environment of the jobs that need more than stores."""
 
     ip_data_bucket: str = ""
+    api_base_url: str = ""
+    watchdog_api_key: SecretStr = SecretStr("")
+    watchdog_account: str = ""
+    watchdog_gateways: str = "[]"
+    watchdog_targets: str = "[]"
+    watchdog_ca_file: Path | None = None
+    watchdog_relays: str = "{}"
+    watchdog_recipients: str = "{}"
+    watchdog_certificates: str = ""
+    watchdog_audits_cloud: bool = True
+    alert_topic: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import ssl
 
 import uvloop
 
-from gateway_node.prober.service import Pace, Prober
+from gateway_node.prober.service import Parts, Prober
 from gateway_node.prober.settings import ProberSettings
 from gateway_node.settings import KEY_BYTES
 from shared.access.secrets import SecretBox
-from shared.grading.dialer import Target
+from shared.grading.dialer import Trust
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo
 from shared.runtime.log import configure
@@ -33,25 +33,21 @@ async def serve(settings: ProberSettings) -> None:
     origins = OriginReader(*files, settings.asn_classes)
     tls = ssl.create_default_context(cafile=str(settings.probe_ca_file) if settings.probe_ca_file else None)
     async with AsyncDynamo() as dynamo:
-        prober = Prober(
-            dynamo,
-            redis,
-            settings.table,
-            SecretBox(
+        parts = Parts(
+            dynamo=dynamo,
+            redis=redis,
+            table=settings.table,
+            box=SecretBox(
                 secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
             ),
-            settings.mesh_token.get_secret_value(),
-            origins.lookup,
-            Target(
-                settings.probe_target_name,
-                settings.probe_target_address,
-                settings.probe_target_port,
-                settings.probe_bytes,
-            ),
-            tls,
-            Pace(settings.probe_interval_s, settings.probe_retry_s, settings.probe_concurrency),
-            now_ms,
+            mesh_token=settings.mesh_token.get_secret_value(),
+            origin=origins.lookup,
+            targets=settings.targets(),
+            trust=Trust(tls, settings.probe_target_keys),
+            concurrency=settings.probe_concurrency,
+            now_ms=now_ms,
         )
+        prober = Prober(parts)
         probing = loop.create_task(prober.run())
         logging.getLogger("psx.prober").info("prober ready")
         await stopping.wait()

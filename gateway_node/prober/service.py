@@ -1,29 +1,44 @@
-"""Takes due devices from the shared queue, probes them, writes grades, and says when each is due again.
+"""The prober: takes due devices from the shared queue, probes them as a customer would reach them, writes their grades.
 
-A device that fails its first re-probe is paused in Redis at once; three failures in a row take it off sale by the next
-listing run. Several probers share one queue: each entry is leased, so one that dies is taken over.
+It takes nothing off sale for good and lists nothing: it pauses what fails, marks what changed, and leaves the rest to the
+listing run. Several probers share one queue: each entry is leased, so one that dies is taken over. What fails is held
+against the target first, so that a target that is away costs no exit its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
+from gateway_node.prober.targets import TargetWatch
 from shared.access.secrets import SealBroken, SecretBox
-from shared.grading.dialer import Seen, Target, probe
-from shared.grading.live import enqueue_probe, forget_probe, take_due
-from shared.grading.model import Failure, Grade, ProbeResult
-from shared.grading.rules import FAILURES_TO_DELIST, PASSES_TO_LIST, add_result
+from shared.grading.dialer import PATIENT, URGENT, Exit, Seen, Trust, probe
+from shared.grading.live import device_mark, finish_probe, mark_changed, spent_bytes, take_due
+from shared.grading.model import Cause, Failure, Grade, ProbePlan, ProbeResult, Target, Thresholds
+from shared.grading.rules import (
+    DEFAULTS,
+    LIGHT_BYTES,
+    PROBE_OVERHEAD_BYTES,
+    add_result,
+    choose_plan,
+    is_verified,
+    is_worth_writing,
+    next_probe_ms,
+    parse_thresholds,
+    wants_attention,
+)
 from shared.grading.table import get_grade, put_result
 from shared.guard.table import read_setting
-from shared.kernel.ids import DeviceId, EndpointId
+from shared.kernel.codes import IpType
+from shared.kernel.ids import UNKNOWN_COUNTRY, DeviceId, EndpointId
 from shared.pool.live import pause, read_presence, unpause
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.redis import AsyncRedis
@@ -35,146 +50,218 @@ from shared.wire.http1 import basic_header, connect_head
 LEASE_MS: Final = 60_000
 IDLE_POLL_S: Final = 0.25
 RETRY_S: Final = 1.0
+TARGET_AWAY_RETRY_MS: Final = 5_000
 WRITE_ATTEMPTS_MAX: Final = 5
 PAUSE_AFTER_FAILURE_S: Final = 120
-OVERRIDES_KEPT_MS: Final = 10_000
+SETTINGS_KEPT_MS: Final = 10_000
 
 PROBES = Counter("psx_probes", "Probes by outcome", ["outcome"])
+PROBE_BYTES = Counter("psx_probe_bytes", "Bytes that probes cost owners")
+PROBE_S = Histogram("psx_probe_seconds", "How long a probe took", buckets=(0.1, 0.3, 1, 3, 6, 12, 30))
 log = logging.getLogger("psx.prober")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How often exits are probed: settled ones seldom, new and failing ones soon."""
+class Parts:
+    """What a prober works with."""
 
-    interval_s: float
-    retry_s: float
+    dynamo: AsyncDynamo
+    redis: AsyncRedis
+    table: Callable[[str], str]
+    box: SecretBox
+    mesh_token: str
+    origin: Callable[[str], Origin]
+    targets: Sequence[Target]
+    trust: Trust
     concurrency: int
+    now_ms: Callable[[], int]
 
 
 class Prober:
     """One prober of those that share the queue."""
 
-    def __init__(
-        self,
-        dynamo: AsyncDynamo,
-        redis: AsyncRedis,
-        table: Callable[[str], str],
-        box: SecretBox,
-        mesh_token: str,
-        origin: Callable[[str], Origin],
-        target: Target,
-        tls: ssl.SSLContext,
-        pace: Pace,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._dynamo = dynamo
-        self._redis = redis
-        self._table = table
-        self._box = box
-        self._mesh_token = mesh_token
-        self._origin = origin
-        self._target = target
-        self._tls = tls
-        self._pace = pace
-        self._now_ms = now_ms
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._dynamo, self._redis, self._now_ms = parts.dynamo, parts.redis, parts.now_ms
+        self._targets = TargetWatch(parts.dynamo, parts.table("guard"), parts.trust, parts.now_ms)
         self._running: set[asyncio.Task[None]] = set()
         self._overrides: Mapping[str, Any] = {}
-        self._overrides_at_ms = 0
+        self._thresholds: Thresholds = DEFAULTS
+        self._settings_at_ms = 0
 
     async def run(self) -> None:
-        """Probe until cancelled."""
-        while True:
-            try:
-                room = self._pace.concurrency - len(self._running)
-                due = await self._redis.run(take_due(self._now_ms(), LEASE_MS, room)) if room > 0 else ()
-            except StoreUnavailable as error:
-                log.warning("queue away", extra={"reason": str(error)})
-                await asyncio.sleep(RETRY_S)
-                continue
-            for device_id in due:
-                task = asyncio.get_running_loop().create_task(self._one(device_id))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
-            await asyncio.sleep(0 if due else IDLE_POLL_S)
-
-    async def _one(self, device_id: DeviceId) -> None:
+        """Probe until cancelled; what is under way then is dropped, and taken over when its leases end."""
         try:
-            device = await self._dynamo.run(get_device(self._table("devices"), device_id))
+            while True:
+                taken = await self._take()
+                await asyncio.sleep(0 if taken else IDLE_POLL_S)
+        finally:
+            for task in self._running:
+                task.cancel()
+
+    async def _take(self) -> int:
+        room = self._parts.concurrency - len(self._running)
+        if room <= 0:
+            return 0
+        try:
+            leased = await self._redis.run(take_due(LEASE_MS, room))
+        except StoreUnavailable as error:
+            log.warning("queue away", extra={"reason": str(error)})
+            await asyncio.sleep(RETRY_S)
+            return 0
+        for number, device_id in enumerate(leased.device_ids):
+            probing = self._one(device_id, leased.ends_ms, urgent=number < leased.urgent)
+            task = asyncio.get_running_loop().create_task(probing)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return len(leased.device_ids)
+
+    async def _one(self, device_id: DeviceId, lease_ends_ms: int, *, urgent: bool) -> None:
+        try:
+            await self._read_settings()
+            day = _day(self._now_ms())
+            device = await self._dynamo.run(get_device(self._parts.table("devices"), device_id))
             if device is None:
-                await self._redis.run(forget_probe(device_id))
+                await self._redis.run(finish_probe(device_id, lease_ends_ms, None, day, 0))
                 return
-            seen = await self._probe(device)
-            await self._read_overrides()
-            grade = await self._record(device_id, self._classified(seen))
-            await self._act(device, grade)
+            spent = await self._redis.run(spent_bytes(device_id, day))
+            before = await self._dynamo.run(get_grade(self._parts.table("grades"), device_id))
+            seen = await self._probe(device, before, spent, urgent=urgent)
+            cost = _cost(seen)
+            next_ms: int | None = TARGET_AWAY_RETRY_MS
+            if seen.result.failure is not Failure.TARGET_DOWN:
+                grade = await self._record(device_id, self._classified(device, seen))
+                await self._act(device, grade)
+                next_ms = next_probe_ms(grade, spent + cost, self._thresholds, random.random())  # noqa: S311
+            PROBE_BYTES.inc(cost)
+            await self._redis.run(finish_probe(device_id, lease_ends_ms, next_ms, day, cost))
         except StoreUnavailable as error:
             log.warning("probe not recorded", extra={"device": device_id, "reason": str(error)})
 
-    async def _probe(self, device: Device) -> Seen:
+    async def _probe(self, device: Device, grade: Grade | None, spent: int, *, urgent: bool) -> Seen:
         """Through the relay that holds the peer now, or through the modem's own port."""
-        now, target, nonce = self._now_ms(), self._target, secrets.token_hex(8)
+        now = self._now_ms()
+        exit_ = await self._exit_of(device)
+        if isinstance(exit_, Failure):
+            return Seen(ProbeResult(now, exit_), "")
+        plan = choose_plan(grade, spent, now, self._thresholds)
+        if urgent and grade is not None and grade.listed and not grade.quarantined:
+            plan = ProbePlan(LIGHT_BYTES, plain=False)
+        target = self._choose_target(grade)
+        timeouts = URGENT if urgent else PATIENT
+        with PROBE_S.time():
+            seen = await probe(exit_, target, plan, secrets.token_hex(8), self._parts.trust, now, timeouts)
+        failure = seen.result.failure
+        if failure is not None and failure.cause is Cause.EXIT and not await self._targets.stands(target):
+            return replace(seen, result=replace(seen.result, failure=Failure.TARGET_DOWN))
+        return seen
+
+    async def _exit_of(self, device: Device) -> Exit | Failure:
         if device.modem is not None:
             try:
-                opened = self._box.open(device.modem.credentials_sealed, f"modem#{device.device_id}")
+                opened = self._parts.box.open(device.modem.credentials_sealed, f"modem#{device.device_id}")
             except SealBroken:
-                return Seen(ProbeResult(now, Failure.MODEM_UNREACHABLE), "")
+                return Failure.MODEM_CREDENTIALS
             username, _, password = opened.partition(":")
             headers = [("Proxy-Authorization", basic_header(username, password))]
-            request = connect_head(target.address, target.port, headers)
             host, port, unreachable = device.modem.host, device.modem.port, Failure.MODEM_UNREACHABLE
         else:
             presence = await self._redis.run(read_presence(device.device_id))
             if presence is None:
-                return Seen(ProbeResult(now, Failure.PEER_OFFLINE), "")
-            headers = [("X-PSX-Mesh-Token", self._mesh_token), ("X-PSX-Device", device.device_id)]
-            request = connect_head(target.address, target.port, headers)
+                return Failure.PEER_OFFLINE
+            token = self._parts.mesh_token
+            headers = [("X-PSX-Mesh-Token", token), ("X-PSX-Device", device.device_id)]
             host, port, unreachable = presence.mesh_host, presence.mesh_port, Failure.RELAY_UNREACHABLE
-        return await probe(host, port, request, target, nonce, self._tls, now, unreachable)
+        return Exit(host, port, lambda address, at: connect_head(address, at, headers), unreachable)
 
-    async def _read_overrides(self) -> None:
-        """What operators said of networks, a few seconds old at most."""
+    def _choose_target(self, grade: Grade | None) -> Target:
+        """One that stands as far as is known; for an exit that has yet to prove itself, one that has not seen it."""
+        standing = [t for t in self._parts.targets if self._targets.is_thought_up(t)]
+        choice = standing or list(self._parts.targets)
+        if grade is not None and not is_verified(grade, self._thresholds):
+            fresh = [t for t in choice if t.place not in grade.vantages]
+            choice = fresh or choice
+        return random.choice(choice)  # noqa: S311
+
+    async def _read_settings(self) -> None:
+        """What operators said of networks and thresholds, a few seconds old at most."""
         now = self._now_ms()
-        if now - self._overrides_at_ms >= OVERRIDES_KEPT_MS:
-            found = await self._dynamo.run(read_setting(self._table("guard"), "ip_classes"))
-            self._overrides = found or {}
-            self._overrides_at_ms = now
+        if abs(now - self._settings_at_ms) < SETTINGS_KEPT_MS:
+            return
+        guard = self._parts.table("guard")
+        overrides = await self._dynamo.run(read_setting(guard, "ip_classes"))
+        grading = await self._dynamo.run(read_setting(guard, "grading"))
+        self._overrides, self._thresholds = overrides or {}, parse_thresholds(grading or {})
+        self._settings_at_ms = now
 
-    def _classified(self, seen: Seen) -> ProbeResult:
+    def _classified(self, device: Device, seen: Seen) -> ProbeResult:
         """The result with what the exit's address says of it, or what an operator said of that address."""
         if not seen.exit_ip:
             return seen.result
-        origin = self._origin(seen.exit_ip)
+        origin = self._parts.origin(seen.exit_ip)
         said = override_for(self._overrides, seen.exit_ip, origin.asn)
+        exit_type = said or origin.ip_type
+        registered = device.origin
+        differs = [
+            name
+            for name, told, found, unknown in (
+                ("country", registered.country, origin.country, UNKNOWN_COUNTRY),
+                ("class", registered.ip_type, exit_type, IpType.UNKNOWN),
+            )
+            if unknown not in {told, found} and told != found
+        ]
         return replace(
             seen.result,
             exit_country=origin.country,
-            exit_ip_type=said or origin.ip_type,
+            exit_ip_type=exit_type,
             exit_asn=origin.asn,
             exit_isp=origin.isp,
+            differs=",".join(differs),
         )
 
     async def _record(self, device_id: DeviceId, result: ProbeResult) -> Grade:
-        """Add a result to the grade, whoever else writes it at the same time."""
-        table = self._table("grades")
+        """Add a result to the grade, whoever else writes it at the same time; tell the listing run what concerns it."""
+        table = self._parts.table("grades")
         for _ in range(WRITE_ATTEMPTS_MAX):
             before = await self._dynamo.run(get_grade(table, device_id)) or Grade(device_id)
-            grade = add_result(before, result)
+            grade = add_result(before, result, self._thresholds)
+            if not is_worth_writing(before, grade):
+                return grade
             if await self._dynamo.run(put_result(table, grade)):
+                if wants_attention(before, grade, self._thresholds):
+                    await self._redis.run(mark_changed([device_mark(device_id)]))
                 return grade
         raise StoreUnavailable("grade: contended")
 
     async def _act(self, device: Device, grade: Grade) -> None:
-        """Pause what fails, let back what passes, and set the next time."""
-        passed = grade.latest is not None and grade.latest.passed
-        PROBES.labels("passed" if passed or grade.latest is None else str(grade.latest.failure)).inc()
-        failure = None if grade.latest is None or grade.latest.failure is None else grade.latest.failure.value
-        log.info("probed", extra={"device": device.device_id, "failure": failure, "tier": grade.tier.value})
+        """Pause what fails, let back what passes."""
+        latest = grade.latest
+        assert latest is not None  # noqa: S101 - a result was added
+        failure = latest.failure
+        PROBES.labels("passed" if failure is None else failure.value).inc()
+        log.info(
+            "probed",
+            extra={
+                "device": device.device_id,
+                "failure": failure.value if failure else None,
+                "tier": grade.tier.value,
+                "place": latest.vantage,
+            },
+        )
         endpoint_id = EndpointId(device.device_id)
-        if passed:
+        if failure is None:
             await self._redis.run(unpause(device.pool, endpoint_id))
-        else:
+        elif failure.cause is Cause.EXIT:
             await self._redis.run(pause(device.pool, endpoint_id, PAUSE_AFTER_FAILURE_S))
-        settled = grade.passes >= PASSES_TO_LIST or grade.failures >= FAILURES_TO_DELIST
-        wait_s = self._pace.interval_s if settled and passed else self._pace.retry_s
-        await self._redis.run(enqueue_probe(device.device_id, self._now_ms() + int(wait_s * 1000)))
+
+
+def _day(now_ms: int) -> str:
+    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def _cost(seen: Seen) -> int:
+    """What a probe cost the owner's line: next to nothing when it ended before the tunnel stood."""
+    if seen.result.connect_ms is None:
+        return 0
+    pages = 2 if seen.result.plain else 1
+    return seen.body_bytes + pages * PROBE_OVERHEAD_BYTES

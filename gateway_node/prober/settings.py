@@ -1,10 +1,17 @@
 """What the prober needs from its environment."""
 
+import json
 from pathlib import Path
+from typing import Final
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 
+from shared.grading.model import Target
 from shared.runtime.settings import Settings
+from shared.runtime.signing import check_public_keys
+
+PLACES_MIN: Final = 2
+"""An exit is listed for the first time when it was seen from two places."""
 
 
 class ProberSettings(Settings):
@@ -17,11 +24,41 @@ class ProberSettings(Settings):
     country_mmdb: Path
     asn_classes: Path | None = None
     ip_data_bucket: str = ""
-    probe_target_name: str
-    probe_target_address: str
-    probe_target_port: int
+    probe_targets: str
+    probe_target_keys: str
     probe_ca_file: Path | None = None
-    probe_bytes: int = 256 * 1024
-    probe_interval_s: float = 300.0
-    probe_retry_s: float = 20.0
-    probe_concurrency: int = 32
+    probe_concurrency: int = 64
+
+    @field_validator("probe_targets")
+    @classmethod
+    def _targets(cls, value: str) -> str:
+        if len({target.place for target in parse_targets(value)}) < PLACES_MIN:
+            raise ValueError(f"must name targets in at least {PLACES_MIN} places")
+        return value
+
+    @field_validator("probe_target_keys")
+    @classmethod
+    def _keys(cls, value: str) -> str:
+        check_public_keys(value)
+        return value
+
+    def targets(self) -> list[Target]:
+        """The probe targets."""
+        return parse_targets(self.probe_targets)
+
+
+def parse_targets(text: str) -> list[Target]:
+    """`[{"place", "name", "address", "port", "plainPort"}, ...]`. Raises ValueError naming what is wrong."""
+    try:
+        return [
+            Target(
+                str(entry["place"]),
+                str(entry["name"]),
+                str(entry["address"]),
+                int(entry["port"]),
+                int(entry["plainPort"]),
+            )
+            for entry in json.loads(text)
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("must be a list of place, name, address, port, plainPort") from None

@@ -117,6 +117,12 @@ async def agent_fetches(story: Story) -> None:
     private = await curl(proxy, "https://192.168.1.1/", ca)
     check(private.connect_status == 403, f"a private network is refused: {private.connect_status}")
     await _socks(story, ca)
+    watched = await net.cloud.fire("watchdog")
+    check(
+        watched["tried"] and not watched["failed"],
+        f"the synthetic customer is served like any other: {watched}",
+    )
+    story.fact("watchdogTried", watched["tried"])
     story.fact("sticky", exits[sticky[0]])
     story.fact("rotation", sorted(exits[ip] for ip in seen))
 

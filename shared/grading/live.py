@@ -1,37 +1,228 @@
-"""The queue of due probes in Redis: stalest first, leased, with a debounced way to the front for reported faults."""
+"""The live side of grading in Redis: the queue of due probes, and what the next listing run has to look at.
 
-from collections.abc import Sequence
+Times are the server's own, so that no prober's clock matters. All keys share one hash slot.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.kernel.ids import DeviceId
+from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
 
 FAULT_DEBOUNCE_S: Final = 10
-_QUEUE: Final = "{probe}:due"
+DOUBT_DEBOUNCE_S: Final = 60
+DAY_KEPT_S: Final = 2 * 86_400
+EVERYTHING: Final = "*"
+"""The mark that makes the listing run look at every device."""
+LEFT_AFTER_MS: Final = 30_000
+"""A device that left is looked at this much later: most are back by then."""
+_URGENT: Final = "{probe}:urgent"
+_DUE: Final = "{probe}:due"
+_LEASES: Final = "{probe}:leases"
+_CHANGED: Final = "{probe}:changed"
+_QUEUE: Final = (_URGENT, _DUE, _LEASES)
 _TAKE: Final = Script.load("shared.grading", "take_due")
+_FINISH: Final = Script.load("shared.grading", "finish_probe")
+_ASK: Final = Script.load("shared.grading", "ask_probe")
 _REPORT: Final = Script.load("shared.grading", "report_fault")
+_NEXT: Final = Script.load("shared.grading", "next_probe")
+_MARK: Final = Script.load("shared.grading", "mark_changed")
+_READ_CHANGED: Final = Script.load("shared.grading", "read_changed")
+_SETTLE: Final = Script.load("shared.grading", "settle_changed")
 
 
-def enqueue_probe(device_id: DeviceId, due_ms: int) -> RedisCall[None]:
-    """Probe a device at a time, replacing the time that stood there."""
-    return command("ZADD", _QUEUE, due_ms, device_id, parse=ok)
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """Devices that one prober alone may probe until `ends_ms` of the server's clock; the first `urgent` failed somebody."""
+
+    device_ids: tuple[DeviceId, ...]
+    ends_ms: int
+    urgent: int = 0
 
 
-def take_due(now_ms: int, lease_ms: int, limit: int) -> RedisCall[Sequence[DeviceId]]:
-    """Up to `limit` devices that are due; they come back after `lease_ms` unless they are enqueued again."""
-
-    def parse(answer: Any) -> Sequence[DeviceId]:
-        return tuple(DeviceId(i.decode()) for i in answer or ())
-
-    return RedisCall(parse, script=_TAKE, keys=[_QUEUE], args=[now_ms, lease_ms, limit])
+def ask_probe(device_id: DeviceId, in_ms: int = 0, *, urgent: bool = False) -> RedisCall[int]:
+    """Probe a device no later than in `in_ms`."""
+    return _ask([device_id], in_ms, urgent=urgent, only_new=False)
 
 
-def forget_probe(device_id: DeviceId) -> RedisCall[None]:
-    """Probe a device no more, until it is enqueued again."""
-    return command("ZREM", _QUEUE, device_id, parse=ok)
+def queue_forgotten(device_ids: Sequence[DeviceId], in_ms: int) -> RedisCall[int]:
+    """Put devices into the queue that are not in it, as after a loss of Redis. Answers how many."""
+    return _ask(device_ids, in_ms, urgent=False, only_new=True)
 
 
-def report_fault(device_id: DeviceId, now_ms: int) -> RedisCall[bool]:
-    """A live tunnel failed at this exit. True when that put it to the front; False within the debounce."""
-    keys = [_QUEUE, f"{{probe}}:soon:{device_id}"]
-    return RedisCall(bool, script=_REPORT, keys=keys, args=[device_id, now_ms, FAULT_DEBOUNCE_S])
+def _ask(device_ids: Sequence[DeviceId], in_ms: int, *, urgent: bool, only_new: bool) -> RedisCall[int]:
+    keys = [_URGENT if urgent else _DUE, _LEASES, _DUE]
+    return RedisCall(int, script=_ASK, keys=keys, args=[in_ms, int(only_new), *device_ids])
+
+
+def take_due(lease_ms: int, limit: int) -> RedisCall[Leased]:
+    """Up to `limit` devices that are due, urgent ones first; they come back after `lease_ms` unless they are finished."""
+
+    def parse(answer: Any) -> Leased:
+        return Leased(tuple(DeviceId(i.decode()) for i in answer[2:]), int(answer[0]), int(answer[1]))
+
+    return RedisCall(parse, script=_TAKE, keys=list(_QUEUE), args=[lease_ms, limit])
+
+
+def finish_probe(
+    device_id: DeviceId, lease_ends_ms: int, next_ms: int | None, day: str, spent_bytes: int
+) -> RedisCall[bool]:
+    """A probe ended. False when its lease had passed to another prober, whose word on the next time counts."""
+    args: list[str | int] = [
+        device_id,
+        lease_ends_ms,
+        "" if next_ms is None else next_ms,
+        0,
+        spent_bytes,
+        DAY_KEPT_S,
+    ]
+    return RedisCall(lambda a: bool(a[0]), script=_FINISH, keys=[*_QUEUE, _spent(day)], args=args)
+
+
+def spent_bytes(device_id: DeviceId, day: str) -> RedisCall[int]:
+    """What probes cost a device on a day (`yyyy-mm-dd`), in bytes."""
+    return command("HGET", _spent(day), device_id, parse=lambda raw: int(raw or 0))
+
+
+def _spent(day: str) -> str:
+    return f"{{probe}}:spent:{day}"
+
+
+def next_probe(device_id: DeviceId) -> RedisCall[int | None]:
+    """When a device is probed next, in ms; None while it waits for its return."""
+    return RedisCall(
+        lambda answer: None if int(answer) < 0 else int(answer),
+        script=_NEXT,
+        keys=list(_QUEUE),
+        args=[device_id],
+    )
+
+
+def report_fault(device_id: DeviceId, *, doubtful: bool = False) -> RedisCall[bool]:
+    """A live tunnel failed at this exit. True when that put it to the front; False within the debounce.
+
+    A doubtful fault may be the target's: customers of dead targets must not have owners' lines probed all the time.
+    """
+    name, debounce_s = ("maybe", DOUBT_DEBOUNCE_S) if doubtful else ("soon", FAULT_DEBOUNCE_S)
+    keys = [_URGENT, f"{{probe}}:{name}:{device_id}"]
+    return RedisCall(bool, script=_REPORT, keys=keys, args=[device_id, debounce_s])
+
+
+# What the next listing run looks at
+
+
+def account_mark(account_id: AccountId) -> str:
+    """The mark for all devices of an account."""
+    return f"acct:{account_id}"
+
+
+def device_mark(device_id: DeviceId) -> str:
+    """The mark for one device."""
+    return f"dev:{device_id}"
+
+
+def mark_left(device_id: DeviceId) -> RedisCall[int]:
+    """A device left its relay: its listing is looked at in a while, if it is not back by then."""
+    return mark_changed([f"left:{device_id}"], LEFT_AFTER_MS)
+
+
+def marked_device(mark: str) -> DeviceId | None:
+    """The one device that a mark is about, if it is about one."""
+    kind, _, name = mark.partition(":")
+    return DeviceId(name) if kind in {"dev", "left"} else None
+
+
+def marked_account(mark: str) -> AccountId | None:
+    """The account whose devices a mark is about, if it is about one."""
+    kind, _, name = mark.partition(":")
+    return AccountId(name) if kind == "acct" else None
+
+
+def mark_changed(marks: Sequence[str], in_ms: int = 0) -> RedisCall[int]:
+    """Something that these listings depend on changed: a grade, a presence, an owner's word, a setting."""
+    return RedisCall(int, script=_MARK, keys=[_CHANGED], args=[in_ms, *marks])
+
+
+def read_changed(limit: int) -> RedisCall[Mapping[str, int]]:
+    """Marks and when they were made. They stay until they are settled, so a run that dies loses none."""
+
+    def parse(answer: Any) -> Mapping[str, int]:
+        found = list(answer or ())
+        return {m.decode(): int(float(at)) for m, at in zip(found[::2], found[1::2], strict=True)}
+
+    return RedisCall(parse, script=_READ_CHANGED, keys=[_CHANGED], args=[limit])
+
+
+def settle_changed(marks: Iterable[tuple[str, int]]) -> RedisCall[int]:
+    """These were looked at. One that was marked again meanwhile stays."""
+    args: list[str | int] = []
+    for mark, at_ms in marks:
+        args += [mark, at_ms]
+    return RedisCall(int, script=_SETTLE, keys=[_CHANGED], args=args)
+
+
+# What the sweep remembers
+
+_SWEEP: Final = "{probe}:sweep"
+_GHOSTS: Final = "{probe}:ghosts"
+HOMES_KEPT_S: Final = 3600
+_FLEET: Final = "{probe}:fleet"
+_HOMES: Final = Script.load("shared.grading", "put_homes")
+
+
+def begin_sweep(segments: int) -> RedisCall[int]:
+    """The next segment to sweep, counted on; 1 for the first one after Redis lost everything."""
+    return command("INCR", _SWEEP, parse=lambda n: int(n) % segments)
+
+
+def sweep_stands() -> RedisCall[bool]:
+    """Whether Redis remembers that there ever was a sweep; False means that it lost everything, or is new."""
+    return command("EXISTS", _SWEEP, parse=bool)
+
+
+def read_ghost_cursor() -> RedisCall[str]:
+    """Where the look at what Redis has on sale goes on."""
+    return command("GET", _GHOSTS, parse=lambda raw: raw.decode() if raw else "0")
+
+
+def put_ghost_cursor(cursor: str) -> RedisCall[None]:
+    """Remember where to go on."""
+    return command("SET", _GHOSTS, cursor, parse=lambda _: None)
+
+
+def put_fleet_part(segment: int, counts: Mapping[str, int]) -> RedisCall[None]:
+    """What a segment has, in place of what it had."""
+    return command("HSET", _FLEET, str(segment), json.dumps(dict(counts)), parse=ok)
+
+
+def read_fleet() -> RedisCall[Counter[str]]:
+    """All segments together, each as it was last seen."""
+
+    def parse(answer: Any) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for part in answer or ():
+            total.update(json.loads(part))
+        return total
+
+    return command("HVALS", _FLEET, parse=parse)
+
+
+def put_homes(segment: int, counts: Mapping[str, int]) -> RedisCall[int]:
+    """How many devices a segment has in each home network, in place of what it had."""
+    args: list[str | int] = [HOMES_KEPT_S]
+    for network, count in counts.items():
+        args += [network, count]
+    return RedisCall(int, script=_HOMES, keys=[f"{{probe}}:homes:{segment}"], args=args)
+
+
+def read_homes(segment: int) -> RedisCall[Mapping[str, int]]:
+    """What `put_homes` left."""
+
+    def parse(answer: Any) -> Mapping[str, int]:
+        pairs = answer.items() if isinstance(answer, Mapping) else zip(answer[::2], answer[1::2], strict=True)
+        return {network.decode(): int(count) for network, count in pairs}
+
+    return command("HGETALL", f"{{probe}}:homes:{segment}", parse=parse)

@@ -1,13 +1,23 @@
-"""Grades in DynamoDB: one row per device. The prober writes results, the list job writes `listed`."""
+"""Grades in DynamoDB: one row per device. The prober writes results, the listing run writes `listed`.
 
+A row on sale also carries `shelf` and `goods`: the sparse index `by_shelf` over them is the whole shop, small enough to put
+a Redis that lost everything right within seconds.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
-from shared.grading.model import Failure, Grade, ProbeResult
-from shared.kernel.codes import IpType, SpeedTier
-from shared.kernel.ids import Country, DeviceId
-from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, scan, update
+from shared.grading.model import Failure, Grade, ProbeResult, Stability
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId
+from shared.pool.model import Endpoint
+from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, query, scan, update
+
+SHELVES: Final = 16
+"""Parts of the index, so that one of them never holds all writes."""
 
 
 def _pk(device_id: DeviceId) -> str:
@@ -27,6 +37,12 @@ def read_grade(row: Item) -> Grade:
         reason=row.get("reason", "not_probed"),
         latest=None if latest is None else _read_result(latest),
         version=row["version"],
+        vantages=tuple(row.get("vantages", ())),
+        listed_before=bool(row.get("listed_before", row.get("listed", False))),
+        stability=Stability(**row["stability"]) if "stability" in row else Stability(),
+        measured_ms=row.get("measured_ms", 0),
+        plain_ms=row.get("plain_ms", 0),
+        goods=row.get("goods", ""),
     )
 
 
@@ -46,6 +62,11 @@ def get_grade(table: str, device_id: DeviceId) -> DynamoRequest[Grade | None]:
     return get_item(table, _pk(device_id), parse=read_grade)
 
 
+def grade_key(device_id: DeviceId) -> tuple[str, str]:
+    """Where a device's grade stands."""
+    return _pk(device_id), "-"
+
+
 def all_grades(table: str, limit: int, start: Mapping[str, Any] | None) -> DynamoRequest[Page[Grade]]:
     """One page of all grades."""
     return scan(table, "grade#", parse=read_grade, limit=limit, start=start)
@@ -53,17 +74,20 @@ def all_grades(table: str, limit: int, start: Mapping[str, Any] | None) -> Dynam
 
 def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:
     """Write a grade that a result was added to, unless somebody wrote it since it was read. `listed` is not touched."""
-    latest = asdict(grade.latest) if grade.latest else None
     row = {
         "device_id": grade.device_id,
         "passes": grade.passes,
         "failures": grade.failures,
         "tier": grade.tier.value,
         "quarantined": grade.quarantined,
-        "latest": latest,
+        "latest": asdict(grade.latest) if grade.latest else None,
         "version": grade.version + 1,
+        "vantages": list(grade.vantages),
+        "stability": asdict(grade.stability),
+        "measured_ms": grade.measured_ms,
+        "plain_ms": grade.plain_ms,
     }
-    names = {f"#{n}": n for n in row}
+    names = {f"#{n}": n for n, v in row.items() if v is not None} | {"#version": "version"}
     values = marshal({f":{n}": v for n, v in row.items() if v is not None} | {":before": grade.version})
     assignments = ", ".join(f"#{n} = :{n}" for n, v in row.items() if v is not None)
     return DynamoRequest(
@@ -81,14 +105,82 @@ def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:
     )
 
 
-def set_listed(table: str, device_id: DeviceId, *, listed: bool, reason: str) -> DynamoRequest[Grade | None]:
-    """Record that a device went on or off sale, and why. None when it stood so already."""
+# What is on sale
+
+
+def goods_of(endpoint: Endpoint) -> str:
+    """An endpoint as text, the same for equal ones."""
+    row = asdict(endpoint)
+    return json.dumps({k: row[k] for k in sorted(row)}, separators=(",", ":"))
+
+
+def read_goods(text: str) -> Endpoint:
+    """The inverse of `goods_of`."""
+    row = json.loads(text)
+    return Endpoint(
+        **{
+            **row,
+            "endpoint_id": EndpointId(row["endpoint_id"]),
+            "account_id": AccountId(row["account_id"]),
+            "country": Country(row["country"]),
+            "pool": Pool(row["pool"]),
+            "ip_type": IpType(row["ip_type"]),
+            "tier": SpeedTier(row["tier"]),
+        }
+    )
+
+
+def shelf_of(pool: Pool, device_id: str) -> str:
+    """The part of the index that a device belongs to."""
+    return _shelf(pool, hashlib.sha256(device_id.encode()).digest()[0] % SHELVES)
+
+
+def _shelf(pool: Pool, number: int) -> str:
+    return f"{pool.value}#{number:02d}"
+
+
+def set_listed(table: str, endpoint: Endpoint) -> DynamoRequest[Grade | None]:
+    """Record that a device is on sale as this endpoint. None when it stood so already."""
+    device_id = DeviceId(endpoint.endpoint_id)
     return update(
         table,
         _pk(device_id),
         "-",
-        "SET listed = :listed, reason = :reason",
-        {":listed": listed, ":reason": reason},
+        "SET listed = :yes, listed_before = :yes, reason = :reason, shelf = :shelf, goods = :goods",
+        {
+            ":yes": True,
+            ":reason": "listed",
+            ":shelf": shelf_of(endpoint.pool, device_id),
+            ":goods": goods_of(endpoint),
+        },
         parse=read_grade,
-        condition="attribute_exists(pk) AND (attribute_not_exists(listed) OR listed <> :listed OR reason <> :reason)",
+        condition="attribute_exists(pk) AND (attribute_not_exists(listed) OR listed <> :yes OR goods <> :goods)",
+    )
+
+
+def set_unlisted(table: str, device_id: DeviceId, reason: str) -> DynamoRequest[Grade | None]:
+    """Record that a device is not on sale, and why. None when it stood so already."""
+    return update(
+        table,
+        _pk(device_id),
+        "-",
+        "SET listed = :no, reason = :reason REMOVE shelf, goods",
+        {":no": False, ":reason": reason},
+        parse=read_grade,
+        condition="attribute_exists(pk) AND (attribute_not_exists(listed) OR listed <> :no OR reason <> :reason)",
+    )
+
+
+def on_shelf(
+    table: str, pool: Pool, number: int, limit: int, start: Mapping[str, Any] | None
+) -> DynamoRequest[Page[Endpoint]]:
+    """One page of a part of the index: what is on sale there. It follows the rows within about a second."""
+    return query(
+        table,
+        "shelf = :shelf",
+        {":shelf": _shelf(pool, number)},
+        parse=lambda row: read_goods(row["goods"]),
+        limit=limit,
+        index="by_shelf",
+        start=start,
     )

@@ -17,6 +17,7 @@ LOOP_LIMITS: Final = {
     "end_keys": LoopLimit(per_minute=60, per_hour=1200),
     "test_peer_tiers": LoopLimit(per_minute=6, per_hour=60),
     "refresh_ip_data": LoopLimit(per_minute=4, per_hour=60),
+    "watchdog": LoopLimit(per_minute=4, per_hour=60),
     "drop_ghosts": LoopLimit(per_minute=4, per_hour=60),
     "prober": LoopLimit(per_minute=120, per_hour=7200),
 }

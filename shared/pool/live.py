@@ -57,6 +57,17 @@ _PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
 _RESERVE: Final = Script.load("shared.pool", "reserve")
 _UNRESERVE: Final = Script.load("shared.pool", "unreserve")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
+_PRESENCES: Final = Script.load("shared.pool", "presences")
+_BEAT_RELAY: Final = Script.load("shared.pool", "beat_relay")
+_TRIP: Final = Script.load("shared.pool", "trip")
+RELAY_BEAT_S: Final = 1.0
+RELAY_ALIVE_TTL_MS: Final = 4_000
+"""A relay that is lost takes its devices out of the pool within this time."""
+BREAKER_PAUSE_S: Final = 10
+BREAKER_PAUSE_MAX_S: Final = 120
+BREAKER_TARGETS: Final = 3
+"""So many different targets that fail through one exit are the exit's fault, and not theirs."""
+BREAKER_MEMORY_S: Final = 60
 
 
 def _prefix(pool: Pool) -> str:
@@ -102,6 +113,7 @@ def put_presence(
         ("asn", presence.asn),
         ("isp", presence.isp),
         ("connected_at_ms", presence.connected_at_ms),
+        ("relay_life", presence.relay_life),
     ):
         fields += [name, value]
     alias = pin_id(presence.device_id)
@@ -148,29 +160,47 @@ def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
     )
 
 
+def beat_relay(relay_id: RelayId, life: str) -> RedisCall[bool]:
+    """A relay lives, in this life of it. False when Redis did not know that: it is new there, or everything was lost."""
+    key = f"{_prefix(Pool.PEER)}relay:{relay_id}"
+    return RedisCall(bool, script=_BEAT_RELAY, keys=[key], args=[life, RELAY_ALIVE_TTL_MS])
+
+
 def read_presence(device_id: DeviceId) -> RedisCall[Presence | None]:
-    """Where a device is now; None when it is on no relay."""
+    """Where a device is now; None when it is on no relay that lives."""
+    asked = read_presences([device_id])
+    return RedisCall(lambda a: asked.parse(a)[0], script=asked.script, keys=asked.keys, args=asked.args)
 
-    def parse(answer: Any) -> Presence | None:
-        row = _text_map(answer)
-        if "relay_id" not in row:
-            return None
-        return Presence(
-            device_id=device_id,
-            account_id=AccountId(row["account_id"]),
-            relay_id=RelayId(row["relay_id"]),
-            mesh_host=row["mesh_host"],
-            mesh_port=int(row["mesh_port"]),
-            protocol=row["protocol"],
-            ip=row["ip"],
-            country=Country(row["country"]),
-            ip_type=IpType(row["ip_type"]),
-            asn=int(row["asn"]),
-            isp=row["isp"],
-            connected_at_ms=int(row["connected_at_ms"]),
-        )
 
-    return command("HGETALL", f"{_prefix(Pool.PEER)}live:{device_id}", parse=parse)
+def read_presences(device_ids: Sequence[DeviceId]) -> RedisCall[list[Presence | None]]:
+    """Where devices are now, in their order; None for one that is on no relay that lives."""
+    prefix = _prefix(Pool.PEER)
+
+    def parse(answer: Any) -> list[Presence | None]:
+        return [_presence(d, _text_map(row)) for d, row in zip(device_ids, answer, strict=True)]
+
+    keys = [f"{prefix}live:{device_id}" for device_id in device_ids]
+    return RedisCall(parse, script=_PRESENCES, keys=keys, args=[prefix])
+
+
+def _presence(device_id: DeviceId, row: Mapping[str, str]) -> Presence | None:
+    if "relay_id" not in row:
+        return None
+    return Presence(
+        device_id=device_id,
+        account_id=AccountId(row["account_id"]),
+        relay_id=RelayId(row["relay_id"]),
+        mesh_host=row["mesh_host"],
+        mesh_port=int(row["mesh_port"]),
+        protocol=row["protocol"],
+        ip=row["ip"],
+        country=Country(row["country"]),
+        ip_type=IpType(row["ip_type"]),
+        asn=int(row["asn"]),
+        isp=row["isp"],
+        connected_at_ms=int(row["connected_at_ms"]),
+        relay_life=row.get("relay_life", ""),
+    )
 
 
 # Listing
@@ -178,8 +208,24 @@ def read_presence(device_id: DeviceId) -> RedisCall[Presence | None]:
 
 def list_endpoint(endpoint: Endpoint) -> RedisCall[bool]:
     """Put an endpoint on sale, or refresh its facts. True when it was not on sale before."""
+    asked = list_endpoints([endpoint])
+    return RedisCall(lambda a: asked.parse(a)[0], script=asked.script, keys=asked.keys, args=asked.args)
+
+
+def list_endpoints(endpoints: Sequence[Endpoint]) -> RedisCall[list[bool]]:
+    """Put endpoints of one pool on sale, or refresh their facts. True for each that was not on sale before."""
+    prefix = _prefix(endpoints[0].pool)
+    rows = [_row(endpoint) for endpoint in endpoints]
+    args: list[str | int] = [prefix, len(rows[0]), *rows[0]]
+    for endpoint, row in zip(endpoints, rows, strict=True):
+        args += [endpoint.endpoint_id, *row.values()]
+    keys = [f"{prefix}ep:{endpoint.endpoint_id}" for endpoint in endpoints]
+    return RedisCall(lambda answer: [bool(new) for new in answer], script=_LIST, keys=keys, args=args)
+
+
+def _row(endpoint: Endpoint) -> dict[str, str | int]:
     caps = caps_of(endpoint.pool, endpoint.tier)
-    row: dict[str, str | int] = {
+    return {
         "account_id": endpoint.account_id,
         "country": endpoint.country,
         "carrier": endpoint.carrier,
@@ -196,17 +242,44 @@ def list_endpoint(endpoint: Endpoint) -> RedisCall[bool]:
         "modem_port": endpoint.modem_port,
         "modem_credentials_sealed": endpoint.modem_credentials_sealed,
     }
-    prefix = _prefix(endpoint.pool)
-    args: list[str | int] = [prefix, endpoint.endpoint_id]
-    for name, value in row.items():
-        args += [name, value]
-    return RedisCall(bool, script=_LIST, keys=[f"{prefix}ep:{endpoint.endpoint_id}"], args=args)
 
 
 def unlist_endpoint(pool: Pool, endpoint_id: EndpointId) -> RedisCall[bool]:
     """Take an endpoint off sale. True when it was on sale."""
+    asked = unlist_endpoints(pool, [endpoint_id])
+    return RedisCall(lambda a: asked.parse(a)[0], script=asked.script, keys=asked.keys, args=asked.args)
+
+
+def unlist_endpoints(pool: Pool, endpoint_ids: Sequence[EndpointId]) -> RedisCall[list[bool]]:
+    """Take endpoints of one pool off sale. True for each that was on sale."""
     prefix = _prefix(pool)
-    return RedisCall(bool, script=_UNLIST, keys=[f"{prefix}ep:{endpoint_id}"], args=[prefix, endpoint_id])
+    keys = [f"{prefix}ep:{endpoint_id}" for endpoint_id in endpoint_ids]
+    return RedisCall(
+        lambda answer: [bool(was) for was in answer],
+        script=_UNLIST,
+        keys=keys,
+        args=[prefix, *endpoint_ids],
+    )
+
+
+def are_listed(pool: Pool, endpoint_ids: Sequence[EndpointId]) -> RedisCall[list[bool]]:
+    """Which endpoints are on sale, in their order."""
+    key = f"{_prefix(pool)}listed:any"
+    return command("SMISMEMBER", key, *endpoint_ids, parse=lambda a: [bool(found) for found in a])
+
+
+def listed_count(pool: Pool) -> RedisCall[int]:
+    """How many endpoints are on sale."""
+    return command("SCARD", f"{_prefix(pool)}listed:any", parse=int)
+
+
+def scan_listed(pool: Pool, cursor: str, count: int) -> RedisCall[tuple[str, list[DeviceId]]]:
+    """About `count` ids on sale, and where to go on; "0" at the end."""
+
+    def parse(answer: Any) -> tuple[str, list[DeviceId]]:
+        return str(int(answer[0])), [DeviceId(i.decode()) for i in answer[1]]
+
+    return command("SSCAN", f"{_prefix(pool)}listed:any", cursor, "COUNT", count, parse=parse)
 
 
 def listed_ids(pool: Pool) -> RedisCall[frozenset[str]]:
@@ -222,8 +295,23 @@ def pause(pool: Pool, endpoint_id: EndpointId, ttl_s: int) -> RedisCall[None]:
 
 
 def unpause(pool: Pool, endpoint_id: EndpointId) -> RedisCall[None]:
-    """Let selection have an endpoint again."""
-    return command("DEL", f"{_prefix(pool)}pause:{endpoint_id}", parse=ok)
+    """Let selection have an endpoint again: a probe passed, and its breaker is closed."""
+    keys = _breaker_keys(pool, endpoint_id)
+    return command("DEL", *keys, parse=ok)
+
+
+def trip(pool: Pool, endpoint_id: EndpointId, target: str = "") -> RedisCall[int]:
+    """An exit failed a customer: keep selection away for a while, longer each time until a probe passes.
+
+    With a `target` (any digest of it) the fault may be that target's: only several different ones open the breaker. Answers
+    for how many seconds it is open.
+    """
+    args: list[str | int] = [target, BREAKER_TARGETS, BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S, BREAKER_MEMORY_S]
+    return RedisCall(int, script=_TRIP, keys=_breaker_keys(pool, endpoint_id), args=args)
+
+
+def _breaker_keys(pool: Pool, endpoint_id: EndpointId) -> list[str]:
+    return [f"{_prefix(pool)}{name}:{endpoint_id}" for name in ("pause", "breaker", "suspects")]
 
 
 # Reservations (private-pool leases): a device held for one account

@@ -48,6 +48,8 @@ class Presence:
     isp: str
     connected_at_ms: int
     protocol: str = "binary-v1"
+    relay_life: str = ""
+    """Which life of its relay told of it: it counts while that relay's heartbeat says the same. Empty: no heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ Steps are generators that ask for Redis calls: `run` and `run_async` drive them.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from shared.kernel.codes import IpType, Pool
+from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import Country
 from shared.metering.live import read_traffic
 from shared.runtime.dynamo import StoreUnavailable
@@ -28,10 +28,13 @@ LOCK_MS: Final = 8_000
 """Longer than a derivation takes; a deriver that died keeps others from it no longer."""
 CHUNK: Final = 500
 READ_TRIES_MAX: Final = 5
-ROW_FIELDS: Final = 6
+ROW_FIELDS: Final = 8
+PAUSED: Final = "paused"
 _NUMBERS: Final = "{live}:numbers"
 _NETWORKS: Final = "{live}:networks"
 _LOCK: Final = "{live}:lock"
+_FLEET: Final = "{live}:fleet"
+FLEET_KEPT_S: Final = 3600
 _COUNT: Final = Script.load("shared.pool", "count")
 _NOW: Final = Script.load("shared.pool", "now")
 _PUT: Final = Script.load("shared.pool", "put_numbers")
@@ -55,6 +58,8 @@ class Network:
 class Numbers:
     """One derivation. `online` counts listed endpoints that are connected now, `load` open connections on listed ones.
 
+    `quality` counts listed endpoints by speed tier, and under `paused` those that selection is kept from just now. `fleet`
+    counts all devices as the listing run last saw them: by verdict and by tier.
     `traffic_bytes` is all that was flushed since Redis began; `bytes_per_s` its growth since the derivation before.
     """
 
@@ -63,6 +68,8 @@ class Numbers:
     online: Counts = field(default_factory=dict)
     load: Counts = field(default_factory=dict)
     types: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    quality: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    fleet: dict[str, int] = field(default_factory=dict)
     traffic_bytes: int = 0
     bytes_per_s: int = 0
 
@@ -123,6 +130,7 @@ def derive() -> Steps[Numbers]:
     numbers, networks = Numbers(at_ms), Networks()
     for pool in Pool:
         yield from _count(pool, numbers, networks)
+    numbers.fleet = yield command("GET", _FLEET, parse=lambda raw: json.loads(raw) if raw else {})
     numbers.traffic_bytes = yield read_traffic()
     if before is not None and at_ms > before.at_ms:
         grown = max(numbers.traffic_bytes - before.traffic_bytes, 0)
@@ -135,6 +143,7 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
     prefix, seen = f"{{{pool.value}}}:", set[bytes]()
     stock, online, load = Counter[str](), Counter[str](), Counter[str]()
     types: dict[str, Counter[str]] = defaultdict(Counter)
+    quality: dict[str, Counter[str]] = defaultdict(Counter)
     found: Counter[tuple[str, int, str, str]] = Counter()
     cursor = b"0"
     while True:
@@ -144,26 +153,54 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
         for start in range(0, len(fresh), CHUNK):
             args = [prefix, int(pool is Pool.PEER), *fresh[start : start + CHUNK]]
             answer = yield RedisCall(list, script=_COUNT, keys=[f"{prefix}listed:any"], args=args)
-            for country, asn, isp, ip_type, connections, is_online in _rows(answer):
-                stock[country] += 1
-                online[country] += is_online
-                load[country] += connections
-                types[country][ip_type] += 1
-                found[country, asn, isp, ip_type] += 1
+            for row in _rows(answer):
+                stock[row.country] += 1
+                online[row.country] += row.online
+                load[row.country] += row.connections
+                types[row.country][row.ip_type] += 1
+                quality[row.country][row.tier] += 1
+                quality[row.country][PAUSED] += row.paused
+                found[row.country, row.asn, row.isp, row.ip_type] += 1
         if int(cursor) == 0:
             break
     name = pool.value
     numbers.stock[name], numbers.online[name], numbers.load[name] = dict(stock), dict(online), dict(load)
     numbers.types[name] = {country: dict(counts) for country, counts in types.items()}
+    numbers.quality[name] = {country: dict(counts) for country, counts in quality.items()}
     for (country, asn, isp, ip_type), count in found.most_common():
         networks.setdefault((pool, country), []).append(Network(asn, isp, ip_type, count))
 
 
-def _rows(answer: list[Any]) -> Iterator[tuple[str, int, str, str, int, int]]:
+class _Row(NamedTuple):
+    country: str
+    asn: int
+    isp: str
+    ip_type: str
+    tier: str
+    connections: int
+    online: int
+    paused: int
+
+
+def _rows(answer: list[Any]) -> Iterator[_Row]:
     for at in range(0, len(answer), ROW_FIELDS):
-        country, asn, isp, ip_type, connections, online = answer[at : at + ROW_FIELDS]
-        kind = IpType(ip_type.decode()).value
-        yield country.decode(), int(asn or 0), isp.decode(), kind, int(connections), int(online)
+        country, asn, isp, ip_type, tier, connections, online, paused = answer[at : at + ROW_FIELDS]
+        kind, speed = IpType(ip_type.decode()).value, SpeedTier(tier.decode() or "unknown").value
+        yield _Row(
+            country.decode(),
+            int(asn or 0),
+            isp.decode(),
+            kind,
+            speed,
+            int(connections),
+            int(online),
+            int(paused),
+        )
+
+
+def put_fleet(counts: Mapping[str, int]) -> RedisCall[None]:
+    """What the listing run saw of all devices; the next derivation tells it."""
+    return command("SET", _FLEET, json.dumps(dict(counts)), "EX", FLEET_KEPT_S, parse=ok)
 
 
 def _read() -> RedisCall[Numbers | None]:

@@ -10,6 +10,8 @@ Source: DynamoDB API reference, low-level operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -21,6 +23,8 @@ Item = dict[str, Any]
 CONNECT_TIMEOUT_S: Final = 2
 READ_TIMEOUT_S: Final = 5
 MAX_ATTEMPTS: Final = 4
+CONNECTIONS_MAX: Final = 32
+"""Of one synchronous client: as many requests as `fan_out` has under way at most."""
 TRANSACTION_MAX_ITEMS: Final = 100
 
 
@@ -174,9 +178,18 @@ def query(
 
 
 def scan(
-    table: str, prefix: str, *, parse: Callable[[Item], T], limit: int, start: Mapping[str, Any] | None = None
+    table: str,
+    prefix: str,
+    *,
+    parse: Callable[[Item], T],
+    limit: int,
+    start: Mapping[str, Any] | None = None,
+    segment: tuple[int, int] | None = None,
 ) -> DynamoRequest[Page[T]]:
-    """One page of a scan of the rows whose `pk` begins with `prefix`. For jobs that look at everything."""
+    """One page of a scan of the rows whose `pk` begins with `prefix`. For jobs that look at everything.
+
+    `segment` is (number, how many there are): each row is in one of them, the same one in every scan.
+    """
     params: dict[str, Any] = {
         "TableName": table,
         "FilterExpression": "begins_with(pk, :prefix)",
@@ -185,7 +198,36 @@ def scan(
     }
     if start is not None:
         params["ExclusiveStartKey"] = start
+    if segment is not None:
+        params["Segment"], params["TotalSegments"] = segment
     return DynamoRequest("scan", params, lambda answer: _page(answer, parse))
+
+
+BATCH_GET_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """Rows of a batch, and the keys that the store had no time for: ask for those again."""
+
+    rows: tuple[T, ...]
+    left: tuple[tuple[str, str], ...]
+
+
+def batch_get(
+    table: str, keys: Sequence[tuple[str, str]], *, parse: Callable[[Item], T]
+) -> DynamoRequest[Batch[T]]:
+    """Strongly consistent reads of up to 100 rows by (pk, sk), in no order; rows that are not there are left out."""
+    if not 0 < len(keys) <= BATCH_GET_MAX:
+        raise ValueError(f"a batch holds 1 to {BATCH_GET_MAX} keys, not {len(keys)}")
+    asked = {"Keys": [key(pk, sk) for pk, sk in keys], "ConsistentRead": True}
+
+    def read(answer: Mapping[str, Any]) -> Batch[T]:
+        left = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", ())
+        rows = tuple(parse(unmarshal(item)) for item in answer["Responses"].get(table, ()))
+        return Batch(rows, tuple((k["pk"]["S"], k["sk"]["S"]) for k in left))
+
+    return DynamoRequest("batch_get_item", {"RequestItems": {table: asked}}, read)
 
 
 def _page(answer: Mapping[str, Any], parse: Callable[[Item], T]) -> Page[T]:
@@ -326,6 +368,17 @@ class SyncDynamo:
         return request.parse(answer)
 
 
+def fan_out(
+    run: Callable[[DynamoRequest[T]], T], requests: Sequence[DynamoRequest[T]], at_once: int
+) -> list[T]:
+    """Run independent requests side by side, answers in their order. Raises what the first failing one raised."""
+    if at_once <= 1 or len(requests) <= 1:
+        return [run(request) for request in requests]
+    contexts = [copy_context() for _ in requests]  # who asks is known in every thread
+    with ThreadPoolExecutor(min(at_once, len(requests), CONNECTIONS_MAX)) as threads:
+        return list(threads.map(lambda context, request: context.run(run, request), contexts, requests))
+
+
 def _sync_client() -> Any:
     import boto3  # noqa: PLC0415 - nodes use aioboto3 alone
     from botocore.config import Config  # noqa: PLC0415
@@ -334,6 +387,7 @@ def _sync_client() -> Any:
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+        max_pool_connections=CONNECTIONS_MAX,
     )
     return boto3.client("dynamodb", config=config)
 

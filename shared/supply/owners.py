@@ -22,7 +22,13 @@ from shared.runtime.dynamo import (
 from shared.supply.model import Device, Owner, OwnerConsent, Receipt
 
 
-def _read_owner(row: Item) -> Owner:
+def owner_key(account_id: AccountId) -> tuple[str, str]:
+    """Where an account's decisions stand."""
+    return f"owner#{account_id}", "-"
+
+
+def read_owner(row: Item) -> Owner:
+    """A row as an owner."""
     consent = row.get("consent")
     return Owner(
         AccountId(row["pk"].removeprefix("owner#")),
@@ -37,7 +43,7 @@ def _read_owner(row: Item) -> Owner:
 
 def get_owner(table: str, account_id: AccountId) -> DynamoRequest[Owner]:
     """What an account decided; the defaults when it never decided anything."""
-    asked = get_item(table, f"owner#{account_id}", parse=_read_owner)
+    asked = get_item(table, f"owner#{account_id}", parse=read_owner)
     return DynamoRequest(asked.operation, asked.params, lambda a: asked.parse(a) or Owner(account_id))
 
 
@@ -69,7 +75,7 @@ def _change(
         "-",
         (expression + add).strip(),
         values,
-        parse=_read_owner,
+        parse=read_owner,
         names=names or None,
     )
     return DynamoRequest(asked.operation, asked.params, lambda a: asked.parse(a) or Owner(account_id))

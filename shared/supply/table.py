@@ -342,6 +342,13 @@ def of_account(
     )
 
 
-def all_devices(table: str, limit: int, start: Mapping[str, Any] | None) -> DynamoRequest[Page[Device]]:
-    """One page of all devices."""
-    return scan(table, "dev#", parse=read_device, limit=limit, start=start)
+def all_devices(
+    table: str, limit: int, start: Mapping[str, Any] | None, segment: tuple[int, int] | None = None
+) -> DynamoRequest[Page[Device]]:
+    """One page of all devices, or of one segment of them."""
+    return scan(table, "dev#", parse=read_device, limit=limit, start=start, segment=segment)
+
+
+def device_key(device_id: DeviceId) -> tuple[str, str]:
+    """Where a device stands."""
+    return f"dev#{device_id}", "-"

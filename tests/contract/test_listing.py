@@ -1,12 +1,28 @@
 """The listing run against both stores: only differences are written, the brake holds, a lost Redis heals."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from shared.grading import table as grades
-from shared.grading.listing import ListingRun
-from shared.grading.live import enqueue_probe, forget_probe, report_fault, take_due
+from shared.grading.listing import SEGMENTS, ListingRun
+from shared.grading.live import (
+    EVERYTHING,
+    account_mark,
+    ask_probe,
+    device_mark,
+    finish_probe,
+    mark_changed,
+    next_probe,
+    queue_forgotten,
+    read_changed,
+    report_fault,
+    settle_changed,
+    spent_bytes,
+    take_due,
+)
 from shared.grading.model import Failure, Grade, ProbeResult
 from shared.grading.rules import add_result
 from shared.guard.table import open_incidents
@@ -31,7 +47,9 @@ PASS = ProbeResult(
     exit_ip_type=IpType.MOBILE,
     exit_asn=1,
     exit_isp="X",
+    vantage="eu",
 )
+US = replace(PASS, vantage="us")
 FAIL = ProbeResult(NOW, failure=Failure.CONNECT_REFUSED)
 
 
@@ -75,7 +93,7 @@ def probe(listing: ListingRun, name: str, *results: ProbeResult) -> None:
 
 
 def test_what_works_is_listed_once_as_its_exit_was_seen(listing: ListingRun) -> None:
-    enrol(listing, "good", PASS, PASS)
+    enrol(listing, "good", PASS, US)
     enrol(listing, "bad", FAIL)
     enrol(listing, "new", kind=Kind.AGENT)
     report = listing.run(NOW)
@@ -84,10 +102,11 @@ def test_what_works_is_listed_once_as_its_exit_was_seen(listing: ListingRun) -> 
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 1}
     again = listing.run(NOW)
     assert (again.newly_listed, again.delisted, again.healed) == ([], [], 0)
+    assert (again.changed, again.refreshed, again.left) == (0, 0, 0)
 
 
 def test_three_failures_take_an_exit_off_with_its_reason(listing: ListingRun) -> None:
-    enrol(listing, "m", PASS, PASS)
+    enrol(listing, "m", PASS, US)
     listing.run(NOW)
     probe(listing, "m", FAIL, FAIL, FAIL)
     assert listing.run(NOW).delisted == ["m: failing"]
@@ -95,12 +114,12 @@ def test_three_failures_take_an_exit_off_with_its_reason(listing: ListingRun) ->
     grade = listing.dynamo.run(grades.get_grade("psx-test-grades", DeviceId("m")))
     assert grade is not None
     assert (grade.listed, grade.reason) == (False, "failing")
-    probe(listing, "m", PASS, PASS)
+    probe(listing, "m", PASS, US)
     assert listing.run(NOW).newly_listed == ["m"]
 
 
 def test_a_peer_is_listed_while_it_is_online(listing: ListingRun) -> None:
-    enrol(listing, "p", PASS, PASS, kind=Kind.SDK)
+    enrol(listing, "p", PASS, US, kind=Kind.SDK)
     assert listing.run(NOW).reasons == {"offline": 1}
     for call in [live.put_presence(presence("p"))]:
         listing.redis.run(call)
@@ -108,7 +127,7 @@ def test_a_peer_is_listed_while_it_is_online(listing: ListingRun) -> None:
 
 
 def test_consent_of_the_account_counts_for_its_devices(listing: ListingRun) -> None:
-    enrol(listing, "m", PASS, PASS, consent=False)
+    enrol(listing, "m", PASS, US, consent=False)
     assert listing.run(NOW).reasons == {"no_consent": 1}
     given = OwnerConsent("2026-11", NOW, "key 1", 1)
     listing.dynamo.run(change_owner("psx-test-devices", OWNER, {"consent": owner_consent_row(given)}))
@@ -116,16 +135,16 @@ def test_consent_of_the_account_counts_for_its_devices(listing: ListingRun) -> N
 
 
 def test_a_redis_that_lost_everything_is_healed_from_the_truth(listing: ListingRun) -> None:
-    enrol(listing, "m", PASS, PASS)
+    enrol(listing, "m", PASS, US)
     listing.run(NOW)
     listing.redis.run(command("FLUSHALL", parse=bool))
-    report = listing.run(NOW)
-    assert (report.newly_listed, report.healed) == ([], 1)
+    report = listing.run(NOW, sweep=False)
+    assert (report.newly_listed, report.rebuilt, report.healed, report.queued) == ([], 1, 0, 1)
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 1}
 
 
 def test_what_the_truth_does_not_know_is_taken_off(listing: ListingRun) -> None:
-    enrol(listing, "m", PASS, PASS)
+    enrol(listing, "m", PASS, US)
     listing.run(NOW)
     listing.redis.run(command("SADD", "{mbl}:listed:any", "ghost", parse=int))
     assert listing.run(NOW).healed == 1
@@ -134,7 +153,7 @@ def test_what_the_truth_does_not_know_is_taken_off(listing: ListingRun) -> None:
 def test_the_brake_keeps_the_shelf_when_too_much_fails_at_once(listing: ListingRun) -> None:
     names = [f"m{n}" for n in range(7)]
     for name in names:
-        enrol(listing, name, PASS, PASS)
+        enrol(listing, name, PASS, US)
     assert listing.run(NOW).listed == 7
     for name in names:
         probe(listing, name, FAIL, FAIL, FAIL)
@@ -144,18 +163,168 @@ def test_the_brake_keeps_the_shelf_when_too_much_fails_at_once(listing: ListingR
     assert len(listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows) == 1
 
 
-def test_due_probes_are_leased_and_come_back(redis: SyncRedis) -> None:
-    redis.run(enqueue_probe(DeviceId("a"), 100))
-    redis.run(enqueue_probe(DeviceId("b"), 200))
-    assert redis.run(take_due(150, 1000, 10)) == ("a",)
-    assert redis.run(take_due(150, 1000, 10)) == ()
-    assert redis.run(take_due(1150, 1000, 10)) == ("b", "a")
-    redis.run(forget_probe(DeviceId("a")))
-    assert redis.run(take_due(10**6, 1000, 10)) == ("b",)
+def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
+    listing: ListingRun, redis: SyncRedis
+) -> None:
+    names = [f"p{n}" for n in range(12)]
+    for name in names:
+        enrol(listing, name, PASS, US, kind=Kind.SDK)
+        redis.run(live.put_presence(presence(name)))
+    assert listing.run(NOW).listed == 12
+    for name in names[:5]:
+        probe(listing, name, FAIL, FAIL, FAIL)
+    for name in names[5:]:
+        redis.run(live.drop_presence(DeviceId(name), presence(name).relay_id))
+    report = listing.run(NOW)
+    assert sorted(report.delisted) == [f"p{n}: failing" for n in range(5)]
+    assert [text for text in report.braked if "(network)" in text] == report.braked
+    assert report.listed == 7
+    opened = listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows
+    assert [(i.kind, i.closed_at_ms) for i in opened] == [("listing_brake", None)]
+    for name in names[5:]:
+        redis.run(live.put_presence(presence(name)))
+    assert listing.run(NOW + 1).braked == []
+    assert listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows[0].closed_at_ms == NOW + 1
 
 
-def test_reported_faults_are_debounced(redis: SyncRedis) -> None:
-    redis.run(enqueue_probe(DeviceId("a"), 10**9))
-    assert redis.run(report_fault(DeviceId("a"), 100))
-    assert not redis.run(report_fault(DeviceId("a"), 200))
-    assert redis.run(take_due(100, 1000, 10)) == ("a",)
+def test_an_owners_word_is_carried_out_whatever_the_brake_says(listing: ListingRun) -> None:
+    for number in range(8):
+        enrol(listing, f"m{number}", PASS, US)
+    assert listing.run(NOW).listed == 8
+    no = {"listing_all": False, "listing_all_ms": NOW + 1}
+    listing.dynamo.run(change_owner("psx-test-devices", OWNER, no))
+    listing.redis.run(mark_changed([account_mark(OWNER)]))
+    report = listing.run(NOW, sweep=False)
+    assert (report.listed, report.braked, report.reasons) == (0, [], {"owner_said_no": 8})
+
+
+def test_without_a_sweep_only_what_was_marked_is_looked_at(listing: ListingRun, redis: SyncRedis) -> None:
+    for name in ("a", "b"):
+        enrol(listing, name, PASS, US)
+    listing.run(NOW)
+    for name in ("a", "b"):
+        probe(listing, name, FAIL, FAIL, FAIL)
+    redis.run(mark_changed([device_mark(DeviceId("a"))]))
+    report = listing.run(NOW, sweep=False)
+    assert (report.devices, report.delisted, report.swept) == (1, ["a: failing"], 0)
+    assert redis.run(read_changed(10)) == {}
+    redis.run(mark_changed([EVERYTHING]))
+    report = listing.run(NOW, sweep=False)
+    assert (report.devices, report.delisted, report.swept) == (2, ["b: failing"], SEGMENTS)
+    assert redis.run(read_changed(10)) == {}
+
+
+def test_what_the_brake_holds_stays_marked(listing: ListingRun, redis: SyncRedis) -> None:
+    for number in range(7):
+        enrol(listing, f"m{number}", PASS, US)
+    listing.run(NOW)
+    for number in range(7):
+        probe(listing, f"m{number}", FAIL, FAIL, FAIL)
+    redis.run(mark_changed([device_mark(DeviceId(f"m{n}")) for n in range(7)]))
+    assert listing.run(NOW, sweep=False).left == 7
+    assert len(redis.run(read_changed(10))) == 7
+
+
+def test_two_runs_at_once_write_each_change_once(listing: ListingRun) -> None:
+    for number in range(6):
+        enrol(listing, f"m{number}", PASS, US)
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(listing.run, [NOW, NOW]))
+    assert {r.listed for r in reports} <= set(range(7))
+    assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 6}
+    again = listing.run(NOW)
+    assert (again.changed, again.refreshed, again.healed) == (0, 0, 0)
+
+
+def test_a_tier_that_changed_is_sold_as_it_is_now(listing: ListingRun) -> None:
+    enrol(listing, "m", PASS, US)
+    listing.run(NOW)
+    probe(listing, "m", replace(PASS, throughput_kbps=100))
+    report = listing.run(NOW)
+    assert (report.refreshed, report.newly_listed) == (1, [])
+    assert run(listing.redis, derive()).quality["mbl"]["us"] == {"slow": 1, "paused": 0}
+
+
+# The queue of probes
+
+
+def finish(redis: SyncRedis, device_id: str, ends_ms: int, next_ms: int | None, spent: int = 0) -> bool:
+    return redis.run(finish_probe(DeviceId(device_id), ends_ms, next_ms, "2026-11-21", spent))
+
+
+def test_due_probes_are_leased_to_one_and_taken_over_when_it_dies(redis: SyncRedis) -> None:
+    redis.run(ask_probe(DeviceId("a"), -1000))
+    redis.run(ask_probe(DeviceId("b"), 60_000))
+    taken = redis.run(take_due(60_000, 10))
+    assert taken.device_ids == ("a",)
+    assert redis.run(take_due(60_000, 10)).device_ids == ()
+    assert finish(redis, "a", taken.ends_ms, -1)
+    dying = redis.run(take_due(-1, 10))
+    heir = redis.run(take_due(60_000, 10))
+    assert (dying.device_ids, heir.device_ids) == (("a",), ("a",))
+    assert not finish(redis, "a", dying.ends_ms, 0), "the dead one's word does not count any more"
+    assert redis.run(take_due(60_000, 10)).device_ids == ()
+    assert finish(redis, "a", heir.ends_ms, None)
+    assert redis.run(next_probe(DeviceId("a"))) is None
+
+
+def test_a_fault_reported_during_a_probe_is_probed_next_and_by_nobody_else_meanwhile(
+    redis: SyncRedis,
+) -> None:
+    redis.run(ask_probe(DeviceId("a")))
+    first = redis.run(take_due(60_000, 10))
+    assert redis.run(report_fault(DeviceId("a")))
+    assert redis.run(take_due(60_000, 10)).device_ids == ()
+    assert finish(redis, "a", first.ends_ms, 300_000)
+    again = redis.run(take_due(60_000, 10))
+    assert (again.device_ids, again.urgent) == (("a",), 1)
+
+
+def test_the_stalest_comes_first_and_a_reported_one_before_all(redis: SyncRedis) -> None:
+    for name, late_ms in (("new", 10), ("stale", 5_000), ("older", 3_000)):
+        redis.run(ask_probe(DeviceId(name), -late_ms))
+    redis.run(report_fault(DeviceId("hurt")))
+    assert redis.run(take_due(60_000, 1)).device_ids == ("hurt",)
+    assert redis.run(take_due(60_000, 2)).device_ids == ("stale", "older")
+    assert redis.run(take_due(60_000, 2)).device_ids == ("new",)
+
+
+def test_reported_faults_are_debounced_per_device(redis: SyncRedis) -> None:
+    assert redis.run(report_fault(DeviceId("a")))
+    assert not redis.run(report_fault(DeviceId("a")))
+    assert redis.run(report_fault(DeviceId("b")))
+
+
+def test_many_probers_share_the_queue_without_doubles(redis: SyncRedis) -> None:
+    for number in range(200):
+        redis.run(ask_probe(DeviceId(f"d{number}"), -number))
+    with ThreadPoolExecutor(4) as threads:
+        taken = list(threads.map(lambda _: redis.run(take_due(60_000, 7)).device_ids, range(40)))
+    ids = [device_id for part in taken for device_id in part]
+    assert (len(ids), len(set(ids))) == (200, 200)
+
+
+def test_what_a_device_spent_on_probes_is_counted_by_day(redis: SyncRedis) -> None:
+    redis.run(ask_probe(DeviceId("a")))
+    ends_ms = redis.run(take_due(60_000, 1)).ends_ms
+    finish(redis, "a", ends_ms, 1000, spent=20_000)
+    finish(redis, "a", ends_ms, 1000, spent=5_000)
+    assert redis.run(spent_bytes(DeviceId("a"), "2026-11-21")) == 25_000
+    assert redis.run(spent_bytes(DeviceId("a"), "2026-11-22")) == 0
+
+
+def test_only_what_no_prober_would_come_to_is_queued_again(redis: SyncRedis) -> None:
+    redis.run(ask_probe(DeviceId("a"), 1_000))
+    ids = [DeviceId(name) for name in "abc"]
+    assert redis.run(queue_forgotten(ids, 60_000)) == 2
+    assert redis.run(queue_forgotten(ids, 60_000)) == 0
+
+
+def test_a_change_made_while_a_run_looks_is_not_settled_by_it(redis: SyncRedis) -> None:
+    marks = [device_mark(DeviceId(name)) for name in "ab"]
+    redis.run(mark_changed(marks, -1000))
+    seen = redis.run(read_changed(10))
+    redis.run(mark_changed(marks[:1]))
+    assert redis.run(settle_changed(seen.items())) == 1
+    left = redis.run(read_changed(10))
+    assert list(left) == marks[:1]

@@ -1,5 +1,6 @@
 """The jobs as they are deployed: their handlers, their settings, the roles that they run with."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,15 @@ import boto3
 import pytest
 
 from functions.api.wiring import ApiSettings, open_origins
-from functions.jobs import drop_ghosts, end_keys, list_exits, refresh_ip_data, roll_up
+from functions.jobs import (
+    drop_ghosts,
+    end_keys,
+    list_exits,
+    live_numbers,
+    refresh_ip_data,
+    roll_up,
+    watchdog,
+)
 from functions.jobs.wiring import wiring
 from local.lab import LabFiles
 from shared.access.model import DisabledReason
@@ -17,14 +26,17 @@ from shared.access.prepaid import credit_items
 from shared.access.settling import SETTLE_AFTER_MS, settle_later_item
 from shared.access.table import mint as mint_pak
 from shared.grading.listing import ListingRun
+from shared.grading.live import account_mark, mark_changed
 from shared.guard.table import write_setting
 from shared.kernel.ids import UNKNOWN_COUNTRY, PakId
 from shared.metering.table import put_batch
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
-from shared.runtime.redis import SyncRedis
+from shared.runtime.redis import SyncRedis, command
 from shared.supply.model import Kind
-from tests.contract.test_listing import FAIL, PASS, enrol, probe
+from shared.upkeep.customer import Fetched
+from shared.upkeep.history import Span, newest
+from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
 from tests.support.permissions import as_function
 from tests.unit.access.test_access import GOOD
 from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint
@@ -53,8 +65,11 @@ def run(name: str, handler: Any) -> dict[str, Any]:
 
 def test_the_listing_job_lists_within_its_role(dynamo: SyncDynamo, valkey_url: str) -> None:
     redis = SyncRedis(valkey_url)
-    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "good", PASS, PASS)
+    enrol(ListingRun(dynamo, redis, lambda name: f"psx-test-{name}"), "good", PASS, US)
     assert run("list-exits", list_exits.handler)["newly_listed"] == ["good"]
+    redis.run(command("FLUSHALL", parse=bool))
+    redis.run(mark_changed([account_mark(OWNER)]))
+    assert run("list-exits", list_exits.handler)["rebuilt"] == 1
     redis.close()
 
 
@@ -62,12 +77,43 @@ def test_the_listing_job_brakes_within_its_role(dynamo: SyncDynamo, valkey_url: 
     redis = SyncRedis(valkey_url)
     listing = ListingRun(dynamo, redis, lambda name: f"psx-test-{name}")
     for number in range(7):
-        enrol(listing, f"m{number}", PASS, PASS)
+        enrol(listing, f"m{number}", PASS, US)
     assert run("list-exits", list_exits.handler)["listed"] == 7
     for number in range(7):
         probe(listing, f"m{number}", FAIL, FAIL, FAIL)
     assert len(run("list-exits", list_exits.handler)["braked"]) == 1
     redis.close()
+
+
+def test_live_numbers_are_derived_and_kept_within_their_role(dynamo: SyncDynamo) -> None:
+    run("live-numbers", live_numbers.handler)
+    assert dynamo.run(newest("psx-test-usage", Span.MINUTE)) is not None
+
+
+def test_the_watchdog_looks_and_tells_within_its_role(
+    dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets are not there: it is blind, says so once in two runs, and audits all the same."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    boto3.client("secretsmanager").create_secret(
+        Name="psx/test/watchdog",
+        SecretString=json.dumps(
+            {"PSX_WATCHDOG_API_KEY": "psx_0", "PSX_WATCHDOG_TARGETS": "", "PSX_WATCHDOG_RECIPIENTS": "{}"}
+        ),
+    )
+    topic: Any = boto3.client("sns").create_topic(Name="alarms")
+    monkeypatch.setenv("PSX_SECRETS", "psx/test/watchdog")
+    monkeypatch.setenv("PSX_ALERT_TOPIC", topic["TopicArn"])
+    monkeypatch.setenv("PSX_API_BASE_URL", "http://127.0.0.1:9")
+    assert run("watchdog", watchdog.handler)["opened"] == []
+    assert run("watchdog", watchdog.handler)["opened"] == ["watchdog.control_target."]
+    monkeypatch.setattr(watchdog, "fetch", lambda *a, **k: Fetched("203.0.113.9", body_bytes=1))
+    targets = '[{"place": "eu", "name": "t", "address": "a", "port": 1}]'
+    boto3.client("secretsmanager").put_secret_value(
+        SecretId="psx/test/watchdog",
+        SecretString=json.dumps({"PSX_WATCHDOG_API_KEY": "psx_0", "PSX_WATCHDOG_TARGETS": targets}),
+    )
+    assert run("watchdog", watchdog.handler)["closed"] == ["watchdog.control_target."]
 
 
 def test_ended_keys_are_turned_off_and_settled_within_the_jobs_role(dynamo: SyncDynamo) -> None:

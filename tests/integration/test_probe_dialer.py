@@ -2,27 +2,76 @@
 
 import asyncio
 import contextlib
-import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from gateway_node.prober.target import TargetService
 from local import lab
-from shared.grading import dialer
-from shared.grading.dialer import Seen, Target, probe
-from shared.grading.model import Failure
-from shared.grading.rules import probe_body
+from shared.grading.dialer import PATIENT, Exit, Seen, Timeouts, Trust, probe
+from shared.grading.model import PROOF_HEADER, Failure, ProbePlan, Target
+from shared.grading.proof import Sight, prove
+from shared.grading.rules import plain_page, probe_body
+from shared.wire.http1 import connect_head
+from tests.support.lab import pem_keys
 
 pytestmark = pytest.mark.slow
 SIZE = 100_000
+PRIVATE, PUBLIC = pem_keys()
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-Answer = Callable[[str], tuple[str, bytes]]
+Answer = Callable[[str], tuple[bytes, str]]
 
 
-def good(nonce: str) -> tuple[str, bytes]:
-    return json.dumps({"ip": "127.10.1.1"}), probe_body(nonce, SIZE)
+def proof(nonce: str, body: bytes, ip: str = "127.10.1.1", key: str = PRIVATE) -> str:
+    return prove(key, nonce, Sight(ip, "eu"), body, int(time.time()))
+
+
+def good(nonce: str) -> tuple[bytes, str]:
+    body = probe_body(nonce, SIZE)
+    return body, proof(nonce, body)
+
+
+def altered(nonce: str) -> tuple[bytes, str]:
+    return b"x" * SIZE, proof(nonce, probe_body(nonce, SIZE))
+
+
+def short(nonce: str) -> tuple[bytes, str]:
+    body = probe_body(nonce, SIZE)
+    return body[:-1], proof(nonce, body)
+
+
+def nowhere(nonce: str) -> tuple[bytes, str]:
+    body = probe_body(nonce, SIZE)
+    return body, proof(nonce, body, ip="")
+
+
+def forged(nonce: str) -> tuple[bytes, str]:
+    """A body that anybody can make from the nonce, signed by a key that is not ours."""
+    body = probe_body(nonce, SIZE)
+    return body, proof(nonce, body, key=pem_keys()[0])
+
+
+def replayed(nonce: str) -> tuple[bytes, str]:
+    body = probe_body(nonce, SIZE)
+    return body, proof("another question", body)
+
+
+def page(nonce: str) -> tuple[bytes, str]:
+    body = plain_page(nonce)
+    return body, proof(nonce, body)
+
+
+def injected(nonce: str) -> tuple[bytes, str]:
+    body = plain_page(nonce)
+    return body.replace(b"</body>", b"<script src=//ads.example></script></body>"), proof(nonce, body)
+
+
+def forged_page(nonce: str) -> tuple[bytes, str]:
+    body = plain_page(nonce)
+    return body, "not a proof"
 
 
 @pytest.fixture
@@ -37,6 +86,7 @@ async def served() -> AsyncIterator[Callable[..., Awaitable[int]]]:
             talks[task] = writer
             with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
                 await handler(reader, writer)
+            writer.close()
 
         server = await asyncio.start_server(tracked, "127.0.0.1", 0, ssl=tls)
         servers.append(server)
@@ -57,8 +107,8 @@ def target_of(answer: Answer) -> Handler:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
         nonce = line.split("nonce=")[1].split("&")[0]
-        seen, body = answer(nonce)
-        head = f"HTTP/1.1 200 OK\r\nX-PSX-Seen: {seen}\r\nContent-Length: {len(body)}\r\n\r\n"
+        body, signed = answer(nonce)
+        head = f"HTTP/1.1 200 OK\r\n{PROOF_HEADER}: {signed}\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
         writer.close()
@@ -77,14 +127,14 @@ def exit_to(port: int, *, status: str = "200 OK", drop: bool = False, hang: bool
         writer.close()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        asked = int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].rpartition(b":")[2])
         writer.write(f"HTTP/1.1 {status}\r\n\r\n".encode())
         if hang:
             await reader.read()
         elif drop:
             await reader.read(1)
         elif status.startswith("200"):
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port if asked == 1 else asked)
             try:
                 await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
             finally:
@@ -94,12 +144,20 @@ def exit_to(port: int, *, status: str = "200 OK", drop: bool = False, hang: bool
     return handle
 
 
-async def run(files: lab.LabFiles, port: int, *, trusted: bool = True) -> Seen:
+async def run(
+    files: lab.LabFiles,
+    port: int,
+    *,
+    trusted: bool = True,
+    plain_port: int = 0,
+    timeouts: Timeouts = PATIENT,
+    unreachable: Failure = Failure.RELAY_UNREACHABLE,
+) -> Seen:
     tls = ssl.create_default_context(cafile=str(files.ca) if trusted else None)
-    target = Target(lab.TARGET_NAME, "127.0.0.1", 1, SIZE)
-    return await probe(
-        "127.0.0.1", port, b"CONNECT x:1 HTTP/1.1\r\n\r\n", target, "n1", tls, 5, Failure.RELAY_UNREACHABLE
-    )
+    target = Target("eu", lab.TARGET_NAME, "127.0.0.1", 1, plain_port)
+    exit_ = Exit("127.0.0.1", port, lambda host, at: connect_head(host, at, []), unreachable)
+    plan = ProbePlan(SIZE, plain=plain_port > 0)
+    return await probe(exit_, target, plan, "n1", Trust(tls, PUBLIC), 5, timeouts)
 
 
 def server_tls(files: lab.LabFiles) -> ssl.SSLContext:
@@ -108,9 +166,11 @@ def server_tls(files: lab.LabFiles) -> ssl.SSLContext:
     return context
 
 
-async def through(served: Any, files: lab.LabFiles, answer: Answer, **fault: Any) -> Seen:
+async def through(
+    served: Any, files: lab.LabFiles, answer: Answer, timeouts: Timeouts = PATIENT, **fault: Any
+) -> Seen:
     target = await served(target_of(answer), server_tls(files))
-    return await run(files, await served(exit_to(target, **fault)))
+    return await run(files, await served(exit_to(target, **fault)), timeouts=timeouts)
 
 
 async def test_a_good_exit_is_measured_and_its_address_seen(served: Any, lab_files: lab.LabFiles) -> None:
@@ -124,10 +184,11 @@ async def test_a_good_exit_is_measured_and_its_address_seen(served: Any, lab_fil
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
-        (lambda _: ('{"ip":"1"}', b"x" * SIZE), Failure.BODY_MISMATCH),
-        (lambda n: ('{"ip":"1"}', probe_body(n, SIZE)[:-1]), Failure.BODY_SHORT),
-        (lambda n: ("{}", probe_body(n, SIZE)), Failure.NO_EXIT_IP),
-        (lambda n: ("not json", probe_body(n, SIZE)), Failure.NO_EXIT_IP),
+        (altered, Failure.BODY_MISMATCH),
+        (short, Failure.BODY_SHORT),
+        (nowhere, Failure.NO_EXIT_IP),
+        (forged, Failure.BODY_UNSIGNED),
+        (replayed, Failure.BODY_UNSIGNED),
     ],
 )
 async def test_wrong_answers_are_told_apart(
@@ -142,6 +203,7 @@ async def test_wrong_answers_are_told_apart(
         ({"drop": True}, Failure.TLS_DROPPED),
         ({"status": "502 Bad Gateway"}, Failure.CONNECT_REFUSED),
         ({"status": "404 Not Found"}, Failure.PEER_OFFLINE),
+        ({"status": "503 Draining"}, Failure.RELAY_DRAINING),
     ],
 )
 async def test_exits_that_fail_before_the_body(
@@ -160,26 +222,81 @@ async def test_a_certificate_nobody_trusts_is_altered_content(served: Any, lab_f
     assert seen.result.failure is Failure.TLS_UNTRUSTED
 
 
-async def test_an_exit_that_hangs_in_the_handshake(
-    served: Any, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
+async def test_a_modem_that_refuses_its_credentials_is_told_apart(
+    served: Any, lab_files: lab.LabFiles
 ) -> None:
-    monkeypatch.setattr(dialer, "TLS_TIMEOUT_S", 0.2)
-    assert (await through(served, lab_files, good, hang=True)).result.failure is Failure.TLS_TIMEOUT
+    port = await served(exit_to(0, status="407 Proxy Authentication Required"))
+    seen = await run(lab_files, port, unreachable=Failure.MODEM_UNREACHABLE)
+    assert seen.result.failure is Failure.MODEM_CREDENTIALS
 
 
-async def test_a_relay_that_says_nothing(
-    served: Any, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [(page, None), (injected, Failure.PLAIN_ALTERED), (forged_page, Failure.PLAIN_ALTERED)],
+)
+async def test_an_unencrypted_page_shows_who_alters_content(
+    served: Any, lab_files: lab.LabFiles, answer: Answer, failure: Failure | None
 ) -> None:
+    target = await served(target_of(good), server_tls(lab_files))
+    plain_port = await served(target_of(answer))
+    seen = await run(lab_files, await served(exit_to(target)), plain_port=plain_port)
+    assert (seen.result.failure, seen.result.plain) == (failure, failure is None)
+    assert seen.exit_ip == "127.10.1.1"
+
+
+async def test_a_filter_on_unencrypted_pages_is_a_failure_and_no_alteration(
+    served: Any, lab_files: lab.LabFiles
+) -> None:
+    target = await served(target_of(good), server_tls(lab_files))
+    seen = await run(lab_files, await served(exit_to(target)), plain_port=9)
+    assert seen.result.failure is Failure.PLAIN_FAILED
+
+
+SHORT = Timeouts(connect_s=0.2, tls_s=0.2, overall_s=5.0)
+
+
+async def test_an_exit_that_hangs_in_the_handshake(served: Any, lab_files: lab.LabFiles) -> None:
+    assert (await through(served, lab_files, good, SHORT, hang=True)).result.failure is Failure.TLS_TIMEOUT
+
+
+async def test_a_relay_that_says_nothing(served: Any, lab_files: lab.LabFiles) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    monkeypatch.setattr(dialer, "CONNECT_TIMEOUT_S", 0.2)
-    assert (await run(lab_files, await served(silent))).result.failure is Failure.CONNECT_TIMEOUT
+    port = await served(silent)
+    assert (await run(lab_files, port, timeouts=SHORT)).result.failure is Failure.CONNECT_TIMEOUT
 
 
-async def test_a_probe_ends_within_its_bound(
-    served: Any, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
+async def test_a_probe_ends_within_its_bound(served: Any, lab_files: lab.LabFiles) -> None:
+    bound = Timeouts(overall_s=0.2)
+    assert (
+        await through(served, lab_files, good, bound, hang=True)
+    ).result.failure is Failure.OVERALL_TIMEOUT
+
+
+# The target service itself
+
+
+async def test_the_target_service_answers_probes_and_nothing_else(
+    served: Any, lab_files: lab.LabFiles
 ) -> None:
-    monkeypatch.setattr(dialer, "OVERALL_TIMEOUT_S", 0.2)
-    assert (await through(served, lab_files, good, hang=True)).result.failure is Failure.OVERALL_TIMEOUT
+    service = TargetService("us", PRIVATE, lambda: int(time.time()))
+    port = await served(service.serve, server_tls(lab_files))
+    plain_port = await served(service.serve)
+    tls = ssl.create_default_context(cafile=str(lab_files.ca))
+    target = Target("us", lab.TARGET_NAME, "127.0.0.1", port, plain_port)
+    seen = await probe(None, target, ProbePlan(SIZE, plain=True), "n2", Trust(tls, PUBLIC), 5)
+    assert (seen.result.failure, seen.exit_ip, seen.result.vantage) == (None, "127.0.0.1", "us")
+    assert seen.body_bytes == SIZE + len(plain_page("n2"))
+    for path in ("/", "/probe?nonce=a&size=9", "/page", "/page?nonce=" + "n" * 65):
+        reader, writer = await asyncio.open_connection("127.0.0.1", plain_port)
+        writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+        assert (await reader.read(1000)).startswith(b"HTTP/1.1 404")
+        writer.close()
+    for rubbish in (b"\x16\x03\x01" + b"x" * 5000, b"POST /page?nonce=a HTTP/1.1\r\n\r\n", b"GET\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", plain_port)
+        writer.write(rubbish)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read(1000) == b""
+        writer.close()

@@ -91,7 +91,7 @@ class Relay:
         mesh = await loop.create_server(self._mesh_connection, "127.0.0.1", self.mesh_port)
         self.peer_port = peers.sockets[0].getsockname()[1]
         self.mesh_port = mesh.sockets[0].getsockname()[1]
-        self.presence = PresenceWriter(self.redis, self.name, ("127.0.0.1", self.mesh_port), now_ms)
+        self.presence = PresenceWriter(self.redis, self.name, ("127.0.0.1", self.mesh_port))
         self.registry = Registry(
             Hooks(
                 verify=lambda token: verify(token, self._public_key),
@@ -106,6 +106,7 @@ class Relay:
         self._servers = [peers, mesh]
         self._tasks = [
             loop.create_task(self.presence.run()),
+            loop.create_task(self.presence.beat_for_ever(self.registry)),
             loop.create_task(follow_orders(self.redis, self.registry, self.presence, self.name)),
             loop.create_task(sweep_for_ever(self.registry, self.presence)),
         ]

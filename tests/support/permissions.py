@@ -48,6 +48,10 @@ def uses(service: str, operation: str, params: Mapping[str, Any]) -> set[Use]:
     if service == "s3":
         folder = str(params["Key"]).partition("/")[0]
         return {(f"s3:{_OBJECTS.get(operation, operation)}", f"IpData/{folder}")}
+    if service == "sns":
+        return {(f"sns:{operation}", "Alarms")}
+    if service == "events":
+        return {(f"events:{operation}", "rules")}
     if service != "dynamodb":
         return {(f"{service}:{operation}", str(params.get("SecretId") or "*"))}
     if operation in {"TransactWriteItems", "TransactGetItems"}:
@@ -86,10 +90,14 @@ def _resource(value: Any, names: Mapping[str, str]) -> str:
     if isinstance(value, dict) and "Fn::GetAtt" in value:
         logical = value["Fn::GetAtt"][0]
         return names.get(logical, logical)
+    if isinstance(value, dict) and "Ref" in value:
+        return str(value["Ref"])
     text = str(value["Fn::Sub"]) if isinstance(value, dict) else str(value)
     if ".Arn}/" in text:
         logical, _, part = text.removeprefix("${").partition(".Arn}/")
         return f"{names.get(logical, logical)}/{part.removeprefix('index/').removesuffix('/*')}"
+    if ":rule/" in text:
+        return "rules"
     return text.partition(":secret:")[2].removesuffix("-??????") or text
 
 

@@ -25,6 +25,15 @@ local function row(id)
   return map, fields
 end
 
+-- A device is reached by the relay that told of it, while that one lives.
+local function stands(live)
+  local relay, life
+  for i = 1, #live, 2 do
+    if live[i] == 'relay_id' then relay = live[i + 1] elseif live[i] == 'relay_life' then life = live[i + 1] end
+  end
+  return relay and (not life or life == '' or redis.call('GET', prefix .. 'relay:' .. relay) == life)
+end
+
 local function matches(ep, with_carrier)
   if ARGV[8] ~= '' and ep.ip_type ~= ARGV[8] then return false end
   if ARGV[9] ~= '' and ep.asn ~= ARGV[9] then return false end
@@ -76,7 +85,7 @@ local function usable(id, with_carrier, pinned)
   local live = {}
   if presence_needed then
     live = redis.call('HGETALL', prefix .. 'live:' .. id)
-    if #live == 0 then
+    if not stands(live) then
       absent = absent + 1
       return nil
     end

@@ -1,27 +1,33 @@
--- Put an endpoint on sale or refresh its facts. KEYS: 1 its row. ARGV: 1 prefix, 2 id, 3.. fields and values of the row
-local prefix, id = ARGV[1], ARGV[2]
-local before = redis.call('HGET', KEYS[1], 'country')
-local fields = {}
-local country, connections, customers
-for i = 3, #ARGV, 2 do
-  fields[#fields + 1] = ARGV[i]
-  fields[#fields + 1] = ARGV[i + 1]
-  if ARGV[i] == 'country' then country = ARGV[i + 1] end
-  if ARGV[i] == 'max_connections' then connections = tonumber(ARGV[i + 1]) end
-  if ARGV[i] == 'max_customers' then customers = tonumber(ARGV[i + 1]) end
+-- Put endpoints on sale or refresh their facts. KEYS: their rows.
+-- ARGV: 1 prefix, 2 how many fields a row has, then their names, then for each endpoint its id and its values
+-- Answer: for each endpoint 1 if it was not on sale, else 0
+local prefix, width = ARGV[1], tonumber(ARGV[2])
+local out = {}
+for n, key in ipairs(KEYS) do
+  local base = 2 + width + (n - 1) * (width + 1)
+  local id = ARGV[base + 1]
+  local before = redis.call('HGET', key, 'country')
+  local fields, row = {}, {}
+  for i = 1, width do
+    fields[#fields + 1] = ARGV[2 + i]
+    fields[#fields + 1] = ARGV[base + 1 + i]
+    row[ARGV[2 + i]] = ARGV[base + 1 + i]
+  end
+  if before and before ~= row.country then
+    redis.call('SREM', prefix .. 'listed:' .. before, id)
+    redis.call('SREM', prefix .. 'free:' .. before, id)
+  end
+  redis.call('HSET', key, unpack(fields))
+  redis.call('SADD', prefix .. 'countries', row.country)
+  redis.call('SADD', prefix .. 'listed:any', id)
+  redis.call('SADD', prefix .. 'listed:' .. row.country, id)
+  local load = prefix .. 'load:' .. id
+  local total = tonumber(redis.call('HGET', load, '#') or '0')
+  local customers = math.max(redis.call('HLEN', load) - 1, 0)
+  if total < tonumber(row.max_connections) and customers < tonumber(row.max_customers) then
+    redis.call('SADD', prefix .. 'free:any', id)
+    redis.call('SADD', prefix .. 'free:' .. row.country, id)
+  end
+  out[n] = before and 0 or 1
 end
-if before and before ~= country then
-  redis.call('SREM', prefix .. 'listed:' .. before, id)
-  redis.call('SREM', prefix .. 'free:' .. before, id)
-end
-redis.call('HSET', KEYS[1], unpack(fields))
-redis.call('SADD', prefix .. 'countries', country)
-redis.call('SADD', prefix .. 'listed:any', id)
-redis.call('SADD', prefix .. 'listed:' .. country, id)
-local load = prefix .. 'load:' .. id
-local total = tonumber(redis.call('HGET', load, '#') or '0')
-if total < connections and math.max(redis.call('HLEN', load) - 1, 0) < customers then
-  redis.call('SADD', prefix .. 'free:any', id)
-  redis.call('SADD', prefix .. 'free:' .. country, id)
-end
-return before and 0 or 1
+return out

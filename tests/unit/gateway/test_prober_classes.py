@@ -1,19 +1,24 @@
 """The prober classes an exit by the address that the target saw, and an operator's word on that address comes first."""
 
+from dataclasses import replace
 from typing import Any
 
-from gateway_node.prober.service import OVERRIDES_KEPT_MS, Pace, Prober
+import pytest
+
+from gateway_node.prober.service import SETTINGS_KEPT_MS, Parts, Prober
+from gateway_node.prober.settings import parse_targets
 from shared.grading.dialer import Seen
 from shared.grading.model import Failure, ProbeResult
 from shared.kernel.codes import IpType
-from shared.kernel.ids import Country
-from shared.supply.model import Origin
+from shared.kernel.ids import AccountId, Country, DeviceId
+from shared.supply.model import Device, Kind, Origin
 
 HOSTING = Origin(Country("nl"), IpType.DATACENTER, 64999, "Lab Hosting")
+DEVICE = Device(DeviceId("d"), AccountId("psx_s"), "n", Kind.AGENT, HOSTING, "", "eu", 0)
 
 
 class Settings:
-    """The setting that operators write, and how often it was read."""
+    """The setting that operators write, and how often settings were read."""
 
     def __init__(self) -> None:
         self.value: dict[str, Any] | None = None
@@ -21,42 +26,70 @@ class Settings:
 
     async def run(self, request: Any) -> Any:
         self.reads += 1
-        return self.value
+        return self.value if "ip_classes" in str(request.params) else {"interval_s": 7}
 
 
 def prober(settings: Settings, now: list[int]) -> Prober:
     nothing: Any = None
     dynamo: Any = settings
     return Prober(
-        dynamo,
-        nothing,
-        str,
-        nothing,
-        "",
-        lambda address: HOSTING,
-        nothing,
-        nothing,
-        Pace(1, 1, 1),
-        lambda: now[0],
+        Parts(
+            dynamo=dynamo,
+            redis=nothing,
+            table=str,
+            box=nothing,
+            mesh_token="",
+            origin=lambda address: HOSTING,
+            targets=(),
+            trust=nothing,
+            concurrency=1,
+            now_ms=lambda: now[0],
+        )
     )
 
 
 async def test_an_operators_word_on_the_exits_own_address_decides_its_class() -> None:
-    settings, now = Settings(), [OVERRIDES_KEPT_MS]
+    settings, now = Settings(), [SETTINGS_KEPT_MS]
     probing = prober(settings, now)
     exit_seen = Seen(ProbeResult(1), "198.51.100.7")
-    await probing._read_overrides()
-    assert probing._classified(exit_seen).exit_ip_type is IpType.DATACENTER
+    await probing._read_settings()
+    assert probing._thresholds.interval_s == 7
+    assert probing._classified(DEVICE, exit_seen).exit_ip_type is IpType.DATACENTER
     settings.value = {"198.51.100.0/24": {"class": "mobile"}, "AS64999": {"class": "residential"}}
-    await probing._read_overrides()
-    assert (settings.reads, probing._classified(exit_seen).exit_ip_type) == (1, IpType.DATACENTER)
-    now[0] += OVERRIDES_KEPT_MS
-    await probing._read_overrides()
-    assert probing._classified(exit_seen).exit_ip_type is IpType.MOBILE
-    elsewhere = probing._classified(Seen(ProbeResult(1), "203.0.113.7"))
+    await probing._read_settings()
+    seen = probing._classified(DEVICE, exit_seen)
+    assert (settings.reads, seen.exit_ip_type) == (2, IpType.DATACENTER)
+    now[0] += SETTINGS_KEPT_MS
+    await probing._read_settings()
+    assert probing._classified(DEVICE, exit_seen).exit_ip_type is IpType.MOBILE
+    elsewhere = probing._classified(DEVICE, Seen(ProbeResult(1), "203.0.113.7"))
     assert (elsewhere.exit_ip_type, elsewhere.exit_asn) == (IpType.RESIDENTIAL, 64999)
 
 
 async def test_a_probe_that_saw_no_exit_is_classed_as_nothing() -> None:
     failed = Seen(ProbeResult(1, Failure.PEER_OFFLINE), "")
-    assert prober(Settings(), [0])._classified(failed).exit_ip_type is IpType.UNKNOWN
+    assert prober(Settings(), [0])._classified(DEVICE, failed).exit_ip_type is IpType.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("registered", "differs"),
+    [
+        (HOSTING, ""),
+        (Origin(), ""),
+        (replace(HOSTING, country=Country("us")), "country"),
+        (replace(HOSTING, ip_type=IpType.MOBILE), "class"),
+        (Origin(Country("us"), IpType.RESIDENTIAL), "country,class"),
+    ],
+)
+def test_an_exit_that_is_elsewhere_or_else_than_it_registered_is_named(
+    registered: Origin, differs: str
+) -> None:
+    probing = prober(Settings(), [0])
+    device = replace(DEVICE, origin=registered)
+    assert probing._classified(device, Seen(ProbeResult(1), "198.51.100.7")).differs == differs
+
+
+@pytest.mark.parametrize("text", ["", "[]x", "[{}]", '[{"place": "eu"}]', "[1]"])
+def test_targets_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="place, name"):
+        parse_targets(text)

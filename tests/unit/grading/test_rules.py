@@ -7,21 +7,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.grading import table as grades
-from shared.grading.model import Failure, Grade, ProbeResult
+from shared.grading.model import Cause, Failure, Grade, Phase, ProbePlan, ProbeResult, Stability
 from shared.grading.rules import (
-    FAILURES_TO_DELIST,
-    PASSES_TO_LIST,
+    ADVICE,
+    DEFAULTS,
+    LIGHT_BYTES,
+    MEASURE_EVERY_MS,
+    MEASURING_BYTES,
     Listing,
     add_result,
     brake_allows,
+    choose_plan,
     compare_body,
     decide_listing,
+    is_worth_writing,
+    next_probe_ms,
+    parse_thresholds,
     probe_body,
+    stability_score,
     throughput_kbps,
     tier_of,
+    wants_attention,
+    watch_address,
 )
-from shared.kernel.codes import IpType, SpeedTier
-from shared.kernel.ids import AccountId, Country, DeviceId
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId
+from shared.pool.model import Endpoint
 from shared.runtime.dynamo import SyncDynamo
 from shared.supply.model import Consent, Device, Kind, Origin
 
@@ -30,7 +41,8 @@ ID = DeviceId("d1")
 DEVICE = Device(
     ID, AccountId("psx_s"), "n", Kind.AGENT, Origin(), "", "eu", 0, consent=Consent("1", "sdk", 1)
 )
-PASS = ProbeResult(1, throughput_kbps=2000)
+PASS = ProbeResult(1, throughput_kbps=2000, vantage="eu")
+US = replace(PASS, vantage="us")
 FAIL = ProbeResult(1, failure=Failure.TLS_DROPPED)
 ALTERED = ProbeResult(1, failure=Failure.BODY_MISMATCH)
 
@@ -71,8 +83,16 @@ def test_throughput_means_nothing_for_a_small_body() -> None:
 
 def test_two_passes_in_a_row_list_and_one_does_not() -> None:
     assert decide(after(PASS)) is Listing.NOT_PROVEN
-    assert decide(after(PASS, PASS)) is Listing.LISTED
-    assert decide(after(PASS, FAIL, PASS)) is Listing.NOT_PROVEN
+    assert decide(after(PASS, US)) is Listing.LISTED
+    assert decide(after(PASS, FAIL, US)) is Listing.NOT_PROVEN
+
+
+def test_the_first_listing_needs_two_places_and_a_later_one_does_not() -> None:
+    assert decide(after(PASS, PASS, PASS)) is Listing.NOT_PROVEN
+    assert decide(after(PASS, PASS, US)) is Listing.LISTED
+    assert decide(after(PASS, US, FAIL, US)) is Listing.NOT_PROVEN
+    known = Grade(ID, listed_before=True)
+    assert decide(after(FAIL, PASS, PASS, grade=known)) is Listing.LISTED
 
 
 def test_a_listed_device_stays_until_three_failures_in_a_row() -> None:
@@ -90,7 +110,7 @@ def test_altered_content_takes_a_device_off_at_once_until_it_has_passed_twice() 
 
 
 def test_reasons_are_looked_at_in_their_order() -> None:
-    good = after(PASS, PASS)
+    good = after(PASS, US)
     assert decide(good, replace(DEVICE, listing_wanted=False, consent=None)) is Listing.OWNER_SAID_NO
     assert decide(good, replace(DEVICE, consent=None)) is Listing.NO_CONSENT
     assert decide(good, replace(DEVICE, consent=None), account=True) is Listing.LISTED
@@ -101,14 +121,14 @@ def test_reasons_are_looked_at_in_their_order() -> None:
 
 @given(st.lists(st.sampled_from([PASS, FAIL]), max_size=30), st.booleans())
 def test_only_the_latest_run_of_results_counts(results: list[ProbeResult], listed: bool) -> None:
-    grade = after(*results, grade=Grade(ID, listed=listed))
+    grade = after(*results, grade=Grade(ID, listed=listed, listed_before=True))
     tail_fails = next((n for n, r in enumerate(reversed(results)) if r is PASS), len(results))
     tail_passes = next((n for n, r in enumerate(reversed(results)) if r is FAIL), len(results))
     assert (grade.failures, grade.passes) == (tail_fails, tail_passes)
     verdict = decide(grade)
-    if tail_fails >= FAILURES_TO_DELIST:
+    if tail_fails >= DEFAULTS.failures_to_delist:
         assert verdict is Listing.FAILING
-    if tail_passes >= PASSES_TO_LIST:
+    if tail_passes >= DEFAULTS.passes_to_list:
         assert verdict is Listing.LISTED
 
 
@@ -140,14 +160,38 @@ def test_grades_are_written_once_per_version(dynamo: SyncDynamo) -> None:
     assert dynamo.run(grades.all_grades(TABLE, 10, None)).rows[0].failures == 1
 
 
+ENDPOINT = Endpoint(
+    EndpointId(ID),
+    Pool.PEER,
+    AccountId("psx_s"),
+    Country("de"),
+    "lab",
+    1,
+    "X",
+    IpType.MOBILE,
+    SpeedTier.FAST,
+    stability=50,
+)
+
+
 def test_listing_is_written_only_when_it_changes(dynamo: SyncDynamo) -> None:
-    assert dynamo.run(grades.set_listed(TABLE, ID, listed=True, reason="listed")) is None
+    assert dynamo.run(grades.set_listed(TABLE, ENDPOINT)) is None
     dynamo.run(grades.put_result(TABLE, after(PASS)))
-    changed = dynamo.run(grades.set_listed(TABLE, ID, listed=True, reason="listed"))
+    changed = dynamo.run(grades.set_listed(TABLE, ENDPOINT))
     assert changed is not None
-    assert changed.listed
-    assert dynamo.run(grades.set_listed(TABLE, ID, listed=True, reason="listed")) is None
-    assert dynamo.run(grades.set_listed(TABLE, ID, listed=False, reason="offline")) is not None
+    assert (changed.listed, changed.listed_before, changed.reason) == (True, True, "listed")
+    assert dynamo.run(grades.set_listed(TABLE, ENDPOINT)) is None
+    slower = replace(ENDPOINT, tier=SpeedTier.SLOW)
+    assert dynamo.run(grades.set_listed(TABLE, slower)) is not None
+    page = dynamo.run(grades.on_shelf(TABLE, Pool.PEER, int(grades.shelf_of(Pool.PEER, ID)[-2:]), 10, None))
+    assert page.rows == (slower,)
+    unlisted = dynamo.run(grades.set_unlisted(TABLE, ID, "offline"))
+    assert unlisted is not None
+    assert (unlisted.listed, unlisted.listed_before, unlisted.goods) == (False, True, "")
+    assert dynamo.run(grades.set_unlisted(TABLE, ID, "offline")) is None
+    assert dynamo.run(grades.set_unlisted(TABLE, ID, "failing")) is not None
+    page = dynamo.run(grades.on_shelf(TABLE, Pool.PEER, int(grades.shelf_of(Pool.PEER, ID)[-2:]), 10, None))
+    assert page.rows == ()
 
 
 def test_a_failed_probe_leaves_what_was_known_of_the_exit_and_a_passed_one_replaces_it() -> None:
@@ -161,3 +205,166 @@ def test_a_failed_probe_leaves_what_was_known_of_the_exit_and_a_passed_one_repla
     unknown = after(known, PASS)
     assert unknown.latest is not None
     assert (unknown.latest.exit_ip_type, unknown.latest.exit_asn) == (IpType.UNKNOWN, 0)
+
+
+# Properties: nothing that a history can hold changes what the rules promise
+
+RESULTS = st.lists(
+    st.sampled_from([PASS, US, FAIL, ALTERED, ProbeResult(1, Failure.PEER_OFFLINE)]), max_size=40
+)
+
+
+def stepped(results: list[ProbeResult], grade: Grade) -> tuple[Grade, int]:
+    """The grade with a listing run after each result, and how often it went on or off sale."""
+    changes = 0
+    for result in results:
+        grade = add_result(grade, result)
+        listed = decide(grade) is Listing.LISTED
+        changes += listed != grade.listed
+        grade = replace(grade, listed=listed, listed_before=grade.listed_before or listed)
+    return grade, changes
+
+
+@given(RESULTS)
+def test_after_any_history_two_passes_from_two_places_readmit(results: list[ProbeResult]) -> None:
+    grade, _ = stepped(results, Grade(ID))
+    assert stepped([PASS, US], grade)[0].listed
+
+
+@given(RESULTS)
+def test_after_any_history_three_failures_delist(results: list[ProbeResult]) -> None:
+    grade, _ = stepped(results, Grade(ID))
+    assert not stepped([FAIL] * DEFAULTS.failures_to_delist, grade)[0].listed
+    assert not stepped([ALTERED], grade)[0].listed
+
+
+@given(RESULTS)
+def test_nothing_flaps_faster_than_three_results_for_a_way_up_and_down(results: list[ProbeResult]) -> None:
+    counted = [r for r in results if r.failure is not Failure.PEER_OFFLINE]
+    _, changes = stepped(results, Grade(ID, listed_before=True))
+    shortest = DEFAULTS.passes_to_list + 1  # two passes up; one result that altered content down
+    assert changes <= 2 * (len(counted) // shortest) + 1
+
+
+@given(RESULTS)
+def test_what_the_network_did_never_counts_against_an_exit(results: list[ProbeResult]) -> None:
+    of_exits = [r for r in results if r.failure is None or r.failure.cause is Cause.EXIT]
+    one, other = after(*results), after(*of_exits)
+    assert replace(one, latest=None) == replace(other, latest=None)
+
+
+@given(RESULTS, st.booleans(), st.booleans(), st.booleans())
+def test_no_grade_outweighs_an_owners_no(
+    results: list[ProbeResult], listed: bool, consented: bool, online: bool
+) -> None:
+    grade = after(*results, grade=Grade(ID, listed=listed))
+    verdict = decide_listing(grade, wanted=False, consented=consented, online=online)
+    assert verdict is Listing.OWNER_SAID_NO
+    assert verdict.braked_as is None
+    assert decide_listing(grade, wanted=True, consented=False, online=online) is Listing.NO_CONSENT
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 100))
+def test_the_brake_holds_beyond_its_share(delisting: int, size: int, percent: int) -> None:
+    if brake_allows(delisting, size, percent):
+        assert delisting <= 5 or delisting * 100 <= size * percent
+
+
+@given(st.lists(st.tuples(st.integers(-7_200_000, 7_200_000), st.sampled_from("ab")), max_size=40))
+def test_a_clock_that_jumps_never_makes_an_address_steadier_than_it_was_seen(
+    sights: list[tuple[int, str]],
+) -> None:
+    watched, now = Stability(), 10**12
+    for step_ms, mark in sights:
+        now += step_ms
+        before = watched
+        watched = watch_address(watched, mark, now)
+        assert watched.changes_milli <= before.changes_milli + 1_000
+        assert watched.seen_ms >= before.seen_ms
+        score = stability_score(watched)
+        assert score is None or 0 <= score <= 100
+
+
+def test_stability_counts_changes_and_lets_them_fade() -> None:
+    hour, day = 3_600_000, 86_400_000
+    watched = watch_address(Stability(), "a", day)
+    assert stability_score(watched) is None
+    watched = watch_address(watched, "a", day + hour)
+    assert stability_score(watched) == 100
+    changed = watch_address(watched, "b", day + hour)
+    assert stability_score(changed) == 50
+    assert stability_score(watch_address(changed, "b", 2 * day + hour)) == 66
+    assert watch_address(watched, "", day + 2 * hour) == watched
+
+
+# What is probed, when, and what is written
+
+
+def test_a_settled_exit_is_written_when_something_changed_or_an_hour_is_over() -> None:
+    settled = replace(after(PASS, US), listed=True, measured_ms=1, plain_ms=1)
+    light = replace(PASS, throughput_kbps=None)
+    same = add_result(settled, replace(light, at_ms=60_000))
+    assert not is_worth_writing(settled, same)
+    assert is_worth_writing(settled, add_result(settled, replace(light, at_ms=3_600_001)))
+    assert is_worth_writing(settled, add_result(settled, FAIL))
+    moved = add_result(settled, replace(light, at_ms=2, exit_country=Country("fr")))
+    assert is_worth_writing(settled, moved)
+    assert wants_attention(settled, moved)
+    assert not wants_attention(settled, same)
+    assert is_worth_writing(replace(settled, listed=False), replace(same, listed=False))
+    assert is_worth_writing(add_result(settled, FAIL), add_result(add_result(settled, FAIL), light))
+
+
+def test_a_light_probe_keeps_the_tier_that_a_large_one_measured() -> None:
+    light = replace(PASS, throughput_kbps=None)
+    assert after(PASS, light).tier is SpeedTier.FAST
+    assert after(light).tier is SpeedTier.UNKNOWN
+
+
+def test_a_probe_measures_when_that_is_due_and_the_owners_budget_allows() -> None:
+    now = 10**12
+    fresh = replace(after(PASS, US), listed=True, measured_ms=now, plain_ms=now)
+    assert choose_plan(None, 0, now, DEFAULTS) == ProbePlan(MEASURING_BYTES, plain=True)
+    assert choose_plan(fresh, 0, now, DEFAULTS) == ProbePlan(LIGHT_BYTES, plain=False)
+    old = replace(fresh, measured_ms=now - MEASURE_EVERY_MS, plain_ms=now - 3_600_000)
+    assert choose_plan(old, 0, now, DEFAULTS) == ProbePlan(MEASURING_BYTES, plain=True)
+    assert choose_plan(old, DEFAULTS.bytes_per_day, now, DEFAULTS).size_bytes == LIGHT_BYTES
+    suspect = replace(fresh, quarantined=True)
+    assert choose_plan(suspect, DEFAULTS.bytes_per_day, now, DEFAULTS) == ProbePlan(
+        MEASURING_BYTES, plain=True
+    )
+
+
+def test_probes_are_spread_and_an_absent_peer_waits_for_its_return() -> None:
+    settled, failing = replace(after(PASS, US), listed=True), after(FAIL)
+    assert next_probe_ms(settled, 0, DEFAULTS, 0.5) == 300_000
+    assert next_probe_ms(settled, 0, DEFAULTS, 0.0) == 240_000
+    assert next_probe_ms(failing, 0, DEFAULTS, 0.5) == 20_000
+    assert next_probe_ms(after(*[FAIL] * 6), 0, DEFAULTS, 0.5) == 60_000
+    assert next_probe_ms(settled, DEFAULTS.bytes_per_day, DEFAULTS, 0.5) == 1_200_000
+    assert next_probe_ms(after(ProbeResult(1, Failure.PEER_OFFLINE)), 0, DEFAULTS, 0.5) is None
+
+
+def test_every_failure_says_what_to_do() -> None:
+    assert set(ADVICE) == set(Failure)
+    assert {failure.phase for failure in Failure} == set(Phase)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ({"interval": 1}, "no such threshold"),
+        ({"interval_s": 0}, "interval_s"),
+        ({"interval_s": True}, "interval_s"),
+        ({"brake_percent": 101}, "brake_percent"),
+        ({"medium_kbps": 1000}, "medium_kbps"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(value: dict[str, int], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        parse_thresholds(value)
+
+
+def test_thresholds_are_those_that_were_set_over_the_defaults() -> None:
+    assert parse_thresholds({"fast_kbps": 2_000}) == replace(DEFAULTS, fast_kbps=2_000)
+    assert tier_of(1_500, parse_thresholds({"fast_kbps": 2_000})) is SpeedTier.MEDIUM

@@ -22,6 +22,7 @@ def test_schedules_and_routes_come_from_serverless_yml() -> None:
         "refresh_ip_data": 3600,
         "drop_ghosts": 3600,
         "live_numbers": 60,
+        "watchdog": 300,
     }
     assert read_routes("local") == {"/": "api", "/v1/x402/": "x402"}
 

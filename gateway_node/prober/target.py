@@ -1,0 +1,136 @@
+"""`python -m gateway_node.prober.target`: a probe target. One runs in each of several places; probers hold public keys.
+
+Over TLS `/probe?nonce=&size=` answers a body that only the nonce decides; without TLS `/page?nonce=` a page. Both are
+signed, with the address that asked. Nobody's data is here, and nothing but these two is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+import uvloop
+from pydantic import SecretStr
+
+from shared.grading.model import PROOF_HEADER
+from shared.grading.proof import Sight, prove
+from shared.grading.rules import plain_page, probe_body
+from shared.runtime.clock import now_ms
+from shared.runtime.log import configure
+from shared.runtime.settings import Settings, listen_address, load_or_exit
+from shared.wire.http1 import HeadError, build_head, take_request_head
+
+REQUEST_MAX_BYTES: Final = 4 * 1024
+REQUEST_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 60.0
+BODY_MAX_BYTES: Final = 1024 * 1024
+NONCE_MAX_CHARS: Final = 64
+CONNECTIONS_MAX: Final = 2_000
+CHUNK_BYTES: Final = 64 * 1024
+
+log = logging.getLogger("psx.target")
+
+
+class TargetSettings(Settings):
+    """Environment of a probe target (prefix PSX_). `redis_url` and the tables are not used."""
+
+    target_place: str
+    target_listen: str
+    target_plain_listen: str
+    target_cert: Path
+    target_signing_key: SecretStr
+    redis_url: str = "redis://unused"
+    table_prefix: str = ""
+
+
+class TargetService:
+    """Answers probes; `now_s` is the clock of signatures."""
+
+    def __init__(self, place: str, signing_key: str, now_s: Callable[[], int]) -> None:
+        self._place = place
+        self._key = signing_key
+        self._now_s = now_s
+        self._open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, one answer. Closes it, whatever comes."""
+        self._open += 1
+        try:
+            if self._open <= CONNECTIONS_MAX:
+                await self._answer(reader, writer)
+        except (OSError, EOFError, TimeoutError, HeadError, ValueError, asyncio.LimitOverrunError):
+            pass  # a prober that left, or somebody who is none
+        finally:
+            self._open -= 1
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), REQUEST_TIMEOUT_S)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            raw = await reader.readuntil(b"\r\n\r\n")
+        if len(raw) > REQUEST_MAX_BYTES:
+            return
+        head = take_request_head(bytearray(raw))
+        if head is None or head.method != "GET":
+            return
+        encrypted = writer.get_extra_info("ssl_object") is not None
+        nonce, body = _body(head.target, encrypted=encrypted)
+        if body is None:
+            writer.write(build_head("HTTP/1.1 404 Not Found", [("Connection", "close")]))
+            return
+        sight = Sight(str(writer.get_extra_info("peername")[0]), self._place)
+        proof = prove(self._key, nonce, sight, body, self._now_s())
+        kind = "application/octet-stream" if encrypted else "text/html"
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), (PROOF_HEADER, proof)]
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            writer.write(build_head("HTTP/1.1 200 OK", [*headers, ("Connection", "close")]))
+            for start in range(0, len(body), CHUNK_BYTES):
+                writer.write(body[start : start + CHUNK_BYTES])
+                await writer.drain()
+
+
+def _body(target: str, *, encrypted: bool) -> tuple[str, bytes | None]:
+    url = urlsplit(target)
+    fields = parse_qs(url.query)
+    nonce = fields.get("nonce", [""])[0]
+    if not 0 < len(nonce) <= NONCE_MAX_CHARS:
+        return nonce, None
+    if encrypted and url.path == "/probe":
+        return nonce, probe_body(nonce, min(max(int(fields.get("size", ["0"])[0]), 0), BODY_MAX_BYTES))
+    return nonce, plain_page(nonce) if not encrypted and url.path == "/page" else None
+
+
+async def serve(settings: TargetSettings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    tls.load_cert_chain(settings.target_cert)
+    key = settings.target_signing_key.get_secret_value()
+    service = TargetService(settings.target_place, key, lambda: now_ms() // 1000)
+    host, port = listen_address(settings.target_listen)
+    plain_host, plain_port = listen_address(settings.target_plain_listen)
+    servers = [
+        await asyncio.start_server(service.serve, host, port, ssl=tls, limit=REQUEST_MAX_BYTES),
+        await asyncio.start_server(service.serve, plain_host, plain_port, limit=REQUEST_MAX_BYTES),
+    ]
+    log.info("target ready", extra={"place": settings.target_place})
+    await stopping.wait()
+    for server in servers:
+        server.close()
+
+
+if __name__ == "__main__":
+    configure("probe-target")
+    uvloop.run(serve(load_or_exit(TargetSettings)))

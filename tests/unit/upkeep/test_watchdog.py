@@ -1,0 +1,171 @@
+"""The watchdog against a network that a test decides: incidents, notifications, keys of its own, and what it audits."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import boto3
+import pytest
+
+from functions.jobs.watchdog import _notifier
+from shared.guard.table import open_incidents
+from shared.runtime.dynamo import SyncDynamo
+from shared.upkeep.audit import audit_recipients, audit_recovery, audit_schedules
+from shared.upkeep.customer import BODY_BYTES, Door, Fetched
+from shared.upkeep.model import Check, Observation
+from shared.upkeep.watchdog import LABEL, SUSPENDED_LABEL, Plan, Watchdog, WatchReport
+
+GUARD = "psx-test-guard"
+DOORS = [Door("gw-1", "h", 1, 2), Door("gw-2", "h", 3, 4)]
+
+
+class Network:
+    """A reseller API and gateways; `broken` are doors that carry nothing, `blind` cuts the watchdog off."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, dict[str, Any]] = {}
+        self.broken: set[str] = set()
+        self.blind = False
+        self.suspended_works = False
+        self.free = False
+        self.told: list[str] = []
+        self.calls: list[tuple[str, str]] = []
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
+        self.calls.append((method, path))
+        if path == "/v1/gateway/pool/stock":
+            return 200, {"pools": {"mbl": {"us": 2}, "peer": {"de": 1, "us": 1}}}
+        name = path.split("/")[4] if path.count("/") >= 4 else ""
+        if method == "GET":
+            return 200, list(self.keys.values())
+        if method == "POST" and not name:
+            assert body is not None
+            ident = f"k{len(self.keys)}"
+            self.keys[ident] = {"id": ident, "label": body["label"], "enabled": True, "trafficUsedMB": 0.0}
+            return 200, self.keys[ident]
+        if method == "PATCH":
+            self.keys[name] |= dict(body or {})
+            return 200, self.keys[name]
+        return 200, {**self.keys[name], "key": f"secret of {self.keys[name]['label']}"}
+
+    def fetch(self, door: Door | None, username: str, password: str, *, socks: bool = False) -> Fetched:
+        if door is None:
+            return Fetched(fault="timeout") if self.blind else Fetched("203.0.113.9", body_bytes=BODY_BYTES)
+        if password == f"secret of {SUSPENDED_LABEL}" and not self.suspended_works:
+            return Fetched(fault="refused_407")
+        if door.name in self.broken:
+            return Fetched(fault="refused_502")
+        key = next(k for k in self.keys.values() if k["label"] == LABEL)
+        if not self.free:
+            key["trafficUsedMB"] += (BODY_BYTES + 5_000) / 1_000_000
+        return Fetched("198.51.100.1", body_bytes=BODY_BYTES)
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+def watch(network: Network, dynamo: SyncDynamo, now_ms: int, **plan: Any) -> WatchReport:
+    made = replace(Plan("psx_w", DOORS), **plan)
+    notify = lambda subject, message: network.told.append(message)  # noqa: E731
+    return Watchdog(dynamo, GUARD, network.call, network.fetch, notify, made).run(now_ms)
+
+
+def standing(dynamo: SyncDynamo) -> list[str]:
+    return [i.kind for i in dynamo.run(open_incidents(GUARD, 20)).rows if i.closed_at_ms is None]
+
+
+def test_a_network_that_works_is_left_alone_and_its_bill_is_right(
+    network: Network, dynamo: SyncDynamo
+) -> None:
+    for minute in range(3):
+        report = watch(network, dynamo, minute * 300_000)
+        assert (report.failed, report.findings) == ([], [])
+    assert report.tried == 1 + 1 + 2 * (2 + 1 + 2 + 1)
+    assert (standing(dynamo), network.told) == ([], [])
+    assert {k["label"]: k["enabled"] for k in network.keys.values()} == {LABEL: True, SUSPENDED_LABEL: False}
+    changed = {path.split("/")[3] for method, path in network.calls if method != "GET"}
+    assert changed == {"pool-keys"}, "its own keys are all that it ever changes"
+
+
+def test_a_dead_gateway_opens_one_incident_after_two_runs_and_closes_it(
+    network: Network, dynamo: SyncDynamo
+) -> None:
+    network.broken = {"gw-2"}
+    assert watch(network, dynamo, 0).opened == []
+    report = watch(network, dynamo, 300_000)
+    assert [key.split(".")[0] + " " + key.split(".")[2] for key in report.opened] == ["gateway gw-2"]
+    assert standing(dynamo) == ["watchdog_gateway"]
+    assert watch(network, dynamo, 600_000).opened == []
+    assert len(network.told) == 1
+    network.broken = set()
+    assert len(watch(network, dynamo, 900_000).closed) == 1
+    assert standing(dynamo) == []
+    assert len(network.told) == 2
+
+
+def test_a_blind_watchdog_says_so_of_itself_alone(network: Network, dynamo: SyncDynamo) -> None:
+    network.blind, network.broken = True, {"gw-1", "gw-2"}
+    for minute in range(2):
+        report = watch(network, dynamo, minute * 300_000)
+    assert report.findings == ["watchdog.control_target."]
+    assert standing(dynamo) == ["watchdog_watchdog"]
+    assert "blind" in network.told[0]
+
+
+def test_a_suspended_key_that_works_and_a_meter_that_does_not_count_are_found(
+    network: Network, dynamo: SyncDynamo
+) -> None:
+    watch(network, dynamo, 0)
+    network.suspended_works = network.free = True
+    watch(network, dynamo, 300_000)
+    report = watch(network, dynamo, 600_000)
+    assert set(report.findings) == {"fleet.suspended_key.", "fleet.billing."}
+
+
+def test_a_failed_purchase_and_a_failed_audit_are_told(network: Network, dynamo: SyncDynamo) -> None:
+    audit = lambda: [Observation(Check.CERTIFICATE, ok=False, detail="gw: 3 days left")]  # noqa: E731
+    report = watch(network, dynamo, 0, audits=[audit], purchase=lambda: "503")
+    assert set(report.findings) == {"fleet.purchase.", "settings.certificate.gw: 3 days left"}
+
+
+# Audits, against the cloud's own API
+
+
+def test_recipients_are_held_to_what_they_should_be() -> None:
+    expected = {"base": "0xAB", "solana": "So1"}
+    assert audit_recipients({"base": "0xab", "solana": "So1"}, expected)[0].ok
+    assert not audit_recipients({"base": "0xcd", "solana": "So1"}, expected)[0].ok
+    assert not audit_recipients({"solana": "So1"}, expected)[0].ok
+
+
+def test_schedules_must_be_there_and_enabled(dynamo: SyncDynamo) -> None:
+    events: Any = boto3.client("events")
+    for name, state in (("one", "ENABLED"), ("two", "DISABLED")):
+        events.put_rule(Name=f"psx-test-{name}", ScheduleExpression="rate(1 minute)", State=state)
+    assert audit_schedules(events, "psx-test-", ["one"])[0].ok
+    (found,) = audit_schedules(events, "psx-test-", ["one", "two", "three"])
+    assert (found.ok, found.detail) == (False, "not enabled: three, two")
+
+
+def test_tables_must_be_recoverable(dynamo: SyncDynamo) -> None:
+    client: Any = boto3.client("dynamodb")
+    (found,) = audit_recovery(client, ["psx-test-guard"])
+    assert not found.ok
+    on = {"PointInTimeRecoveryEnabled": True}
+    client.update_continuous_backups(TableName="psx-test-guard", PointInTimeRecoverySpecification=on)
+    assert audit_recovery(client, ["psx-test-guard"])[0].ok
+
+
+def test_alerts_are_published(dynamo: SyncDynamo) -> None:
+    sns: Any = boto3.client("sns")
+    sqs: Any = boto3.client("sqs")
+    topic = sns.create_topic(Name="alerts")["TopicArn"]
+    queue = sqs.create_queue(QueueName="q")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+    _notifier(topic)("psx: fleet fault", "the whole network: http fails")
+    (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
+    assert json.loads(message["Body"])["Message"] == "the whole network: http fails"
