@@ -94,7 +94,7 @@ def settings(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
     """File below `/etc/psx` -> its variables: `node` for all, one more for each process. Raises BootRefused."""
     wanted = {"network/redis-url", "relays", "house-account", "nodes/jwt-public-key", "nodes/ip-data-bucket"}
     if instance.role == "gateway":
-        wanted |= {"nodes/probe-target"}
+        wanted |= {"nodes/probe-targets", "nodes/probe-target-keys"}
     missing = sorted(name for name in wanted if not given.get(name))
     if missing:
         raise BootRefused(f"missing parameters of {instance.stage}: {', '.join(missing)}")
@@ -160,10 +160,6 @@ def _relay(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str, 
 
 def _gateway(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str, str]]:
     secrets = ",".join(f"psx/{instance.stage}/{name}" for name in ("credentials", "modems", "mesh"))
-    name, _, where = given["nodes/probe-target"].partition("=")
-    address, _, port = where.rpartition(":")
-    if not (name and address and port.isdecimal()):
-        raise BootRefused("nodes/probe-target must be name=address:port")
     return {
         "gateway": {
             "PSX_GATEWAY_ID": instance.instance_id,
@@ -179,9 +175,8 @@ def _gateway(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
         },
         "prober": {
             **_addresses(given),
-            "PSX_PROBE_TARGET_NAME": name,
-            "PSX_PROBE_TARGET_ADDRESS": address,
-            "PSX_PROBE_TARGET_PORT": port,
+            "PSX_PROBE_TARGETS": given["nodes/probe-targets"],
+            "PSX_PROBE_TARGET_KEYS": given["nodes/probe-target-keys"],
             "PSX_SECRETS": secrets,
         },
     }

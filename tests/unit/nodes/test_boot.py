@@ -39,6 +39,12 @@ SECRETS = {
     "psx/dev/credentials": {"PSX_SECRET_PEPPER": "00" * 32},
     "psx/dev/modems": {"PSX_SEALING_KEY": "00" * 32},
 }
+TARGETS = json.dumps(
+    [
+        {"place": place, "name": "probe.example", "address": address, "port": 443, "plainPort": 80}
+        for place, address in (("eu", "203.0.113.9"), ("us", "203.0.113.10"))
+    ]
+)
 RELAYS = json.dumps({"eu": {"url": "wss://relay.example/", "countries": ["*"]}})
 
 
@@ -56,7 +62,8 @@ def given() -> dict[str, str]:
         "house-account": "psx_x402pool",
         "nodes/jwt-public-key": pem_keys()[1],
         "nodes/ip-data-bucket": "bucket",
-        "nodes/probe-target": "probe.example=203.0.113.9:443",
+        "nodes/probe-targets": TARGETS,
+        "nodes/probe-target-keys": pem_keys()[1],
     }
 
 
@@ -117,13 +124,11 @@ def test_values_survive_quoting(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(BootRefused, match="nodes/probe-target, relays"):
+    with pytest.raises(BootRefused, match="nodes/probe-targets, relays"):
         settings(
             instance("gateway"),
-            {k: v for k, v in given().items() if k not in {"relays", "nodes/probe-target"}},
+            {k: v for k, v in given().items() if k not in {"relays", "nodes/probe-targets"}},
         )
-    with pytest.raises(BootRefused, match="name=address:port"):
-        settings(instance("gateway"), {**given(), "nodes/probe-target": "nonsense"})
 
 
 def test_every_unit_is_of_a_role_and_has_a_kept_score(tmp_path: Path) -> None:
