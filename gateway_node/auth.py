@@ -24,6 +24,9 @@ from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 FRESH_S: Final = 60.0
 STALE_MAX_S: Final = 900.0
 CACHE_MAX_KEYS: Final = 100_000
+CHANGED_MAX: Final = 10_000
+CHANGED_KEPT_S: Final = 60.0
+"""Longer than any read takes: so long it is remembered that a key changed, for those who were reading it."""
 FAILURE_WINDOW_S: Final = 60.0
 ADDRESS_BANS: Final = ((30, 300.0), (10, 30.0))
 ACCOUNT_BANS: Final = ((60, 300.0), (25, 30.0))
@@ -94,6 +97,8 @@ class Authenticator:
         self._now_ms = now_ms
         self._met = met
         self._cache: dict[str, _Entry] = {}
+        self._secret_of: dict[PakId, str] = {}
+        self._changed: dict[PakId, float] = {}
         self._house_account = house_account
         self._history = history
         self._addresses = FailureLimiter(now_s)
@@ -137,32 +142,58 @@ class Authenticator:
         if pak is not None and is_expired(pak, self._now_ms()):
             history.expired(pak)
 
+    async def confirm(self, pak: Pak) -> Pak | Refusal:
+        """A key that was let in before, as it is now: it may have changed while its tunnel was being opened. Raises
+        StoreUnavailable when it did and nobody knows how."""
+        entry = self._cache.get(pak.secret_hash) or await self._read(pak.secret_hash, None)
+        refusal = authenticate(entry.pak if entry else None, pak.account_id, self._now_ms())
+        return refusal or (entry.pak if entry else Refusal.AUTH_INVALID)
+
     async def _read(self, secret_hash: str, known: _Entry | None) -> _Entry | None:
         try:
-            pak_id = await self._dynamo.run(access.find_secret(self._table, secret_hash))
-            pak = await self._dynamo.run(access.get_pak(self._table, pak_id)) if pak_id else None
+            while True:
+                began_s = self._now_s()
+                pak_id = await self._dynamo.run(access.find_secret(self._table, secret_hash))
+                pak = await self._dynamo.run(access.get_pak(self._table, pak_id)) if pak_id else None
+                if pak is not None:
+                    await self._met(pak)
+                if pak_id is None or self._changed.get(pak_id, -1.0) < began_s:
+                    break  # else it changed while it was read: what was read may be what it was before
         except StoreUnavailable:
             if known is not None and self._now_s() - known.read_s < STALE_MAX_S:
                 return known
             raise
         if pak is None:
-            self._cache.pop(secret_hash, None)
+            self._forget(pak_id, secret_hash)
             return None
-        await self._met(pak)
         if len(self._cache) >= CACHE_MAX_KEYS:
-            self._cache.pop(next(iter(self._cache)))
-        self._cache[secret_hash] = _Entry(pak, self._now_s())
-        return self._cache[secret_hash]
+            oldest = next(iter(self._cache))
+            self._forget(self._cache[oldest].pak.pak_id, oldest)
+        entry = self._cache[secret_hash] = _Entry(pak, self._now_s())
+        self._secret_of[pak.pak_id] = secret_hash
+        return entry
+
+    def _forget(self, pak_id: PakId | None, secret_hash: str | None) -> None:
+        if secret_hash is not None:
+            self._cache.pop(secret_hash, None)
+        if pak_id is not None and self._secret_of.get(pak_id) == secret_hash:
+            self._secret_of.pop(pak_id, None)
 
     async def recheck(self, pak_id: PakId) -> Pak | None:
-        """A key may have changed: read it again. None when it may no longer carry traffic at all."""
-        for secret_hash in [h for h, e in self._cache.items() if e.pak.pak_id == pak_id]:
-            del self._cache[secret_hash]
+        """A key has changed: forget it and read it again. None when it may no longer carry traffic at all."""
+        now_s = self._now_s()
+        if len(self._changed) >= CHANGED_MAX:
+            self._changed = {p: at for p, at in self._changed.items() if now_s - at < CHANGED_KEPT_S}
+        self._changed[pak_id] = now_s
+        self._forget(pak_id, self._secret_of.get(pak_id))
         return await self.read(pak_id)
 
     async def read(self, pak_id: PakId) -> Pak | None:
         """A key as it is now; None when it may carry no traffic. Raises StoreUnavailable, and then forgets nothing."""
         pak = await self._dynamo.run(access.get_pak(self._table, pak_id))
+        known = self._secret_of.get(pak_id)
+        if known is not None and (pak is None or pak.secret_hash != known or standing(pak, self._now_ms())):
+            self._forget(pak_id, known)
         if pak is None:
             return None
         await self._met(pak)
@@ -170,4 +201,4 @@ class Authenticator:
 
     def known(self) -> set[PakId]:
         """Keys in the cache, for the sweep after a lost subscription."""
-        return {entry.pak.pak_id for entry in self._cache.values()}
+        return set(self._secret_of)

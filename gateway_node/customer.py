@@ -43,6 +43,8 @@ class CustomerSide(asyncio.Protocol):
         self._eof_sent = False
         self._full = False
         self._waits = False
+        self._held_by_tunnel = False
+        self._held_by_buffer = False
 
     # transport callbacks
 
@@ -119,12 +121,29 @@ class CustomerSide(asyncio.Protocol):
             transport.write_eof()
 
     def hold(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._held_by_tunnel = True
+        self._read_or_wait()
 
     def release(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._held_by_tunnel = False
+        self._read_or_wait()
+
+    def hold_if_stuffed(self, buffered_bytes: int) -> None:
+        """Read no more while so much waits for an answer that it can be sent behind."""
+        stuffed = buffered_bytes > EARLY_MAX_BYTES
+        if stuffed is not self._held_by_buffer:
+            self._held_by_buffer = stuffed
+            self._read_or_wait()
+
+    def _read_or_wait(self) -> None:
+        """Both the tunnel and the listener may want this side to wait; it reads when neither does."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._held_by_tunnel or self._held_by_buffer:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
 
     def finish(self) -> None:
         if self._transport is not None:
@@ -147,9 +166,9 @@ class CustomerSide(asyncio.Protocol):
         self.leave_lobby()
         if answer:
             transport.write(answer)
+        self.hold_if_stuffed(0)
         if early:
             tunnel.to_exit(early)
-        transport.resume_reading()
         self.tell_if_full(tunnel)
         tunnel.exit.attach(tunnel)
         self.tell_if_full(tunnel)

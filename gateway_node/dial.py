@@ -9,9 +9,10 @@ from enum import StrEnum
 from typing import Final
 
 from gateway_node.exits import ConnectExit
-from gateway_node.links import LinkRefused, RelayLinks
+from gateway_node.links import RelayLinks
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Target
+from gateway_node.stream_exit import LinkRefused
 from gateway_node.tunnel import ExitPath
 from shared.access.secrets import SealBroken, SecretBox
 from shared.kernel.codes import Pool, Refusal

@@ -25,6 +25,8 @@ class ConnectExit(asyncio.Protocol):
         self._tunnel: Tunnel | None = None
         self._ended = False
         self._eof_sent = False
+        self._full = False
+        self._lost = False
 
     def attach(self, tunnel: Tunnel) -> None:
         """The tunnel stands: what came early goes first."""
@@ -32,7 +34,11 @@ class ConnectExit(asyncio.Protocol):
         if self._buffer:
             early, self._buffer = bytes(self._buffer), bytearray()
             tunnel.to_customer(early)
-        if self._ended:
+        if self._full:
+            tunnel.exit_full()
+        if self._lost:
+            self._tell_lost(tunnel)
+        elif self._ended:
             tunnel.exit_ended()
 
     # transport callbacks
@@ -59,10 +65,12 @@ class ConnectExit(asyncio.Protocol):
             self.answer.set_result(head)
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._tunnel is not None:
             self._tunnel.exit_full()
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._tunnel is not None:
             self._tunnel.exit_drained()
 
@@ -78,13 +86,15 @@ class ConnectExit(asyncio.Protocol):
         if not self.answer.done():
             self.answer.set_exception(exc or ConnectionAbortedError("closed before it answered"))
             self.answer.exception()  # whoever waits has read it; nobody may be left waiting
-        tunnel = self._tunnel
-        if tunnel is None:
-            return
-        if exc is not None or not self._ended:
-            tunnel.cut(exit_broke=True)
-        else:
+        self._lost, self._ended = True, self._ended and exc is None
+        if self._tunnel is not None:
+            self._tell_lost(self._tunnel)
+
+    def _tell_lost(self, tunnel: Tunnel) -> None:
+        if self._ended:
             tunnel.finish()
+        else:
+            tunnel.cut(exit_broke=True)
 
     # path
 

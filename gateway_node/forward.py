@@ -107,7 +107,7 @@ class Exchange:
             return _passed_on(head, [], upgrade=True)
         if head.status // 100 == 1:
             self._interim += 1
-            if self._interim > INTERIM_MAX:
+            if self._interim > INTERIM_MAX or head.status == 101:  # nobody asked for another protocol
                 raise HeadError(HeadFault.TOO_MANY_HEADERS)
             return _passed_on(head, [])
         framing, length = response_framing(head, self._method)
@@ -132,7 +132,7 @@ def _persistent(minor: int, options: frozenset[str]) -> bool:
 
 def _proxy_options(head: RequestHead) -> frozenset[str]:
     values = (value for name, value in head.headers if name == "proxy-connection")
-    return frozenset(part.strip().lower() for value in values for part in value.split(","))
+    return frozenset(part.strip(" \t").lower() for value in values for part in value.split(","))
 
 
 def _origin_form(head: RequestHead, *, upgrade: bool) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
+from gateway_node.customer import CustomerSide
 from gateway_node.forward import Exchange, plain_target
 from gateway_node.pipeline import Pipeline, Request, new_request_id
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
@@ -29,6 +29,8 @@ from shared.wire.mux import Bytes
 
 HEAD_TIMEOUT_S: Final = 30.0
 KEEP_ALIVE_IDLE_S: Final = 75.0
+LINGER_S: Final = 2.0
+"""So long what is still on its way from a customer is read and dropped after a last answer."""
 REFUSALS_MAX: Final = 20
 """So many refused requests are answered on one connection."""
 
@@ -52,6 +54,7 @@ class HttpFront(CustomerSide):
         self._upstream: _Upstream | None = None
         self._exchange: Exchange | None = None
         self._refusals = 0
+        self._leaving = False
 
     # transport callbacks
 
@@ -62,6 +65,8 @@ class HttpFront(CustomerSide):
     def data_received(self, data: bytes) -> None:
         if self._tunnel is not None and self._upstream is None:
             self._tunnel.to_exit(data)
+            return
+        if self._leaving:
             return
         self._buffer += data
         self._advance()
@@ -80,8 +85,7 @@ class HttpFront(CustomerSide):
             self._pass_request(self._exchange)
         elif self._opening is None:
             self._next_request()
-        if len(self._buffer) > EARLY_MAX_BYTES:
-            self.hold()
+        self.hold_if_stuffed(len(self._buffer))
 
     # requests
 
@@ -170,7 +174,7 @@ class HttpFront(CustomerSide):
     def _send_on(self, exchange: Exchange, tunnel: Tunnel) -> None:
         tunnel.to_exit(exchange.first_bytes)
         self._pass_request(exchange)
-        self.release()
+        self.hold_if_stuffed(len(self._buffer))
 
     def _pass_request(self, exchange: Exchange) -> None:
         if exchange.request_done or not self._buffer or self._tunnel is None:
@@ -183,6 +187,10 @@ class HttpFront(CustomerSide):
         body = bytes(self._buffer[:taken])
         del self._buffer[:taken]
         self._tunnel.to_exit(body)
+
+    def carries(self, tunnel: Tunnel) -> bool:
+        """Whether plain requests go to this tunnel now."""
+        return tunnel is self._tunnel
 
     def upstream_sent(self, tunnel: Tunnel, data: Bytes) -> None:
         """Bytes of the target."""
@@ -209,7 +217,7 @@ class HttpFront(CustomerSide):
         early, self._buffer = bytes(self._buffer), bytearray()
         if early:
             tunnel.to_exit(early)
-        self.release()
+        self.hold_if_stuffed(0)
 
     def _exchange_over(self, exchange: Exchange) -> None:
         self._exchange = None
@@ -217,12 +225,10 @@ class HttpFront(CustomerSide):
             self._drop_upstream()
         if not (exchange.keep_customer and exchange.request_done) or self._ended:
             self._drop_upstream()
-            self.finish()
+            self._leave(done=exchange.request_done)
             return
-        self.release()
         self.abort_after(KEEP_ALIVE_IDLE_S)
-        if self._buffer:
-            self._advance()
+        self._advance()
 
     def upstream_gone(self, tunnel: Tunnel, *, clean: bool) -> None:
         """The tunnel of plain requests is over."""
@@ -230,6 +236,7 @@ class HttpFront(CustomerSide):
             return
         upstream, exchange = self._upstream, self._exchange
         self._tunnel = self._upstream = self._exchange = None
+        self.release()
         if exchange is None or upstream is None or self._transport is None or self._transport.is_closing():
             return
         if clean and exchange.upstream_ended():
@@ -253,6 +260,7 @@ class HttpFront(CustomerSide):
         tunnel, self._tunnel, self._upstream = self._tunnel, None, None
         if tunnel is not None:
             tunnel.finish()
+            self.release()
 
     # answers
 
@@ -271,12 +279,30 @@ class HttpFront(CustomerSide):
         self.send(http_answer(refused, request_id or self._new_id(), corrections, keep=keep, body=body))
         self._refusals += 1
         if not keep or self._ended:
+            self._leave(done=False)
+            return
+        self.abort_after(HEAD_TIMEOUT_S)
+        self._advance()
+
+    def _leave(self, *, done: bool) -> None:
+        """Close after the last answer. Unless the customer is `done`, what it still sends is read first: a reset for it
+        could overtake the answer (RFC 9112 section 9.6)."""
+        transport = self._transport
+        if (
+            done
+            or self._ended
+            or transport is None
+            or transport.is_closing()
+            or not transport.can_write_eof()
+        ):
             self.finish()
             return
-        self.release()
-        self.abort_after(HEAD_TIMEOUT_S)
-        if self._buffer:
-            self._advance()
+        self._leaving = True
+        self._buffer.clear()
+        self.send_eof()
+        self.hold_if_stuffed(0)
+        self.stop_timer()
+        self._deadline = self._pipeline.deadlines.call_after(LINGER_S, self.finish)
 
 
 class PlainPath:
@@ -297,10 +323,12 @@ class PlainPath:
         self._tunnel.finish()
 
     def hold(self) -> None:
-        self._front.hold()
+        if self._front.carries(self._tunnel):
+            self._front.hold()
 
     def release(self) -> None:
-        self._front.release()
+        if self._front.carries(self._tunnel):
+            self._front.release()
 
     def finish(self) -> None:
         self._front.upstream_gone(self._tunnel, clean=True)

@@ -122,9 +122,12 @@ class Leases:
 
     async def beat_for_ever(self) -> None:
         """Say that this gateway lives, and give back what dead ones still hold."""
-        await self._own_leftovers()
+        fresh = True
         while True:
             try:
+                if fresh:
+                    await self._own_leftovers()
+                    fresh = False
                 for pool in Pool:
                     for call in live.beat(pool, self._gateway_id):
                         await self.redis.run(call)

@@ -106,6 +106,7 @@ class Pipeline:
         self._sessions = sessions
         self._connections: dict[str, int] = {}
         self._barren: dict[EndpointId, set[str]] = {}
+        self.opening = 0
         self.deadlines = Deadlines()
         self.lobby = Lobby()
 
@@ -115,6 +116,7 @@ class Pipeline:
             route = parse_username(request.username)
         except UsernameMissing:
             return self._refuse(RefusedRequest(Refusal.USERNAME_PARSE, "the username is missing or too long"))
+        self.opening += 1
         try:
             with self.deadlines.within(OPEN_TOTAL_MAX_S):
                 result = await self._open(request, route)
@@ -125,6 +127,8 @@ class Pipeline:
         except Exception:  # a fault of ours: the customer gets an answer, the log the whole story
             log.exception("request failed", extra={"request": request.request_id})
             result = RefusedRequest(Refusal.INTERNAL, "something went wrong here, please retry")
+        finally:
+            self.opening -= 1
         if isinstance(result, RefusedRequest):
             return self._refuse(result, route.corrections)
         stood_in = result.acquired.selected is Selected.INSTEAD_OF_PIN
@@ -197,7 +201,7 @@ class Pipeline:
                 self._leases.give_back(acquired, pak.pak_id)
                 return side
             if not isinstance(side, ExitFailed):
-                return self._opened(pak, acquired, side, route, began_ms)
+                return await self._admit(pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
@@ -233,6 +237,21 @@ class Pipeline:
             raise
         finally:
             slow.cancel()
+
+    async def _admit(
+        self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
+    ) -> Tunnel | RefusedRequest:
+        """Let bytes through what was dialled, unless the key ended while it was."""
+        current: Pak | Refusal | None = None
+        try:
+            current = await self._auth.confirm(pak)
+        finally:
+            if not isinstance(current, Pak):
+                side.cut()
+                self._leases.give_back(acquired, pak.pak_id)
+        if isinstance(current, Refusal):
+            return RefusedRequest(current, _AUTH_MESSAGES[current])
+        return self._opened(current, acquired, side, route, began_ms)
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
         missing = NoStock(0, NoStockReason.STOCK)

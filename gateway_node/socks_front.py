@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from gateway_node.customer import EARLY_MAX_BYTES, CustomerSide
+from gateway_node.customer import CustomerSide
 from gateway_node.pipeline import Pipeline, Request, new_request_id
 from gateway_node.refusals import SOCKS_REPLY, RefusedRequest
 from shared.wire import socks5
@@ -33,8 +33,8 @@ class SocksFront(CustomerSide):
         if self._opening is None:
             while (event := self._talk.next_event()) is not None:
                 self._event(event)
-        elif len(self._talk.buffer) > EARLY_MAX_BYTES and self._transport is not None:
-            self._transport.pause_reading()
+        else:
+            self.hold_if_stuffed(len(self._talk.buffer))
 
     def _event(self, event: socks5.Event) -> None:
         match event:

@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="see ./psx simulate --help")
     packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
     packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
+    nodes = commands.add_parser("artefact", help="build the versioned artefact of relay and gateway nodes")
+    nodes.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the nodes (3.12)")
     stage = commands.add_parser("configure", help="write the secrets and parameters of a stage to AWS")
     stage.add_argument("stage", choices=("dev", "staging", "prod"))
     stage.add_argument("--file", type=Path, required=True, metavar="FILE", help="parameters as a JSON object")
@@ -101,10 +103,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
         case "simulate":
             return _run([sys.executable, "-m", "local.simulation", *given.arguments])
+        case "fleet":
+            return _fleet(given)
+        case _:
+            return _tool(given)
+
+
+def _tool(given: argparse.Namespace) -> int:
+    """A command of who builds and operates; each loads only its own."""
+    match given.command:
         case "package":
-            from local.packaging import package  # noqa: PLC0415 - each command loads only its own
+            from local.packaging import package  # noqa: PLC0415
 
             return package(given.python)
+        case "artefact":
+            from local.node_artefact import artefact  # noqa: PLC0415
+
+            return artefact(given.python)
         case "configure":
             from local.configure import configure  # noqa: PLC0415
 
@@ -117,10 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from local.costs import costs  # noqa: PLC0415
 
             return costs()
-        case "fleet":
-            return _fleet(given)
         case "check":
-            from local.check import check  # noqa: PLC0415 - each command loads only its own
+            from local.check import check  # noqa: PLC0415
 
             return check()
         case _:

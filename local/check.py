@@ -16,6 +16,7 @@ CHECKS: Final = (
     ("lint", ("ruff", "check", ".")),
     ("import contracts", ("lint-imports", "--no-logo")),
     ("types", ("mypy",)),
+    ("deployment files", ("python", "-m", "local.deployment_files")),
 )
 LOCKS: Final = ("bootstrap", "dev", "api", "x402", "jobs", "nodes", "lambda", "stock_x402", "ministack")
 APART: Final = frozenset({"bootstrap", "dev", "stock_x402", "ministack"})
@@ -40,8 +41,8 @@ def check() -> int:
     failed = 0
     for name, process in running:
         output, _ = process.communicate()
-        if process.returncode:
-            failed += 1
+        failed += process.returncode != 0
+        if process.returncode or name == "deployment files":  # it also tells which tools this machine lacks
             sys.stdout.write(output)
         sys.stdout.write(f"{'ok  ' if process.returncode == 0 else 'FAIL'} {name}\n")
     sys.stdout.write(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -116,7 +116,9 @@ class LabFiles:
     relay_cert: Path
 
 
-def write_files(folder: Path) -> LabFiles:
+def write_files(
+    folder: Path, networks: Sequence[Network] = NETWORKS, relays: Iterable[str] = tuple(RELAY_NAMES.values())
+) -> LabFiles:
     """MMDBs, ASN table and certificates of a run."""
     files = LabFiles(
         folder / "asn.mmdb",
@@ -126,11 +128,11 @@ def write_files(folder: Path) -> LabFiles:
         folder / "target.pem",
         folder / "relay.pem",
     )
-    write_mmdb(files, NETWORKS)
+    write_mmdb(files, networks)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(files.ca))
     _certificate(ca, files.target_cert, TARGET_NAME)
-    _certificate(ca, files.relay_cert, *RELAY_NAMES.values())
+    _certificate(ca, files.relay_cert, *relays)
     return files
 
 
@@ -198,14 +200,14 @@ def _key_pair() -> tuple[str, str]:
     return private.decode(), public.decode()
 
 
-def targets_setting(ports: dict[str, tuple[int, int]]) -> str:
+def targets_setting(ports: dict[str, tuple[int, int]], address: str = TARGET_ADDRESS) -> str:
     """`PSX_PROBE_TARGETS` of the lab: two places at one address."""
     return json.dumps(
         [
             {
                 "place": place,
                 "name": TARGET_NAME,
-                "address": TARGET_ADDRESS,
+                "address": address,
                 "port": port,
                 "plainPort": plain_port,
             }
@@ -214,14 +216,14 @@ def targets_setting(ports: dict[str, tuple[int, int]]) -> str:
     )
 
 
-def relays_setting(ports: dict[str, int]) -> str:
+def relays_setting(ports: Mapping[str, int], addresses: Mapping[str, str] = RELAY_NAMES) -> str:
     """`PSX_RELAYS` of the lab."""
     return json.dumps(
         {
             region: {
-                "url": f"wss://{RELAY_NAMES[region]}:{ports[region]}/",
+                "url": f"wss://{address}:{ports[region]}/",
                 "countries": RELAY_COUNTRIES[region],
             }
-            for region in RELAY_NAMES
+            for region, address in addresses.items()
         }
     )

@@ -103,13 +103,18 @@ def redis_command() -> str:
 
 
 class LocalNetwork:
-    """All parts, and handles on what a person would use."""
+    """All parts, and handles on what a person would use. A network on several machines has other addresses."""
+
+    host = "127.0.0.1"
+    target_address = lab.TARGET_ADDRESS
+    relay_addresses: Mapping[str, str] = lab.RELAY_NAMES
+    networks: tuple[lab.Network, ...] = lab.NETWORKS
 
     def __init__(self, ports: Ports | None = None) -> None:
         self.ports = _pick(ports or Ports())
         self.folder = RunFolder()
         self.supervisor = Supervisor(self.folder)
-        self.files = lab.write_files(self.folder.path)
+        self.files = lab.write_files(self.folder.path, self.networks, self.relay_addresses.values())
         self.secrets = lab.fresh_secrets()
         self.evm_recipient = evm.new_address()
         self.gas_wallet = evm.new_account()
@@ -128,12 +133,12 @@ class LocalNetwork:
     @property
     def redis_url(self) -> str:
         """Redis of this run."""
-        return f"redis://127.0.0.1:{self.ports.redis}/0"
+        return f"redis://{self.host}:{self.ports.redis}/0"
 
     @property
     def api_url(self) -> str:
         """The API as clients reach it."""
-        return f"http://127.0.0.1:{self.ports.api}"
+        return f"http://{self.host}:{self.ports.api}"
 
     @property
     def target_url(self) -> str:
@@ -189,22 +194,33 @@ class LocalNetwork:
 
     async def _start_redis(self) -> None:
         port = self.ports.redis
-        where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(self.folder.path)]
+        where = [
+            "--port",
+            str(port),
+            "--bind",
+            self.host,
+            "--protected-mode",
+            "no",
+            "--dir",
+            str(self.folder.path),
+        ]
         part = await self.supervisor.start(
             "redis", [redis_command(), *where, "--save", "", "--appendonly", "no"]
         )
-        await self.supervisor.accepts(part, "127.0.0.1", port)
+        await self.supervisor.accepts(part, self.host, port)
 
     async def _start_dynamo(self) -> None:
         port = self.ports.dynamo
-        part = await self.supervisor.start("dynamodb", [str(DYNOXIDE), "serve", "--port", str(port)])
-        await self.supervisor.accepts(part, "127.0.0.1", port)
+        part = await self.supervisor.start(
+            "dynamodb", [str(DYNOXIDE), "serve", "--host", self.host, "--port", str(port)]
+        )
+        await self.supervisor.accepts(part, self.host, port)
         await asyncio.to_thread(self._create_tables)
 
     def _create_tables(self) -> None:
         client: Any = boto3.client(
             "dynamodb",
-            endpoint_url=f"http://127.0.0.1:{self.ports.dynamo}",
+            endpoint_url=f"http://{self.host}:{self.ports.dynamo}",
             region_name="eu-central-1",
             aws_access_key_id="local",
             aws_secret_access_key="local",  # noqa: S106 - the local server asks for some
@@ -258,7 +274,7 @@ class LocalNetwork:
         self.site_files.mkdir()
         env = {
             "TARGET_CERT": str(self.files.target_cert),
-            "TARGET_HOST": lab.TARGET_ADDRESS,
+            "TARGET_HOST": self.target_address,
             "TARGET_PORT": str(self.ports.target),
             "TARGET_CONTROL_PORT": str(self.ports.target_control),
             "TARGET_PLAIN_PORT": str(self.ports.site_plain),
@@ -274,8 +290,8 @@ class LocalNetwork:
         env = {
             "PSX_STAGE": STAGE,
             "PSX_TARGET_PLACE": place,
-            "PSX_TARGET_LISTEN": f"{lab.TARGET_ADDRESS}:{port}",
-            "PSX_TARGET_PLAIN_LISTEN": f"{lab.TARGET_ADDRESS}:{plain_port}",
+            "PSX_TARGET_LISTEN": f"{self.target_address}:{port}",
+            "PSX_TARGET_PLAIN_LISTEN": f"{self.target_address}:{plain_port}",
             "PSX_TARGET_CERT": str(self.files.target_cert),
             "PSX_TARGET_SIGNING_KEY": self.secrets.target_private,
         }
@@ -286,7 +302,7 @@ class LocalNetwork:
     async def start_cloud(self, code: Mapping[str, Code] | None = None) -> None:
         """The functions, behind the API's address; from the checkout, or from the code given for each."""
         self.cloud = LocalCloud(self.supervisor, STAGE, self._function_settings(), code)
-        await self.cloud.start("127.0.0.1", self.ports.api)
+        await self.cloud.start(self.host, self.ports.api)
 
     async def start_relay(self, region: str) -> None:
         """Start a region's relay; again after it was stopped."""
@@ -337,9 +353,13 @@ class LocalNetwork:
         }
         if plan.pinned_region:
             port = self.ports.relay_peer[plan.pinned_region]
-            env["RELAY_URL"] = f"wss://{lab.RELAY_NAMES[plan.pinned_region]}:{port}/"
+            env["RELAY_URL"] = f"wss://{self.relay_addresses[plan.pinned_region]}:{port}/"
         command = [sys.executable, "-m", *module, "--ca-file", str(self.files.ca)]
-        return await self.supervisor.start(f"peer-{plan.name}", command, env)
+        return await self.supervisor.start(f"peer-{plan.name}", self.peer_command(command), env)
+
+    def peer_command(self, command: list[str]) -> list[str]:
+        """The command that starts a peer, where peers run."""
+        return command
 
     def modem_registrations(self) -> list[dict[str, Any]]:
         """Bodies of `POST /v1/farmer/modems` for the farm."""
@@ -364,7 +384,7 @@ class LocalNetwork:
             "PSX_STAGE": STAGE,
             "PSX_TABLE_PREFIX": PREFIX,
             "PSX_REDIS_URL": self.redis_url,
-            "AWS_ENDPOINT_URL_DYNAMODB": f"http://127.0.0.1:{self.ports.dynamo}",
+            "AWS_ENDPOINT_URL_DYNAMODB": f"http://{self.host}:{self.ports.dynamo}",
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_REGION": "eu-central-1",
@@ -376,8 +396,8 @@ class LocalNetwork:
         ports = (self.ports.target, self.ports.site_plain, self.ports.site_tls, *probed)
         return {
             "PSX_STAGE": STAGE,
-            "PSX_EGRESS_LAB_ALLOW": ",".join(f"{lab.TARGET_ADDRESS}:{port}" for port in ports),
-            "PSX_LAB_HOSTS": f"{lab.TARGET_NAME}={lab.TARGET_ADDRESS}",
+            "PSX_EGRESS_LAB_ALLOW": ",".join(f"{self.target_address}:{port}" for port in ports),
+            "PSX_LAB_HOSTS": f"{lab.TARGET_NAME}={self.target_address}",
         }
 
     def _origin_settings(self) -> dict[str, str]:
@@ -393,7 +413,7 @@ class LocalNetwork:
     def _function_settings(self) -> Mapping[str, Mapping[str, str]]:
         public = {
             "PSX_API_BASE_URL": self.api_url,
-            "PSX_GATEWAY_HOST": "127.0.0.1",
+            "PSX_GATEWAY_HOST": self.host,
             "PSX_GATEWAY_HTTP_PORT": str(self.ports.http),
             "PSX_GATEWAY_SOCKS_PORT": str(self.ports.socks),
         }
@@ -405,7 +425,7 @@ class LocalNetwork:
             **self._origin_settings(),
             "PSX_JWT_PRIVATE_KEY": self.secrets.jwt_private,
             "PSX_JWT_PUBLIC_KEY": self.secrets.jwt_public,
-            "PSX_RELAYS": lab.relays_setting(self.ports.relay_peer),
+            "PSX_RELAYS": lab.relays_setting(self.ports.relay_peer, self.relay_addresses),
         }
         x402 = {
             **self._common(),
@@ -444,7 +464,7 @@ class LocalNetwork:
             "PSX_WATCHDOG_API_KEY": self.keys.reseller,
             "PSX_WATCHDOG_ACCOUNT": RESELLER,
             "PSX_WATCHDOG_GATEWAYS": json.dumps([door]),
-            "PSX_WATCHDOG_TARGETS": lab.targets_setting(self.ports.probe_targets),
+            "PSX_WATCHDOG_TARGETS": lab.targets_setting(self.ports.probe_targets, self.target_address),
             "PSX_WATCHDOG_RELAYS": lab.relays_setting(self.ports.relay_peer),
             "PSX_WATCHDOG_CA_FILE": str(self.files.ca),
             "PSX_WATCHDOG_RECIPIENTS": json.dumps(
@@ -461,12 +481,12 @@ class LocalNetwork:
             "PSX_RELAY_DRAIN_MAX_S": "3",
             "PSX_RELAY_ID": f"relay-{region}-1",
             "PSX_RELAY_REGION": region,
-            "PSX_RELAY_PEER_LISTEN": f"{lab.RELAY_NAMES[region]}:{ports.relay_peer[region]}",
+            "PSX_RELAY_PEER_LISTEN": f"{self.relay_addresses[region]}:{ports.relay_peer[region]}",
             "PSX_RELAY_MESH_LISTEN": f"127.0.0.1:{ports.relay_mesh[region]}",
             "PSX_RELAY_PRIVATE_LISTEN": f"127.0.0.1:{ports.relay_private[region]}",
             "PSX_RELAY_TLS_CERT": str(self.files.relay_cert),
             "PSX_RELAY_TLS_KEY": str(self.files.relay_cert),
-            "PSX_RELAYS": lab.relays_setting(ports.relay_peer),
+            "PSX_RELAYS": lab.relays_setting(ports.relay_peer, self.relay_addresses),
             "PSX_MESH_TOKEN": self.secrets.mesh_token,
             "PSX_JWT_PUBLIC_KEY": self.secrets.jwt_public,
         }
@@ -492,7 +512,7 @@ class LocalNetwork:
             **self._key_settings(),
             **self._origin_settings(),
             "PSX_MESH_TOKEN": self.secrets.mesh_token,
-            "PSX_PROBE_TARGETS": lab.targets_setting(self.ports.probe_targets),
+            "PSX_PROBE_TARGETS": lab.targets_setting(self.ports.probe_targets, self.target_address),
             "PSX_PROBE_TARGET_KEYS": self.secrets.target_public,
             "PSX_PROBE_CA_FILE": str(self.files.ca),
         }

@@ -31,6 +31,7 @@ PLATFORM: Final = "x86_64-manylinux_2_28"  # the runtime's Amazon Linux 2023 has
 MB: Final = 1_000_000
 UNZIPPED_BOUND_MB: Final = {"api": 90, "x402": 190, "jobs": 40}  # Lambda's own limit is 262 MB
 AWS_SERVICES: Final = frozenset({"dynamodb", "events", "kms", "s3", "secretsmanager", "sns"})
+NODE_SERVICES: Final = frozenset({"autoscaling", "cloudformation", "dynamodb", "s3", "secretsmanager", "ssm"})
 _INSTALL_BOUND_S: Final = 400
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _PROJECT: Final = ("functions", "shared")
@@ -135,14 +136,14 @@ def import_alone(folder: Path, handler: str, version: str) -> Imported:
 
 def _build_one(graph: grimp.ImportGraph, target: Path, handler: str, python: Path, version: str) -> Artefact:
     name, module = target.stem, handler.rpartition(".")[0]
-    kind, own = module.split(".")[1], _own_files(graph, module)
+    kind, own = module.split(".")[1], own_files(graph, module)
     key = _key(version, kind, own)
     made = target.with_suffix(".json")
     if target.exists() and made.exists() and (kept := json.loads(made.read_text()))["key"] == key:
         return Artefact(name, handler, target, **kept["artefact"])
-    wheels = _wheels(kind, python, version)
+    packages = wheels(kind, python, version)
     with tempfile.TemporaryDirectory() as staging:
-        unzipped = _zip(target, (wheels, _stage(Path(staging), own, python)))
+        unzipped = write_zip(target, (packages, staged(Path(staging), own, python)))
     if unzipped > UNZIPPED_BOUND_MB[kind] * MB:
         target.unlink()
         raise PackageFailed(f"{name}: {unzipped / MB:.0f} MB unzipped, {UNZIPPED_BOUND_MB[kind]} are allowed")
@@ -164,7 +165,7 @@ def _key(version: str, kind: str, own: Sequence[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def _own_files(graph: grimp.ImportGraph, module: str) -> list[tuple[str, Path]]:
+def own_files(graph: grimp.ImportGraph, module: str) -> list[tuple[str, Path]]:
     """(name in the zip, file) of every module that the handler reaches, and of the data that lies with them."""
     found: dict[str, Path] = {}
     for reached in {module, *graph.find_upstream_modules(module)}:
@@ -185,7 +186,7 @@ def _nearest_package(path: Path) -> Path:
     return next(folder for folder in path.parents if (folder / "__init__.py").exists())
 
 
-def _wheels(kind: str, python: Path, version: str) -> Path:
+def wheels(kind: str, python: Path, version: str) -> Path:
     """The lock's packages for the runtime, compiled; kept until the lock changes, one builder at a time."""
     WHEELS.mkdir(parents=True, exist_ok=True)
     with (WHEELS / ".lock").open("w") as held:
@@ -208,23 +209,24 @@ def _filled(kind: str, python: Path, version: str) -> Path:
     where = ["--target", str(folder), "--python-platform", PLATFORM, "--python-version", version]
     how = ["--only-binary", ":all:", "--no-deps", "--require-hashes", "--quiet"]
     _run([uv, "pip", "install", *how, *where, "-r", str(lock)])
-    _prune(folder)
+    _prune(folder, NODE_SERVICES if kind == "nodes" else AWS_SERVICES)
     _compile(folder, python)
     stamp.write_text(wanted)
     return folder
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, services: frozenset[str]) -> None:
     """Leave out descriptions of AWS services that nothing here calls, and commands. Never dist-info: it is read."""
     shutil.rmtree(folder / "bin", ignore_errors=True)
     for entry in (folder / "botocore" / "data").iterdir():
-        if entry.is_dir() and entry.name not in AWS_SERVICES:
+        if entry.is_dir() and entry.name not in services:
             shutil.rmtree(entry)
     for lock in folder.glob(".lock"):
         lock.unlink()
 
 
-def _stage(folder: Path, files: Sequence[tuple[str, Path]], python: Path) -> Path:
+def staged(folder: Path, files: Sequence[tuple[str, Path]], python: Path) -> Path:
+    """Copies of files under their names in the zip, compiled."""
     for name, source in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, folder / name)
@@ -238,7 +240,7 @@ def _compile(folder: Path, python: Path) -> None:
     _run([str(python), "-m", "compileall", *how, str(folder)])
 
 
-def _zip(target: Path, folders: Sequence[Path]) -> int:
+def write_zip(target: Path, folders: Sequence[Path]) -> int:
     """Write the zip, reproducibly; answers the unzipped size in bytes."""
     unzipped = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:

@@ -19,6 +19,7 @@ from relay_node.registry import Hooks, Registry
 from relay_node.settings import RelaySettings
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
+from shared.runtime.duties import Duties
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
@@ -28,6 +29,7 @@ from shared.supply.origin import OriginReader
 from shared.supply.tokens import verify
 
 SESSION_ID_BYTES: Final = 8
+BROKEN: Final = 1
 
 
 async def serve(settings: RelaySettings) -> None:
@@ -64,14 +66,15 @@ async def serve(settings: RelaySettings) -> None:
         mesh_port,
     )
     private = await serve_private(private_host, private_port, lambda: presence.fault)
-    tasks = [
-        loop.create_task(presence.run()),
-        loop.create_task(presence.beat_for_ever(registry)),
-        loop.create_task(follow_orders(redis, registry, presence, settings.relay_id)),
-        loop.create_task(sweep_for_ever(registry, presence)),
-        loop.create_task(regions.follow()),
-        loop.create_task(follow_bucket(settings.ip_data_bucket, *files)),
-    ]
+    duties = Duties(stopping)
+    duties.start(
+        presence.run(),
+        presence.beat_for_ever(registry),
+        follow_orders(redis, registry, presence, settings.relay_id),
+        sweep_for_ever(registry, presence),
+        regions.follow(),
+        follow_bucket(settings.ip_data_bucket, *files),
+    )
     garbage.settle()
     logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})
     await stopping.wait()
@@ -80,11 +83,12 @@ async def serve(settings: RelaySettings) -> None:
     mesh.close()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(presence.drain(), 1.0)
-    for task in tasks:
-        task.cancel()
+    await duties.end()
     private.close()
     await redis.close()
     origins.close()
+    if duties.broken:
+        raise SystemExit(BROKEN)
 
 
 def _tls(settings: RelaySettings) -> ssl.SSLContext | None:

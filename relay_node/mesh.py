@@ -181,6 +181,8 @@ class MeshConnection(asyncio.Protocol):
             self._cancel_timer()
             self._tunnel = self._through(device, peer_socket)
             self._tunnel.open(host, port)
+            if peer_socket.outbox.paused and not peer_socket.v2:
+                self.pause_reading()  # it began while the peer does not read: nobody else would tell it
 
     def _through(self, device: Device, peer_socket: PeerSocket) -> Tunnel | ConnectStream:
         tunnel: Tunnel | ConnectStream

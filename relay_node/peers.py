@@ -17,6 +17,7 @@ from relay_node.figures import SOCKETS, Reason, count
 from relay_node.forward import SOCKET_BUFFER_MAX_BYTES, Buffers, PeerEnd
 from relay_node.registry import MAX_SOCKETS_PER_ADDRESS, Device, Registry
 from relay_node.tunnel import Tunnel
+from shared.access.rules import network_of
 from shared.supply.tokens import TokenFault
 from shared.wire import handshake, mux, peer
 from shared.wire.cork import Cork
@@ -42,6 +43,9 @@ WRITE_HIGH_V2_BYTES: Final = 64 * 1024
 NOT_SENT_LOW_BYTES: Final = 64 * 1024
 TCP_NOTSENT_LOWAT: Final = 25
 MAX_HANDSHAKE_BYTES: Final = 8 * 1024
+PARTIAL_FREE_BYTES: Final = 128 * 1024
+PARTIAL_MAX_BYTES: Final = 256 * 1024 * 1024
+"""A message of v1 may have 4 MB. Unfinished ones larger than the first figure may add up to the second, over all peers."""
 FRAMES_PER_S_MAX: Final = 20_000
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
@@ -65,9 +69,9 @@ class PeerSocket(asyncio.Protocol):
 
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
-        "_frames_in_second", "_head", "_heard_s", "_last_id", "_redirected_s", "_second", "_transport",
-        "account_generation", "address", "buffers", "device", "ends", "generation", "known_relays", "loop",
-        "lost_reason", "outbox", "ready", "registry", "token_issued_s", "tunnels", "v2",
+        "_frames_in_second", "_head", "_heard_s", "_last_id", "_network", "_partial_bytes", "_redirected_s",
+        "_second", "_transport", "account_generation", "address", "buffers", "device", "ends", "generation",
+        "known_relays", "loop", "lost_reason", "outbox", "ready", "registry", "token_issued_s", "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
@@ -84,6 +88,8 @@ class PeerSocket(asyncio.Protocol):
         self.v2 = False
         self.ready = False
         self.address = ""
+        self._network = ""
+        self._partial_bytes = 0
         self.lost_reason = Reason.PEER_GONE
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
@@ -127,16 +133,16 @@ class PeerSocket(asyncio.Protocol):
         self._transport = transport
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        registry = self.registry
-        held = registry.per_address.get(self.address, 0)
-        registry.per_address[self.address] = held + 1
+        registry, self._network = self.registry, network_of(self.address)
+        held = registry.per_address.get(self._network, 0)
+        registry.per_address[self._network] = held + 1
         registry.sockets.add(self)
         SOCKETS.set(len(registry.sockets))
         if registry.draining:
             self._refuse("503 Service Unavailable", Reason.DRAIN)
         elif held >= MAX_SOCKETS_PER_ADDRESS:
             self._refuse("429 Too Many Requests", Reason.TOO_MANY_SOCKETS)
-        elif not registry.may_shake_hands(self.address, self._heard_s):
+        elif not registry.may_shake_hands(self._network, self._heard_s):
             self._refuse("429 Too Many Requests", Reason.TOO_MANY_HANDSHAKES)
 
     def data_received(self, data: bytes) -> None:
@@ -166,12 +172,13 @@ class PeerSocket(asyncio.Protocol):
         registry = self.registry
         registry.sockets.discard(self)
         SOCKETS.set(len(registry.sockets))
-        left = registry.per_address.get(self.address, 1) - 1
+        left = registry.per_address.get(self._network, 1) - 1
         if left > 0:
-            registry.per_address[self.address] = left
+            registry.per_address[self._network] = left
         else:
-            registry.per_address.pop(self.address, None)
+            registry.per_address.pop(self._network, None)
         self.ready = False
+        self._hold_partial(0)
         for tunnel in list(self.tunnels.values()):
             tunnel.socket_lost(self.lost_reason)
         for end in list(self.ends.values()):
@@ -222,6 +229,9 @@ class PeerSocket(asyncio.Protocol):
         try:
             messages = self._frames.receive(data)
             self._count_frames(len(messages))
+            partial_bytes = self._frames.partial_bytes
+            if partial_bytes > PARTIAL_FREE_BYTES or self._partial_bytes:
+                self._hold_partial(partial_bytes if partial_bytes > PARTIAL_FREE_BYTES else 0)
             for message in messages:
                 if self._closing:
                     return
@@ -230,6 +240,14 @@ class PeerSocket(asyncio.Protocol):
             self.close(fault.code, fault.reason, Reason.PROTOCOL)
         except (MalformedFrame, mux.MalformedMux) as fault:
             self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
+
+    def _hold_partial(self, size: int) -> None:
+        """Messages that never end must not use up this process. Raises WebSocketFault when they would."""
+        registry, grown = self.registry, size - self._partial_bytes
+        if grown > 0 and registry.partial_bytes + grown > PARTIAL_MAX_BYTES:
+            raise WebSocketFault(CloseCode.TRY_AGAIN_LATER, "too many unfinished messages")
+        registry.partial_bytes += grown
+        self._partial_bytes = size
 
     def _count_frames(self, count: int) -> None:
         """A peer may not keep this process busy with tiny frames."""

@@ -24,8 +24,8 @@ MAX_TUNNELS_PER_DEVICE: Final = 256
 MAX_SOCKETS_PER_ADDRESS: Final = 4096
 HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
+"""A token costs a signature check: an address (of IPv6 its /64) that hammers is refused before it."""
 RELAY_LISTS_MAX: Final = 64
-"""A token costs a signature check: an address that hammers is refused before it."""
 
 
 @dataclass(slots=True)
@@ -84,6 +84,7 @@ class Registry:
         self.per_address: dict[str, int] = {}
         self.links: set[LinkConnection] = set()
         self.buffers = Buffers()
+        self.partial_bytes = 0
         self.draining = False
         self._window_s = 0
         self._handshakes: dict[str, int] = {}

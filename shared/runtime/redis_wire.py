@@ -19,7 +19,8 @@ import hiredis
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
-PING_EVERY_S: Final = 10.0
+PING_EVERY_S: Final = 2.0
+"""A subscription that is silent twice as long is dead: what it would have told is swept instead."""
 MESSAGES_MAX: Final = 100_000
 """Messages that wait for a slow reader."""
 SLOTS: Final = 16_384
@@ -28,6 +29,8 @@ CLUSTER_SCHEMES: Final = frozenset({"redis+cluster", "rediss+cluster"})
 
 Argument = str | int | bytes
 _NOTHING: Final = object()
+_NO_PRIMARY: Final = ("READONLY ", "MASTERDOWN ", "LOADING ")
+"""How a server answers that was the primary, or is not yet."""
 
 
 class ConnectionGone(OSError):
@@ -93,6 +96,8 @@ class Connection(asyncio.Protocol):
                 future, _ = self._waiting.popleft()
                 if not future.done():
                     future.set_result(answer)
+                if isinstance(answer, hiredis.ReplyError) and str(answer).startswith(_NO_PRIMARY):
+                    self.close()  # the name may lead to another server by now
         except (hiredis.ProtocolError, IndexError):
             self.close()
 

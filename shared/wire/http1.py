@@ -19,7 +19,7 @@ MAX_PORT: Final = 65_535
 
 _NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE: Final = re.compile(rf"({_NAME}) ([\x21-\x7e]+) HTTP/1\.([01])")
-_STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([0-9]{3})(?: (.*))?", re.DOTALL)
+_STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
 _HEADER: Final = re.compile(rf"({_NAME}):([\t\x20-\x7e\x80-\xff]*)")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _IPV6: Final = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\]")
@@ -109,7 +109,7 @@ def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Re
 
 
 def _take_lines(buffer: bytearray, max_bytes: int) -> list[str] | None:
-    while buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before the start line is skipped
+    if buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before the start line is skipped
         del buffer[:2]
     end = buffer.find(b"\r\n\r\n", 0, max_bytes)
     if end < 0:
@@ -139,7 +139,8 @@ def _headers(lines: Sequence[str]) -> tuple[Headers, tuple[str, ...]]:
 def named_options(head: RequestHead | ResponseHead) -> frozenset[str]:
     """What `Connection` names, lower-case: options and hop-by-hop headers."""
     values = (value for name, value in head.headers if name == "connection")
-    return frozenset(part.strip().lower() for value in values for part in value.split(",") if part.strip())
+    parts = (part.strip(" \t").lower() for value in values for part in value.split(","))
+    return frozenset(part for part in parts if part)
 
 
 def split_authority(text: str, default_port: int | None = None) -> tuple[str, int]:

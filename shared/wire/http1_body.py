@@ -37,10 +37,10 @@ def response_framing(head: ResponseHead, method: str) -> tuple[Framing, int]:
 
 
 def _framing(head: RequestHead | ResponseHead) -> tuple[Framing, int] | None:
-    codings = [value.strip().lower() for name, value in head.headers if name == "transfer-encoding"]
-    lengths = {value.strip() for name, value in head.headers if name == "content-length"}
+    codings = [value.lower() for name, value in head.headers if name == "transfer-encoding"]
+    lengths = {value for name, value in head.headers if name == "content-length"}
     if codings:
-        if lengths or codings != ["chunked"]:
+        if lengths or codings != ["chunked"] or head.minor == 0:  # HTTP/1.0 knows no codings
             raise HeadError(HeadFault.BAD_FRAMING)
         return Framing.CHUNKED, 0
     if not lengths:
@@ -59,6 +59,7 @@ class BodyScanner:
         self._left = length
         self._line = bytearray()
         self._in_data = False
+        self._ends_chunk = False
         self._trailers = False
         self._trailer_bytes = 0
         self.done = framing is Framing.NONE
@@ -88,6 +89,7 @@ class BodyScanner:
                 offset += taken
                 self._left -= taken
                 self._in_data = self._left > 0
+                self._ends_chunk = not self._in_data
             else:
                 offset = self._read_line(data, offset)
         return offset
@@ -104,8 +106,13 @@ class BodyScanner:
         return stop
 
     def _finish_line(self, line: bytes) -> None:
-        if not line.endswith(b"\r\n"):
+        if line.count(b"\r") != 1 or not line.endswith(b"\r\n"):  # some readers end a line at a bare CR
             raise HeadError(HeadFault.BAD_FRAMING)
+        if self._ends_chunk:
+            if line != b"\r\n":
+                raise HeadError(HeadFault.BAD_FRAMING)
+            self._ends_chunk = False
+            return
         if self._trailers:
             self._trailer_bytes += len(line)
             if self._trailer_bytes > MAX_TRAILER_BYTES:
@@ -119,5 +126,5 @@ class BodyScanner:
         if size == 0:
             self._trailers = True
         else:
-            self._left = size + 2  # with the line break after the data
+            self._left = size
             self._in_data = True

@@ -5,6 +5,7 @@ Source: RFC 1928, RFC 1929.
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
@@ -16,6 +17,8 @@ METHOD_NONE_ACCEPTABLE: Final = 0xFF
 COMMAND_CONNECT: Final = 1
 _ADDRESS_BYTES: Final = {1: 4, 4: 16}
 _NAME: Final = 3
+_HOST: Final = re.compile(rb"[A-Za-z0-9._:-]{1,253}")
+"""Names, and addresses that clients write as names; nothing that another program could read otherwise (NUL, blanks)."""
 
 
 class Reply(IntEnum):
@@ -142,10 +145,9 @@ class SocksConversation:
             return None
         raw, port = bytes(buffer[start:end]), int.from_bytes(buffer[end : end + 2], "big")
         del buffer[: end + 2]
-        try:
-            host = raw.decode("ascii") if kind == _NAME else str(ipaddress.ip_address(raw))
-        except UnicodeDecodeError:
+        if kind == _NAME and not _HOST.fullmatch(raw):
             return self._refuse(reply(Reply.ADDRESS_NOT_SUPPORTED))
+        host = raw.decode("ascii") if kind == _NAME else str(ipaddress.ip_address(raw))
         self._state = _State.DONE
         return ConnectRequested(host, port)
 

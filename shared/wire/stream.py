@@ -195,6 +195,11 @@ class Stream:
         return self._outbox is not None
 
     @property
+    def held(self) -> bool:
+        """Whether the source was told to wait."""
+        return self._held
+
+    @property
     def delivered(self) -> bool:
         """All that was written here, and the EOF after it, has been taken by the other end."""
         return self._eof_sent and self._acked == self._sent

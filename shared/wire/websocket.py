@@ -46,6 +46,7 @@ class CloseCode(IntEnum):
     INVALID_DATA = 1007
     POLICY = 1008
     TOO_BIG = 1009
+    TRY_AGAIN_LATER = 1013
     IDENTITY_INVALID = 4001
     IDENTITY_REVOKED = 4002
     REDIRECTED = 4100
@@ -86,6 +87,11 @@ class FrameReader:
         self._opcode: Opcode | None = None
         self._parts: list[bytes] = []
         self._parts_bytes = 0
+
+    @property
+    def partial_bytes(self) -> int:
+        """What is held of a message that is not complete."""
+        return len(self._buffer) + self._parts_bytes
 
     def receive(self, data: bytes) -> list[Message]:
         """All messages that `data` completes, in order. Raises WebSocketFault; what came before it is lost with it."""

@@ -212,7 +212,7 @@ async def test_a_refused_target_is_told_and_not_held_against_the_exit(plane: Pla
 
 
 async def test_a_device_carries_so_many_tunnels_and_no_more(plane: Plane) -> None:
-    from gateway_node.links import LinkRefused
+    from gateway_node.stream_exit import LinkRefused
     from shared.kernel.ids import DeviceId
 
     await plane.add_peer("p1", sockets=4)

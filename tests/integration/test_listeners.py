@@ -145,7 +145,7 @@ async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
 
 
 async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) -> None:
-    from gateway_node.__main__ import follow_revocations
+    from gateway_node.revocation import follow_revocations
 
     follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
     plane.tasks.append(follower)
@@ -160,10 +160,28 @@ async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) 
     writer.close()
 
 
-async def test_a_key_that_expires_loses_its_tunnels_within_a_second(plane: Plane) -> None:
-    from gateway_node.__main__ import sweep_keys
+async def test_a_key_that_is_turned_off_while_its_tunnel_is_opened_gets_none(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    dial = plane.pipeline._dialer.open
 
-    plane.tasks.append(asyncio.create_task(sweep_keys(plane.auth, plane.meter)))
+    async def slow_dial(*given: Any) -> Any:
+        side = await dial(*given)
+        await plane.dynamo.run(access.change(PREFIX + "access", PakId("pak1"), {"enabled": False}, now_ms()))
+        await plane.auth.recheck(PakId("pak1"))
+        return side
+
+    plane.pipeline._dialer.open = slow_dial  # type: ignore[assignment, method-assign]
+    _, writer, head = await plane.connect(await plane.target(echo))
+    assert head.startswith("HTTP/1.1 407 "), head
+    await until(lambda: not any(socket.load for socket in plane.sockets_of("p1")))
+    assert not plane.meter.all_tunnels()
+    writer.close()
+
+
+async def test_a_key_that_expires_loses_its_tunnels_within_a_second(plane: Plane) -> None:
+    from gateway_node.revocation import sweep_expired
+
+    plane.tasks.append(asyncio.create_task(sweep_expired(plane.meter)))
     expires = now_ms() + 1500
     await plane.dynamo.run(
         access.change(PREFIX + "access", PakId("pak1"), {"expires_at_ms": expires}, now_ms())

@@ -11,7 +11,8 @@ from shared.wire.http1_body import BodyScanner, Framing, request_framing, respon
 
 
 def request(*headers: str) -> tuple[Framing, int]:
-    head = take_request_head(bytearray(("\r\n".join(["POST / HTTP/1.1", *headers, "", ""])).encode()))
+    text = "\r\n".join(["POST / HTTP/1.1", *headers, "", ""])
+    head = take_request_head(bytearray(text.encode("latin-1")))
     assert head is not None
     return request_framing(head)
 
@@ -47,11 +48,20 @@ def test_requests_are_framed_as_they_say() -> None:
         ("Transfer-Encoding: chunked, identity",),
         ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
         ("Transfer-Encoding: xchunked",),
+        ("Transfer-Encoding: chunked\xa0",),
+        ("Content-Length: 5\x85",),
     ],
 )
 def test_ambiguous_framing_is_refused(headers: tuple[str, ...]) -> None:
     with pytest.raises(HeadError):
         request(*headers)
+
+
+def test_http_1_0_knows_no_codings() -> None:
+    head = take_request_head(bytearray(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"))
+    assert head is not None
+    with pytest.raises(HeadError):
+        request_framing(head)
 
 
 def test_answers_without_bodies_have_none_whatever_they_say() -> None:
@@ -92,7 +102,20 @@ def test_a_body_of_a_length_ends_there(length: int, raw: bytes, step: int) -> No
 
 @pytest.mark.parametrize(
     "raw",
-    [b"5\nhello\r\n", b"z\r\n", b"\r\n", b"-1\r\n", b"5 5\r\n", b"0x5\r\n", b"1" * 17 + b"\r\n", b"a" * 5000],
+    [
+        b"5\nhello\r\n",
+        b"5\r\nhelloXY0\r\n\r\n",
+        b"5\r\nhello\n0\r\n",
+        b"5;a\rb\r\n",
+        b"0\r\nA: b\rC: d\r\n",
+        b"z\r\n",
+        b"\r\n",
+        b"-1\r\n",
+        b"5 5\r\n",
+        b"0x5\r\n",
+        b"1" * 17 + b"\r\n",
+        b"a" * 5000,
+    ],
 )
 def test_chunks_that_are_none_are_refused(raw: bytes) -> None:
     with pytest.raises(HeadError):

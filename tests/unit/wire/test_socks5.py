@@ -75,3 +75,10 @@ def test_answers_have_their_wire_form() -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_break_a_conversation(data: bytes) -> None:
     talk(data, 1)
+
+
+@pytest.mark.parametrize("name", [b"127.0.0.1\0.a.example", b"a b.example", b"a\r\nb.example", b"x" * 254])
+def test_what_is_no_name_is_refused(name: bytes) -> None:
+    request = b"\x05\x01\x00\x03" + bytes((len(name),)) + name + b"\x00\x50"
+    events, _ = talk(GREETING + AUTH + request, 1000)
+    assert events[-1] == Refused(reply(Reply.ADDRESS_NOT_SUPPORTED))

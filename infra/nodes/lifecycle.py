@@ -1,0 +1,127 @@
+"""`python -m infra.nodes.lifecycle`: tells AWS that this node serves, and leaves in order when it is to go.
+
+Auto scaling says through the instance's metadata that it wants to terminate it, and waits (the hook in `nodes.yml`). Then
+the programs are stopped, which is their drain; the node is removed from the mesh, when nothing runs over it any more; and
+AWS is told to go on. If anything fails, AWS goes on by itself when the hook's time is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from infra.mesh.model import Role
+from infra.mesh.table import read_node, remove
+from infra.nodes.boot import PRIVATE_PORTS, UNITS, Metadata
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, SyncDynamo
+from shared.runtime.log import configure
+
+POLL_S: Final = 5.0
+HEALTH_TIMEOUT_S: Final = 3
+READY_TIMEOUT_S: Final = 600.0
+LEAVING: Final = "Terminated"
+DRAINED_LAST: Final = ("psx-mesh", "psx-firewall", "psx-lifecycle")
+HOOK: Final = "psx-drain"
+
+log = logging.getLogger("psx.lifecycle")
+
+
+def served_by(role: str) -> tuple[str, ...]:
+    """The units whose stop is a drain, in the order in which they are stopped."""
+    return tuple(name for name in reversed(UNITS[role]) if name not in DRAINED_LAST)
+
+
+def leave(role: str, node_id: str, table: str, dynamo: RunsDynamo, stop: Callable[[str], None]) -> None:
+    """Drain, then be no part of the mesh any more. Raises StoreUnavailable."""
+    for unit in served_by(role):
+        log.info("draining", extra={"unit": unit})
+        stop(unit)
+    node = dynamo.run(read_node(table, Role(role), node_id))
+    if node is not None and not node.removed:
+        dynamo.run(remove(table, node, now_ms()))
+    stop("psx-mesh")
+    log.info("left", extra={"node": node_id})
+
+
+def is_healthy(url: str) -> bool:
+    """Whether the node's own program says that all is well."""
+    try:
+        with urllib.request.urlopen(url, timeout=HEALTH_TIMEOUT_S) as answer:  # noqa: S310 - this machine's own address
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_until(
+    holds: Callable[[], bool], timeout_s: float, sleep: Callable[[float], None] = time.sleep
+) -> bool:
+    """Look every few seconds; answers whether it came to hold in time."""
+    for _ in range(max(int(timeout_s / POLL_S), 1)):
+        if holds():
+            return True
+        sleep(POLL_S)
+    return False
+
+
+def target_state(metadata: Metadata) -> str:
+    """What auto scaling wants of this instance; empty when it says nothing."""
+    try:
+        return metadata.get("autoscaling/target-lifecycle-state")
+    except (urllib.error.URLError, OSError):
+        return ""
+
+
+def signal_ready(client: Any, environment: Mapping[str, str], healthy: bool) -> None:
+    """Tell the stack's update that this instance serves, or that it does not: then the update is taken back."""
+    client.signal_resource(
+        StackName=environment["PSX_NODE_STACK"],
+        LogicalResourceId=environment["PSX_NODE_GROUP"],
+        UniqueId=environment["PSX_NODE_INSTANCE"],
+        Status="SUCCESS" if healthy else "FAILURE",
+    )
+
+
+def _stop(unit: str) -> None:
+    subprocess.run(["systemctl", "stop", unit], check=False)
+
+
+def main() -> int:
+    """Until this node has left; answers the exit status."""
+    import boto3  # noqa: PLC0415 - the rules above are read without it
+    import botocore.exceptions as failures  # noqa: PLC0415
+
+    configure("lifecycle")
+    environment = os.environ
+    role, node_id, region = (environment[f"PSX_NODE_{name}"] for name in ("ROLE", "INSTANCE", "REGION"))
+    health = f"http://127.0.0.1:{PRIVATE_PORTS[role]}/health"
+    healthy = wait_until(lambda: is_healthy(health), READY_TIMEOUT_S)
+    log.info("node serves" if healthy else "node does not serve", extra={"node": node_id})
+    try:
+        signal_ready(boto3.client("cloudformation", region_name=region), environment, healthy)
+    except failures.ClientError as error:  # no update waits for it: the usual case when the group grows
+        log.info("no update waits", extra={"code": error.response["Error"]["Code"]})
+    while target_state(Metadata()) != LEAVING:
+        time.sleep(POLL_S)
+    try:
+        leave(role, node_id, f"{environment['PSX_TABLE_PREFIX']}mesh", SyncDynamo(), _stop)
+    except StoreUnavailable as error:
+        log.warning("not removed from the mesh", extra={"reason": str(error)})
+    boto3.client("autoscaling", region_name=region).complete_lifecycle_action(
+        LifecycleHookName=HOOK,
+        AutoScalingGroupName=environment["PSX_NODE_GROUP_NAME"],
+        InstanceId=node_id,
+        LifecycleActionResult="CONTINUE",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""A customer's connection reads only while its tunnel and its listener both want it to; its last answer is not reset."""
+
+import asyncio
+import base64
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway_node import http_front
+from gateway_node.customer import EARLY_MAX_BYTES
+from gateway_node.exits import ConnectExit
+from gateway_node.http_front import HttpFront
+from gateway_node.links import RelayLinks
+from gateway_node.lobby import Lobby
+from gateway_node.pipeline import Outcome
+from gateway_node.stream_exit import StreamExit
+from gateway_node.tunnel import Budget, Tunnel
+from shared.access.model import Pak, Quality
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
+from shared.pool.model import Acquired, Endpoint, Selected
+from shared.runtime.deadlines import Deadlines
+from shared.wire import mux
+from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
+from shared.wire.stream import Outbox
+
+CREDENTIALS = "Proxy-Authorization: Basic " + base64.b64encode(b"psx_a-peer-us:s").decode()
+PAK = Pak(PakId("k"), AccountId("a"), "", "h", "", None, 0, True, None, None, Quality.STANDARD, True, 0, 0)
+ENDPOINT = Endpoint(
+    EndpointId("e"), Pool.PEER, AccountId("o"), Country("us"), "", 1, "", IpType.MOBILE, SpeedTier.FAST
+)
+
+
+class Wire:
+    """A transport by hand."""
+
+    def __init__(self) -> None:
+        self.paused = self.closing = self.ended = False
+        self.written = b""
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("192.0.2.1", 4000) if name == "peername" else None
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+
+class Exit:
+    """An exit that takes nothing more once it has been sent something."""
+
+    carries_eof = True
+
+    def __init__(self) -> None:
+        self.tunnel: Any = None
+        self.sent = b""
+
+    def attach(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+
+    def send(self, data: Bytes) -> None:
+        self.sent += bytes(data)
+        self.tunnel.exit_full()
+
+    def nothing(self) -> None: ...
+
+    send_eof = hold = release = finish = cut = nothing
+
+
+class Opens:
+    """A pipeline that has one exit for everybody."""
+
+    def __init__(self) -> None:
+        self.exit, self.deadlines, self.lobby = Exit(), Deadlines(), Lobby()
+        self.cuts: list[bool] = []
+
+    def tunnel(self, exit_: Any) -> Tunnel:
+        acquired = Acquired(ENDPOINT, "", 0, "", "", Selected.FRESH)
+        return Tunnel(PAK, acquired, exit_, Budget(lambda: None), lambda _, broke: self.cuts.append(broke))
+
+    async def open(self, request: Any) -> Outcome:
+        self.exit.tunnel = self.tunnel(self.exit)
+        return Outcome(self.exit.tunnel)
+
+
+async def connected(pipeline: Any) -> tuple[HttpFront, Any]:
+    front, wire = HttpFront(pipeline), Wire()
+    front.connection_made(wire)  # type: ignore[arg-type]
+    return front, wire
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def post(length: int, body: bytes = b"") -> bytes:
+    head = (
+        f"POST http://example.com/ HTTP/1.1\r\nHost: x\r\n{CREDENTIALS}\r\nContent-Length: {length}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("request_", [post(10**9, b"x" * 1000), b""])
+async def test_a_request_whose_exit_is_full_is_read_no_further(request_: bytes) -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    connect = f"CONNECT example.com:443 HTTP/1.1\r\n{CREDENTIALS}\r\n\r\nearly".encode()
+    front.data_received(request_ or connect)
+    await turns()
+    assert pipeline.exit.sent
+    assert wire.paused
+    pipeline.exit.tunnel.exit_drained()
+    assert not wire.paused
+
+
+async def test_an_answer_does_not_set_a_customer_free_whose_exit_is_full() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    pipeline.exit.tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert b"200 OK" in wire.written
+    assert wire.paused
+
+
+async def test_a_tunnel_that_was_left_moves_its_old_customer_no_more() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    old = pipeline.exit.tunnel
+    old.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    assert not wire.paused
+    old.exit_full()
+    assert not wire.paused
+
+
+async def test_a_customer_that_sends_far_ahead_waits_until_its_request_is_open() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(post(10**9, b"x" * (EARLY_MAX_BYTES + 1)))
+    assert wire.paused
+    await turns()
+    assert len(front._buffer) == 0
+
+
+async def test_what_a_customer_still_sends_after_the_last_answer_is_dropped_and_not_answered_by_a_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_front, "LINGER_S", 0.01)
+    front, wire = await connected(Opens())
+    front.data_received(b"POST http://example.com/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbody")
+    assert wire.written.startswith(b"HTTP/1.1 407 ")
+    assert wire.ended
+    assert not wire.closing
+    front.data_received(b"GET http://example.com/ HTTP/1.1\r\n\r\n")
+    assert wire.written.count(b"HTTP/1.1 ") == 1
+    async with asyncio.timeout(2):
+        while not wire.closing:
+            await asyncio.sleep(0.01)
+
+
+async def opened_stream() -> tuple[StreamExit, Any]:
+    async def nowhere(device_id: DeviceId) -> None:
+        return None
+
+    links = RelayLinks("t", nowhere, lambda device_id: None)
+    exit_ = StreamExit(links, DeviceId("d"))
+    link: Any = SimpleNamespace(
+        add=lambda _: 1, forget=lambda _: None, outbox=Outbox(lambda head, payload=b"": None)
+    )
+    opening = asyncio.create_task(exit_.open(link, "example.com", 80))
+    await turns()
+    exit_.receive(Frame(MuxType.OPENED, 1, mux.opened_frame(1, 1000)[mux.HEADER_BYTES :]))
+    await opening
+    return exit_, link
+
+
+async def test_a_peer_that_refuses_what_it_opened_is_no_black_hole() -> None:
+    exit_, _ = await opened_stream()
+    pipeline = Opens()
+    exit_.attach(pipeline.tunnel(exit_))
+    exit_.receive(Frame(MuxType.REFUSED, 1, bytes((MuxReason.UNKNOWN,))))
+    assert pipeline.cuts == [True]
+
+
+async def test_an_exit_that_was_full_before_its_tunnel_stood_says_so() -> None:
+    exit_, _ = await opened_stream()
+    pipeline = Opens()
+    tunnel = pipeline.tunnel(exit_)
+    front, wire = await connected(pipeline)
+    tunnel.customer = front
+    exit_.send(bytes(200_000))
+    exit_.attach(tunnel)
+    assert wire.paused
+
+
+async def test_an_exit_that_was_lost_before_its_tunnel_stood_cuts_it() -> None:
+    pipeline = Opens()
+    exit_ = ConnectExit(b"", carries_eof=True)
+    wire: Any = Wire()
+    exit_.connection_made(wire)
+    exit_.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    exit_.connection_lost(ConnectionResetError())
+    exit_.attach(pipeline.tunnel(exit_))
+    assert pipeline.cuts == [True]
+
+
+async def test_a_protocol_that_nobody_asked_for_is_no_answer() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    pipeline.exit.tunnel.to_customer(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+    )
+    assert b" 101 " not in wire.written
+    assert wire.closing or wire.ended

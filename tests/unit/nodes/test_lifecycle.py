@@ -1,0 +1,60 @@
+"""A node's end: programs drained first, then out of the mesh."""
+
+from dataclasses import replace
+
+import pytest
+
+from infra.mesh.model import Role
+from infra.mesh.table import read_node, register
+from infra.nodes.lifecycle import leave, served_by, signal_ready, wait_until
+from shared.runtime.dynamo import SyncDynamo
+from tests.support.stores import PREFIX
+from tests.unit.mesh.world import node
+
+TABLE = PREFIX + "mesh"
+
+
+def test_programs_are_drained_before_the_mesh_is_left(dynamo: SyncDynamo) -> None:
+    dynamo.run(register(TABLE, node("i-1", heartbeat_ms=1)))
+    seen: list[tuple[str, bool]] = []
+
+    def stop(unit: str) -> None:
+        row = dynamo.run(read_node(TABLE, Role.RELAY, "i-1"))
+        seen.append((unit, row is not None and row.removed))
+
+    leave("relay", "i-1", TABLE, dynamo, stop)
+    assert seen == [("psx-relay", False), ("psx-mesh", True)]
+
+
+def test_a_gateway_stops_probing_before_it_stops_serving() -> None:
+    assert served_by("gateway") == ("psx-prober", "psx-gateway")
+
+
+def test_leaving_twice_or_without_a_row_is_no_error(dynamo: SyncDynamo) -> None:
+    dynamo.run(register(TABLE, replace(node("i-1", heartbeat_ms=1))))
+    for _ in range(2):
+        leave("relay", "i-1", TABLE, dynamo, lambda unit: None)
+    leave("relay", "i-2", TABLE, dynamo, lambda unit: None)
+
+
+def test_waiting_ends_when_it_holds_and_when_it_takes_too_long() -> None:
+    answers = iter([False, False, True])
+    slept: list[float] = []
+    assert wait_until(lambda: next(answers), 60, slept.append)
+    assert len(slept) == 2
+    assert not wait_until(lambda: False, 60, slept.append)
+
+
+@pytest.mark.parametrize(("healthy", "status"), [(True, "SUCCESS"), (False, "FAILURE")])
+def test_an_update_is_told_whether_the_node_serves(healthy: bool, status: str) -> None:
+    told: list[dict[str, str]] = []
+
+    class Client:
+        def signal_resource(self, **given: str) -> None:
+            told.append(given)
+
+    said = {"PSX_NODE_STACK": "psx-dev-relays", "PSX_NODE_GROUP": "Fleet", "PSX_NODE_INSTANCE": "i-1"}
+    signal_ready(Client(), said, healthy)
+    assert told == [
+        {"StackName": "psx-dev-relays", "LogicalResourceId": "Fleet", "UniqueId": "i-1", "Status": status}
+    ]

@@ -1,0 +1,107 @@
+"""What strangers and peers cannot use up in a relay."""
+
+from typing import Any, cast
+
+import pytest
+
+from relay_node import peers
+from relay_node.mesh import MeshConnection
+from relay_node.peers import PARTIAL_FREE_BYTES, PeerSocket
+from relay_node.registry import Device, Hooks, Registry
+from shared.wire.websocket import Opcode, frame_header
+
+TOKEN = "t" * 32
+
+
+class Wire:
+    """A transport by hand, from an address."""
+
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        self.address, self.closing, self.paused = address, False, False
+        self.written = b""
+
+    def get_extra_info(self, name: str) -> Any:
+        return (self.address, 4000) if name == "peername" else None
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        self.written += bytes(data)
+
+    def writelines(self, parts: Any) -> None:
+        for part in parts:
+            self.write(part)
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+
+def registry() -> Registry:
+    return Registry(cast(Hooks, None))
+
+
+def peer(of: Registry, address: str = "192.0.2.1") -> tuple[PeerSocket, Wire]:
+    socket, wire = PeerSocket(of), Wire(address)
+    socket.connection_made(cast(Any, wire))
+    return socket, wire
+
+
+async def test_the_addresses_of_one_ipv6_network_count_as_one() -> None:
+    here = registry()
+    first, _ = peer(here, "2001:db8::1")
+    second, _ = peer(here, "2001:db8::2:9")
+    other, _ = peer(here, "2001:db8:0:1::1")
+    assert sorted(here.per_address.values()) == [1, 2]
+    for socket in (first, second, other):
+        socket.connection_lost(None)
+    assert not here.per_address
+
+
+async def test_messages_that_never_end_cannot_use_up_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PARTIAL_MAX_BYTES", 3 * PARTIAL_FREE_BYTES)
+    here = registry()
+    unfinished = frame_header(Opcode.BINARY, 4_000_000, b"mask") + bytes(PARTIAL_FREE_BYTES + 1)
+    sockets = [peer(here) for _ in range(4)]
+    for socket, _ in sockets:
+        socket._head = None
+        socket.data_received(unfinished)
+    assert [wire.closing for _, wire in sockets] == [False, False, True, True]
+    for socket, _ in sockets:
+        socket.connection_lost(None)
+    assert here.partial_bytes == 0
+
+
+async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None:
+    here = registry()
+    socket, _ = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    socket.pause_writing()
+    mesh, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
+    mesh.connection_made(cast(Any, wire))
+    mesh.data_received(
+        f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n".encode()
+    )
+    assert wire.paused
+    mesh.connection_lost(None)
+
+
+@pytest.mark.parametrize("token", ["", "X-PSX-Mesh-Token: wrong\r\n", f"X-PSX-Mesh-Token: {TOKEN}x\r\n"])
+@pytest.mark.parametrize(
+    "request_", ["CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Device: d", "GET / HTTP/1.1\r\nUpgrade: psx-mux-2"]
+)
+async def test_without_the_mesh_token_there_is_neither_a_tunnel_nor_a_link(request_: str, token: str) -> None:
+    here = registry()
+    mesh, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
+    mesh.connection_made(cast(Any, wire))
+    mesh.data_received(f"{request_}\r\n{token}\r\n".encode())
+    assert wire.written.startswith(b"HTTP/1.1 403 ")
+    assert wire.closing
+    assert not here.links
+    mesh.connection_lost(None)
