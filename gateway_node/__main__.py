@@ -10,6 +10,7 @@ import uvloop
 
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
+from gateway_node.domains import BlockedDomains
 from gateway_node.history import KeyHistory
 from gateway_node.http_front import HttpFront
 from gateway_node.journal import open_journal
@@ -65,7 +66,9 @@ async def serve(settings: GatewaySettings) -> None:
             dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house, history
         )
         leases = Leases(redis, gateway_id, now_ms)
-        resolver = Resolver(EgressPolicy(lab_allow=settings.lab_endpoints()), settings.lab_names())
+        domains = BlockedDomains(dynamo, settings.table("guard"))
+        policy = EgressPolicy(lab_allow=settings.lab_endpoints())
+        resolver = Resolver(policy, settings.lab_names(), domains.covers)
         mesh_token = settings.mesh_token.get_secret_value()
         links = RelayLinks(
             mesh_token, lambda device_id: redis.run(read_presence(device_id)), leases.path_lost
@@ -96,6 +99,7 @@ async def serve(settings: GatewaySettings) -> None:
             history.run(),
             sessions.run(),
             sessions.follow(),
+            domains.follow(),
         )
         garbage.settle()
         log.info("gateway ready", extra={"gateway": gateway_id})

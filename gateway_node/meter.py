@@ -63,6 +63,7 @@ class MeterService:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsuspended: dict[PakId, Meter] = {}
+        self._untold: set[PakId] = set()
         self._recalled_s: dict[PakId, float] = {}
         self.fault: str | None = None
 
@@ -312,13 +313,16 @@ class MeterService:
         try:
             pak = await self._dynamo.run(get_pak(table, pak_id))
             if pak is not None and pak.enabled:
+                self._untold.add(pak_id)
                 event = self._suspension(pak, meter, now)
                 item = suspend_capped_item(table, pak_id, now, meter.cap_bytes)
                 await write_audited_async(
                     self._dynamo, self._table("audit"), event, [item], account=pak.account_id
                 )
-            # Whoever hears it reads the key; told again where an earlier try was cut off before it told anybody.
-            await self._redis.run(publish_revoke_pak(pak_id))
+            # Who hears it reads the key and meets its end too: told only by who may have turned it off, or it never ends.
+            if pak_id in self._untold:
+                await self._redis.run(publish_revoke_pak(pak_id))
+                self._untold.discard(pak_id)
         except StoreUnavailable as error:
             log.warning("suspension waits for the next flush", extra={"pak": pak_id, "reason": str(error)})
         else:

@@ -26,6 +26,7 @@ HTTP_STATUS: Final = {
     Refusal.TARGET_TIMEOUT: 504,
     Refusal.SSRF_BLOCKED: 403,
     Refusal.PORT_BLOCKED: 403,
+    Refusal.DOMAIN_BLOCKED: 403,
     Refusal.PROTOCOL_NOT_ALLOWED: 403,
     Refusal.INTERNAL: 503,
 }
@@ -45,6 +46,7 @@ SOCKS_REPLY: Final = {
     Refusal.TARGET_TIMEOUT: Reply.TTL_EXPIRED,
     Refusal.SSRF_BLOCKED: Reply.NOT_ALLOWED,
     Refusal.PORT_BLOCKED: Reply.NOT_ALLOWED,
+    Refusal.DOMAIN_BLOCKED: Reply.NOT_ALLOWED,
     Refusal.PROTOCOL_NOT_ALLOWED: Reply.NOT_ALLOWED,
     Refusal.INTERNAL: Reply.GENERAL_FAILURE,
 }
@@ -64,6 +66,7 @@ PROXY_STATUS: Final = {
     Refusal.TARGET_TIMEOUT: "connection_timeout",
     Refusal.SSRF_BLOCKED: "destination_ip_prohibited",
     Refusal.PORT_BLOCKED: "destination_ip_prohibited",
+    Refusal.DOMAIN_BLOCKED: "http_request_denied",
     Refusal.PROTOCOL_NOT_ALLOWED: "http_request_denied",
     Refusal.INTERNAL: "proxy_internal_error",
 }

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,10 +30,14 @@ class Target:
 
 
 class Resolver:
-    """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else."""
+    """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else; `closed` tells of names that
+    operators closed."""
 
-    def __init__(self, policy: EgressPolicy, hosts: dict[str, str]) -> None:
+    def __init__(
+        self, policy: EgressPolicy, hosts: dict[str, str], closed: Callable[[str], bool] = lambda host: False
+    ) -> None:
         self._policy = policy
+        self._closed = closed
         self._hosts = hosts
         self._found: dict[str, tuple[float, list[str]]] = {}
         self._looking: dict[str, asyncio.Future[list[str]]] = {}
@@ -73,6 +78,8 @@ class Resolver:
         """The target with an address that may be dialled, or why there is none."""
         if port in self._policy.blocked_ports:
             return RefusedRequest(Refusal.PORT_BLOCKED, f"port {port} is not open to anyone here")
+        if self._closed(host):
+            return RefusedRequest(Refusal.DOMAIN_BLOCKED, "that domain is not open to anyone here")
         known = self._hosts.get(host.lower().rstrip("."))
         if known is None and not _is_address(host):
             if check_name(host) is not EgressVerdict.ALLOWED:

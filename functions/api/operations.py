@@ -26,9 +26,10 @@ from shared.runtime.dynamo import marshal
 from shared.runtime.settings import Stage
 from shared.supply.live import put_regions
 from shared.supply.model import parse_regions
+from shared.wire.egress import parse_domains
 
 SETTABLE: Final = frozenset(
-    {"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms", "grading"}
+    {"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms", "grading", "domains"}
 )
 RELISTING: Final = frozenset({"terms", "grading"})
 """Settings that every listing depends on."""
@@ -62,12 +63,18 @@ def check_setting(name: str, value: dict[str, Any], *, local: bool) -> None:
             marshal(value)
             if name == "grading":
                 parse_thresholds(value)
+            if name == "domains":
+                parse_domains(value)
             if name == "relays":
                 regions = parse_regions(value)
                 if not local and not all(region.url.startswith("wss://") for region in regions):
                     raise ValueError("a url must begin with wss://")
         except (TypeError, ValueError) as error:
-            fault = str(error) if name in {"relays", "grading"} else "amounts are integers, no fractions"
+            fault = (
+                str(error)
+                if name in {"relays", "grading", "domains"}
+                else "amounts are integers, no fractions"
+            )
     if fault is not None:
         raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
 

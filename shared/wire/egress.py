@@ -6,18 +6,23 @@ Source: RFC 6890 and the IANA special-purpose registries (by `ipaddress`), RFC 6
 """
 
 import ipaddress
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 MAIL_PORTS: Final = frozenset({25, 465, 587, 2525})
 MAX_PORT: Final = 65_535
 VERDICTS_KEPT: Final = 4096
+DOMAINS_MAX: Final = 5_000
+"""Of the setting `domains`: they stand in one row."""
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 _CGNAT: Final = ipaddress.IPv4Network("100.64.0.0/10")
+_DOMAIN: Final = re.compile(r"(?=.{4,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
 _PRIVATE_NAMES: Final = (
     ".local",
     ".internal",
@@ -60,6 +65,27 @@ def check_name(name: str) -> EgressVerdict:
         return EgressVerdict.PRIVATE_NAME if private else EgressVerdict.ALLOWED
     embedded = isinstance(address, ipaddress.IPv6Address) and _embedded_ipv4(address) is not None
     return EgressVerdict.EMBEDDED_ADDRESS if embedded else EgressVerdict.ALLOWED
+
+
+def parse_domains(value: Mapping[str, Any]) -> frozenset[str]:
+    """The setting `domains`, `{"blocked": [name, ...]}`. Raises ValueError naming what is wrong."""
+    blocked = value.get("blocked")
+    if value.keys() != {"blocked"} or not isinstance(blocked, list) or len(blocked) > DOMAINS_MAX:
+        raise ValueError(f"blocked: a list of at most {DOMAINS_MAX} domains, and nothing else")
+    for name in blocked:
+        if not isinstance(name, str) or not _DOMAIN.fullmatch(name):
+            raise ValueError(
+                "blocked: each is a domain in lower case (xn-- for other scripts), without a final dot"
+            )
+    return frozenset(blocked)
+
+
+def is_blocked_domain(host: str, blocked: frozenset[str]) -> bool:
+    """Whether a name is one of these domains or below one of them."""
+    if not blocked:
+        return False
+    labels = host.lower().rstrip(".").split(".")
+    return any(".".join(labels[start:]) in blocked for start in range(len(labels)))
 
 
 def check_address(address: str, port: int, policy: EgressPolicy) -> EgressVerdict:

@@ -25,6 +25,7 @@ from psx_peer.pulse import Times
 
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
+from gateway_node.domains import BlockedDomains
 from gateway_node.http_front import HttpFront
 from gateway_node.leases import Leases
 from gateway_node.links import RelayLinks
@@ -185,6 +186,7 @@ class Plane:
     leases: Leases = field(init=False)
     pipeline: Pipeline = field(init=False)
     auth: Authenticator = field(init=False)
+    domains: BlockedDomains = field(init=False)
 
     async def start_relay(self, name: str = "relay-a") -> Relay:
         """A relay that peers may go to."""
@@ -206,7 +208,8 @@ class Plane:
             MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
-        resolver = Resolver(policy, self.names)
+        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
+        resolver = Resolver(policy, self.names, self.domains.covers)
         dialer = ExitDialer(MESH_TOKEN, box, self.links)
         self.pipeline = Pipeline(self.auth, resolver, self.leases, dialer, self.meter, now_ms)
         for front in (HttpFront, SocksFront):

@@ -26,7 +26,7 @@ class Connected(SyncRedis):
         self.names = names
 
     def run(self, call: RedisCall[Any]) -> Any:
-        return object() if str(call.command[1]).rpartition(":")[2] in self.names else None
+        return object() if str(call.keys[0]).rpartition(":")[2] in self.names else None
 
 
 def run(dynamo: SyncDynamo, redis: SyncRedis, now_ms: int = LATE) -> ghosts.GhostReport:

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.wire.egress import MAIL_PORTS, EgressPolicy, EgressVerdict, check_address, check_name
+from shared.wire.egress import (
+    MAIL_PORTS,
+    EgressPolicy,
+    EgressVerdict,
+    check_address,
+    check_name,
+    is_blocked_domain,
+    parse_domains,
+)
 
 POLICY = EgressPolicy()
 
@@ -84,3 +92,27 @@ VECTORS: list[dict[str, Any]] = json.loads(Path("docs/protocol/egress.json").rea
 @pytest.mark.parametrize("row", VECTORS, ids=lambda row: f"{row['address']}:{row['port']}")
 def test_verdicts_are_those_of_the_vectors(row: dict[str, Any]) -> None:
     assert check_address(row["address"], row["port"], POLICY).value == row["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("host", "blocked"),
+    [
+        ("bank.example", True), ("Bank.Example.", True), ("www.bank.example", True), ("a.b.bank.example", True),
+        ("mybank.example", False), ("bank.example.org", False), ("example", False), ("8.8.8.8", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_closed_domain_closes_what_is_below_it_and_nothing_else(host: str, blocked: bool) -> None:
+    assert is_blocked_domain(host, parse_domains({"blocked": ["bank.example", "other.example"]})) == blocked
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {}, {"blocked": "bank.example"}, {"blocked": [], "allowed": []}, {"blocked": ["com"]}, {"blocked": [7]},
+        {"blocked": ["Bank.example"]}, {"blocked": ["bank.example."]}, {"blocked": ["*.bank.example"]},
+        {"blocked": ["https://bank.example"]}, {"blocked": ["a" * 64 + ".example"]}, {"blocked": ["a.example"] * 5001},
+    ],
+)  # fmt: skip
+def test_a_list_of_domains_that_cannot_be_meant_is_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="blocked: "):
+        parse_domains(value)
