@@ -133,6 +133,7 @@ class MeshNetwork(LocalNetwork):
             self.join("eu", Role.RELAY, "eu"),
             self.join("us", Role.RELAY, "us"),
         )
+        await asyncio.gather(*(self.start_probe_target(place) for place in self.ports.probe_targets))
         await asyncio.gather(
             *(self.start_relay(r) for r in ("eu", "us")), self.start_gateway(), self._start_prober()
         )
