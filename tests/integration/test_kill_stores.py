@@ -1,6 +1,7 @@
 """kill -9 of Redis and of the DynamoDB server in mid-transfer: what the target sent is what is metered in the end."""
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 from pathlib import Path
@@ -19,7 +20,7 @@ from shared.metering.table import pending_batches
 from shared.pool import live
 from shared.pool.model import Endpoint
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import SyncRedis
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, pattern, until
 from tests.support.gateway import Download, GatewayProcess
@@ -92,8 +93,8 @@ async def test_redis_that_is_killed_and_comes_back_empty_costs_no_byte(
     target = await plane.target(pour_slowly)
     gateway = GatewayProcess(plane, (dynoxide_url, url), target, "gw-redis")
     copy = SyncRedis(url)
+    beating = await mirror(plane, copy)
     try:
-        await mirror(plane, copy)
         await gateway.start()
         download = Download(await gateway.connect(target), slow=False)
         await until(lambda: download.received > 500_000, 20)
@@ -103,19 +104,30 @@ async def test_redis_that_is_killed_and_comes_back_empty_costs_no_byte(
         redis.start()
         await all_of_it(dynoxide, gateway, download)
     finally:
+        beating.cancel()
         await gateway.kill()
         copy.close()
         redis.kill()
 
 
-async def mirror(plane: Plane, redis: SyncRedis) -> None:
-    """Put the plane's peer on sale in another Redis as well."""
+async def mirror(plane: Plane, redis: SyncRedis) -> asyncio.Task[None]:
+    """Put the plane's peer on sale in another Redis as well; the task goes on to say there that its relay lives."""
     presence = await plane.redis.run(live.read_presence(DeviceId("p1")))
     assert presence is not None
     redis.run(live.put_presence(presence))
     owner, country, fast = AccountId("psx_owner"), Country("us"), SpeedTier.FAST
     endpoint = Endpoint(EndpointId("p1"), Pool.PEER, owner, country, "lab", 64601, "Lab", IpType.MOBILE, fast)
     redis.run(live.list_endpoint(endpoint))
+    beat = live.beat_relay(presence.relay_id, presence.relay_life)
+    redis.run(beat)
+
+    async def go_on() -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await asyncio.to_thread(redis.run, beat)
+            await asyncio.sleep(0.5)
+
+    return asyncio.create_task(go_on())
 
 
 async def test_a_dynamodb_server_that_is_killed_and_comes_back_is_told_everything_once(
