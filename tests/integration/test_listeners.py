@@ -16,7 +16,6 @@ from gateway_node.pipeline import CONNECTIONS_MAX
 from local import lab
 from shared.access import table as access
 from shared.access.secrets import SecretBox
-from shared.guard.table import write_setting
 from shared.kernel.ids import AccountId, PakId
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.clock import now_ms
@@ -126,28 +125,6 @@ async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> Non
     assert "X-PSX-Corrections: ttl=60, foo=unknown" in head
     assert "X-Request-ID: " in head
     writer.close()
-
-
-async def test_a_domain_that_operators_closed_is_refused_and_stays_so_while_the_setting_cannot_be_read(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await plane.add_peer("p1")
-    port = await plane.target(echo)
-    plane.names |= {"www.shop.example": "127.0.0.1", "shop.example.org": "127.0.0.1"}
-    _, open_one = await plane.tunnel(port, host="www.shop.example")
-    open_one.close()
-    await plane.dynamo.run(
-        write_setting(PREFIX + "guard", "domains", {"blocked": ["shop.example"]}, now_ms())
-    )
-    await plane.domains.read()
-    monkeypatch.setattr(plane.domains, "_table", "psx-test-nowhere")
-    await plane.domains.read()
-    _, writer, head = await plane.connect(port, host="WWW.shop.example")
-    assert head.startswith("HTTP/1.1 403 ")
-    assert 'details="E_DOMAIN_BLOCKED"' in head
-    writer.close()
-    _, other = await plane.tunnel(port, host="shop.example.org")
-    other.close()
 
 
 async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
