@@ -64,16 +64,11 @@ class MeshNetwork(LocalNetwork):
         """A machine gets WireGuard, the firewall and the controller; answers when the controller has an address."""
         machine = self.machines[name]
         machine.run("nft", "-f", str(ROOT / "infra" / "nodes" / "mesh.nft"))
-        tunnel = ["wireguard-go", "-f", f"psx{name}"]
+        tunnel = ["env", "LOG_LEVEL=verbose", "wireguard-go", "-f", f"psx{name}"]
         wireguard = await self.supervisor.start(f"wireguard-{name}", machine.command(*tunnel))
-        await self._has_interface(wireguard, machine, f"psx{name}")
+        # Asking `wg` earlier would end it: a socket that is bound and does not listen yet is stale to wg, which deletes it.
+        await self.supervisor.says(wireguard, "UAPI listener started")
         return await self.start_controller(name, role, region)
-
-    async def _has_interface(self, part: Part, machine: Machine, name: str) -> None:
-        async with asyncio.timeout(10):
-            while name not in await asyncio.to_thread(machine.run, "wg", "show", "interfaces"):
-                self.supervisor.check()
-                await asyncio.sleep(0.05)
 
     async def start_controller(self, name: str, role: Role, region: str) -> Part:
         """Start a machine's controller; again after it was stopped."""
