@@ -244,6 +244,40 @@ func TestHoursOfTheDay(t *testing.T) {
 	}
 }
 
+func TestWaitsAndChargersAreThoseOfTheVectors(t *testing.T) {
+	var file struct {
+		Waits    map[string]float64
+		Chargers []struct {
+			Name     string
+			Supplies map[string]string
+			Charging *bool
+		}
+	}
+	vectors(t, "device.json", &file)
+	given := times{}
+	for name, seconds := range file.Waits {
+		if err := given.set(fmt.Sprintf("%s=%g", name, seconds)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if given != defaultTimes() {
+		t.Errorf("waits are %+v", defaultTimes())
+	}
+	for _, row := range file.Chargers {
+		folder := t.TempDir()
+		for path, text := range row.Supplies {
+			path = filepath.Join(folder, path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text+"\n"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		charging, known := onCharger(folder)
+		if known != (row.Charging != nil) || (known && charging != *row.Charging) {
+			t.Errorf("%s: %v, known %v", row.Name, charging, known)
+		}
+	}
+}
+
 func FuzzFramesNeverPanic(f *testing.F) {
 	f.Add([]byte{0x10, 0, 0, 0, 1})
 	f.Fuzz(func(t *testing.T, raw []byte) {
