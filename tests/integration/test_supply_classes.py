@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from local.bootstrap import RATES
+from shared.grading import listing
 from shared.grading.model import Failure, ProbeResult
 from shared.guard.rules import first_broken
 from shared.guard.table import entries
@@ -133,11 +134,12 @@ def test_an_operators_word_on_a_network_beats_the_table_and_is_on_record(
     assert list(held["overrides"]) == ["127.10.1.0/28"]
 
 
-def test_hundreds_of_homes_in_one_small_network_are_flagged_and_a_carriers_nat_is_not(
-    functions: Functions, list_now: Any
+def test_more_homes_than_one_small_network_has_are_flagged_and_a_carriers_nat_is_not(
+    functions: Functions, list_now: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(listing, "CROWD_MAX", 5)
     crowd = enrolled(functions, "one-of-many", HOME)["deviceId"]
-    for number in range(101):
+    for number in range(6):
         ident = crowd if number == 0 else f"home-{number}"
         functions.redis.run(put_presence(placed(ident, f"127.11.1.{number + 1}", IpType.RESIDENTIAL)))
         functions.redis.run(put_presence(placed(f"phone-{number}", PHONE, IpType.MOBILE)))
