@@ -65,7 +65,7 @@ class Sale:
         """The container's wiring."""
         return self._wiring()
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: Request, body: bytes) -> None:
         """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again."""
         self.limit(request, NAMED_LIMIT, limited_as(source_address(request)))
         if request.headers.get("x-api-key"):

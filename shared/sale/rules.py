@@ -45,6 +45,7 @@ _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
 _SECRET: Final = re.compile(r"[0-9a-f]{64}")
 _SECRET_NONCE_BYTES: Final = 16
 _SECRET_DUE_BYTES: Final = 6
+_SEAL_CHARS: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 _SLUG: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
@@ -261,10 +262,14 @@ def proof_typed_data(statement: Statement, chain_id: int) -> dict[str, Any]:
     }
 
 
-def statement_of(order: Order, network: str, tx_hash: str, api_base_url: str) -> Statement:
-    """What the payer of an order signs. It names no requester, so that it holds wherever the payer is."""
-    quote = f"{order.subject} for {order.due_micro} micro-USDC"
-    return Statement(network, tx_hash, quote, api_base_url + _ROUTES[order.product])
+def statement_of(key: bytes, order: Order, network: str, tx_hash: str, api_base_url: str) -> Statement:
+    """What the payer of an order signs. It names no requester, so that it holds wherever the payer is.
+
+    The seal shows that we told these terms to somebody, so that nobody signs terms of their own making.
+    """
+    terms = f"{order.subject} for {order.due_micro} micro-USDC"
+    seal = hmac.new(key, b"told\n" + terms.encode(), hashlib.sha256).hexdigest()[:_SEAL_CHARS]
+    return Statement(network, tx_hash, f"{terms}, {seal}", api_base_url + _ROUTES[order.product])
 
 
 def secret_nonce(due: int, random: bytes) -> bytes:

@@ -12,6 +12,9 @@ from typing import Any, Final
 from shared.access import table as access
 from shared.access.model import Account, AccountKind
 from shared.access.secrets import token_hash
+from shared.guard.model import AuditEvent
+from shared.guard.service import event_items, run_audited
+from shared.guard.table import newest_entry
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
 from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
@@ -56,7 +59,8 @@ class EnrolFault(StrEnum):
 class Arrival:
     """Who registers, from where, and what they say. The address alone decides country, class and relay.
 
-    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing.
+    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `event`: what the audit
+    tells of this, in the stream of the device that it turns out to be.
     """
 
     account_id: AccountId
@@ -65,6 +69,7 @@ class Arrival:
     kind: Kind
     address: str
     proven: bool
+    event: AuditEvent
     consent: Consent | None = None
     claimed_consent_ms: int = 0
     wallet: str | None = None
@@ -148,22 +153,25 @@ class Enrolment:
             claimed_country=claimed_country(arrival.claimed_country, origin),
             families={family_id: family},
         )
-        fault = self.put_counted(device, _receipt(arrival))
+        fault = self.put_counted(device, _event(arrival, device.device_id), _receipt(arrival))
         if fault is not None:
             return None if fault is EnrolFault.NAME_TAKEN else fault
         return self._enrolled(device, owner, family, refresh, created=True)
 
-    def put_counted(self, device: Device, receipt: Receipt | None = None) -> EnrolFault | None:
-        """Write a new device within its account's caps, and its consent's receipt; None when it was written.
+    def put_counted(
+        self, device: Device, event: AuditEvent, receipt: Receipt | None = None
+    ) -> EnrolFault | None:
+        """Write a new device within its account's caps, its event and its consent's receipt; None when it was written.
 
-        Raises StoreUnavailable.
+        The event's stream is taken for new, as a new device's is: a conflict tells when it is not. Raises StoreUnavailable.
         """
-        table = self.table("devices")
+        table, audit, tail = self.table("devices"), self.table("audit"), None
         kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
         shard = int(token_hash(device.device_id)[:8], 16) % COUNT_SHARDS
         for attempt in range(CREATE_ATTEMPTS_MAX):
+            beside = [*kept, *event_items(audit, event, tail)]
             try:
-                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), kept))
+                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), beside))
             except Contended:
                 shard = (shard + 1) % COUNT_SHARDS
                 continue
@@ -171,6 +179,9 @@ class Enrolment:
                 return None
             if {devices.DEVICE_ITEM, devices.NAME_ITEM} & set(conflict.failed):
                 return EnrolFault.NAME_TAKEN
+            if devices.COUNT_ITEM not in conflict.failed:
+                tail = self.dynamo.run(newest_entry(audit, event.stream))
+                continue
             counts = self.dynamo.run(devices.read_counts(table, device.account_id))
             room = _shards_with_room(counts)
             if not room:
@@ -189,21 +200,19 @@ class Enrolment:
         now = self.now_ms()
         family_id, refresh, family = self._family(owner, now, owned=arrival.proven)
         fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
-        given = arrival.consent if arrival.proven else None
+        given, receipt = arrival.consent if arrival.proven else None, None
         if given is not None and (
             found.consent is None or found.consent.terms_version != given.terms_version
         ):
             receipt = _receipt(replace(arrival, device_id=found.device_id))
-            if receipt is not None:
-                self.dynamo.run(owners.put_receipt(self.table("devices"), receipt, new_id()))
             fields["consent"] = devices.consent_row(given)
         if arrival.wallet and found.wallet is None:
             fields["wallet"] = arrival.wallet
         replaced = replaced_families(found.families)
-        request = devices.begin_family(
-            self.table("devices"), found.device_id, family_id, family, replaced, fields
-        )
-        changed = self.dynamo.run(request)
+        table, event = self.table("devices"), _event(arrival, found.device_id)
+        write = devices.begin_family(table, found.device_id, family_id, family, replaced, fields)
+        kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
+        changed = run_audited(self.dynamo, self.table("audit"), event, write, kept)
         if changed is None:
             return None
         return self._enrolled(changed, owner, family, refresh, created=False)
@@ -273,6 +282,7 @@ class Enrolment:
         origin: Origin,
         carrier: str,
         seal: Callable[[DeviceId], Modem],
+        event: AuditEvent,
     ) -> Device | EnrolFault:
         """A farm's modem, found again by its name; `seal` gives where it listens, sealed for its id."""
         table = self.table("devices")
@@ -284,7 +294,8 @@ class Enrolment:
             if held is None or held.kind is not Kind.MODEM:
                 return EnrolFault.NAME_TAKEN
             fields = {"modem": devices.modem_row(modem), "carrier": carrier, **devices.origin_row(origin)}
-            return self.dynamo.run(devices.change(table, known, fields)) or EnrolFault.NAME_TAKEN
+            write = devices.change(table, known, fields)
+            return run_audited(self.dynamo, self.table("audit"), event, write) or EnrolFault.NAME_TAKEN
         now = self.now_ms()
         device = Device(
             device_id=device_id,
@@ -299,7 +310,7 @@ class Enrolment:
             consent=Consent("farm-agreement", "api", now),
             modem=modem,
         )
-        return self.put_counted(device) or device
+        return self.put_counted(device, event) or device
 
     def wallet_account(self, wallet: str) -> tuple[AccountId, bool]:
         """The account of whoever registers with a wallet and no key, and whether it is a new one."""
@@ -316,6 +327,10 @@ class Enrolment:
                 self.redis.run(call)
         except StoreUnavailable:
             return
+
+
+def _event(arrival: Arrival, device_id: DeviceId) -> AuditEvent:
+    return replace(arrival.event, stream=f"dev#{device_id}")
 
 
 def _receipt(arrival: Arrival) -> Receipt | None:

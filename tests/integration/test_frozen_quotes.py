@@ -101,21 +101,63 @@ def test_the_secret_of_a_quote_carries_its_terms_to_another_address(functions: F
     assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
 
 
-def test_a_signature_of_the_old_text_is_still_the_payers(
+def signs(functions: Functions, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    """The payer signs this line of a text; what was tried against it."""
+    tried = list[str]()
+
+    def proves(statement: Statement, *_: object) -> bool:
+        tried.append(f"quote: {statement.quote}")
+        return tried[-1] == text
+
+    monkeypatch.setattr(functions.chain, "proves", proves)
+    return tried
+
+
+def told_line(reply: Reply) -> str:
+    """The line of a 402's text to sign that names the terms."""
+    text = str(reply.body["paymentRequirement"]["extra"]["textToSign"])
+    return next(line for line in text.splitlines() if line.startswith("quote: "))
+
+
+@pytest.mark.parametrize("source", ["127.20.0.1", ELSEWHERE])
+def test_who_signs_the_text_of_a_402_gets_its_terms_wherever_they_are(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    line = told_line(functions.call(QUERY))
+    change(functions, priced(price_micro_per_gb=5_000_000))
+    tried = signs(functions, monkeypatch, line)
+    pay(functions, 400_000)
+    bought = claim(functions, source=source, x_payment_proof="signed")
+    assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
+    assert len(tried) == 2
+    again = claim(functions, source="127.20.0.78", x_payment_proof="signed")
+    assert again.body["proxy"] == bought.body["proxy"]
+
+
+def test_who_signs_a_size_that_went_off_sale_gets_it_wherever_they_are(
     functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = told_line(functions.call(QUERY))
+    change(functions, priced(min_bytes=10**9))
+    signs(functions, monkeypatch, line)
+    pay(functions, 400_000)
+    assert claim(functions, source=ELSEWHERE).status == 403
+    assert claim(functions, source=ELSEWHERE, x_payment_proof="signed").status == 200
+
+
+@pytest.mark.parametrize(
+    "line", ["quote: pool for 400000 micro-USDC", "quote: pool for 400000 micro-USDC, 00"]
+)
+def test_nobody_signs_terms_of_their_own_making(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     functions.call(QUERY)
     change(functions, priced(price_micro_per_gb=5_000_000))
-    asked = list[str]()
-
-    def proves(statement: Statement, *_: object) -> bool:
-        asked.append(statement.quote)
-        return "400000" in statement.quote
-
-    monkeypatch.setattr(functions.chain, "proves", proves)
+    functions.call(QUERY, source=ELSEWHERE)
+    signs(functions, monkeypatch, line)
     pay(functions, 400_000)
-    assert claim(functions, x_payment_proof="signed").status == 200
-    assert asked == ["pool for 500000 micro-USDC", "pool for 400000 micro-USDC"]
+    refused = claim(functions, source=ELSEWHERE, x_payment_proof="signed")
+    assert (refused.status, refused.body["error"].split(":")[0]) == (402, "PAYMENT_TOO_SMALL")
 
 
 def test_the_tolerance_of_a_quote_holds_too(functions: Functions) -> None:
