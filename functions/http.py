@@ -158,8 +158,8 @@ class Edge:
             await send(message)
 
         if len(scope["path"].encode()) > PATH_MAX_BYTES:
-            words = f"the path is longer than {PATH_MAX_BYTES} bytes"
-            await problem(request, 414, "URI_TOO_LONG", words, {})(scope, receive, told)
+            words = f"there is nothing at a path of more than {PATH_MAX_BYTES} bytes"
+            await problem(request, 404, "NOT_FOUND", words, {})(scope, receive, told)
         elif body.count(b"[") + body.count(b"{") > BRACKETS_MAX:
             words = f"body: at most {BRACKETS_MAX} arrays and objects"
             await problem(request, 400, "INVALID_FIELD", words, {})(scope, receive, told)

@@ -13,7 +13,7 @@ from functions.api.device_view import DeviceView
 from functions.api.enrolling import Body
 from functions.api.paging import read_cursor, write_cursor
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, Routes
+from functions.http import ProblemError, Routes, bearer
 from shared.access.model import Scope
 from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import AccountId, EndpointId
@@ -82,8 +82,8 @@ class Owned(Desk):
 
     def _device_itself(self, request: Request) -> Device | None:
         """The device whose own token this is: in its owner's list it sees itself alone."""
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        claims = verify(bearer, self.w.settings.jwt_public_key.get_secret_value()) if bearer else None
+        token = bearer(request)
+        claims = verify(token, self.w.settings.jwt_public_key.get_secret_value()) if token else None
         return device_of(self.w, request, claims.device_id) if isinstance(claims, Claims) else None
 
     def count(self, account_id: AccountId) -> int:

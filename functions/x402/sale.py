@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, source_address, source_network
 from functions.limits import spend
 from functions.x402.admin import api_key_of
 from functions.x402.reading import added_seconds, added_traffic, pays, refuse_field, shown_payment
@@ -34,7 +34,7 @@ from shared.sale.model import (
     Session,
 )
 from shared.sale.ports import PortLease
-from shared.sale.rules import lease_of, limited_as, peer_tiers, read_prices, read_terms
+from shared.sale.rules import lease_of, peer_tiers, read_prices, read_terms
 from shared.sale.service import account_requester, pool_order, top_up_order
 from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
@@ -67,7 +67,7 @@ class Sale:
 
     def admit(self, request: Request, body: bytes) -> None:
         """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again."""
-        self.limit(request, NAMED_LIMIT, limited_as(source_address(request)))
+        self.limit(request, NAMED_LIMIT, source_network(request))
         if request.headers.get("x-api-key"):
             api_key_of(self.w, request)
         if request.headers.get("x-session-token"):
@@ -144,11 +144,11 @@ class Sale:
     def sell(self, request: Request, offers: Sequence[Offer], what: str) -> JSONResponse:
         """402 with the price of an order, or what a payment buys."""
         payment, address = shown_payment(request.headers), source_address(request)
-        asking = (BUY_LIMIT, limited_as(address))
+        asking = (BUY_LIMIT, source_network(request))
         if payment is None:
             self.limit(request, *asking)
             return self.required(request, offers[0].order, what, None)
-        self.limit(request, PAID_LIMIT, limited_as(address))
+        self.limit(request, PAID_LIMIT, source_network(request))
         result = self.w.counter.buy(offers, payment, address)
         if isinstance(result, Refused):
             return self.refused(request, result, offers[0], what, payment, asking)

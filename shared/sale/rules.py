@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import hmac
-import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -207,17 +206,6 @@ def read_depths(setting: Mapping[str, Any], network: str) -> tuple[Depth, ...]:
         )
         or SHALLOW
     )
-
-
-def limited_as(address: str) -> str:
-    """Who a rate limit counts: an IPv4 address, or the /64 that one IPv6 customer has to itself."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
 
 
 def claim_fault(*, quoted_at_ms: int | None, paid_at_s: int, now_ms: int, slack_ms: int) -> Problem | None:

@@ -481,11 +481,11 @@ def test_a_wallets_sessions_are_read_page_by_page(
     assert functions.call(f"{path}?cursor=x").status == 400
 
 
-@pytest.mark.parametrize("path", ["/v1/x402/sessions/wallet/", "/v1/x402/sessions/", "/v1/peer/devices/"])
+@pytest.mark.parametrize("path", ["x402/sessions/wallet/{}", "x402/sessions/{}/status", "peer/devices/{}"])
 def test_a_path_that_no_key_of_a_store_could_hold_is_refused(functions: Functions, path: str) -> None:
-    assert functions.call(path + "a" * 900).status in {200, 404}
-    refused = functions.call(path + "a" * 3000)
-    assert (refused.status, refused.body["code"]) == (414, "URI_TOO_LONG")
+    assert functions.call("/v1/" + path.format("a" * 900)).status in {200, 404}
+    refused = functions.call("/v1/" + path.format("a" * 3000))
+    assert (refused.status, refused.body["code"]) == (404, "NOT_FOUND")
 
 
 def test_prices_and_countries_are_public(functions: Functions) -> None:
