@@ -13,12 +13,11 @@ from shared.access import table as access
 from shared.access.model import Account, AccountKind
 from shared.access.secrets import token_hash
 from shared.guard.model import AuditEvent
-from shared.guard.service import event_items, run_audited
-from shared.guard.table import newest_entry
+from shared.guard.service import run_audited, write_audited
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
 from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
-from shared.runtime.dynamo import Contended, RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import Conflict, Contended, RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis
 from shared.supply import owners, tokens
 from shared.supply import table as devices
@@ -40,6 +39,8 @@ REGISTER_ATTEMPTS_MAX: Final = 3
 CREATE_ATTEMPTS_MAX: Final = 8
 FAMILY_ID_BYTES: Final = 8
 REFRESH_SECRET_BYTES: Final = 24
+EVENT_ATTEMPTS: Final = 2
+"""One for a stream that is new, one for that of a device which was forgotten and comes back."""
 
 
 class EnrolFault(StrEnum):
@@ -59,8 +60,8 @@ class EnrolFault(StrEnum):
 class Arrival:
     """Who registers, from where, and what they say. The address alone decides country, class and relay.
 
-    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `event`: what the audit
-    tells of this, in the stream of the device that it turns out to be.
+    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `event` is written in the
+    same transaction, in the stream of the device that this turns out to be.
     """
 
     account_id: AccountId
@@ -153,36 +154,40 @@ class Enrolment:
             claimed_country=claimed_country(arrival.claimed_country, origin),
             families={family_id: family},
         )
-        fault = self.put_counted(device, _event(arrival, device.device_id), _receipt(arrival))
+        fault = self._put_new(device, arrival)
         if fault is not None:
             return None if fault is EnrolFault.NAME_TAKEN else fault
         return self._enrolled(device, owner, family, refresh, created=True)
 
-    def put_counted(
-        self, device: Device, event: AuditEvent, receipt: Receipt | None = None
-    ) -> EnrolFault | None:
-        """Write a new device within its account's caps, its event and its consent's receipt; None when it was written.
-
-        The event's stream is taken for new, as a new device's is: a conflict tells when it is not. Raises StoreUnavailable.
-        """
-        table, audit, tail = self.table("devices"), self.table("audit"), None
+    def _put_new(self, device: Device, arrival: Arrival) -> EnrolFault | None:
+        """Write a new device, its consent's receipt and the event that tells of both, within the caps of its account."""
+        table, audit, receipt = self.table("devices"), self.table("audit"), _receipt(arrival)
+        event = _event(arrival, device.device_id)
         kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
+
+        def write(placed: Device) -> Conflict | None:
+            items = [*devices.creation(table, placed), *kept]
+            return write_audited(self.dynamo, audit, event, items, begins=True, attempts=EVENT_ATTEMPTS)
+
+        return self._counted(device, write)
+
+    def _counted(self, device: Device, write: Callable[[Device], Conflict | None]) -> EnrolFault | None:
+        """`write` a device into a shard of its account's counts that has room; None when it was written.
+
+        NAME_TAKEN when something else than the counts stood against it. Raises StoreUnavailable.
+        """
         shard = int(token_hash(device.device_id)[:8], 16) % COUNT_SHARDS
         for attempt in range(CREATE_ATTEMPTS_MAX):
-            beside = [*kept, *event_items(audit, event, tail)]
             try:
-                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), beside))
+                conflict = write(replace(device, shard=shard))
             except Contended:
                 shard = (shard + 1) % COUNT_SHARDS
                 continue
             if conflict is None:
                 return None
-            if {devices.DEVICE_ITEM, devices.NAME_ITEM} & set(conflict.failed):
+            if set(conflict.failed) != {devices.COUNT_ITEM}:
                 return EnrolFault.NAME_TAKEN
-            if devices.COUNT_ITEM not in conflict.failed:
-                tail = self.dynamo.run(newest_entry(audit, event.stream))
-                continue
-            counts = self.dynamo.run(devices.read_counts(table, device.account_id))
+            counts = self.dynamo.run(devices.read_counts(self.table("devices"), device.account_id))
             room = _shards_with_room(counts)
             if not room:
                 total = sum(count for count, _ in counts.values())
@@ -197,6 +202,9 @@ class Enrolment:
         """
         if is_withdrawn(found, owner):
             return EnrolFault.CONSENT_WITHDRAWN
+        fault = self._count_again(found)
+        if fault is not None:
+            return fault
         now = self.now_ms()
         family_id, refresh, family = self._family(owner, now, owned=arrival.proven)
         fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
@@ -216,6 +224,14 @@ class Enrolment:
         if changed is None:
             return None
         return self._enrolled(changed, owner, family, refresh, created=False)
+
+    def _count_again(self, found: Device) -> EnrolFault | None:
+        """A device whose place was released comes back within the caps; another machine may be first, which is as good."""
+        if found.released_at_ms is None:
+            return None
+        table = self.table("devices")
+        fault = self._counted(found, lambda placed: self.dynamo.run(devices.count_again(table, placed)))
+        return None if fault is EnrolFault.NAME_TAKEN else fault
 
     def _family(self, owner: Owner, now: int, *, owned: bool) -> tuple[str, str, Family]:
         """(id, first refresh token, row) of a new family."""
@@ -294,8 +310,8 @@ class Enrolment:
             if held is None or held.kind is not Kind.MODEM:
                 return EnrolFault.NAME_TAKEN
             fields = {"modem": devices.modem_row(modem), "carrier": carrier, **devices.origin_row(origin)}
-            write = devices.change(table, known, fields)
-            return run_audited(self.dynamo, self.table("audit"), event, write) or EnrolFault.NAME_TAKEN
+            change = devices.change(table, known, fields)
+            return run_audited(self.dynamo, self.table("audit"), event, change) or EnrolFault.NAME_TAKEN
         now = self.now_ms()
         device = Device(
             device_id=device_id,
@@ -310,7 +326,12 @@ class Enrolment:
             consent=Consent("farm-agreement", "api", now),
             modem=modem,
         )
-        return self.put_counted(device, event) or device
+
+        def write(placed: Device) -> Conflict | None:
+            items = devices.creation(table, placed)
+            return write_audited(self.dynamo, self.table("audit"), event, items, attempts=EVENT_ATTEMPTS)
+
+        return self._counted(device, write) or device
 
     def wallet_account(self, wallet: str) -> tuple[AccountId, bool]:
         """The account of whoever registers with a wallet and no key, and whether it is a new one."""
