@@ -418,6 +418,7 @@ def _sync_client() -> Any:
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         max_pool_connections=CONNECTIONS_MAX,
         parameter_validation=False,  # the server validates too, and this is a tenth of a request
+        user_agent="psx",  # the library's own is put together anew for each request, another twentieth
     )
     return boto3.client("dynamodb", config=config)
 

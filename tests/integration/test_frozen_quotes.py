@@ -12,10 +12,11 @@ from shared.access.prepaid import get_prepaid
 from shared.chain.model import Network, Valid
 from shared.guard.model import Versions
 from shared.guard.settings import PROMISE_S
-from shared.guard.table import read_versions, replace_setting
+from shared.guard.table import read_versions, replace_setting, write_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
 from shared.sale.model import Statement
+from tests.integration.test_ports import list_modems
 from tests.support.functions import PREFIX, RECIPIENT, SOLANA_RECIPIENT, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -178,6 +179,42 @@ def test_what_went_off_sale_is_sold_to_who_was_quoted_it(functions: Functions) -
     assert (stranger.status, stranger.body["code"]) == (403, "PAYMENT_NOT_PROVEN_YOURS")
     assert claim(functions).status == 200
     assert claim(functions).body["credit"]["allocatedBytes"] == 10**8
+
+
+def test_a_port_that_went_off_sale_is_sold_to_who_was_quoted_it(functions: Functions) -> None:
+    query = "/v1/x402/proxy?traffic=0.1&country=us&tier=private"
+    list_modems(functions, "m1")
+    assert functions.call(query).status == 402
+    assert change(functions, {k: v for k, v in PRICES.items() if k != "ports"}).status == 200
+    assert functions.call(query).status == 503
+    pay(functions, 800_000)
+    assert claim(functions, query, ELSEWHERE).body["code"] == "PAYMENT_NOT_PROVEN_YOURS"
+    bought = claim(functions, query)
+    assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
+
+
+def test_who_paid_for_a_tier_of_peers_that_was_turned_off_since_is_told_to_keep_the_payment(
+    functions: Functions,
+) -> None:
+    peers = {"price_micro_per_gb": 2_000_000, "min_bytes": 10**8, "max_bytes": 10**12, "quality": "standard"}
+    tiers = {**PRICES["tiers"], "res": {**peers, "ip_type": "residential"}}
+    query = QUERY + "&tier=res"
+
+    def turn(on: bool) -> None:
+        flag = {"on": on, "tested": ["residential"]}
+        functions.dynamo.run(write_setting(f"{PREFIX}guard", "peer_tiers", flag, now_ms()))
+        forget(functions)
+
+    change(functions, {**PRICES, "tiers": tiers})
+    turn(True)
+    assert functions.call(query).status == 402
+    turn(False)
+    pay(functions, 200_000)
+    waiting = claim(functions, query)
+    assert (waiting.status, "do not pay again" in waiting.body["message"]) == (503, True)
+    assert (functions.call(query).status, functions.chain.asked) == (400, 0)
+    turn(True)
+    assert claim(functions, query).status == 200
 
 
 def test_too_little_for_what_went_off_sale_is_kept_for_a_human_and_asks_for_no_payment(

@@ -27,9 +27,9 @@ class CountingEcho:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 self.heard += len(data)
+                self.said += len(data)
                 writer.write(data)
                 await writer.drain()
-                self.said += len(data)
         writer.close()
 
 
@@ -76,6 +76,4 @@ async def test_a_killed_peer_costs_its_customer_what_came_through_and_no_more(pl
     assert got == sent[: len(got)]
     billed = await metered(plane)
     assert len(got) <= target.said <= target.heard <= BYTES
-    assert 2 * len(got) <= billed <= len(got) + BYTES, (
-        "what came back, and what the gateway had taken to send"
-    )
+    assert 2 * len(got) <= billed <= BYTES + target.said, "what came back at least, at most what was sent"
