@@ -126,7 +126,11 @@ class Verifier:
 
     def text_to_sign(self, order: Order, network: str, tx_hash: str) -> str:
         """What the payer of an order signs."""
-        return proof_text(statement_of(order, network, tx_hash, self.api_base_url))
+        return proof_text(self.statement(order, network, tx_hash))
+
+    def statement(self, order: Order, network: str, tx_hash: str) -> Statement:
+        """The same, before it is made a text."""
+        return statement_of(self.quote_secret, order, network, tx_hash, self.api_base_url)
 
     def requester(self, address: str) -> str:
         """A source address as it is stored."""
@@ -141,15 +145,15 @@ class Verifier:
         """A payment that may be served, now owed; the claim of one that was served under its payer's name.
 
         `offers` are the same order at today's terms and at those of quotes that may be open still; what this buyer was told
-        holds. Raises ReadFailed, StoreUnavailable.
+        holds, and so does what its payer signed. Raises ReadFailed, StoreUnavailable.
         """
-        offers = self._told_to(payment, offers, requester)
-        if not offers:
+        told = self._told_to(payment, offers, requester)
+        if not told and (payment.authorization is not None or not payment.proof):
             return Refused(Problem.NOT_YOURS, NOT_QUOTED)
-        order = offers[0].order
+        order = (told or offers)[0].order
         tag, first_hand = tag_for(self.quote_secret, payment.secret, order.subject), False
         if payment.authorization is not None:
-            order = meant(offers, payment.authorization.amount_micro).order
+            order = meant(told, payment.authorization.amount_micro).order
             other_terms = echo_fault(
                 payment.echo, self.exact_rail().asset, self.exact.recipients(), order.due_micro
             )
@@ -171,8 +175,11 @@ class Verifier:
                 return known
         if not isinstance(reading, Valid):
             return self._told(self._owed(payment, order, requester), reading)
-        offer = meant(offers, reading.amount_micro)
-        proof = Proof.EXACT if first_hand else self._proof(payment, reading, offers)
+        signed = () if first_hand else self._signed(payment, reading, offers)
+        if not told and not signed:
+            return Refused(Problem.NOT_YOURS, NOT_QUOTED)
+        offer = meant([*told, *signed], reading.amount_micro)
+        proof = Proof.EXACT if first_hand else Proof.SIGNATURE if signed else _by_secret(reading, tag)
         found_so = Verified(reading, replace(offer.order, proof=proof), payment, offer.prices)
         return self._bound(found_so, self._owed(payment, offer.order, requester), requester)
 
@@ -233,23 +240,18 @@ class Verifier:
 
         return max(signers, key=worth) if len(signers) > 1 else next(iter(signers), None)
 
-    def _proof(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> Proof:
-        """How well a payment is shown to be its claimer's; a wrong proof is as good as none."""
-        if self._signed(payment, paid, offers):
-            return Proof.SIGNATURE
-        tagged = paid.tagged and tag_for(self.quote_secret, payment.secret, offers[0].order.subject)
-        return Proof.SECRET if tagged else Proof.HASH
-
-    def _signed(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> bool:
-        """Whether the payer signed the text of any of these terms."""
+    def _signed(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> tuple[Offer, ...]:
+        """Those of the terms whose text the payer signed; a wrong signature is as good as none."""
         if not payment.proof:
-            return False
+            return ()
         tx_hash = paid.tx_hash or payment.tx_hash
         quorum = depth_for(paid.amount_micro, self.depths(payment.network)).quorum
-        texts = dict.fromkeys(
-            statement_of(offer.order, payment.network, tx_hash, self.api_base_url) for offer in offers
-        )
-        return any(self.chain().proves(text, payment.proof, paid.payer, quorum) for text in texts)
+        texts = dict[Statement, list[Offer]]()
+        for offer in offers:
+            texts.setdefault(self.statement(offer.order, payment.network, tx_hash), []).append(offer)
+        proven = (t for t in texts if self.chain().proves(t, payment.proof, paid.payer, quorum))
+        text = next(proven, None)
+        return tuple(texts[text]) if text is not None else ()
 
     def proof_of(self, claim: Claim, payment: Payment, offers: Sequence[Offer]) -> Proof:
         """How well whoever shows a claimed payment again proves that it is theirs. Raises ReadFailed."""
@@ -306,3 +308,8 @@ class Verifier:
             now_ms=self.now_ms(),
             slack_ms=self.clock_error_ms + BLOCK_TIME_ERROR_MS[payment.network],
         )
+
+
+def _by_secret(paid: Valid, tag: str) -> Proof:
+    """How well a payment that nobody signed is shown to be its claimer's; a wrong secret is as good as none."""
+    return Proof.SECRET if paid.tagged and tag else Proof.HASH
