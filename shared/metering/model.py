@@ -1,7 +1,7 @@
 """Counted bytes and what a flush answers."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
@@ -17,9 +17,8 @@ MAX_LINES_PER_BATCH: Final = 20
 """So that applying a batch (up to four rows a line and the batch itself) fits one DynamoDB transaction of 100."""
 
 
-@dataclass(frozen=True, slots=True)
-class LineKey:
-    """What bytes are counted by."""
+class LineKey(NamedTuple):
+    """What bytes are counted by. A tuple, because every tunnel looks its line up."""
 
     pak_id: PakId
     account_id: AccountId
