@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from local.paths import ROOT
 
 EXIT_USAGE: Final = 2
 FAST_MARK: Final = "not slow"
+TESTS_FAILED: Final = 1
+SECOND_LOOK_AT_MOST: Final = 20
+"""Failed tests; when more fail than this, it was not the machine."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         )
     test = commands.add_parser("test", help="run the tests with coverage")
     test.add_argument("--fast", action="store_true", help="only tests that need no server, without coverage")
+    test.add_argument(
+        "--second-look",
+        action="store_true",
+        help=f"up to {SECOND_LOOK_AT_MOST} failed tests run again, alone; whoever fails again fails, the others are named",
+    )
     test.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to pytest")
     bench = commands.add_parser("bench", help="measure against peers in the same run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
@@ -98,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "up":
             return _up(given.api_port, given.http_port, given.socks_port)
         case "test":
-            return _test(given.fast, given.arguments)
+            return _test(given.fast, given.second_look, given.arguments)
         case "bench":
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
         case "simulate":
@@ -206,7 +215,7 @@ def _fleet(given: argparse.Namespace) -> int:
         return 130
 
 
-def _test(fast: bool, arguments: Sequence[str]) -> int:
+def _test(fast: bool, second_look: bool, arguments: Sequence[str]) -> int:
     command = [
         sys.executable,
         "-m",
@@ -215,7 +224,7 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
         str((os.cpu_count() or 1) + 1),  # tests wait about half of their time
         "--dist",
         "loadfile",
-        "--max-worker-restart=0",
+        "--max-worker-restart=3",  # who hangs is ended with its worker; the others go on
         *arguments,
     ]
     if fast:
@@ -226,7 +235,30 @@ def _test(fast: bool, arguments: Sequence[str]) -> int:
         prepare()
     coverage = ["--cov=shared", "--cov-branch", "--cov-report=term:skip-covered", "--whole-roles"]
     narrowed = any(not a.startswith("-") for a in arguments)
-    return _run([*command, "--durations=10", *([] if narrowed else coverage)])
+    if second_look:
+        _failed_tests().unlink(missing_ok=True)  # of an earlier run
+    status = _run([*command, "--durations=10", *([] if narrowed else coverage)])
+    return _look_again(status) if second_look and status == TESTS_FAILED else status
+
+
+def _look_again(status: int) -> int:
+    """Run the failed tests again, one after another; answers the status of that run (decision 0070)."""
+    kept = _failed_tests()
+    failed = sorted(json.loads(kept.read_text())) if kept.exists() else []
+    if not 0 < len(failed) <= SECOND_LOOK_AT_MOST:
+        return status
+    sys.stdout.write("\n== failed beside others; once more, alone:\n" + "".join(f"   {t}\n" for t in failed))
+    sys.stdout.flush()
+    again = _run([sys.executable, "-m", "pytest", "-p", "no:randomly", *failed])
+    if again == 0:
+        names = "".join(f"   {t}\n" for t in failed)
+        sys.stdout.write(f"== passed alone only: these depend on the machine's load, mend them\n{names}")
+    return again
+
+
+def _failed_tests() -> Path:
+    """Where pytest keeps the names of the tests that failed last."""
+    return ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 
 
 def _run(command: Sequence[str]) -> int:

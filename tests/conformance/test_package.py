@@ -26,10 +26,9 @@ def sdk(tmp_path_factory: pytest.TempPathFactory) -> Sdk:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     source = folder / "source" / "sdk" / "python"  # a build leaves its traces where it stands
-    shutil.copytree(
-        SDK / "python", source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
-    )
-    shutil.copytree(ROOT / "shared" / "wire", folder / "source" / "shared" / "wire")
+    built = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    shutil.copytree(SDK / "python", source, ignore=built)
+    shutil.copytree(ROOT / "shared" / "wire", folder / "source" / "shared" / "wire", ignore=built)
     _run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)])
     wheel = next(folder.glob("psx_peer-*.whl"))
     place = folder / "venv"
