@@ -7,7 +7,7 @@ by somebody else's failures.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -32,12 +32,21 @@ ADDRESS_BANS: Final = ((30, 300.0), (10, 30.0))
 ACCOUNT_BANS: Final = ((60, 300.0), (25, 30.0))
 """(failures within the window, ban in seconds), the harder one first."""
 TRACKED_MAX: Final = 100_000
+"""Addresses, or accounts, whose failures are remembered; beyond it who failed longest ago is forgotten."""
 
 
 @dataclass(slots=True)
 class _Entry:
     pak: Pak
     read_s: float
+
+
+@dataclass(slots=True)
+class _Failures:
+    """When somebody failed, the latest last, and until when they have to wait."""
+
+    at_s: deque[float]
+    banned_until_s: float = 0.0
 
 
 class FailureLimiter:
@@ -48,31 +57,28 @@ class FailureLimiter:
     ) -> None:
         self._now_s = now_s
         self._bans = bans
-        self._failures: dict[str, deque[float]] = {}
-        self._banned_until: dict[str, float] = {}
+        self._tracked: OrderedDict[str, _Failures] = OrderedDict()
 
-    def banned(self, address: str) -> bool:
-        """Whether an address has to wait."""
-        until = self._banned_until.get(address)
-        if until is not None and until <= self._now_s():
-            del self._banned_until[address]
-            return False
-        return until is not None
+    def banned(self, who: str) -> bool:
+        """Whether somebody has to wait."""
+        failures = self._tracked.get(who)
+        return failures is not None and self._now_s() < failures.banned_until_s
 
-    def failed(self, address: str) -> None:
+    def failed(self, who: str) -> None:
         """Count a failure, and ban when there were too many."""
         now = self._now_s()
-        if len(self._failures) >= TRACKED_MAX:
-            self._failures = {
-                a: times for a, times in self._failures.items() if now - times[-1] < FAILURE_WINDOW_S
-            }
-        times = self._failures.setdefault(address, deque(maxlen=self._bans[0][0]))
-        times.append(now)
-        while times and now - times[0] > FAILURE_WINDOW_S:
-            times.popleft()
+        failures = self._tracked.get(who)
+        if failures is None:
+            if len(self._tracked) >= TRACKED_MAX:
+                self._tracked.popitem(last=False)
+            failures = self._tracked[who] = _Failures(deque(maxlen=self._bans[0][0]))
+        self._tracked.move_to_end(who)
+        failures.at_s.append(now)
+        while now - failures.at_s[0] > FAILURE_WINDOW_S:
+            failures.at_s.popleft()
         for count, ban_s in self._bans:
-            if len(times) >= count:
-                self._banned_until[address] = now + ban_s
+            if len(failures.at_s) >= count:
+                failures.banned_until_s = now + ban_s
                 return
 
 

@@ -11,6 +11,8 @@ from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
+EARLY_MAX_BYTES: Final = 64 * 1024
+"""What an exit may send before its tunnel stands; beyond it reading stops."""
 
 
 class ConnectExit(asyncio.Protocol):
@@ -26,6 +28,7 @@ class ConnectExit(asyncio.Protocol):
         self._ended = False
         self._eof_sent = False
         self._full = False
+        self._early_held = False
         self._lost = False
 
     def attach(self, tunnel: Tunnel) -> None:
@@ -36,6 +39,8 @@ class ConnectExit(asyncio.Protocol):
             tunnel.to_customer(early)
         if self._full:
             tunnel.exit_full()
+        if self._early_held:
+            self.release()
         if self._lost:
             self._tell_lost(tunnel)
         elif self._ended:
@@ -55,6 +60,9 @@ class ConnectExit(asyncio.Protocol):
             return
         self._buffer += data
         if self.answer.done():
+            if len(self._buffer) > EARLY_MAX_BYTES:
+                self._early_held = True
+                self.hold()
             return
         try:
             head = take_response_head(self._buffer)

@@ -38,6 +38,8 @@ _TARGET_WORDS: Final = {
 class ConnectStream:
     """The same calls as `Tunnel` has, for a peer of v2."""
 
+    shares_socket: Final = False  # windows hold its own bytes back, and nobody else's
+
     def __init__(self, socket: PeerSocket, mesh: MeshConnection) -> None:
         self.socket = socket
         self.mesh = mesh

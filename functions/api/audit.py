@@ -35,14 +35,15 @@ def told(request: Request) -> None:
     request.state.audited = True
 
 
-def _event(request: Request, template: str) -> AuditEvent | None:
+def event_of(request: Request) -> AuditEvent | None:
+    """What this request is told as; None when it concerns nobody."""
     state = request.state
     stream = getattr(state, "audit_stream", "")
     if not stream:
         return None
     return AuditEvent(
         stream,
-        f"{request.method} {template}",
+        f"{request.method} {_template(request)}",
         state.audit_actor,
         now_ms(),
         ip=source_address(request),
@@ -50,6 +51,10 @@ def _event(request: Request, template: str) -> AuditEvent | None:
         request_id=state.request_id,
         auth_method=state.audit_method,
     )
+
+
+def _template(request: Request) -> str:
+    return str(getattr(request.scope.get("route"), "path", ""))
 
 
 class EventForEach:
@@ -67,8 +72,7 @@ class EventForEach:
         request = Request(scope, receive)
         response = await answered(self._app, scope, receive)
         if response.status_code < 400 and not hasattr(request.state, "audited"):
-            template = str(getattr(scope.get("route"), "path", ""))
-            event = None if template in RENEWALS else _event(request, template)
+            event = None if _template(request) in RENEWALS else event_of(request)
             if event is not None:
                 response = await self._written(request, event, response)
         await response(scope, receive, send)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from functions.api.audit import concerns
+from functions.api.audit import concerns, event_of, told
 from functions.api.auth import api_key, caller
 from functions.api.device_view import MICRO_PER_USDC, DeviceView
 from functions.api.wiring import Wiring
@@ -153,9 +153,11 @@ class Enrolling:
             if is_new or not self.w.enrolment.knows(account_id, body.name):
                 self._limited(request, WALLETS_PER_SOURCE, f"ip:{network_of(address)}")
             secret = f"wallet:{wallet_key(wallet)}"
+        device_id = device_id_for(secret, body.name)
+        concerns(request, f"dev#{device_id}", account_id, "registration")
         arrival = Arrival(
             account_id=self._of_account(request, account_id),
-            device_id=device_id_for(secret, body.name),
+            device_id=device_id,
             name=body.name,
             kind=Kind.AGENT,
             address=address,
@@ -164,9 +166,9 @@ class Enrolling:
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
             wallet=body.walletAddress,
             claimed_country=body.country,
+            event=event_of(request),
         )
-        answer = self.enrolled(self.w.enrolment.register(arrival))
-        concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
+        answer = self._registered(request, arrival)
         if looks_random(body.name):
             answer["warning"] = "this name looks random: another name at the next start makes another device"
         return answer
@@ -177,9 +179,10 @@ class Enrolling:
             message = "deviceId: 1 to 128 letters, digits and _.:-, not beginning with agent_ or modem_"
             raise ProblemError(400, "INVALID_FIELD", message)
         consent = self._consent(body.consent)
-        address = self._source(request)
+        address, account_id = self._source(request), self._supplier(body.apiKey)
+        concerns(request, f"dev#{body.deviceId}", account_id, "registration")
         arrival = Arrival(
-            account_id=self._of_account(request, self._supplier(body.apiKey)),
+            account_id=self._of_account(request, account_id),
             device_id=DeviceId(body.deviceId),
             name=body.deviceId,
             kind=Kind.SDK,
@@ -188,10 +191,20 @@ class Enrolling:
             consent=consent,
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
             claimed_country=body.country,
+            event=event_of(request),
         )
-        answer = self.enrolled(self.w.enrolment.register(arrival))
-        concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
+        answer = self._registered(request, arrival)
         return {"device": {"deviceId": answer["deviceId"]}, **answer}
+
+    def _registered(self, request: Request, arrival: Arrival) -> dict[str, Any]:
+        """Register, and see to its event: a new device's was written with it, a known one's is still to come."""
+        result = self.w.enrolment.register(arrival)
+        answer = self.enrolled(result)
+        if isinstance(result, Enrolled) and result.created:
+            told(request)
+        else:
+            concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
+        return answer
 
     def _supplier(self, text: str) -> AccountId:
         """The account of an API key that may enrol devices, or 401 or 403."""

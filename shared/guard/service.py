@@ -13,7 +13,6 @@ from shared.runtime.dynamo import (
     Contended,
     DynamoRequest,
     RunsDynamo,
-    StoreUnavailable,
     TransactItem,
     transact,
 )
@@ -23,8 +22,8 @@ SETTINGS_TTL_MS: Final = 5_000
 _UNSET: Final = Versions({}, 0)
 
 
-class AuditContended(StoreUnavailable):
-    """Too many writers appended to one stream at once."""
+class AuditContended(Contended):
+    """Too many writers appended to one stream at once; nothing was written."""
 
 
 def enter_loop(dynamo: RunsDynamo, guard_table: str, loop: str, now_ms: int) -> Refused | None:
@@ -56,13 +55,14 @@ def write_audited(
     account: str = "",
     *,
     begins: bool = False,
+    attempts: int = APPEND_ATTEMPTS_MAX,
 ) -> Conflict | None:
     """Write `items` and the event that tells of them in one transaction: neither stands without the other.
 
     None when it is written, else which of `items` failed. `begins`: the stream is new, so that nothing is read first.
-    Raises AuditContended when other writers keep taking the next place, and StoreUnavailable.
+    Raises AuditContended when other writers keep taking the next place or hold the items' rows, and StoreUnavailable.
     """
-    for _ in range(APPEND_ATTEMPTS_MAX):
+    for _ in range(attempts):
         tail = None if begins else dynamo.run(rows.newest_entry(audit_table, event.stream))
         begins = False
         with contextlib.suppress(Contended):

@@ -5,6 +5,7 @@ ten thousand: it draws from sets of endpoints that have room, and touches those 
 Key table: docs/architecture.md.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -36,7 +37,7 @@ GATEWAY_ALIVE_TTL_S: Final = 30
 REAP_BATCH: Final = 500
 ENDPOINTS_KEPT: Final = 8192
 SESSIONS_MAX: Final = 250
-"""Sessions with a name that one account (or key of a shared account) has at once, per pool."""
+"""Sessions with a name that one account (or key of a shared account) has at once."""
 STRICT_STABILITY_MIN: Final = 40
 _WINDOW_MS: Final = {
     Rotation.AUTO5: 5 * 60_000,
@@ -72,6 +73,11 @@ BREAKER_MEMORY_S: Final = 60
 
 def _prefix(pool: Pool) -> str:
     return f"{{{pool.value}}}:"
+
+
+def letters(name: str) -> str:
+    """A network's name as it is compared: usernames carry no hyphens, blanks or ampersands."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _text_map(answer: Any) -> dict[str, str]:
@@ -231,7 +237,7 @@ def _row(endpoint: Endpoint) -> dict[str, str | int]:
         "carrier": endpoint.carrier,
         "asn": endpoint.asn,
         "isp": endpoint.isp,
-        "isp_slug": endpoint.isp.lower().replace(" ", "_"),
+        "isp_slug": letters(endpoint.isp),
         "ip_type": endpoint.ip_type.value,
         "tier": endpoint.tier.value,
         "city": endpoint.city,
@@ -372,7 +378,7 @@ def acquire(
         int(pool is Pool.PEER),
         route.ip_type.value if route.ip_type else "",
         "" if route.asn is None else str(route.asn),
-        route.isp or "",
+        letters(route.isp or ""),
         route.carrier or "",
         int(carrier_is_hard),
         route.country or "",
@@ -385,6 +391,7 @@ def acquire(
         route.account_id,
         limited_as or route.account_id,
         SESSIONS_MAX,
+        int(route.failover is not Failover.ANY),
         *excluded,
     ]
     keys = [free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}"]
@@ -394,7 +401,7 @@ def acquire(
 def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
     if not answer[0]:
         return NoStock(int(answer[1]), NoStockReason(answer[2].decode()))
-    endpoint_id, fields, live, how = answer
+    endpoint_id, fields, live, how, sessions = answer
     presence = _text_map(live) if live else {}
     return Acquired(
         _endpoint(pool, endpoint_id, tuple(fields)),
@@ -403,6 +410,7 @@ def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
         presence.get("protocol", ""),
         presence.get("ip", ""),
         Selected(int(how)),
+        int(sessions),
     )
 
 

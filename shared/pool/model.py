@@ -143,6 +143,8 @@ class Acquired:
     protocol: str
     exit_ip: str
     selected: Selected
+    sessions: int = 0
+    """How many named sessions its owner has in this pool, if this connection began one; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,10 @@ def _slug(value: str) -> str | None:
     return value if _SLUG.fullmatch(value) else None
 
 
+def _isp(value: str) -> str | None:
+    return value if _SLUG.fullmatch(value) and value.strip("_.") else None
+
+
 def _session(value: str) -> str | None:
     return value if _SESSION.fullmatch(value) else None
 
@@ -170,7 +174,7 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "carrier": _slug,
     "city": _slug,
     "iptype": _ip_type,
-    "isp": _slug,
+    "isp": _isp,
     "asn": _asn,
     "failover": _failover,
 }

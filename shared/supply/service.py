@@ -12,10 +12,12 @@ from typing import Any, Final
 from shared.access import table as access
 from shared.access.model import Account, AccountKind
 from shared.access.secrets import token_hash
+from shared.guard.model import AuditEvent
+from shared.guard.service import write_audited
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
 from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
-from shared.runtime.dynamo import Contended, RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import Conflict, Contended, RunsDynamo, StoreUnavailable, TransactItem, transact
 from shared.runtime.redis import SyncRedis
 from shared.supply import owners, tokens
 from shared.supply import table as devices
@@ -37,6 +39,8 @@ REGISTER_ATTEMPTS_MAX: Final = 3
 CREATE_ATTEMPTS_MAX: Final = 8
 FAMILY_ID_BYTES: Final = 8
 REFRESH_SECRET_BYTES: Final = 24
+EVENT_ATTEMPTS: Final = 2
+"""One for a stream that is new, one for that of a device which was forgotten and comes back."""
 
 
 class EnrolFault(StrEnum):
@@ -56,7 +60,8 @@ class EnrolFault(StrEnum):
 class Arrival:
     """Who registers, from where, and what they say. The address alone decides country, class and relay.
 
-    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing.
+    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `event` is written with a
+    new device, in the same transaction.
     """
 
     account_id: AccountId
@@ -69,6 +74,7 @@ class Arrival:
     claimed_consent_ms: int = 0
     wallet: str | None = None
     claimed_country: str = ""
+    event: AuditEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,30 +154,44 @@ class Enrolment:
             claimed_country=claimed_country(arrival.claimed_country, origin),
             families={family_id: family},
         )
-        fault = self.put_counted(device, _receipt(arrival))
+        fault = self._put_new(device, arrival)
         if fault is not None:
             return None if fault is EnrolFault.NAME_TAKEN else fault
         return self._enrolled(device, owner, family, refresh, created=True)
 
-    def put_counted(self, device: Device, receipt: Receipt | None = None) -> EnrolFault | None:
-        """Write a new device within its account's caps, and its consent's receipt; None when it was written.
-
-        Raises StoreUnavailable.
-        """
-        table = self.table("devices")
+    def _put_new(self, device: Device, arrival: Arrival) -> EnrolFault | None:
+        """Write a new device, its consent's receipt and the event that tells of both, within the caps of its account."""
+        table, receipt = self.table("devices"), _receipt(arrival)
         kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
+
+        def write(placed: Device) -> Conflict | None:
+            return self._write([*devices.creation(table, placed), *kept], arrival.event)
+
+        return self._counted(device, write)
+
+    def _write(self, items: list[TransactItem], event: AuditEvent | None) -> Conflict | None:
+        if event is None:
+            return self.dynamo.run(transact(items))
+        audit = self.table("audit")
+        return write_audited(self.dynamo, audit, event, items, begins=True, attempts=EVENT_ATTEMPTS)
+
+    def _counted(self, device: Device, write: Callable[[Device], Conflict | None]) -> EnrolFault | None:
+        """`write` a device into a shard of its account's counts that has room; None when it was written.
+
+        NAME_TAKEN when something else than the counts stood against it. Raises StoreUnavailable.
+        """
         shard = int(token_hash(device.device_id)[:8], 16) % COUNT_SHARDS
         for attempt in range(CREATE_ATTEMPTS_MAX):
             try:
-                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), kept))
+                conflict = write(replace(device, shard=shard))
             except Contended:
                 shard = (shard + 1) % COUNT_SHARDS
                 continue
             if conflict is None:
                 return None
-            if {devices.DEVICE_ITEM, devices.NAME_ITEM} & set(conflict.failed):
+            if set(conflict.failed) != {devices.COUNT_ITEM}:
                 return EnrolFault.NAME_TAKEN
-            counts = self.dynamo.run(devices.read_counts(table, device.account_id))
+            counts = self.dynamo.run(devices.read_counts(self.table("devices"), device.account_id))
             room = _shards_with_room(counts)
             if not room:
                 total = sum(count for count, _ in counts.values())
@@ -186,6 +206,9 @@ class Enrolment:
         """
         if is_withdrawn(found, owner):
             return EnrolFault.CONSENT_WITHDRAWN
+        fault = self._count_again(found)
+        if fault is not None:
+            return fault
         now = self.now_ms()
         family_id, refresh, family = self._family(owner, now, owned=arrival.proven)
         fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
@@ -207,6 +230,14 @@ class Enrolment:
         if changed is None:
             return None
         return self._enrolled(changed, owner, family, refresh, created=False)
+
+    def _count_again(self, found: Device) -> EnrolFault | None:
+        """A device whose place was released comes back within the caps; another machine may be first, which is as good."""
+        if found.released_at_ms is None:
+            return None
+        table = self.table("devices")
+        fault = self._counted(found, lambda placed: self.dynamo.run(devices.count_again(table, placed)))
+        return None if fault is EnrolFault.NAME_TAKEN else fault
 
     def _family(self, owner: Owner, now: int, *, owned: bool) -> tuple[str, str, Family]:
         """(id, first refresh token, row) of a new family."""
@@ -299,7 +330,8 @@ class Enrolment:
             consent=Consent("farm-agreement", "api", now),
             modem=modem,
         )
-        return self.put_counted(device) or device
+        fault = self._counted(device, lambda placed: self.dynamo.run(devices.create(table, placed)))
+        return fault or device
 
     def wallet_account(self, wallet: str) -> tuple[AccountId, bool]:
         """The account of whoever registers with a wallet and no key, and whether it is a new one."""

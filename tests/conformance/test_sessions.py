@@ -64,6 +64,13 @@ async def test_bytes_pass_both_ways_in_order(socket: Socket, target: Target) -> 
     await sending
 
 
+async def test_a_session_is_logged_as_users_know_it(rig: Rig, socket: Socket, target: Target) -> None:
+    await session(socket, target)
+    (device,) = rig.devices
+    assert f"127.0.0.1:{target.port}" in await device.logged("[TUNNEL_CONNECT]")
+    await device.logged("[TCP_OPEN_OK]")
+
+
 async def test_bytes_that_come_before_the_dial_is_done_are_kept_in_order(
     socket: Socket, target: Target
 ) -> None:

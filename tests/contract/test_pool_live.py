@@ -220,6 +220,57 @@ def test_a_lost_device_is_replaced_unless_the_session_must_keep_it(redis: SyncRe
     assert taken(redis, "psx_a-mbl-us-sid-x-rot-sticky") != first
 
 
+@pytest.mark.parametrize(
+    ("tail", "stands_in"),
+    [("", "us2"), ("-failover-samecarrier", "us2"), ("-failover-any", "ge2"), ("-failover-strict", None)],
+)
+def test_whoever_stands_in_for_a_lost_device_is_in_its_country_unless_any_will_do(
+    redis: SyncRedis, tail: str, stands_in: str | None
+) -> None:
+    run(redis, live.list_endpoint(modem("us1")))
+    username = "psx_a-mbl-any-rot-sticky-sid-s" + tail
+    assert taken(redis, username) == "us1"
+    run(redis, live.unlist_endpoint(Pool.MBL, EndpointId("us1")))
+    run(redis, live.list_endpoint(modem("ge2", country="ge")))
+    if stands_in == "us2":
+        assert isinstance(take(redis, username), NoStock), "nobody of its country is there"
+        if "carrier" in tail:
+            run(redis, live.list_endpoint(modem("us3", carrier="another")))
+            assert isinstance(take(redis, username), NoStock), "nobody of its carrier is there"
+        run(redis, live.list_endpoint(modem("us2")))
+    found = take(redis, username)
+    assert (found.endpoint.endpoint_id if isinstance(found, Acquired) else None) == stands_in
+
+
+def test_a_session_whose_device_is_full_borrows_another_and_stays_where_it_is(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    username = "psx_a-mbl-us-rot-sticky-sid-s"
+    for _ in range(6):
+        assert taken(redis, username) == "m1"
+    run(redis, live.list_endpoint(modem("m2")))
+    assert taken(redis, username) == "m2"
+    run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m1"), PAK, 1)]))
+    assert taken(redis, username) == "m1"
+
+
+def test_a_device_that_just_failed_is_not_taken_again_for_its_session(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    username = "psx_a-mbl-us-sid-s"
+    assert taken(redis, username) == "m1"
+    later = NOW + 11 * 60_000
+    assert isinstance(take(redis, username, now=later, excluded=("m1",)), NoStock)
+    assert taken(redis, username, now=later) == "m1", "a window that is over keeps the only device there is"
+
+
+@pytest.mark.parametrize(
+    ("isp", "wish", "matches"),
+    [("T-Mobile US", "t_mobile", True), ("AT&T", "at_t", True), ("AT&T", "verizon", False)],
+)
+def test_a_networks_name_matches_by_its_letters(redis: SyncRedis, isp: str, wish: str, matches: bool) -> None:
+    run(redis, live.list_endpoint(modem("m1", isp=isp)))
+    assert isinstance(take(redis, f"psx_a-mbl-us-isp-{wish}"), Acquired) is matches
+
+
 def test_excluded_and_paused_endpoints_are_left_out(redis: SyncRedis) -> None:
     run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(3)))
     run(redis, live.pause(Pool.MBL, EndpointId("m0"), 10))

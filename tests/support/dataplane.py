@@ -31,6 +31,7 @@ from gateway_node.leases import Leases
 from gateway_node.links import RelayLinks
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
+from gateway_node.places import Places
 from gateway_node.resolve import Resolver
 from gateway_node.socks_front import SocksFront
 from local import lab
@@ -211,7 +212,8 @@ class Plane:
         self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
         resolver = Resolver(policy, self.names, self.domains.covers)
         dialer = ExitDialer(MESH_TOKEN, box, self.links)
-        self.pipeline = Pipeline(self.auth, resolver, self.leases, dialer, self.meter, now_ms)
+        places = Places(self.redis, GatewayId("gw"))
+        self.pipeline = Pipeline(self.auth, resolver, self.leases, dialer, self.meter, places, now_ms)
         for front in (HttpFront, SocksFront):
             make = cast("Callable[[], asyncio.Protocol]", lambda front=front: front(self.pipeline))
             self.servers.append(await loop.create_server(make, "127.0.0.1", 0))

@@ -26,7 +26,7 @@ const REDIRECTED = 4100;
 export class RelaySocket {
   constructor(device, identity, url) {
     Object.assign(this, { device, identity, url, s: device.s, log: device.log, table: device.table });
-    Object.assign(this, { ws: null, leaving: null, v2: false, stands: false, connected: false, unsent: 0, code: null, moveTo: null });
+    Object.assign(this, { ws: null, leaving: null, v2: false, stands: false, connected: false, unsent: 0, code: null });
     this.tunnels = new Map();
     this.sessions = new Map();
     this.outbox = new Outbox((head, payload) => this.sendFrame(head, payload));
@@ -69,7 +69,7 @@ export class RelaySocket {
     const { s } = this;
     this.stands = true;
     this.text("device_info", {
-      country: s.country, carrier: "", currentIp: "auto", protocol: s.protocol, supportsRelayRedirect: true,
+      country: s.country, carrier: "", currentIp: "auto", protocol: s.protocol, supportsRelayRedirect: !s.relay,
       sdkVersion: `node-${VERSION}`, osVersion: process.platform,
     });
     this.hear();
@@ -162,10 +162,7 @@ export class RelaySocket {
         this.log.say(`relay says: ${printable(text("message"))}`);
         break;
       case "relay_redirect":
-        if (this.device.mayFollow(this.identity, text("relay"))) {
-          this.moveTo = text("relay");
-          this.finish(REDIRECTED, "redirect followed");
-        }
+        if (this.device.mayFollow(this.identity, this.url, text("relay"))) this.finish(REDIRECTED, "redirect followed");
         break;
       case "tunnel_connect":
         this.openSession(id, text("host"), payload.port);

@@ -1,14 +1,17 @@
 // The JSON vectors of docs/protocol.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import test from "node:test";
 
 import { canonicalPair, egressVerdict } from "../lib/egress.mjs";
 import {
   Malformed, Mux, number, numbersFrame, parseBinary, parseMux, parseOpen, parseText, reasonFrame,
 } from "../lib/frames.mjs";
-import { Allowance, openAt, parseSchedule } from "../lib/limits.mjs";
+import { Allowance, onCharger, openAt, parseSchedule } from "../lib/limits.mjs";
+import { TIMES } from "../lib/settings.mjs";
 import { FlowViolation, Outbox, Stream, WindowBudget } from "../lib/stream.mjs";
 
 const load = (name) => JSON.parse(readFileSync(new URL(`../../../docs/protocol/${name}`, import.meta.url)));
@@ -98,6 +101,20 @@ test("verdicts on addresses", () => {
   assert.equal(egressVerdict("fe80::1%eth0", 443), "private_address");
   assert.equal(egressVerdict("0x7f000001", 443), "not_an_address");
   assert.equal(egressVerdict("0:0:0:0:0:0:0:1", 80, new Set([canonicalPair("[::1]:80")])), null);
+});
+
+test("waits and chargers", () => {
+  const { waits, chargers } = load("device.json");
+  assert.deepEqual(TIMES, waits);
+  for (const { name, supplies, charging } of chargers) {
+    const folder = mkdtempSync(join(tmpdir(), "psx-"));
+    for (const [path, text] of Object.entries(supplies)) {
+      mkdirSync(join(folder, dirname(path)), { recursive: true });
+      writeFileSync(join(folder, path), `${text}\n`);
+    }
+    assert.equal(onCharger(folder), charging, name);
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("hours of the day", () => {

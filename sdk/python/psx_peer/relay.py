@@ -46,7 +46,7 @@ def _printable(text: str) -> str:
 
 
 class RelaySocket(asyncio.Protocol):
-    """Await `run` for the close code; `redirect_to` holds the relay's wish when the code is 4100."""
+    """Await `run` for the close code."""
 
     def __init__(
         self,
@@ -80,7 +80,6 @@ class RelaySocket(asyncio.Protocol):
         self._paced_bytes = 0
         self._paced_s = self._loop.time()
         self.write_paused = False
-        self.redirect_to: str | None = None
         self.connected = asyncio.Event()
 
     async def run(self, url: str) -> int:
@@ -183,7 +182,7 @@ class RelaySocket(asyncio.Protocol):
             carrier="",
             currentIp="auto",
             protocol=self._options.protocol,
-            supportsRelayRedirect=True,
+            supportsRelayRedirect=self._options.relay is None,
             sdkVersion=f"python-{__version__}",
         )
         return rest
@@ -222,7 +221,6 @@ class RelaySocket(asyncio.Protocol):
             case peer.Type.TUNNEL_CLOSE if session_id in self._tunnels:
                 self._drop(self._tunnels[session_id])
             case peer.Type.RELAY_REDIRECT if self._allow_redirect(text.text("relay")):
-                self.redirect_to = text.text("relay")
                 self._finish(websocket.CloseCode.REDIRECTED, "redirect followed")
             case peer.Type.HEARTBEAT_ACK:
                 log.debug("[ACK]")
