@@ -140,6 +140,15 @@ async def test_an_account_has_so_many_connections_over_all_gateways_and_no_more(
     writer.close()
 
 
+async def test_a_filter_whose_value_is_unusable_is_never_sold_as_none(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    _, writer, head = await plane.connect(9, username=f"{ACCOUNT}-peer-us-iptype-residental")
+    writer.close()
+    assert head.startswith("HTTP/1.1 502 ")
+    assert "E_NO_STOCK_COUNTRY" in head
+    assert "iptype=unusable" in head
+
+
 async def test_a_key_has_no_place_of_a_tunnel_that_was_not_opened(plane: Plane) -> None:
     await plane.add_peer("p1")
     for host in ("127.0.0.1", "10.0.0.1", "no.such.name.example"):
