@@ -4,6 +4,8 @@ It is read by people, so it says what happens and not which route does it. The s
 body of a form: a device id proves nothing.
 """
 
+import base64
+import hashlib
 import html
 import json
 from collections.abc import Callable
@@ -27,14 +29,20 @@ from shared.supply.table import get_device
 
 STOPS: Final = Limit("device_stop", 10, 60)
 FORM_MAX_BYTES: Final = 4096
+_STYLE: Final = (
+    "body{font:1rem/1.5 sans-serif;max-width:42rem;margin:2rem auto;padding:0 1rem}"
+    "label,button{display:block;margin:.4rem 0}"
+)
+_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "form-action 'self'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
 }
 _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Is this device sharing its connection? - psx</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"></head>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>
 <body><main><h1>Is this device sharing its internet connection?</h1>
 <p>psx pays people for letting others use their internet connection. Websites that those others visit see the address of
 your connection. Nobody can reach your files, your other devices or your home network through it.</p>
@@ -45,7 +53,8 @@ page, and nothing more.</p>
 {found}
 <h2>How to stop it</h2>
 <ol><li><strong>On the device:</strong> close the app, press its Stop button, or end the program psx-peer. Sharing ends in
-that moment, and it does not start again by itself.</li>
+that moment, and it does not start again by itself. <code>psx-peer -withdraw</code> also takes your agreement back, with no
+API key.</li>
 <li><strong>From anywhere,</strong> with the API key of the account that the device belongs to:
 <form method="post" action="/peer/device">
 <label>Device id <input name="id" value="{given}" maxlength="128" required></label>
@@ -60,7 +69,7 @@ Programs do the same by the interface: <code>DELETE {api}/v1/peer/my-devices/&lt
 
 
 def _page(api: str, given: str, found: str, refused: ProblemError | None = None) -> HTMLResponse:
-    page = _PAGE.format(given=html.escape(given, quote=True), found=found, api=html.escape(api))
+    page = _PAGE.format(style=_STYLE, given=html.escape(given, quote=True), found=found, api=html.escape(api))
     if refused is None:
         return HTMLResponse(page, headers=_HEADERS)
     return HTMLResponse(page, refused.status, {**_HEADERS, **refused.headers})

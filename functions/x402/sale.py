@@ -48,6 +48,7 @@ _STATUS: Final = {
     Problem.NOT_YOURS: 403,
     Problem.OTHER_PRODUCT: 409,
     Problem.SHARES_UNKNOWN: 409,
+    Problem.TOO_MANY_PARTS: 409,
     Problem.OTHER_PAYLOAD: 409,
     Problem.BAD_PAYMENT: 400,
     Problem.RETRY: 503,

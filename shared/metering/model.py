@@ -1,7 +1,7 @@
 """Counted bytes and what a flush answers."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
@@ -22,9 +22,8 @@ TIME_MAX_MS: Final = 253_402_300_799_999
 """The end of the year 9999."""
 
 
-@dataclass(frozen=True, slots=True)
-class LineKey:
-    """What bytes are counted by."""
+class LineKey(NamedTuple):
+    """What bytes are counted by. A tuple, because every tunnel looks its line up."""
 
     pak_id: PakId
     account_id: AccountId

@@ -18,7 +18,7 @@ from shared.chain.model import (
     UnknownReason,
     Valid,
 )
-from shared.chain.rules import depth_for
+from shared.chain.rules import AUTHORIZATIONS_MAX, depth_for
 from shared.runtime.clock import random_bytes
 from shared.runtime.redis import SyncRedis
 from shared.sale import exact_table, owed_table
@@ -68,6 +68,9 @@ SHARES_UNKNOWN: Final = "several"
 """Where the payer stands in a payment's name. No payment is claimed under it, so serving one payer strikes nothing out."""
 TOO_MANY_PAYERS: Final = (
     "whose part of this transaction is whose cannot be told; it is kept for a human to give back"
+)
+TOO_MANY_PARTS: Final = (
+    "its payer used too many signed transfers in this transaction; it is kept for a human to give back"
 )
 _NOTHING: Final[Reading] = Unknown(UnknownReason.NOT_FOUND)
 NOT_QUOTED: Final = (
@@ -208,6 +211,11 @@ class Verifier:
             )
         if not is_enough(paid.amount_micro, order.due_micro, found.prices.tolerance_bp):
             return self._too_small(owed, paid)
+        if is_too_many(paid):
+            self.mint.dynamo.run(
+                owed_table.refund(self.mint.table("sales"), too_many_refund(owed, paid, self.now_ms()))
+            )
+            return Refused(Problem.TOO_MANY_PARTS, f"{TOO_MANY_PARTS}; do not pay again")
         owed = replace(owed, order=order, tx_hash=paid.tx_hash or owed.tx_hash)
         self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), owed))
         return found
@@ -313,3 +321,18 @@ class Verifier:
 def _by_secret(paid: Valid, tag: str) -> Proof:
     """How well a payment that nobody signed is shown to be its claimer's; a wrong secret is as good as none."""
     return Proof.SECRET if paid.tagged and tag else Proof.HASH
+
+
+def is_too_many(paid: Valid) -> bool:
+    """Whether a payment has more names than one transaction of the store can claim."""
+    return len(paid.authorizations) > AUTHORIZATIONS_MAX
+
+
+def too_many_refund(owed: Owed, paid: Valid, now_ms: int) -> Refund:
+    """Such a payment for a human, who looks at which of its transfers were sold one by one."""
+    words = (
+        f"{len(paid.authorizations)} signed transfers in one transaction: see which were sold by themselves"
+    )
+    return Refund(
+        owed.network, owed.key, paid.tx_hash or owed.tx_hash, paid.payer, paid.amount_micro, words, now_ms
+    )
