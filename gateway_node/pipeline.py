@@ -161,7 +161,7 @@ class Pipeline:
         )
         if isinstance(pak, Refusal):
             return RefusedRequest(pak, _AUTH_MESSAGES[pak])
-        fault = self._standing(pak, request)
+        fault = self._standing(pak, request, route)
         if fault is not None:
             return fault
         owner = self._limited_as(pak)
@@ -180,11 +180,13 @@ class Pipeline:
             if not opened:
                 self._places.give(owner)
 
-    def _standing(self, pak: Pak, request: Request) -> RefusedRequest | None:
+    def _standing(self, pak: Pak, request: Request, route: Route) -> RefusedRequest | None:
         if request.socks and not pak.socks_allowed:
             return RefusedRequest(Refusal.PROTOCOL_NOT_ALLOWED, "this key works on the HTTP port only")
         if self._meter.is_spent(pak.pak_id):
             return RefusedRequest(Refusal.CAP_EXCEEDED, _AUTH_MESSAGES[Refusal.CAP_EXCEEDED])
+        if route.unmet:
+            return RefusedRequest(Refusal.NO_STOCK, f"no exit matches the value of {', '.join(route.unmet)}")
         if self._meter.overloaded():
             return RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
         self._meter.expect(pak)

@@ -113,6 +113,8 @@ class Route:
     strict: bool
     pin: tuple[str, str] | None
     corrections: tuple[str, ...] = ()
+    unmet: tuple[str, ...] = ()
+    """Hard wishes whose value cannot be read: nothing matches them."""
 
 
 class Selected(IntEnum):

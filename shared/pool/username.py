@@ -1,7 +1,7 @@
 """The proxy username as a routing request: `psx_<account>-<pool>-<country>[-token-value ...]`.
 
 The parser heals instead of failing; what it healed is returned as corrections. Only a missing username, or one that is
-longer than 256 characters, is refused.
+longer than 256 characters, is refused. A hard wish that cannot be read is not healed away: it is one that nothing meets.
 """
 
 import re
@@ -37,6 +37,7 @@ _COUNTRY_ALIASES: Final = {
 _COUNTRY: Final = re.compile(r"[a-z]{2}")
 _SESSION: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SLUG: Final = re.compile(r"[a-z0-9_.]{1,64}")
+_HARD: Final = frozenset({"iptype", "isp", "asn"})
 _PIN_KINDS: Final = frozenset({"lease", "device", "port"})
 
 
@@ -48,6 +49,7 @@ class UsernameMissing(ValueError):
 class _Draft:
     found: dict[str, Any] = field(default_factory=dict)
     corrections: list[str] = field(default_factory=list)
+    unmet: list[str] = field(default_factory=list)
 
     def correct(self, what: str) -> None:
         self.corrections.append(what)
@@ -82,6 +84,7 @@ def parse_username(text: str) -> Route:
         strict=found.get("strict", False),
         pin=found.get("pin"),
         corrections=tuple(draft.corrections),
+        unmet=tuple(draft.unmet),
     )
 
 
@@ -119,7 +122,9 @@ def _token(name: str, rest: Iterator[str], draft: _Draft) -> None:
     value = next(rest, "")
     read = reader(value)
     if read is None:
-        draft.correct(f"{name}=dropped")
+        if name in _HARD:
+            draft.unmet.append(name)
+        draft.correct(f"{name}={'unusable' if name in _HARD else 'dropped'}")
         return
     draft.found[name] = read
     if name == "ttl" and str(read) != value:

@@ -97,8 +97,6 @@ def test_hard_means_sticky() -> None:
         ("mbl-us-ttl-5", ("ttl=60",)),
         ("mbl-us-ttl-9999999999", ("ttl=2592000",)),
         ("mbl-us-ttl-abc", ("ttl=dropped",)),
-        ("mbl-us-asn-12345678", ("asn=dropped",)),
-        ("mbl-us-iptype-satellite", ("iptype=dropped",)),
         ("mbl-us-failover-maybe", ("failover=dropped",)),
         ("mbl-us-pin-moon-1", ("pin=dropped",)),
         ("mbl-us-pin", ("pin=dropped",)),
@@ -109,6 +107,13 @@ def test_hard_means_sticky() -> None:
 )
 def test_what_cannot_be_used_is_healed_and_told(tail: str, corrections: tuple[str, ...]) -> None:
     assert parse_username(f"psx_a-{tail}").corrections == corrections
+
+
+@pytest.mark.parametrize("wish", ["asn-12345678", "asn", "iptype-satellite", "isp-_", "isp-b&w"])
+def test_a_hard_wish_that_cannot_be_read_is_one_that_nothing_meets(wish: str) -> None:
+    name = wish.partition("-")[0]
+    route = parse_username(f"psx_a-mbl-us-{wish}")
+    assert (route.unmet, route.corrections) == ((name,), (f"{name}=unusable",))
 
 
 @pytest.mark.parametrize("text", ["", "x" * 257])
