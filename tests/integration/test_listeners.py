@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gateway_node import lobby
 from gateway_node.http_front import HttpFront
 from gateway_node.listen import listen, tls_context
 from gateway_node.lobby import WAITING_PER_NETWORK_MAX
@@ -223,6 +224,16 @@ async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> Non
     writer.close()
 
 
+async def test_a_hard_wish_that_cannot_be_read_finds_nothing_and_is_told(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, writer, head = await plane.connect(port, username=f"{ACCOUNT}-peer-us-iptype-wifi")
+    assert head.startswith("HTTP/1.1 502 ")
+    assert 'details="E_NO_STOCK_COUNTRY"' in head
+    assert "X-PSX-Corrections: iptype=unusable" in head
+    writer.close()
+
+
 async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
     plane.names["target.lab"] = "127.0.0.1"
     await plane.add_peer("p1")
@@ -419,6 +430,19 @@ async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
     assert head.startswith("HTTP/1.1 503 ")
     writer.close()
     plane.auth._table = table
+
+
+async def test_handshakes_of_one_address_cannot_fill_the_gateway(
+    plane: Plane, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lobby, "WAITING_PER_NETWORK_MAX", 2)
+    port = await front(plane, tls=tls_context(lab_files.target_cert, lab_files.target_cert))
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    for _, open_ in (*silent, (reader, writer)):
+        open_.transport.abort()
 
 
 async def test_strangers_of_one_address_cannot_fill_the_gateway(plane: Plane) -> None:
