@@ -162,7 +162,7 @@ class Pipeline:
         )
         if isinstance(pak, Refusal):
             return RefusedRequest(pak, _AUTH_MESSAGES[pak])
-        fault = self._standing(pak, request, route)
+        fault = self._standing(pak, request)
         if fault is not None:
             return fault
         owner = self._limited_as(pak)
@@ -181,7 +181,7 @@ class Pipeline:
             if not opened:
                 self._places.give(owner)
 
-    def _standing(self, pak: Pak, request: Request, route: Route) -> RefusedRequest | None:
+    def _standing(self, pak: Pak, request: Request) -> RefusedRequest | None:
         if request.socks and not pak.socks_allowed:
             return RefusedRequest(Refusal.PROTOCOL_NOT_ALLOWED, "this key works on the HTTP port only")
         if self._meter.is_spent(pak.pak_id):
