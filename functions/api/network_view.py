@@ -6,12 +6,13 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
 
 from functions.api.auth import caller
 from functions.api.status_page import STYLE, page_headers
 from functions.api.wiring import Wiring
+from functions.http import Routes
 from shared.access.model import Scope
 from shared.grading.live import Lengths, queue_lengths
 from shared.guard.table import open_incidents, read_setting, read_switch
@@ -70,9 +71,9 @@ def _lengths(found: Lengths) -> dict[str, int]:
     }
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of the view."""
-    routes = APIRouter()
+    routes = Routes()
 
     @routes.get("/admin/", response_class=HTMLResponse)
     def page() -> HTMLResponse:

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
 from functions.api.wiring import Wiring
+from functions.http import Routes
 from shared.guard.model import Incident
 from shared.guard.table import open_incidents
 from shared.kernel.codes import Pool, SpeedTier
@@ -164,9 +164,9 @@ def _history(w: Wiring, now: int) -> tuple[str, Sequence[Point]]:
     return f"The last {count} {span.value}s", found
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of the page."""
-    routes = APIRouter()
+    routes = Routes()
 
     @routes.get("/status", response_class=HTMLResponse, include_in_schema=False)
     @routes.get("/status/", response_class=HTMLResponse)

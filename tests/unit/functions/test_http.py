@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from functions.api.handler import create_app
 from functions.http import PATH_MAX_BYTES, ProblemError, Routes, install, lambda_handler
 from local.api_gateway import http_event
 from local.http_server import HttpRequest
@@ -43,3 +44,11 @@ def test_a_path_is_bounded_in_bytes() -> None:
     assert "more than" not in ask(longest)[1]["message"]
     status, problem = ask(longest + "x")
     assert (status, problem["message"]) == (404, "there is nothing at a path of more than 1000 bytes")
+
+
+def test_all_routes_are_of_the_kind_that_takes_no_threads() -> None:
+    app = create_app(lambda: None)  # type: ignore[arg-type, return-value]  # nothing is wired to list routes
+    found = (getattr(included, "original_router", None) for included in app.routes)
+    routers = [router for router in found if router is not None]
+    assert len(routers) > 10
+    assert {type(router) for router in routers} == {Routes}
