@@ -60,9 +60,9 @@ def family_row(family: Family) -> dict[str, Any]:
         "agen": family.account_generation,
         "owned": family.owned,
     }
-    return row | (
-        {"was": family.previous_hash, "spent_ms": family.spent_at_ms} if family.previous_hash else {}
-    )
+    if family.previous_hash:
+        row |= {"was": family.previous_hash, "spent_ms": family.spent_at_ms}
+    return row
 
 
 def _row(device: Device) -> dict[str, Any]:
