@@ -48,6 +48,7 @@ class Side:
 
     carries_eof = True
     unsent_bytes = 0
+    bare_socket = None
     held = False
 
     def send(self, data: Any) -> None: ...
