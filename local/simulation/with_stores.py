@@ -22,7 +22,7 @@ from shared.grading.model import Grade, Thresholds
 from shared.grading.rules import Listing
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId, RelayId
-from shared.pool.live import drop_presence, put_presence
+from shared.pool.live import drop_presences, put_presence
 from shared.pool.model import PRESENCE_TTL_S, Presence
 from shared.runtime.dynamo import DynamoRequest, RunsDynamo
 from shared.runtime.redis import SyncRedis
@@ -107,7 +107,7 @@ class StoredSimulation(Simulation):
         for index in there if again else there - self._present:
             self._redis.run(put_presence(_presence(self.world.devices[index].grade.device_id)))
         for index in self._present - there:
-            self._redis.run(drop_presence(self.world.devices[index].grade.device_id, RELAY))
+            self._redis.run(drop_presences([self.world.devices[index].grade.device_id], RELAY))
         self._present = there
         self._put_at_s = time.monotonic() if again else self._put_at_s
 

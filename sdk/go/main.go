@@ -224,7 +224,7 @@ func (s *settings) check(keyFile, connections, limit, hours, terms string) error
 		return wrong("-api is missing: the API's base URL")
 	case !strings.HasPrefix(s.api, "https://") && !lab:
 		return wrong("-api must begin with https://: the API key would travel in the clear")
-	case s.key == "" && s.wallet == "":
+	case s.key == "" && s.wallet == "" && !s.withdraw:
 		return wrong("no API key: set API_KEY or -key-file (or give -wallet alone)")
 	case err != nil || count < 1 || count > maxSockets:
 		return wrong("-connections must be 1 to 8")
@@ -2506,7 +2506,7 @@ func (d *device) identity(ctx context.Context, stale *identity) (*identity, erro
 			return nil, err
 		}
 		log.Printf("API: %v", err)
-		pause(ctx, delay/2+time.Duration(mathrand.Int64N(int64(delay))))
+		pause(ctx, time.Duration(mathrand.Int64N(2*int64(delay)))) // full jitter
 	}
 }
 

@@ -1,5 +1,7 @@
 """What owners decide through the API function: lists, wishes, consent and its withdrawal."""
 
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlencode
 
@@ -182,6 +184,9 @@ def test_anybody_learns_what_a_device_id_is_and_nothing_of_its_owner(functions: 
     page = functions.call(f"/peer/device?id={ident}")
     assert page.headers["content-type"].startswith("text/html")
     assert "Its owner agreed" in page.body
+    style = page.body.partition("<style>")[2].partition("</style>")[0]
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"], "browsers would drop it"
     assert "No device of psx" in functions.call("/peer/device?id=nobody").body
     attack = functions.call("/peer/device?id=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
     assert "<script>" not in attack.body

@@ -148,7 +148,7 @@ export class Device {
         if (fault instanceof Refused && !fault.passes) throw (this.over = fault);
         this.log.say(`API: ${fault instanceof Refused ? fault.message : "not reached"}`);
       }
-      await pause(waitS * (0.5 + Math.random()), signal);
+      await pause(2 * waitS * Math.random(), signal); // full jitter
     }
   }
 

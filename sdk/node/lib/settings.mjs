@@ -113,7 +113,7 @@ function check(s, given, lab) {
   if (!s.api) throw new Wrong("-api is missing: the API's base URL");
   if (!s.api.startsWith("https://") && !lab)
     throw new Wrong("-api must begin with https://: the API key would travel in the clear");
-  if (!s.key && !s.wallet) throw new Wrong("no API key: set API_KEY or -key-file (or give -wallet alone)");
+  if (!s.key && !s.wallet && !s.withdraw) throw new Wrong("no API key: set API_KEY or -key-file (or give -wallet alone)");
   if (!/^\d+$/.test(given.connections) || s.connections < 1 || s.connections > MAX_SOCKETS)
     throw new Wrong("-connections must be 1 to 8");
   if (s.limitMbit !== null && !(s.limitMbit > 0 && s.limitMbit < 1e6))

@@ -9,6 +9,7 @@ import test from "node:test";
 import { canonicalPair, egressVerdict } from "../lib/egress.mjs";
 import {
   Malformed, Mux, number, numbersFrame, parseBinary, parseMux, parseOpen, parseText, reasonFrame,
+  maskedMessage,
 } from "../lib/frames.mjs";
 import { Allowance, onCharger, openAt, parseSchedule } from "../lib/limits.mjs";
 import { TIMES } from "../lib/settings.mjs";
@@ -82,6 +83,23 @@ for (const row of v2.malformed) {
 }
 test("types that nobody knows are ignored", () => {
   for (const row of v2.ignored) assert.equal(parseMux(hex(row.hex)), null);
+});
+
+test("a masked message is what a server reads", () => {
+  const unmasked = (frame) => {
+    const short = frame[1] & 0x7f;
+    const [at, size] =
+      short < 126 ? [2, short] : short === 126 ? [4, frame.readUInt16BE(2)] : [10, Number(frame.readBigUInt64BE(2))];
+    const body = frame.subarray(at + 4).map((byte, i) => byte ^ frame[at + (i & 3)]);
+    assert.deepEqual([frame[0], frame[1] & 0x80, body.length], [0x82, 0x80, size]);
+    return Buffer.from(body);
+  };
+  for (const size of [0, 1, 119, 120, 121, 122, 123, 65_529, 65_530, 65_531, 65_532, 200_003]) {
+    const [head, payload] = [Buffer.from([1, 2, 3, 4, 5]), Buffer.alloc(size, "psx-")];
+    const frame = maskedMessage(head, payload);
+    assert.deepEqual(unmasked(frame), Buffer.concat([head, payload]), `${size}`);
+    assert.notDeepEqual(maskedMessage(head, payload), frame, "a key of its own for each");
+  }
 });
 
 test("frames of v1", () => {

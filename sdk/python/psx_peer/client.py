@@ -175,5 +175,5 @@ class Peer:
                 log.warning("API: %s", refusal)
             except (OSError, http.client.HTTPException) as error:
                 log.warning("API not reached: %s", type(error).__name__)
-            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, 2 * wait_s))  # noqa: S311 - full jitter
             wait_s = min(wait_s * 2, API_RETRY_MAX_S)

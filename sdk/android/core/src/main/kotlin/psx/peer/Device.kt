@@ -388,7 +388,7 @@ class Device(
             return
         }
         log.say("API: ${if (fault is Refused) fault.message else "not reached"}")
-        loop.after((waitS * (0.5 + Random.nextDouble()) * 1000).toLong()) {
+        loop.after((2 * waitS * Random.nextDouble() * 1000).toLong()) { // full jitter
             if (!stopping) obtain(stale, minOf(2 * waitS, BACKOFF_MAX_S))
         }
     }

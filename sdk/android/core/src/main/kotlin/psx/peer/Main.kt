@@ -127,7 +127,7 @@ private fun check(given: Map<String, String>, lab: Boolean) {
     when {
         api.isEmpty() -> throw Wrong("-api is missing: the API's base URL")
         !api.startsWith("https://") && !lab -> throw Wrong("-api must begin with https://: the API key would travel in the clear")
-        given.getValue("key").isEmpty() && given.getValue("key-file").isEmpty() && given.getValue("wallet").isEmpty() ->
+        listOf("key", "key-file", "wallet").all { given.getValue(it).isEmpty() } && given["withdraw"] != "true" ->
             throw Wrong("no API key: set API_KEY or -key-file (or give -wallet alone)")
         count.toIntOrNull() !in 1..8 -> throw Wrong("-connections must be 1 to 8")
         limit.isNotEmpty() && limit.toDoubleOrNull()?.let { it > 0 && it < 1e6 } != true ->
