@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 from prometheus_client import Counter, Gauge
@@ -244,7 +245,7 @@ class Pipeline:
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
-        slow = asyncio.get_running_loop().call_later(SLOW_OPEN_S, self._leases.path_lost, device_id)
+        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
         try:
             return await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
@@ -269,6 +270,8 @@ class Pipeline:
         return self._opened(current, acquired, side, route, began_ms)
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
+        if route.unusable:
+            return NoStock(0, NoStockReason.UNUSABLE)
         if route.pin is not None and len(route.pools) > 1 and route.failover is not Failover.STRICT:
             # Whichever pool has what is pinned comes before a stand-in from either.
             pinned = await self._from_pools(replace(route, failover=Failover.STRICT), pak, excluded)
@@ -287,6 +290,10 @@ class Pipeline:
         return missing
 
     async def _no_stock(self, route: Route, reason: NoStockReason) -> RefusedRequest:
+        if reason is NoStockReason.UNUSABLE:
+            names = ", ".join(route.unusable)
+            hint = "nearest alternative: the same without it"
+            return RefusedRequest(Refusal.NO_STOCK, f"no exit matches: unusable value for {names}; {hint}")
         if reason is NoStockReason.SESSIONS:
             return RefusedRequest(Refusal.SESSION_LIMIT, f"more than {SESSIONS_MAX} sessions at once")
         if reason is NoStockReason.LEASE:

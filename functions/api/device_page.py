@@ -12,15 +12,14 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
-from starlette.concurrency import run_in_threadpool
 
 from functions.api.audit import concerns
 from functions.api.auth import api_key
 from functions.api.consent import Consents, who
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_network
+from functions.http import ProblemError, Routes, source_network
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import Scope
@@ -101,9 +100,9 @@ def _fields(request: Request, body: bytes) -> tuple[str, str]:
         raise ProblemError(400, "INVALID_FIELD", "id, key: both are needed") from None
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of the page."""
-    routes = APIRouter()
+    routes = Routes()
     consents = Consents(wiring)
 
     @routes.get("/peer/device", response_class=HTMLResponse)
@@ -114,7 +113,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     @routes.post("/peer/device", response_class=HTMLResponse)
     async def stop(request: Request) -> HTMLResponse:
         body = await request.body()
-        return await run_in_threadpool(answer, request, body)
+        return answer(request, body)
 
     def answer(request: Request, body: bytes) -> HTMLResponse:
         """A person reads it, also when nothing was done."""
@@ -137,6 +136,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if device is None or device.account_id != key.account_id or Scope.SUPPLY not in key.scopes:
             raise ProblemError(404, "NOT_FOUND", "the account of this API key has no such device")
         concerns(request, f"dev#{device_id}", key.account_id, "api_key")
-        consents.withdraw(device, who(key), "page")
+        consents.withdraw(request, device, who(key), "page")
 
     return routes

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from shared.guard import table as rows
 from shared.guard.model import AuditEntry, AuditEvent, Refused, Versions
@@ -14,10 +14,15 @@ from shared.runtime.dynamo import (
     DynamoRequest,
     RunsDynamo,
     TransactItem,
+    answered_by,
+    as_items,
+    refused_by,
     transact,
 )
 
-APPEND_ATTEMPTS_MAX: Final = 8
+T = TypeVar("T")
+APPEND_ATTEMPTS_MAX: Final = 32
+"""Each attempt that fails is another writer's entry, so this many may write to one stream at once."""
 SETTINGS_TTL_MS: Final = 5_000
 _UNSET: Final = Versions({}, 0)
 
@@ -72,6 +77,21 @@ def write_audited(
     raise AuditContended("audit: contended")
 
 
+def run_audited(
+    dynamo: RunsDynamo,
+    audit_table: str,
+    event: AuditEvent,
+    write: DynamoRequest[T],
+    beside: Sequence[TransactItem] = (),
+) -> T:
+    """Run one write as the executor would, in one transaction with its event and with what belongs `beside` it.
+
+    Raises AuditContended and StoreUnavailable.
+    """
+    conflict = write_audited(dynamo, audit_table, event, [*as_items(write), *beside])
+    return answered_by(dynamo.run, write) if conflict is None else refused_by(write, conflict)
+
+
 async def write_audited_async(
     dynamo: AsyncDynamo,
     audit_table: str,
@@ -92,8 +112,15 @@ async def write_audited_async(
 def _with_event(
     table: str, event: AuditEvent, tail: AuditEntry | None, items: Sequence[TransactItem], account: str
 ) -> DynamoRequest[Conflict | None]:
+    return transact([*items, *event_items(table, event, tail, account)])
+
+
+def event_items(
+    table: str, event: AuditEvent, tail: AuditEntry | None, account: str = ""
+) -> list[TransactItem]:
+    """An event behind the last entry of its stream, for a transaction; the first item fails when there is a later one."""
     entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
-    return transact([*items, *rows.entry_items(table, entry, account)])
+    return rows.entry_items(table, entry, account)
 
 
 def _of_items(conflict: Conflict, items: Sequence[TransactItem]) -> tuple[int, ...]:

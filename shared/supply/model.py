@@ -120,6 +120,15 @@ class OwnerConsent:
 
 
 @dataclass(frozen=True, slots=True)
+class Hours:
+    """When an owner shares: minutes of the day, by the clock of an IANA time zone."""
+
+    begins: int
+    ends: int
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
 class Owner:
     """What an account decides for all its devices. `listing_all` is its newest word on all of them, if it ever gave one."""
 
@@ -130,6 +139,7 @@ class Owner:
     listing_all_at_ms: int = 0
     consent: OwnerConsent | None = None
     withdrawn_at_ms: int = 0
+    hours: Hours | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ import socket
 import ssl
 import struct
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from gateway_node import lobby
 from gateway_node.http_front import HttpFront
 from gateway_node.listen import listen, tls_context
 from gateway_node.lobby import WAITING_PER_NETWORK_MAX
@@ -24,7 +26,7 @@ from shared.pool.live import list_endpoint, publish_revoke_pak
 from shared.pool.model import Endpoint
 from shared.pool.places import CONNECTIONS_MAX, hold_places
 from shared.runtime.clock import now_ms
-from shared.runtime.redis import command
+from shared.runtime.redis import AsyncRedis, command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
 from tests.support.stores import PREFIX
@@ -139,6 +141,15 @@ async def test_an_account_has_so_many_connections_over_all_gateways_and_no_more(
     writer.close()
 
 
+async def test_a_filter_whose_value_is_unusable_is_never_sold_as_none(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    _, writer, head = await plane.connect(9, username=f"{ACCOUNT}-peer-us-iptype-residental")
+    writer.close()
+    assert head.startswith("HTTP/1.1 502 ")
+    assert "E_NO_STOCK_COUNTRY" in head
+    assert "iptype=unusable" in head
+
+
 async def test_a_key_has_no_place_of_a_tunnel_that_was_not_opened(plane: Plane) -> None:
     await plane.add_peer("p1")
     for host in ("127.0.0.1", "10.0.0.1", "no.such.name.example"):
@@ -210,6 +221,16 @@ async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> Non
     assert head.startswith("HTTP/1.1 200 ")
     assert "X-PSX-Corrections: ttl=60, foo=unknown" in head
     assert "X-Request-ID: " in head
+    writer.close()
+
+
+async def test_a_hard_wish_that_cannot_be_read_finds_nothing_and_is_told(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, writer, head = await plane.connect(port, username=f"{ACCOUNT}-peer-us-iptype-wifi")
+    assert head.startswith("HTTP/1.1 502 ")
+    assert 'details="E_NO_STOCK_COUNTRY"' in head
+    assert "X-PSX-Corrections: iptype=unusable" in head
     writer.close()
 
 
@@ -323,25 +344,45 @@ async def test_an_exit_that_drops_two_customers_is_kept_from_others_and_one_alon
             await asyncio.sleep(0.01)
 
 
-async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(plane: Plane) -> None:
+async def far_redis(plane: Plane, url: str) -> AsyncRedis:
+    """The same Redis behind a wire on which every answer takes a while."""
+    near = urlsplit(url)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        near_reader, near_writer = await asyncio.open_connection(near.hostname, near.port)
+
+        async def answers() -> None:
+            while data := await near_reader.read(65536):
+                await asyncio.sleep(0.05)
+                writer.write(data)
+
+        answering = asyncio.get_running_loop().create_task(answers())
+        while data := await reader.read(65536):
+            near_writer.write(data)
+        answering.cancel()
+        near_writer.close()
+        writer.close()
+
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    plane.servers.append(server)
+    return AsyncRedis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(
+    plane: Plane, valkey_url: str
+) -> None:
     await plane.add_peer("p1")
     port = await plane.target(echo)
-    real = plane.redis.run
-
-    async def slow(call: Any) -> Any:
-        answer = await real(call)
-        await asyncio.sleep(0.05)
-        return answer
-
-    plane.redis.run = slow  # type: ignore[method-assign]  # a far Redis
+    plane.leases.redis = far = await far_redis(plane, valkey_url)
     for _ in range(6):
         _, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
         writer.write(connect(port))
         await asyncio.sleep(0.03)
         writer.transport.abort()
     await asyncio.sleep(0.5)
-    plane.redis.run = real  # type: ignore[method-assign]
-    assert await real(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+    plane.leases.redis = plane.redis
+    assert await plane.redis.run(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+    await far.close()
 
 
 async def test_a_customer_that_never_reads_is_let_go(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,6 +430,19 @@ async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
     assert head.startswith("HTTP/1.1 503 ")
     writer.close()
     plane.auth._table = table
+
+
+async def test_handshakes_of_one_address_cannot_fill_the_gateway(
+    plane: Plane, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lobby, "WAITING_PER_NETWORK_MAX", 2)
+    port = await front(plane, tls=tls_context(lab_files.target_cert, lab_files.target_cert))
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    for _, open_ in (*silent, (reader, writer)):
+        open_.transport.abort()
 
 
 async def test_strangers_of_one_address_cannot_fill_the_gateway(plane: Plane) -> None:
