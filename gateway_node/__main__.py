@@ -112,14 +112,14 @@ async def serve(settings: GatewaySettings) -> None:
         await _drain(pipeline, meter, links, settings.gateway_drain_max_s)
         await duties.end()
         links.close()
-        await meter.stop()
+        written = await meter.stop(settings.gateway_last_flush_max_s)
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(GIVE_BACK_MAX_S):
                 await leases.drain()
                 await places.renew()
         private.close()
     await redis.close()
-    if duties.broken:
+    if duties.broken or not written:  # whoever takes this machine away has to know that its disk holds counts
         raise SystemExit(BROKEN)
 
 

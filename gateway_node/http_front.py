@@ -335,6 +335,10 @@ class PlainPath:
     def unsent_bytes(self) -> int:
         return self._front.unsent_bytes
 
+    @property
+    def bare_socket(self) -> None:
+        return None
+
     def send(self, data: Bytes) -> None:
         self._front.upstream_sent(self._tunnel, data)
 

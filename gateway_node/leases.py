@@ -41,7 +41,6 @@ class Leases:
         self._now_ms = now_ms
         self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
         self._returned: dict[Pool, Counter[tuple[EndpointId, PakId]]] = {pool: Counter() for pool in Pool}
-        self._orphans: set[asyncio.Future[Acquired | NoStock]] = set()
         self._wake = asyncio.Event()
 
     async def acquire(
@@ -84,22 +83,12 @@ class Leases:
         self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
     ) -> Acquired | NoStock:
         call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
-        asked = asyncio.ensure_future(self.redis.run(call))
-        try:
-            return await asyncio.shield(asked)
-        except (
-            asyncio.CancelledError
-        ):  # the customer left while the answer was on its way: it is held all the same
-            self._orphans.add(asked)
-            asked.add_done_callback(partial(self._orphaned, pak_id))
-            raise
+        return await self.redis.run(call, partial(self._unheard, pak_id))
 
-    def _orphaned(self, pak_id: PakId, asked: asyncio.Future[Acquired | NoStock]) -> None:
-        self._orphans.discard(asked)
-        if not asked.cancelled() and asked.exception() is None:
-            acquired = asked.result()
-            if isinstance(acquired, Acquired):
-                self.give_back(acquired, pak_id)
+    def _unheard(self, pak_id: PakId, acquired: Acquired | NoStock) -> None:
+        """The customer left while the answer was on its way: it is held all the same."""
+        if isinstance(acquired, Acquired):
+            self.give_back(acquired, pak_id)
 
     def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
         """The connection ended."""

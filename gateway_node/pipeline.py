@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 from prometheus_client import Counter, Gauge
@@ -246,7 +247,7 @@ class Pipeline:
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
-        slow = asyncio.get_running_loop().call_later(SLOW_OPEN_S, self._leases.path_lost, device_id)
+        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
         try:
             return await self._dialer.open(acquired, target, request.request_id)
         except BaseException:

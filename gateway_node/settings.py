@@ -2,12 +2,16 @@
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, SecretStr, field_validator
 
 from shared.runtime.settings import LabSettings, listen_address, secret_bytes
 
 KEY_BYTES = 32
+LAST_FLUSH_MAX_S: Final = 120.0
+"""How long a gateway that stops tries to write its last counts, after its drain. Its unit's `TimeoutStopSec` is longer
+than both together."""
 Network = IPv4Network | IPv6Network
 
 
@@ -24,6 +28,7 @@ class GatewaySettings(LabSettings):
     """Networks of the load balancers that send PROXY protocol v2; others are not let in then. Empty: no balancer."""
     gateway_workers: int = Field(default=1, ge=1, le=64)
     gateway_drain_max_s: float = Field(default=30.0, ge=0, le=600)
+    gateway_last_flush_max_s: float = Field(default=LAST_FLUSH_MAX_S, ge=0, le=LAST_FLUSH_MAX_S)
     house_account: str = ""
     gateway_journal_dir: Path | None = None
     mesh_token: SecretStr

@@ -498,6 +498,7 @@ class LocalNetwork:
             **self._key_settings(),
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_GATEWAY_DRAIN_MAX_S": "3",
+            "PSX_GATEWAY_LAST_FLUSH_MAX_S": "1",  # all parts are stopped at once, the stores too
             "PSX_GATEWAY_ID": "gateway-1",
             "PSX_GATEWAY_JOURNAL_DIR": str(self.folder.path / "journal"),
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.ports.http}",

@@ -117,7 +117,7 @@ class ConnectStream:
             case MuxType.BLOCKED:
                 self._stream.on_blocked(read_limit(frame.body))
             case MuxType.EOF if self._open:
-                self._stream.on_eof()
+                self._stream.on_eof(closes=True)
                 self._close_if_over()
             case MuxType.RESET:
                 self._lose(Reason.TARGET_CLOSED, "target_reset")

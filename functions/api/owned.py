@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
+from pydantic import StrictBool
 
+from functions.api.audit import run_told
 from functions.api.auth import caller, device_of, managed_device
+from functions.api.desk import Desk
 from functions.api.device_view import DeviceView
 from functions.api.enrolling import Body
 from functions.api.paging import read_cursor, write_cursor
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes, bearer
 from shared.access.model import Scope
 from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import AccountId, EndpointId
@@ -28,37 +31,29 @@ LISTING_RUN_S: Final = 60
 class ListingBody(Body):
     """The owner's wish."""
 
-    listed: bool
+    listed: StrictBool
 
 
 class ListAllBody(Body):
     """The owner's wish for every device."""
 
-    listed: bool = True
+    listed: StrictBool = True
 
 
 class PreferencesBody(Body):
     """`PATCH /v1/peer/my-preferences`: only what is sent is changed."""
 
-    autoList: bool | None = None
+    autoList: StrictBool | None = None
 
 
-class Owned:
+class Owned(Desk):
     """Routes' work."""
 
+    table_name = "devices"
+
     def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
+        super().__init__(wiring)
         self.view = DeviceView(wiring)
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
-
-    @property
-    def table(self) -> str:
-        """The devices table."""
-        return self.w.settings.table("devices")
 
     def account(self, request: Request) -> AccountId:
         """The calling owner."""
@@ -87,8 +82,8 @@ class Owned:
 
     def _device_itself(self, request: Request) -> Device | None:
         """The device whose own token this is: in its owner's list it sees itself alone."""
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        claims = verify(bearer, self.w.settings.jwt_public_key.get_secret_value()) if bearer else None
+        token = bearer(request)
+        claims = verify(token, self.w.settings.jwt_public_key.get_secret_value()) if token else None
         return device_of(self.w, request, claims.device_id) if isinstance(claims, Claims) else None
 
     def count(self, account_id: AccountId) -> int:
@@ -96,19 +91,20 @@ class Owned:
         counts = self.w.dynamo.run(devices.read_counts(self.table, account_id))
         return sum(count for count, _ in counts.values())
 
-    def set_listing(self, device: Device, listed: bool) -> dict[str, Any]:
+    def set_listing(self, request: Request, device: Device, listed: bool) -> dict[str, Any]:
         """The owner's wish; a no is carried out at once."""
         fields = {"listing_wanted": listed, "listing_set_ms": now_ms()}
-        changed = self.w.dynamo.run(devices.change(self.table, device.device_id, fields)) or device
+        write = devices.change(self.table, device.device_id, fields)
+        changed = run_told(self.w, request, write) or device
         if not listed:
             self.w.redis.run(unlist_endpoint(device.pool, EndpointId(device.device_id)))
         self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         return self.view.status(changed)
 
-    def list_all(self, account_id: AccountId, listed: bool) -> dict[str, Any]:
+    def list_all(self, request: Request, account_id: AccountId, listed: bool) -> dict[str, Any]:
         """The owner's wish for all devices there are, however many; the next listing run carries it out."""
         fields = {"listing_all": listed, "listing_all_ms": now_ms()}
-        self.w.dynamo.run(change_owner(self.table, account_id, fields))
+        run_told(self.w, request, change_owner(self.table, account_id, fields))
         self.w.redis.run(mark_changed([account_mark(account_id)]))
         return {"listed": listed, "devices": self.count(account_id), "effectiveWithinS": LISTING_RUN_S}
 
@@ -116,22 +112,22 @@ class Owned:
         """What an owner decided for all devices."""
         return {"autoList": owner.auto_list, "listAll": owner.listing_all}
 
-    def revoke(self, device: Device) -> dict[str, Any]:
+    def revoke(self, request: Request, device: Device) -> dict[str, Any]:
         """End every token of a device."""
-        self.w.enrolment.tell(self.w.dynamo.run(devices.revoke(self.table, device.device_id)))
+        self.w.enrolment.tell(run_told(self.w, request, devices.revoke(self.table, device.device_id)))
         return {"deviceId": device.device_id, "revoked": True}
 
-    def revoke_all(self, account_id: AccountId) -> dict[str, Any]:
+    def revoke_all(self, request: Request, account_id: AccountId) -> dict[str, Any]:
         """End every token of every device of an account."""
-        owner = self.w.dynamo.run(revoke_owner(self.table, account_id, {}))
+        owner = run_told(self.w, request, revoke_owner(self.table, account_id, {}))
         for call in revoke_account(account_id, owner.generation):
             self.w.redis.run(call)
         return {"revoked": True, "devices": self.count(account_id)}
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of owners."""
-    routes = APIRouter()
+    routes = Routes()
     owned = Owned(wiring)
 
     @routes.get("/v1/peer/agents/{device_id}/status")
@@ -147,19 +143,19 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.patch("/v1/peer/my-devices/{device_id}/listing")
     def listing(request: Request, device_id: str, body: ListingBody) -> dict[str, Any]:
-        return owned.set_listing(managed_device(owned.w, request, device_id), body.listed)
+        return owned.set_listing(request, managed_device(owned.w, request, device_id), body.listed)
 
     @routes.post("/v1/peer/my-devices/list-all")
     def list_all(request: Request, body: ListAllBody | None = None) -> dict[str, Any]:
-        return owned.list_all(owned.account(request), body is None or body.listed)
+        return owned.list_all(request, owned.account(request), body is None or body.listed)
 
     @routes.post("/v1/peer/my-devices/revoke-all")
     def revoke_all(request: Request) -> dict[str, Any]:
-        return owned.revoke_all(owned.account(request))
+        return owned.revoke_all(request, owned.account(request))
 
     @routes.post("/v1/peer/my-devices/{device_id}/revoke")
     def revoke(request: Request, device_id: str) -> dict[str, Any]:
-        return owned.revoke(managed_device(owned.w, request, device_id))
+        return owned.revoke(request, managed_device(owned.w, request, device_id))
 
     @routes.get("/v1/peer/my-preferences")
     def preferences(request: Request) -> dict[str, Any]:
@@ -171,8 +167,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         account_id = owned.account(request)
         if body.autoList is None:
             raise ProblemError(400, "INVALID_FIELD", "autoList: must be true or false")
-        return owned.preferences(
-            owned.w.dynamo.run(change_owner(owned.table, account_id, {"auto_list": body.autoList}))
-        )
+        write = change_owner(owned.table, account_id, {"auto_list": body.autoList})
+        return owned.preferences(run_told(owned.w, request, write))
 
     return routes

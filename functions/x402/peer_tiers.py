@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, StrictBool
 
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from functions.x402.admin import admins_event, recorded
 from functions.x402.wiring import TEST_KEY_BYTES, Wiring
 from shared.access.model import Pak
@@ -296,9 +296,9 @@ def _decided(w: Wiring, flag: Flag, state: dict[str, Any], tested: list[str], fa
     return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now})
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """The flag's routes."""
-    routes = APIRouter(prefix="/v1/x402/admin")
+    routes = Routes(prefix="/v1/x402/admin")
 
     @routes.get("/peer-tiers")
     def shown(request: Request) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def ask_probe(device_id: DeviceId, in_ms: int = 0, *, urgent: bool = False) -> R
     return _ask([device_id], in_ms, urgent=urgent, only_new=False)
 
 
+def ask_probes(device_ids: Sequence[DeviceId]) -> RedisCall[int]:
+    """Probe devices as soon as somebody can."""
+    return _ask(device_ids, 0, urgent=False, only_new=False)
+
+
 def queue_forgotten(device_ids: Sequence[DeviceId], in_ms: int) -> RedisCall[int]:
     """Put devices into the queue that are not in it, as after a loss of Redis. Answers how many."""
     return _ask(device_ids, in_ms, urgent=False, only_new=True)
@@ -124,9 +129,9 @@ def device_mark(device_id: DeviceId) -> str:
     return f"dev:{device_id}"
 
 
-def mark_left(device_id: DeviceId) -> RedisCall[int]:
-    """A device left its relay: its listing is looked at in a while, if it is not back by then."""
-    return mark_changed([f"left:{device_id}"], LEFT_AFTER_MS)
+def mark_left(device_ids: Sequence[DeviceId]) -> RedisCall[int]:
+    """Devices left their relay: their listing is looked at in a while, if they are not back by then."""
+    return mark_changed([f"left:{device_id}" for device_id in device_ids], LEFT_AFTER_MS)
 
 
 def marked_device(mark: str) -> DeviceId | None:

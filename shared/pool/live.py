@@ -98,46 +98,65 @@ class RevokedBelow(NamedTuple):
     account: int
 
 
+class Arrival(NamedTuple):
+    """A device that is on a relay, with the generations of its token."""
+
+    presence: Presence
+    generation: int = 0
+    account_generation: int = 0
+
+
 def put_presence(
     presence: Presence, generation: int = 0, account_generation: int = 0
 ) -> RedisCall[RevokedBelow]:
-    """A device is on a relay; run again before `PRESENCE_TTL_S` is over. The relay it came to last wins.
+    """The same for one device."""
+    asked = put_presences(presence.relay_id, [Arrival(presence, generation, account_generation)])
+    return RedisCall(lambda a: asked.parse(a)[0], script=asked.script, keys=asked.keys, args=asked.args)
 
-    The generations are those of its token. Revoked ones are answered, and then nothing is written.
+
+def put_presences(relay_id: RelayId, arrivals: Sequence[Arrival]) -> RedisCall[list[RevokedBelow]]:
+    """Devices are on a relay; run again before `PRESENCE_TTL_S` is over. The relay that a device came to last wins.
+
+    Answers for each which generations are revoked; where its own is one of them nothing is written.
     """
-    key = f"{_prefix(Pool.PEER)}live:{presence.device_id}"
-    fields: list[str | int] = []
-    for name, value in (
-        ("account_id", presence.account_id),
-        ("relay_id", presence.relay_id),
-        ("mesh_host", presence.mesh_host),
-        ("mesh_port", presence.mesh_port),
-        ("protocol", presence.protocol),
-        ("ip", presence.ip),
-        ("country", presence.country),
-        ("ip_type", presence.ip_type.value),
-        ("asn", presence.asn),
-        ("isp", presence.isp),
-        ("connected_at_ms", presence.connected_at_ms),
-        ("relay_life", presence.relay_life),
-    ):
-        fields += [name, value]
-    alias = pin_id(presence.device_id)
-    pins = [f"{_prefix(Pool.PEER)}pin:{presence.account_id}:{alias}"] if alias != presence.device_id else []
+    keys: list[str] = []
+    args: list[str | int] = [PRESENCE_TTL_S, relay_id, 0]
+    for arrival in arrivals:
+        args += _arrival(arrival)
+        keys += _arrival_keys(arrival.presence)
+    args[2] = (len(args) - 3) // len(arrivals)
     return RedisCall(
-        lambda answer: RevokedBelow(int(answer[1]), int(answer[2])),
+        lambda answer: [RevokedBelow(int(told[1]), int(told[2])) for told in answer],
         script=_PUT_PRESENCE,
-        keys=[key, _revoked_key(presence.device_id), _revoked_account_key(presence.account_id), *pins],
-        args=[
-            PRESENCE_TTL_S,
-            presence.relay_id,
-            presence.connected_at_ms,
-            generation,
-            account_generation,
-            presence.device_id,
-            *fields,
-        ],
+        keys=keys,
+        args=args,
     )
+
+
+def _arrival_keys(presence: Presence) -> tuple[str, str, str, str]:
+    device_id, prefix = presence.device_id, _prefix(Pool.PEER)
+    key, alias = f"{prefix}live:{device_id}", pin_id(device_id)
+    pin = f"{prefix}pin:{presence.account_id}:{alias}" if alias != device_id else key
+    return key, _revoked_key(device_id), _revoked_account_key(presence.account_id), pin
+
+
+def _arrival(arrival: Arrival) -> tuple[str | int, ...]:
+    presence = arrival.presence
+    return (
+        presence.connected_at_ms, arrival.generation, arrival.account_generation, presence.device_id,
+        "account_id", presence.account_id,
+        "relay_id", presence.relay_id,
+        "mesh_host", presence.mesh_host,
+        "mesh_port", presence.mesh_port,
+        "protocol", presence.protocol,
+        "ip", presence.ip,
+        "country", presence.country,
+        "ip_type", presence.ip_type.value,
+        "asn", presence.asn,
+        "isp", presence.isp,
+        "connected_at_ms", presence.connected_at_ms,
+        "relay_life", presence.relay_life,
+    )  # fmt: skip
 
 
 def renew_presence(device_ids: Sequence[DeviceId], relay_id: RelayId) -> RedisCall[list[bool]]:
@@ -159,10 +178,14 @@ def _revoked_account_key(account_id: AccountId) -> str:
     return f"{_prefix(Pool.PEER)}revoked-account:{account_id}"
 
 
-def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
-    """A device left this relay. False when it is on another one by now, and stays."""
+def drop_presences(device_ids: Sequence[DeviceId], relay_id: RelayId) -> RedisCall[list[bool]]:
+    """Devices left this relay. False for each that is on another one by now, and stays."""
+    keys = [f"{_prefix(Pool.PEER)}live:{device_id}" for device_id in device_ids]
     return RedisCall(
-        bool, script=_DROP_PRESENCE, keys=[f"{_prefix(Pool.PEER)}live:{device_id}"], args=[relay_id]
+        lambda answer: [bool(dropped) for dropped in answer],
+        script=_DROP_PRESENCE,
+        keys=keys,
+        args=[relay_id],
     )
 
 

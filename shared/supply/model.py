@@ -75,7 +75,8 @@ class Device:
     """One enrolled device.
 
     `shard` is where it is counted, `proven_at_ms` when it first served or was verified. `claimed_country` is what it says
-    where its address says otherwise. `twins_at_ms`: two machines were seen using this one identity.
+    where its address says otherwise. `twins_at_ms`: two machines were seen using this one identity. `released_at_ms`: its
+    place in the counts was given back, because it was withdrawn and never served.
     """
 
     device_id: DeviceId
@@ -93,6 +94,7 @@ class Device:
     proven_at_ms: int | None = None
     consent: Consent | None = None
     withdrawn_at_ms: int | None = None
+    released_at_ms: int | None = None
     wallet: str | None = None
     pending_wallet: PendingWallet | None = None
     requested_micro: int = 0

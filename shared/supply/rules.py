@@ -184,14 +184,12 @@ def shard_cap(cap: int, shard: int) -> int:
     return cap // COUNT_SHARDS + (shard < cap % COUNT_SHARDS)
 
 
-def is_ghost(device: Device, owner: Owner, now_ms: int) -> bool:
-    """Whether a device that is connected nowhere is to be forgotten: it never served and was not seen for long.
-
-    A withdrawal is never forgotten: a client that comes back must not agree by itself.
-    """
-    if device.kind is Kind.MODEM or device.proven_at_ms is not None or is_withdrawn(device, owner):
+def is_ghost(device: Device, now_ms: int) -> bool:
+    """Whether a device that is connected nowhere only takes up room: it never served and was not seen for long."""
+    if device.kind is Kind.MODEM or device.proven_at_ms is not None:
         return False
-    seen = max([device.created_at_ms, *(family.used_at_ms for family in device.families.values())])
+    used = (family.used_at_ms for family in device.families.values())
+    seen = max([device.created_at_ms, device.withdrawn_at_ms or 0, *used])
     return now_ms - seen > GHOST_AFTER_MS
 
 

@@ -174,7 +174,7 @@ def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
     for name in names[:5]:
         probe(listing, name, FAIL, FAIL, FAIL)
     for name in names[5:]:
-        redis.run(live.drop_presence(DeviceId(name), presence(name).relay_id))
+        redis.run(live.drop_presences([DeviceId(name)], presence(name).relay_id))
     report = listing.run(NOW)
     assert sorted(report.delisted) == [f"p{n}: failing" for n in range(5)]
     assert [text for text in report.braked if "(network)" in text] == report.braked

@@ -91,9 +91,22 @@ def taken(redis: SyncRedis, username: str, **more: Any) -> str:
 def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -> None:
     run(redis, live.put_presence(presence("d1")))
     assert redis.run(live.read_presence(DeviceId("d1"))) == presence("d1")
-    assert not redis.run(live.drop_presence(DeviceId("d1"), RelayId("r2")))
-    assert redis.run(live.drop_presence(DeviceId("d1"), RelayId("r1")))
+    assert redis.run(live.drop_presences([DeviceId("d1")], RelayId("r2"))) == [False]
+    assert redis.run(live.drop_presences([DeviceId("d1")], RelayId("r1"))) == [True]
     assert redis.run(live.read_presence(DeviceId("d1"))) is None
+
+
+def test_devices_that_come_and_go_together_are_told_of_together_each_as_itself(redis: SyncRedis) -> None:
+    run(redis, *live.revoke_device(DeviceId("old"), 3))
+    run(redis, live.put_presence(presence("elsewhere", "r2")))
+    first = [live.Arrival(presence("d1")), live.Arrival(presence("old"), 2), live.Arrival(presence("D-3"), 1)]
+    assert redis.run(live.put_presences(RelayId("r1"), first)) == [(0, 0), (3, 0), (0, 0)]
+    ids = [DeviceId(name) for name in ("d1", "old", "D-3", "elsewhere")]
+    found = redis.run(live.read_presences(ids))
+    assert found == [presence("d1"), None, presence("D-3"), presence("elsewhere", "r2")]
+    assert redis.run(command("GET", f"{{peer}}:pin:{presence('D-3').account_id}:d3", parse=bytes)) == b"D-3"
+    assert redis.run(live.drop_presences(ids, RelayId("r1"))) == [True, False, True, False]
+    assert redis.run(live.read_presences(ids)) == [None, None, None, presence("elsewhere", "r2")]
 
 
 def test_presence_ends_by_itself(redis: SyncRedis) -> None:
@@ -398,7 +411,7 @@ def test_a_device_whose_id_a_username_cannot_carry_is_pinned_by_its_letters_and_
     assert isinstance(own, Acquired)
     assert own.endpoint.endpoint_id == ident
     assert isinstance(pin(redis, f"psx_a-{username}", Pool.PEER), NoStock)
-    redis.run(live.drop_presence(DeviceId(ident), RelayId("r1")))
+    redis.run(live.drop_presences([DeviceId(ident)], RelayId("r1")))
     assert isinstance(pin(redis, f"psx_farm-{username}", Pool.PEER), NoStock)
 
 
@@ -451,7 +464,7 @@ def test_a_revoked_generation_is_told_when_a_device_arrives(redis: SyncRedis) ->
     assert redis.run(live.put_presence(presence("d1"))) == (3, 0)
     assert redis.run(live.put_presence(presence("d1"), 3)) == (3, 0)
     run(redis, *live.revoke_account(presence("d1").account_id, 2))
-    run(redis, live.drop_presence(DeviceId("d1"), RelayId("r1")))
+    run(redis, live.drop_presences([DeviceId("d1")], RelayId("r1")))
     assert redis.run(live.put_presence(presence("d1"), 3, 1)) == (3, 2)
     assert redis.run(live.read_presence(DeviceId("d1"))) is None
     assert redis.run(live.put_presence(presence("d1"), 3, 2)) == (3, 2)

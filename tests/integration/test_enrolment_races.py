@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shared.guard.model import AuditEvent
 from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
@@ -47,7 +48,8 @@ def together() -> Iterator[Callable[[list[Callable[[], Any]]], list[Any]]]:
 
 
 def registers(enrolment: Enrolment, name: str) -> Callable[[], Enrolled | EnrolFault]:
-    arrival = Arrival(OWNER, device_id_for("k", name), name, Kind.AGENT, "192.0.2.1", True)
+    event = AuditEvent("", "register", OWNER, now_ms())
+    arrival = Arrival(OWNER, device_id_for("k", name), name, Kind.AGENT, "192.0.2.1", True, event)
     return lambda: enrolment.register(arrival)
 
 

@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,7 +26,7 @@ from shared.pool.live import list_endpoint, publish_revoke_pak
 from shared.pool.model import Endpoint
 from shared.pool.places import CONNECTIONS_MAX, hold_places
 from shared.runtime.clock import now_ms
-from shared.runtime.redis import command
+from shared.runtime.redis import AsyncRedis, command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
 from tests.support.stores import PREFIX
@@ -334,25 +335,45 @@ async def test_an_exit_that_drops_two_customers_is_kept_from_others_and_one_alon
             await asyncio.sleep(0.01)
 
 
-async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(plane: Plane) -> None:
+async def far_redis(plane: Plane, url: str) -> AsyncRedis:
+    """The same Redis behind a wire on which every answer takes a while."""
+    near = urlsplit(url)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        near_reader, near_writer = await asyncio.open_connection(near.hostname, near.port)
+
+        async def answers() -> None:
+            while data := await near_reader.read(65536):
+                await asyncio.sleep(0.05)
+                writer.write(data)
+
+        answering = asyncio.get_running_loop().create_task(answers())
+        while data := await reader.read(65536):
+            near_writer.write(data)
+        answering.cancel()
+        near_writer.close()
+        writer.close()
+
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    plane.servers.append(server)
+    return AsyncRedis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(
+    plane: Plane, valkey_url: str
+) -> None:
     await plane.add_peer("p1")
     port = await plane.target(echo)
-    real = plane.redis.run
-
-    async def slow(call: Any) -> Any:
-        answer = await real(call)
-        await asyncio.sleep(0.05)
-        return answer
-
-    plane.redis.run = slow  # type: ignore[method-assign]  # a far Redis
+    plane.leases.redis = far = await far_redis(plane, valkey_url)
     for _ in range(6):
         _, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
         writer.write(connect(port))
         await asyncio.sleep(0.03)
         writer.transport.abort()
     await asyncio.sleep(0.5)
-    plane.redis.run = real  # type: ignore[method-assign]
-    assert await real(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+    plane.leases.redis = plane.redis
+    assert await plane.redis.run(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+    await far.close()
 
 
 async def test_a_customer_that_never_reads_is_let_go(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:

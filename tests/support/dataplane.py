@@ -188,6 +188,7 @@ class Plane:
     pipeline: Pipeline = field(init=False)
     auth: Authenticator = field(init=False)
     domains: BlockedDomains = field(init=False)
+    dialer: ExitDialer = field(init=False)
 
     async def start_relay(self, name: str = "relay-a") -> Relay:
         """A relay that peers may go to."""
@@ -212,9 +213,9 @@ class Plane:
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
         self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
         resolver = Resolver(policy, self.names, self.domains.covers)
-        dialer = ExitDialer(MESH_TOKEN, box, self.links)
+        self.dialer = ExitDialer(MESH_TOKEN, box, self.links)
         places = Places(self.redis, GatewayId("gw"))
-        self.pipeline = Pipeline(self.auth, resolver, self.leases, dialer, self.meter, places, now_ms)
+        self.pipeline = Pipeline(self.auth, resolver, self.leases, self.dialer, self.meter, places, now_ms)
         for front in (HttpFront, SocksFront):
             make = cast("Callable[[], asyncio.Protocol]", lambda front=front: front(self.pipeline))
             self.servers.append(await loop.create_server(make, "127.0.0.1", 0))

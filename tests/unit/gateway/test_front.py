@@ -15,6 +15,7 @@ from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Outcome, Pipeline
 from gateway_node.refusals import RefusedRequest
+from gateway_node.splice import Splices
 from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, Tunnel
 from shared.access.model import Pak, Quality
@@ -227,7 +228,7 @@ async def test_an_exit_that_was_full_before_its_tunnel_stood_says_so() -> None:
 
 async def test_an_exit_that_was_lost_before_its_tunnel_stood_cuts_it() -> None:
     pipeline = Opens()
-    exit_ = ConnectExit(b"", carries_eof=True)
+    exit_ = ConnectExit(b"", Splices(), carries_eof=True)
     wire: Any = Wire()
     exit_.connection_made(wire)
     exit_.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -352,7 +353,7 @@ async def test_a_drain_leaves_what_became_a_tunnel_alone() -> None:
 
 async def test_an_exit_that_pours_before_its_tunnel_stands_is_read_no_further() -> None:
     pipeline = Opens()
-    exit_ = ConnectExit(b"", carries_eof=True)
+    exit_ = ConnectExit(b"", Splices(), carries_eof=True)
     wire: Any = Wire()
     exit_.connection_made(wire)
     exit_.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1000))

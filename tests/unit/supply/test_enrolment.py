@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from shared.guard.model import AuditEvent
+from shared.guard.rules import first_broken
+from shared.guard.table import entries
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply import service
 from shared.supply import table as devices
@@ -28,6 +31,9 @@ OWNER = AccountId("psx_s")
 CONSENT = Consent("2026-11", "sdk", 1)
 NOW_MS = 1_800_000_000_000
 TABLE = "psx-test-devices"
+AUDIT = "psx-test-audit"
+EVENT = AuditEvent("", "register", OWNER, NOW_MS)
+FARMS = AuditEvent(f"acct#{OWNER}", "modem", OWNER, NOW_MS)
 GERMAN = Origin(Country("de"), IpType.MOBILE, isp="Lab X")
 
 
@@ -49,7 +55,7 @@ def later(enrolment: Enrolment, ms: int) -> Enrolment:
 
 
 def arrival(name: str = "rig", key: str = "k", address: str = "de") -> Arrival:
-    return Arrival(OWNER, device_id_for(key, name), name, Kind.AGENT, address, True, CONSENT)
+    return Arrival(OWNER, device_id_for(key, name), name, Kind.AGENT, address, True, EVENT, CONSENT)
 
 
 def register(enrolment: Enrolment, name: str = "rig", key: str = "k", address: str = "de") -> Enrolled:
@@ -91,7 +97,7 @@ def test_the_same_name_is_the_same_device_even_after_the_key_was_rotated(enrolme
 
 def test_a_device_id_of_another_account_is_refused(enrolment: Enrolment) -> None:
     ident = register(enrolment).device.device_id
-    other = Arrival(AccountId("psx_t"), ident, "other", Kind.SDK, "a", True)
+    other = Arrival(AccountId("psx_t"), ident, "other", Kind.SDK, "a", True, EVENT)
     assert enrolment.register(other) is EnrolFault.NAME_TAKEN
 
 
@@ -111,6 +117,38 @@ def test_a_claimed_country_is_kept_only_where_it_differs(enrolment: Enrolment, d
         enrolment.register(replace(arrival(f"rig-{claimed}"), claimed_country=claimed))
         device = stored(dynamo, device_id_for("k", f"rig-{claimed}"))
         assert (device.origin.country, device.claimed_country) == ("de", kept)
+
+
+# Events
+
+
+def told(dynamo: SyncDynamo, stream: str) -> list[str]:
+    """What an unbroken stream tells."""
+    rows = dynamo.run(entries(AUDIT, stream, 10, forward=True)).rows
+    assert first_broken(rows) is None
+    return [row.event.action for row in rows]
+
+
+def test_a_device_and_its_event_are_written_together_also_where_its_stream_has_begun(
+    enrolment: Enrolment, dynamo: SyncDynamo
+) -> None:
+    ident = register(enrolment).device.device_id
+    assert told(dynamo, f"dev#{ident}") == ["register"]
+    register(enrolment)
+    assert dynamo.run(devices.drop_ghost(TABLE, stored(dynamo, ident)))
+    assert register(enrolment).created
+    assert told(dynamo, f"dev#{ident}") == ["register"] * 3
+
+
+def test_what_cannot_be_told_is_not_done(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
+    held = register(enrolment)
+    mute = replace(enrolment, table=lambda name: f"psx-{'test' if name != 'audit' else 'no'}-{name}")
+    for name in ("rig", "other"):
+        with pytest.raises(StoreUnavailable):
+            mute.register(arrival(name))
+    assert stored(dynamo, held.device.device_id).families.keys() == held.device.families.keys()
+    assert dynamo.run(devices.find_name(TABLE, OWNER, "other")) is None
+    assert counts(dynamo) == (1, 1)
 
 
 # Refresh tokens
@@ -208,7 +246,8 @@ def test_devices_are_counted_once_however_often_they_register(
     for name in ("a", "b", "a", "a"):
         register(enrolment, name)
     assert counts(dynamo) == (2, 2)
-    enrolment.register(Arrival(AccountId("psx_t"), device_id_for("k", "a"), "a", Kind.SDK, "a", True))
+    stranger = Arrival(AccountId("psx_t"), device_id_for("k", "a"), "a", Kind.SDK, "a", True, EVENT)
+    assert enrolment.register(stranger) is EnrolFault.NAME_TAKEN
     assert counts(dynamo) == (2, 2)
 
 
@@ -297,15 +336,15 @@ def test_a_modem_is_found_again_by_its_name_and_is_counted(enrolment: Enrolment,
     def sealed(port: int) -> Callable[[DeviceId], Modem]:
         return lambda device_id: Modem("127.0.0.1", port, f"for {device_id}")
 
-    first = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(1))
-    again = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(2))
+    first = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(1), FARMS)
+    again = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(2), FARMS)
     assert isinstance(first, Device)
     assert isinstance(again, Device)
     assert again.device_id == first.device_id
     assert again.modem == Modem("127.0.0.1", 2, f"for {first.device_id}")
     assert counts(dynamo) == (1, 1)
     register(enrolment, "rig")
-    assert enrolment.add_modem(OWNER, "rig", Origin(), "lab", sealed(1)) is EnrolFault.NAME_TAKEN
+    assert enrolment.add_modem(OWNER, "rig", Origin(), "lab", sealed(1), FARMS) is EnrolFault.NAME_TAKEN
 
 
 def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
@@ -318,7 +357,7 @@ def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
 
 def test_a_wallet_is_kept_when_it_was_registered_first(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
     for wallet in ("0x1", "0x2"):
-        enrolment.register(Arrival(OWNER, DeviceId("d"), "d", Kind.SDK, "a", True, wallet=wallet))
+        enrolment.register(Arrival(OWNER, DeviceId("d"), "d", Kind.SDK, "a", True, EVENT, wallet=wallet))
     assert stored(dynamo, "d").wallet == "0x1"
 
 
