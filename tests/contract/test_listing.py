@@ -64,8 +64,8 @@ def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
 
 
 @pytest.fixture
-def listing(dynamo: SyncDynamo, redis: SyncRedis) -> ListingRun:
-    return ListingRun(dynamo, redis, lambda name: f"psx-test-{name}")
+def listing(dynoxide: SyncDynamo, redis: SyncRedis) -> ListingRun:
+    return ListingRun(dynoxide, redis, lambda name: f"psx-test-{name}")
 
 
 def enrol(
@@ -122,6 +122,7 @@ def test_three_failures_take_an_exit_off_with_its_reason(
     listing.run(NOW)
     probe(listing, "m", FAIL, FAIL, FAIL)
     caplog.set_level("INFO", "psx.listing")
+    caplog.clear()
     assert listing.run(NOW).delisted == ["m: failing"]
     assert [(r.device, r.verdict) for r in caplog.records if r.name == "psx.listing"] == [("m", "failing")]  # type: ignore[attr-defined]
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {}
@@ -297,21 +298,21 @@ def redis_now(redis: SyncRedis) -> int:
 
 
 def test_a_thousand_that_fail_at_once_stay_on_sale_until_somebody_looked(
-    dynamo: SyncDynamo, valkey_url: str
+    dynoxide: SyncDynamo, valkey_url: str
 ) -> None:
     """And when most of them work again, the others go: the brake asks how many in one run."""
     redis = SyncRedis(valkey_url)
-    listing = ListingRun(dynamo, redis, lambda name: f"psx-test-{name}")
+    listing = ListingRun(dynoxide, redis, lambda name: f"psx-test-{name}")
     modems = [replace(modem(f"m{n:04d}"), proven_at_ms=NOW) for n in range(1_000)]
     good = add_result(add_result(Grade(DeviceId("")), PASS), US)
     bad = add_result(add_result(add_result(replace(good, listed=True), FAIL), FAIL), FAIL)
 
     def now_all(found: list[Device], grade: Grade) -> None:
         rows = [listed_row(one, replace(grade, device_id=one.device_id)) for one in found]
-        fill(dynamo, [("psx-test-grades", row) for row in rows])
+        fill(dynoxide, [("psx-test-grades", row) for row in rows])
         redis.run(mark_changed([device_mark(one.device_id) for one in found]))
 
-    fill(dynamo, [("psx-test-devices", device_row(one)) for one in modems])
+    fill(dynoxide, [("psx-test-devices", device_row(one)) for one in modems])
     now_all(modems, good)
     assert listing.run(NOW).listed == 1_000
     now_all(modems, bad)
@@ -320,7 +321,7 @@ def test_a_thousand_that_fail_at_once_stay_on_sale_until_somebody_looked(
     now_all(modems[100:], good)
     report = listing.run(NOW + 20_000, sweep=False)
     assert (len(report.delisted), report.braked, report.left, report.listed) == (100, [], 0, 900)
-    closed = [i.closed_at_ms for i in dynamo.run(open_incidents("psx-test-guard", 10)).rows]
+    closed = [i.closed_at_ms for i in dynoxide.run(open_incidents("psx-test-guard", 10)).rows]
     assert closed == [NOW + 20_000]
     redis.close()
 
