@@ -122,6 +122,7 @@ def test_three_failures_take_an_exit_off_with_its_reason(
     listing.run(NOW)
     probe(listing, "m", FAIL, FAIL, FAIL)
     caplog.set_level("INFO", "psx.listing")
+    caplog.clear()
     assert listing.run(NOW).delisted == ["m: failing"]
     assert [(r.device, r.verdict) for r in caplog.records if r.name == "psx.listing"] == [("m", "failing")]  # type: ignore[attr-defined]
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {}
