@@ -45,7 +45,12 @@ def _round() -> dict[str, Any]:
         return {"refused": refused.value}
     rates = w.dynamo.run(read_setting(table("guard"), "rates")) or {}
     tables = Tables(table("usage"), table("access"), table("ledger"), table("devices"))
-    report = {k: v for k, v in asdict(roll_up(w.dynamo, tables, rates, now_ms())).items() if k != "served"}
+    found = roll_up(w.dynamo, tables, rates, now_ms())
+    report = {k: v for k, v in asdict(found).items() if k not in {"served", "rates_missing"}}
+    if found.unrated:
+        missing = {"classes": sorted(found.rates_missing), "batches": found.unrated}
+        log.error("rates missing", extra=missing)
+        report["ratesMissing"] = missing["classes"]
     if report["applied"] or report["repeated"]:
         log.info("rolled up", extra={"report": report})
     return report

@@ -14,7 +14,7 @@ from shared.grading.model import Failure, Grade, ProbeResult, Stability
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId
 from shared.pool.model import Endpoint
-from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, query, scan, update
+from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, query, update
 
 _GOODS: Final = tuple(sorted(field.name for field in fields(Endpoint)))
 SHELVES: Final = 16
@@ -66,11 +66,6 @@ def get_grade(table: str, device_id: DeviceId) -> DynamoRequest[Grade | None]:
 def grade_key(device_id: DeviceId) -> tuple[str, str]:
     """Where a device's grade stands."""
     return _pk(device_id), "-"
-
-
-def all_grades(table: str, limit: int, start: Mapping[str, Any] | None) -> DynamoRequest[Page[Grade]]:
-    """One page of all grades."""
-    return scan(table, "grade#", parse=read_grade, limit=limit, start=start)
 
 
 def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:

@@ -31,6 +31,9 @@ def _rates_fault(value: Mapping[str, Any]) -> str | None:
         return "overrides: an object of accounts and their own rates"
     own = {f"overrides.{account}.": rates for account, rates in overrides.items()}
     plain = {kind: rate for kind, rate in value.items() if kind != "overrides"}
+    missing = sorted(_CLASSES - plain.keys())
+    if missing:
+        return f"{missing[0]}: must be set: bytes of a class without a rate can be paid to nobody"
     for prefix, rates in {"": plain, **own}.items():
         for kind, rate in rates.items():
             if kind not in _CLASSES:

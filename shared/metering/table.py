@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
@@ -77,7 +77,9 @@ def pending_batches(table: str, limit: int) -> DynamoRequest[Page[FlushBatch]]:
     return query(table, "pending = :p", {":p": _PENDING}, parse=read_batch, limit=limit, index="pending")
 
 
-def batches_to_apply(table: str, limit: int) -> DynamoRequest[Page[FlushBatch | SpoiledBatch]]:
+def batches_to_apply(
+    table: str, limit: int, start: Any = None
+) -> DynamoRequest[Page[FlushBatch | SpoiledBatch]]:
     """The same for whoever applies them: what cannot be a batch is told apart and keeps nobody from the others."""
 
     def parse(row: Item) -> FlushBatch | SpoiledBatch:
@@ -90,7 +92,8 @@ def batches_to_apply(table: str, limit: int) -> DynamoRequest[Page[FlushBatch | 
             fault = f"{type(error).__name__} in what should be lines"
         return batch if fault is None else SpoiledBatch(row["pk"], row["sk"], fault)
 
-    return query(table, "pending = :p", {":p": _PENDING}, parse=parse, limit=limit, index="pending")
+    keys = {":p": _PENDING}
+    return query(table, "pending = :p", keys, parse=parse, limit=limit, start=start, index="pending")
 
 
 def set_aside(table: str, spoiled: SpoiledBatch) -> DynamoRequest[object]:

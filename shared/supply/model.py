@@ -53,6 +53,7 @@ class Family:
     """The chain of refresh tokens that one registration began: the hash of its newest one. One machine has one chain.
 
     `owned`: whoever began it showed that the device is theirs, by the account's key or by being the first of its name.
+    `previous_hash`: of the token that the newest one was first given for, and `spent_at_ms` when that was.
     """
 
     refresh_hash: str
@@ -60,6 +61,8 @@ class Family:
     used_at_ms: int
     account_generation: int
     owned: bool
+    previous_hash: str = ""
+    spent_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from shared.ledger.table import post
 from shared.metering.model import FlushBatch, LineKey, UsageLine
 from shared.metering.table import put_batch, usage_days
 from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo, get_item, put
+from shared.settlement import service
 from shared.settlement.rules import RateMissing, accruals, rate_for
 from shared.settlement.service import RollUpReport, Tables, _apply, owed_micro, roll_up
 
@@ -130,12 +131,20 @@ def test_a_crash_between_accrual_and_application_is_finished_by_the_next_run(dyn
     assert trial_balance(dynamo, TABLES.ledger) == (7 * 1_200_000,) * 2
 
 
-def test_nothing_moves_while_a_rate_is_missing(dynamo: SyncDynamo) -> None:
+def test_a_batch_without_a_rate_waits_and_holds_up_no_other(
+    dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCHES_PER_PAGE", 2)
     mint(dynamo, "p1")
-    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 7, 0, IpType.UNKNOWN))))
-    with pytest.raises(RateMissing):
-        roll_up(dynamo, TABLES, RATES, NOW)
-    assert roll_up(dynamo, TABLES, {**RATES, "unknown": 1}, NOW).applied == 1
+    for sequence in range(3):
+        unrated = line("d1", 7, 0, IpType.UNKNOWN)
+        dynamo.run(put_batch(TABLES.usage, batch(sequence, line("d2", 1, 0), unrated)))
+    dynamo.run(put_batch(TABLES.usage, batch(3, line("d1", 5, 0))))
+    report = roll_up(dynamo, TABLES, RATES, NOW)
+    assert (report.applied, report.unrated, report.rates_missing) == (1, 3, {"unknown"})
+    assert trial_balance(dynamo, TABLES.ledger) == (5 * 1_200_000,) * 2
+    report = roll_up(dynamo, TABLES, {**RATES, "unknown": 1}, NOW)
+    assert (report.applied, report.unrated, report.total_bytes) == (3, 0, 24)
 
 
 def test_a_batch_that_another_run_applied_meanwhile_is_counted_as_repeated(dynamo: SyncDynamo) -> None:
