@@ -64,9 +64,8 @@ async def serve(settings: GatewaySettings) -> None:
         await meter.start()
         house = settings.house_account
         history = KeyHistory(dynamo, redis, settings.table, gateway_id, now_ms, house)
-        auth = Authenticator(
-            dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house, history
-        )
+        table = settings.table("access")
+        auth = Authenticator(dynamo, table, box, loop.time, now_ms, meter.met, house, history, redis)
         leases = Leases(redis, gateway_id, now_ms)
         domains = BlockedDomains(dynamo, settings.table("guard"))
         policy = EgressPolicy(lab_allow=settings.lab_endpoints())
@@ -110,7 +109,7 @@ async def serve(settings: GatewaySettings) -> None:
         await stopping.wait()
         for server in servers:
             server.close()
-        await _drain(pipeline, meter, settings.gateway_drain_max_s)
+        await _drain(pipeline, meter, links, settings.gateway_drain_max_s)
         await duties.end()
         links.close()
         written = await meter.stop(settings.gateway_last_flush_max_s)
@@ -124,12 +123,12 @@ async def serve(settings: GatewaySettings) -> None:
         raise SystemExit(BROKEN)
 
 
-async def _drain(pipeline: Pipeline, meter: MeterService, max_s: float) -> None:
-    """Let tunnels finish that are open or about to be, up to a bound, then cut them."""
+async def _drain(pipeline: Pipeline, meter: MeterService, links: RelayLinks, max_s: float) -> None:
+    """Let tunnels finish that are open or about to be, and what they sent arrive, up to a bound; then cut them."""
     loop = asyncio.get_running_loop()
     pipeline.drain()
     deadline_s = loop.time() + max_s
-    while (pipeline.opening or meter.all_tunnels()) and loop.time() < deadline_s:  # noqa: ASYNC110 - once, at the end
+    while (pipeline.opening or meter.all_tunnels() or links.busy) and loop.time() < deadline_s:  # noqa: ASYNC110 - once
         await asyncio.sleep(DRAIN_POLL_S)
     for tunnel in meter.all_tunnels():
         tunnel.cut()

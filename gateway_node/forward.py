@@ -72,6 +72,11 @@ class Exchange:
         self.upgraded = False
 
     @property
+    def wants_body(self) -> bool:
+        """Whether an answer of ours may have a body too."""
+        return self._method != "HEAD"
+
+    @property
     def request_done(self) -> bool:
         """The whole request has passed."""
         return self._request.done

@@ -118,7 +118,7 @@ class HttpFront(CustomerSide):
             # A body of a refused plain request would be read as the next head: such a connection is closed.
             keep = exchange is None or (exchange.request_done and exchange.keep_customer)
             refused = RefusedRequest(Refusal.AUTH_REQUIRED, "send the key's username and password")
-            self._refuse(refused, keep=keep, body=head.method != "HEAD")
+            self._refuse(refused, keep=keep, exchange=exchange)
             return
         upstream = _Upstream(*credentials, host, port)
         if (
@@ -146,7 +146,9 @@ class HttpFront(CustomerSide):
         if isinstance(outcome.result, RefusedRequest):
             # A client that guesses credentials one after the other does so on one connection.
             keep = outcome.result.code is Refusal.AUTH_INVALID and (exchange is None or exchange.request_done)
-            self._refuse(outcome.result, request.request_id, outcome.corrections, keep=keep)
+            self._refuse(
+                outcome.result, request.request_id, outcome.corrections, keep=keep, exchange=exchange
+            )
             return
         tunnel = outcome.result
         if exchange is not None:
@@ -270,7 +272,7 @@ class HttpFront(CustomerSide):
             self.cut()
         else:
             refused = RefusedRequest(Refusal.STOCK_DEGRADED, message)
-            self._refuse(refused, exchange.request_id, exchange.corrections, keep=False)
+            self._refuse(refused, exchange.request_id, exchange.corrections, keep=False, exchange=exchange)
 
     def _drop_upstream(self) -> None:
         tunnel, self._tunnel, self._upstream = self._tunnel, None, None
@@ -287,11 +289,12 @@ class HttpFront(CustomerSide):
         corrections: tuple[str, ...] = (),
         *,
         keep: bool,
-        body: bool = True,
+        exchange: Exchange | None = None,
     ) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         keep = keep and self._refusals < REFUSALS_MAX
+        body = exchange is None or exchange.wants_body
         self.send(http_answer(refused, request_id or self._new_id(), corrections, keep=keep, body=body))
         self._refusals += 1
         if not keep or self._ended:

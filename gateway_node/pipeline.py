@@ -270,6 +270,8 @@ class Pipeline:
         return self._opened(current, acquired, side, route, began_ms)
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
+        if route.unusable:
+            return NoStock(0, NoStockReason.UNUSABLE)
         if route.pin is not None and len(route.pools) > 1 and route.failover is not Failover.STRICT:
             # Whichever pool has what is pinned comes before a stand-in from either.
             pinned = await self._from_pools(replace(route, failover=Failover.STRICT), pak, excluded)
@@ -288,6 +290,10 @@ class Pipeline:
         return missing
 
     async def _no_stock(self, route: Route, reason: NoStockReason) -> RefusedRequest:
+        if reason is NoStockReason.UNUSABLE:
+            names = ", ".join(route.unusable)
+            hint = "nearest alternative: the same without it"
+            return RefusedRequest(Refusal.NO_STOCK, f"no exit matches: unusable value for {names}; {hint}")
         if reason is NoStockReason.SESSIONS:
             return RefusedRequest(Refusal.SESSION_LIMIT, f"more than {SESSIONS_MAX} sessions at once")
         if reason is NoStockReason.LEASE:

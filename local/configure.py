@@ -31,7 +31,13 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     "device-tokens": ("PSX_JWT_PRIVATE_KEY", "PSX_JWT_PUBLIC_KEY"),
     "sale": ("PSX_QUOTE_SECRET",),
     "mesh": ("PSX_MESH_TOKEN",),
-    "chains": ("PSX_EVM_RPC_URLS", "PSX_SOLANA_RPC_URLS", "PSX_GAS_KEY", "PSX_SELF_TEST_KEY"),
+    "chains": (
+        "PSX_EVM_RPC_URLS",
+        "PSX_SOLANA_RPC_URLS",
+        "PSX_GAS_KEY",
+        "PSX_SELF_TEST_KEY",
+        "PSX_CUSTOMER_KEY",
+    ),
     "watchdog": (
         "PSX_WATCHDOG_API_KEY",
         "PSX_WATCHDOG_ACCOUNT",
@@ -43,7 +49,7 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 OPERATORS: Final = frozenset({*SECRETS["chains"], *SECRETS["watchdog"]})
-OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY", *SECRETS["watchdog"]})
+OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY", "PSX_CUSTOMER_KEY", *SECRETS["watchdog"]})
 NETWORK: Final = "network/"
 _NAME: Final = re.compile(r"/psx/\$\{sls:stage\}/(.+)")
 

@@ -4,9 +4,9 @@ from typing import Any, Final
 
 from functions.api.desk import Desk
 from functions.http import ProblemError
-from shared.grading.listing import Classes
 from shared.grading.live import next_probe
 from shared.grading.model import PROBE_MODE, Grade
+from shared.grading.offer import Classes
 from shared.grading.rules import ADVICE, exit_was_seen, is_verified, stability_score
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType

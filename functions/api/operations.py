@@ -29,7 +29,18 @@ from shared.supply.model import parse_regions
 from shared.wire.egress import parse_domains
 
 SETTABLE: Final = frozenset(
-    {"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms", "grading", "domains"}
+    {
+        "prices",
+        "rates",
+        "confirmations",
+        "wholesale",
+        "recipients",
+        "relays",
+        "terms",
+        "grading",
+        "domains",
+        "purchases",
+    }
 )
 RELISTING: Final = frozenset({"terms", "grading"})
 """Settings that every listing depends on."""

@@ -1,6 +1,7 @@
 """Routes of owners over their devices: lists, listing wishes, preferences, and ending tokens."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Final
 
 from fastapi import Request, Response
@@ -20,6 +21,7 @@ from shared.kernel.ids import AccountId, EndpointId
 from shared.pool.live import revoke_account, unlist_endpoint
 from shared.runtime.clock import now_ms
 from shared.supply import table as devices
+from shared.supply.hours import parse_hours, span_of
 from shared.supply.model import Device, Owner
 from shared.supply.owners import change_owner, get_owner, revoke_owner
 from shared.supply.tokens import Claims, verify
@@ -40,10 +42,18 @@ class ListAllBody(Body):
     listed: StrictBool = True
 
 
+class HoursBody(Body):
+    """When an owner shares: `HH:MM-HH:MM` by the clock of an IANA time zone."""
+
+    hours: str
+    timeZone: str
+
+
 class PreferencesBody(Body):
-    """`PATCH /v1/peer/my-preferences`: only what is sent is changed."""
+    """`PATCH /v1/peer/my-preferences`: only what is sent is changed; `schedule: null` is around the clock."""
 
     autoList: StrictBool | None = None
+    schedule: HoursBody | None = None
 
 
 class Owned(Desk):
@@ -110,7 +120,30 @@ class Owned(Desk):
 
     def preferences(self, owner: Owner) -> dict[str, Any]:
         """What an owner decided for all devices."""
-        return {"autoList": owner.auto_list, "listAll": owner.listing_all}
+        hours = owner.hours
+        schedule = {"hours": span_of(hours), "timeZone": hours.zone} if hours else None
+        return {"autoList": owner.auto_list, "listAll": owner.listing_all, "schedule": schedule}
+
+    def prefer(self, request: Request, account_id: AccountId, body: PreferencesBody) -> dict[str, Any]:
+        """Change what was sent; hours are carried out by the next listing run, and by that of the minute that they name."""
+        fields: dict[str, object] = {}
+        if body.autoList is not None:
+            fields["auto_list"] = body.autoList
+        no_hours = "schedule" in body.model_fields_set and body.schedule is None
+        if body.schedule is not None:
+            try:
+                fields["hours"] = asdict(parse_hours(body.schedule.hours, body.schedule.timeZone))
+            except ValueError as error:
+                raise ProblemError(400, "INVALID_FIELD", f"schedule.{error}") from None
+        if not fields and not no_hours:
+            raise ProblemError(
+                400, "INVALID_FIELD", "autoList: true or false, or schedule: hours and timeZone, or null"
+            )
+        write = change_owner(self.table, account_id, fields, ("hours",) if no_hours else ())
+        owner = run_told(self.w, request, write)
+        if "schedule" in body.model_fields_set:
+            self.w.redis.run(mark_changed([account_mark(account_id)]))
+        return self.preferences(owner)
 
     def revoke(self, request: Request, device: Device) -> dict[str, Any]:
         """End every token of a device."""
@@ -164,10 +197,6 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
 
     @routes.patch("/v1/peer/my-preferences")
     def prefer(request: Request, body: PreferencesBody) -> dict[str, Any]:
-        account_id = owned.account(request)
-        if body.autoList is None:
-            raise ProblemError(400, "INVALID_FIELD", "autoList: must be true or false")
-        write = change_owner(owned.table, account_id, {"auto_list": body.autoList})
-        return owned.preferences(run_told(owned.w, request, write))
+        return owned.prefer(request, owned.account(request), body)
 
     return routes

@@ -134,7 +134,8 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         return sale.credentials(bought, held)
 
     @app.get("/v1/x402/sessions/wallet/{address}")
-    def of_wallet(address: str, status: str = "all", cursor: str = "") -> dict[str, Any]:
+    def of_wallet(request: Request, address: str, status: str = "all", cursor: str = "") -> dict[str, Any]:
+        sale.look(request)
         if status not in STATUSES:
             refuse_field(FieldFault("status", ", ".join(STATUSES)))
         if cursor and _SESSION_ID.fullmatch(cursor) is None:
@@ -149,7 +150,8 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         return {"sessions": kept, "count": len(kept), "nextCursor": following}
 
     @app.get("/v1/x402/sessions/{session_id}/status")
-    def status(session_id: str) -> dict[str, Any]:
+    def status(request: Request, session_id: str) -> dict[str, Any]:
+        sale.look(request)
         session = sale.w.dynamo.run(sales.get_session_by_id(sale.w.settings.table("sales"), session_id))
         if session is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such session")

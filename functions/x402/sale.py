@@ -21,7 +21,7 @@ from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
 from shared.pool.numbers import known
 from shared.sale import answers
-from shared.sale.live import BUY_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
+from shared.sale.live import BUY_LIMIT, LOOK_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
 from shared.sale.model import (
     Bought,
     FieldFault,
@@ -170,8 +170,8 @@ class Sale:
         return self.bought(result, offers[0].prices)
 
     def limit(self, request: Request, limit: Limit, who: str) -> None:
-        """429 when a caller asks too often. With the live network away only what asks for a price goes on."""
-        counter, closed = self.w.counter, limit is not BUY_LIMIT
+        """429 when a caller asks too often. With the live network away only who asks for a price, or looks, goes on."""
+        counter, closed = self.w.counter, limit not in {BUY_LIMIT, LOOK_LIMIT}
         more = "; nothing was charged, do not pay again"
         spend(
             request,
@@ -182,6 +182,10 @@ class Sale:
             closed=closed,
             message=more,
         )
+
+    def look(self, request: Request) -> None:
+        """429 for who looks up sessions without end."""
+        self.limit(request, LOOK_LIMIT, source_network(request))
 
     def exact(self) -> Rail | None:
         """The rail of signed transfers, while its gas wallet was found able to send them."""
@@ -284,6 +288,7 @@ class Sale:
 
     def session(self, request: Request) -> tuple[Session, Pak, str]:
         """The caller's session by its token, or 401."""
+        self.look(request)
         token = request.headers.get("x-session-token", "")
         found = self.w.counter.session(token) if token.startswith("x402s_") else None
         if found is None:

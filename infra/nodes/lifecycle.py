@@ -136,7 +136,8 @@ class Systemd:
     def ended_well(self, unit: str) -> bool:
         """What systemd says of the last end."""
         asked = ["systemctl", "show", "--property=Result", "--value", unit]
-        return subprocess.run(asked, check=False, stdout=subprocess.PIPE).stdout.strip() == b"success"
+        said = subprocess.run(asked, check=False, stdout=subprocess.PIPE)
+        return bool(said.stdout.strip() == b"success")
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
 
@@ -29,6 +30,7 @@ _FINISH: Final = Script.load("shared.grading", "finish_probe")
 _ASK: Final = Script.load("shared.grading", "ask_probe")
 _REPORT: Final = Script.load("shared.grading", "report_fault")
 _NEXT: Final = Script.load("shared.grading", "next_probe")
+_LENGTHS: Final = Script.load("shared.grading", "queue_lengths")
 _MARK: Final = Script.load("shared.grading", "mark_changed")
 _READ_CHANGED: Final = Script.load("shared.grading", "read_changed")
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
@@ -116,12 +118,34 @@ def report_fault(device_id: DeviceId, *, doubtful: bool = False) -> RedisCall[bo
     return RedisCall(bool, script=_REPORT, keys=keys, args=[device_id, debounce_s])
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long the queue of probes is. `late_ms` is how late its stalest entry is, `marks` wait for the listing run."""
+
+    urgent: int
+    waiting: int
+    due: int
+    leased: int
+    late_ms: int
+    marks: int
+
+
+def queue_lengths() -> RedisCall[Lengths]:
+    """What is under way and what waits, as of now."""
+    return RedisCall(lambda a: Lengths(*(int(n) for n in a)), script=_LENGTHS, keys=[*_QUEUE, _CHANGED])
+
+
 # What the next listing run looks at
 
 
 def account_mark(account_id: AccountId) -> str:
     """The mark for all devices of an account."""
     return f"acct:{account_id}"
+
+
+def hours_mark(account_id: AccountId) -> str:
+    """The mark for all devices of an account whose hours begin or end."""
+    return f"hours:{account_id}"
 
 
 def device_mark(device_id: DeviceId) -> str:
@@ -143,7 +167,7 @@ def marked_device(mark: str) -> DeviceId | None:
 def marked_account(mark: str) -> AccountId | None:
     """The account whose devices a mark is about, if it is about one."""
     kind, _, name = mark.partition(":")
-    return AccountId(name) if kind == "acct" else None
+    return AccountId(name) if kind in {"acct", "hours"} else None
 
 
 def mark_changed(marks: Sequence[str], in_ms: int = 0) -> RedisCall[int]:
@@ -188,14 +212,14 @@ def sweep_stands() -> RedisCall[bool]:
     return command("EXISTS", _SWEEP, parse=bool)
 
 
-def read_ghost_cursor() -> RedisCall[str]:
+def read_ghost_cursor(pool: Pool) -> RedisCall[str]:
     """Where the look at what Redis has on sale goes on."""
-    return command("GET", _GHOSTS, parse=lambda raw: raw.decode() if raw else "0")
+    return command("HGET", _GHOSTS, pool.value, parse=lambda raw: raw.decode() if raw else "0")
 
 
-def put_ghost_cursor(cursor: str) -> RedisCall[None]:
+def put_ghost_cursor(pool: Pool, cursor: str) -> RedisCall[None]:
     """Remember where to go on."""
-    return command("SET", _GHOSTS, cursor, parse=lambda _: None)
+    return command("HSET", _GHOSTS, pool.value, cursor, parse=ok)
 
 
 def put_fleet_part(segment: int, counts: Mapping[str, int]) -> RedisCall[None]:

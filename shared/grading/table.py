@@ -7,7 +7,7 @@ a Redis that lost everything right within seconds.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Final
 
 from shared.grading.model import Failure, Grade, ProbeResult, Stability
@@ -16,6 +16,7 @@ from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId
 from shared.pool.model import Endpoint
 from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, query, update
 
+_GOODS: Final = tuple(sorted(field.name for field in fields(Endpoint)))
 SHELVES: Final = 16
 """Parts of the index, so that one of them never holds all writes."""
 
@@ -105,8 +106,7 @@ def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:
 
 def goods_of(endpoint: Endpoint) -> str:
     """An endpoint as text, the same for equal ones."""
-    row = asdict(endpoint)
-    return json.dumps({k: row[k] for k in sorted(row)}, separators=(",", ":"))
+    return json.dumps({name: getattr(endpoint, name) for name in _GOODS}, separators=(",", ":"))
 
 
 def read_goods(text: str) -> Endpoint:

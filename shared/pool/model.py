@@ -112,6 +112,8 @@ class Route:
     failover: Failover
     strict: bool
     pin: tuple[str, str] | None
+    unusable: tuple[str, ...] = ()
+    """Filters that must hold and whose values no exit can have: nothing is selected."""
     corrections: tuple[str, ...] = ()
 
 
@@ -129,6 +131,7 @@ class NoStockReason(StrEnum):
 
     STOCK = "stock"
     ABSENT = "absent"
+    UNUSABLE = "unusable"
     SESSIONS = "sessions"
     LEASE = "lease"
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from shared.runtime.dynamo_answers import read_fast
+
 T = TypeVar("T")
 Item = dict[str, Any]
 """A row as plain Python: str, int, bool, bytes, None, list and dict of these. No floats."""
@@ -385,6 +387,7 @@ class SyncDynamo:
 
     def __init__(self, client: Any = None) -> None:
         self._client = client if client is not None else _sync_client()
+        read_fast(self._client)
 
     def run(self, request: DynamoRequest[T]) -> T:
         """Run one request. Raises StoreUnavailable when nothing is known of its outcome."""

@@ -1,7 +1,8 @@
 """Redis calls as values, and the two executors that run them.
 
-A room builds a `RedisCall[T]`: either one command, or one Lua script with all its keys declared (a Cluster refuses
-undeclared ones). `SyncRedis` runs it in Lambda, `AsyncRedis` in the nodes. What goes wrong raises `StoreUnavailable`.
+A room builds a `RedisCall[T]`: either one command, or one Lua script. A script declares at least one key, which tells a
+Cluster where it runs; keys that it computes itself have the same hash tag (`{pool}:`), and so are in the same slot.
+`SyncRedis` runs a call in Lambda, `AsyncRedis` in the nodes. What goes wrong raises `StoreUnavailable`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from shared.runtime.dynamo import (
     transact_update,
     update,
 )
+from shared.supply.hours import read_hours
 from shared.supply.model import Device, Owner, OwnerConsent, Receipt
 
 
@@ -37,6 +38,7 @@ def read_owner(row: Item) -> Owner:
         listing_all_at_ms=row.get("listing_all_ms", 0),
         consent=OwnerConsent(**consent) if consent else None,
         withdrawn_at_ms=row.get("withdrawn_ms", 0),
+        hours=read_hours(row["hours"]) if row.get("hours") else None,
     )
 
 

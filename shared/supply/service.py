@@ -31,12 +31,14 @@ from shared.supply.rules import (
     claimed_country,
     is_withdrawn,
     replaced_families,
+    rotated,
     shard_cap,
     slug,
 )
 
 REGISTER_ATTEMPTS_MAX: Final = 3
 CREATE_ATTEMPTS_MAX: Final = 8
+REFRESH_ATTEMPTS_MAX: Final = 8
 FAMILY_ID_BYTES: Final = 8
 REFRESH_SECRET_BYTES: Final = 24
 EVENT_ATTEMPTS: Final = 2
@@ -262,30 +264,34 @@ class Enrolment:
         return Enrolled(device, owner, token, refresh, relay, relays, created)
 
     def refresh(self, device_id: DeviceId, refresh_token: str, address: str) -> Enrolled | EnrolFault:
-        """The next token and refresh token. A spent one used again ends its family: it was copied."""
-        table = self.table("devices")
-        family_id = refresh_token.partition(".")[0]
-        device = self.dynamo.run(devices.get_device(table, device_id))
-        if device is None or family_id not in device.families:
-            return EnrolFault.REFRESH_INVALID
-        owner = self.dynamo.run(owners.get_owner(table, device.account_id))
-        held, spent = device.families[family_id], token_hash(refresh_token)
-        if held.refresh_hash != spent:
-            return self._reused(device_id, family_id)
-        if held.account_generation < owner.generation:
-            return EnrolFault.REFRESH_INVALID
-        if is_withdrawn(device, owner):
-            return EnrolFault.CONSENT_WITHDRAWN
-        now, fresh = self.now_ms(), f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
-        fields = self._seen_at(address, device.claimed_country)
-        if are_twins(device.families, family_id):
-            fields["twins_ms"] = now
-        renewed = replace(held, refresh_hash=token_hash(fresh), used_at_ms=now)
-        request = devices.rotate_refresh(table, device_id, family_id, renewed, spent, fields)
-        changed = self.dynamo.run(request)
-        if changed is None:
-            return self._reused(device_id, family_id)
-        return self._enrolled(changed, owner, renewed, fresh, created=False)
+        """The next token and refresh token; for a lost answer another one. A token that was copied ends its family."""
+        table, family_id = self.table("devices"), refresh_token.partition(".")[0]
+        fresh = f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
+        for _ in range(
+            REFRESH_ATTEMPTS_MAX
+        ):  # a condition that failed says nothing of the token: the row does
+            device = self.dynamo.run(devices.get_device(table, device_id))
+            if device is None or family_id not in device.families:
+                return EnrolFault.REFRESH_INVALID
+            owner = self.dynamo.run(owners.get_owner(table, device.account_id))
+            held, now = device.families[family_id], self.now_ms()
+            if held.refresh_hash == token_hash(fresh):  # written, and the store's answer was lost
+                return self._enrolled(device, owner, held, fresh, created=False)
+            renewed = rotated(held, token_hash(refresh_token), token_hash(fresh), now)
+            if renewed is None:
+                return self._reused(device_id, family_id)
+            if held.account_generation < owner.generation:
+                return EnrolFault.REFRESH_INVALID
+            if is_withdrawn(device, owner):
+                return EnrolFault.CONSENT_WITHDRAWN
+            fields = self._seen_at(address, device.claimed_country)
+            if are_twins(device.families, family_id):
+                fields["twins_ms"] = now
+            request = devices.rotate_refresh(table, device_id, family_id, renewed, held.refresh_hash, fields)
+            changed = self.dynamo.run(request)
+            if changed is not None:
+                return self._enrolled(changed, owner, renewed, fresh, created=False)
+        raise Contended("devices: contended")
 
     def _reused(self, device_id: DeviceId, family_id: str) -> EnrolFault:
         self.tell(self.dynamo.run(devices.end_family(self.table("devices"), device_id, family_id)))

@@ -53,13 +53,16 @@ def modem_row(modem: Modem) -> dict[str, Any]:
 
 def family_row(family: Family) -> dict[str, Any]:
     """A refresh family as it stands in a device's row."""
-    return {
+    row: dict[str, Any] = {
         "hash": family.refresh_hash,
         "begun_ms": family.begun_at_ms,
         "used_ms": family.used_at_ms,
         "agen": family.account_generation,
         "owned": family.owned,
     }
+    if family.previous_hash:
+        row |= {"was": family.previous_hash, "spent_ms": family.spent_at_ms}
+    return row
 
 
 def _row(device: Device) -> dict[str, Any]:
@@ -123,7 +126,8 @@ def read_device(row: Item) -> Device:
 
 
 def _read_family(row: Item) -> Family:
-    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"], row["owned"])
+    previous = row.get("was", ""), row.get("spent_ms", 0)
+    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"], row["owned"], *previous)
 
 
 def find_name(table: str, account_id: AccountId, name: str) -> DynamoRequest[DeviceId | None]:
@@ -297,11 +301,11 @@ def begin_family(
 
 
 def rotate_refresh(
-    table: str, device_id: DeviceId, name: str, family: Family, spent_hash: str, fields: Mapping[str, object]
+    table: str, device_id: DeviceId, name: str, family: Family, newest_hash: str, fields: Mapping[str, object]
 ) -> DynamoRequest[Device | None]:
-    """The next refresh token of a family; None when the spent one was not its newest (any more)."""
+    """The next refresh token of a family; None when its newest one is another than `newest_hash` (by now)."""
     return _with_family(
-        table, device_id, name, family, (), fields, condition="families.#f.#h = :spent", spent=spent_hash
+        table, device_id, name, family, (), fields, condition="families.#f.#h = :newest", newest=newest_hash
     )
 
 
@@ -314,15 +318,15 @@ def _with_family(
     fields: Mapping[str, object],
     *,
     condition: str,
-    spent: str | None = None,
+    newest: str | None = None,
 ) -> DynamoRequest[Device | None]:
     row = {k: v for k, v in fields.items() if v is not None}
     sets = ", ".join(["families.#f = :f", *(f"#{k} = :{k}" for k in row)])
     gone = ", ".join(f"families.#r{n}" for n in range(len(replaced)))
     names = {"#f": name, **{f"#r{n}": r for n, r in enumerate(replaced)}, **{f"#{k}": k for k in row}}
     values: dict[str, object] = {":f": family_row(family), **{f":{k}": v for k, v in row.items()}}
-    if spent is not None:
-        names["#h"], values[":spent"] = "hash", spent
+    if newest is not None:
+        names["#h"], values[":newest"] = "hash", newest
     return update(
         table,
         f"dev#{device_id}",

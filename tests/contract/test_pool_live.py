@@ -275,6 +275,14 @@ def test_a_device_that_just_failed_is_not_taken_again_for_its_session(redis: Syn
     assert taken(redis, username, now=later) == "m1", "a window that is over keeps the only device there is"
 
 
+def test_a_window_that_is_over_does_not_leave_a_carrier_that_must_stay(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    username = "psx_a-mbl-us-carrier-lab_mobile-failover-samecarrier-sid-s"
+    assert taken(redis, username) == "m1"
+    run(redis, live.list_endpoint(modem("m2", carrier="another")))
+    assert {taken(redis, username, now=NOW + n * 11 * 60_000) for n in range(1, 5)} == {"m1"}
+
+
 @pytest.mark.parametrize(
     ("isp", "wish", "matches"),
     [("T-Mobile US", "t_mobile", True), ("AT&T", "at_t", True), ("AT&T", "verizon", False)],

@@ -9,6 +9,9 @@ import pytest
 
 from local.api_gateway import http_event
 from local.http_server import HttpRequest
+from shared.grading.live import ask_probe
+from shared.grading.model import Failure, ProbeResult
+from shared.grading.rules import ADVICE
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId
 from shared.pool.live import listed_ids, put_presence
@@ -82,6 +85,34 @@ def test_preferences_decide_for_devices_to_come(functions: Functions) -> None:
     quiet = enrolled(functions)
     status = functions.call(f"/v1/peer/agents/{quiet['deviceId']}/status", headers=device(quiet)).body
     assert status["listingWanted"] is False
+
+
+def test_an_owner_sees_the_failing_check_the_next_probe_and_what_to_do(functions: Functions) -> None:
+    body = enrolled(functions)
+    ident = DeviceId(body["deviceId"])
+    path = f"/v1/peer/my-devices/{ident}/verification"
+    asked_at = now_ms()
+    functions.redis.run(ask_probe(ident, 60_000))
+    probed(functions, ident, ProbeResult(asked_at, Failure.TLS_DROPPED, connect_ms=12))
+    told = functions.call(path, headers=owner(functions)).body
+    assert told["probe"]["probeMode"] == "connect_v2"
+    assert (told["probe"]["failureReason"], told["probe"]["connectMs"]) == ("tls_dropped_mid_handshake", 12)
+    shown = told["verification"]
+    assert (shown["failingCheck"], shown["consecutiveFailures"]) == ("tls", 1)
+    assert shown["whatToDo"] == ADVICE[Failure.TLS_DROPPED]
+    assert 59_000 <= shown["nextProbeAt"] - asked_at <= 120_000
+    assert not {"exitIp", "exit_ip", "exitMark"} & {*told["probe"], *shown}, "an address is nobody's business"
+
+
+def test_hours_are_kept_told_and_taken_back(functions: Functions) -> None:
+    path, nights = "/v1/peer/my-preferences", {"hours": "22:00-06:00", "timeZone": "Europe/Berlin"}
+    assert functions.call(path, headers=owner(functions)).body["schedule"] is None
+    told = functions.call(path, "PATCH", {"schedule": nights}, owner(functions)).body
+    assert (told["schedule"], told["autoList"]) == (nights, True)
+    assert functions.call(path, "PATCH", {"autoList": True}, owner(functions)).body["schedule"] == nights
+    for wrong in ({"hours": "22-6", "timeZone": "UTC"}, {"hours": "22:00-06:00", "timeZone": "Nowhere"}, 5):
+        assert functions.call(path, "PATCH", {"schedule": wrong}, owner(functions)).status == 400
+    assert functions.call(path, "PATCH", {"schedule": None}, owner(functions)).body["schedule"] is None
 
 
 # Consent

@@ -204,7 +204,8 @@ class Plane:
         await self.mint(box, PakId("pak1"), SECRET)
         self.meter = MeterService(self.dynamo, self.redis, lambda n: PREFIX + n, GatewayId("gw"), now_ms)
         await self.meter.start()
-        self.auth = Authenticator(self.dynamo, PREFIX + "access", box, loop.time, now_ms, self.meter.met)
+        table, met = PREFIX + "access", self.meter.met
+        self.auth = Authenticator(self.dynamo, table, box, loop.time, now_ms, met, redis=self.redis)
         self.leases = Leases(self.redis, GatewayId("gw"), now_ms)
         self.links = RelayLinks(
             MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost

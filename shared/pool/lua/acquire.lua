@@ -190,7 +190,7 @@ local best = city == '' and least_loaded(-8, true) or least_loaded(256, true)
 if not best and carrier ~= '' and not carrier_is_hard then best = least_loaded(256, false) end
 if not best and before then
   excluded[before] = nil
-  best = least_loaded(256, false)
+  best = least_loaded(256, carrier_is_hard)
 end
 if not best then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
 local count = 0

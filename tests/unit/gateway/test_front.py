@@ -14,11 +14,12 @@ from gateway_node.http_front import HttpFront
 from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Outcome, Pipeline
+from gateway_node.refusals import RefusedRequest
 from gateway_node.splice import Splices
 from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, Tunnel
 from shared.access.model import Pak, Quality
-from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.codes import IpType, Pool, Refusal, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.pool.model import Acquired, Endpoint, Selected
 from shared.runtime.deadlines import Deadlines
@@ -361,3 +362,16 @@ async def test_an_exit_that_pours_before_its_tunnel_stands_is_read_no_further() 
     assert wire.paused
     exit_.attach(pipeline.tunnel(exit_))
     assert not wire.paused
+
+
+async def test_a_refused_head_request_gets_no_body() -> None:
+    class Refuses(Opens):
+        async def open(self, request: Any) -> Outcome:
+            return Outcome(RefusedRequest(Refusal.AUTH_INVALID, "no"))
+
+    front, wire = await connected(Refuses())
+    front.data_received(get(method="HEAD"))
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 407 ")
+    assert wire.written.endswith(b"\r\n\r\n")
+    assert not wire.closing

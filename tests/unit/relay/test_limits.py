@@ -1,16 +1,19 @@
 """What strangers and peers cannot use up in a relay."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from relay_node import mesh, peers
+from relay_node import registry as registry_module
 from relay_node.mesh import MeshConnection
 from relay_node.peers import PARTIAL_FREE_BYTES, PeerSocket
 from relay_node.registry import Device, Hooks, Registry
 from relay_node.tunnel import SHARED_STALL_MAX_S, STALL_MAX_S
-from shared.wire.websocket import Opcode, frame_header
+from shared.wire.peer import Type, encode_text
+from shared.wire.websocket import Opcode, encode_frame, frame_header
 
 TOKEN = "t" * 32
 
@@ -102,6 +105,28 @@ async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None
     )
     assert wire.paused
     mesh.connection_lost(None)
+
+
+async def test_ten_thousand_idle_peers_are_answered_and_kept_until_they_fall_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry_module, "HANDSHAKES_PER_S_MAX", 20_000)
+    here = registry()
+    heartbeat = encode_frame(Opcode.TEXT, encode_text(Type.HEARTBEAT), b"mask")
+    idle = [peer(here, f"2001:db8:0:{number:x}::1") for number in range(10_000)]
+    for socket, _ in idle:
+        socket._head, socket.ready = None, True
+        socket.data_received(heartbeat)
+    await asyncio.sleep(0)
+    assert all(b"heartbeat_ack" in wire.written for _, wire in idle)
+    now_s = asyncio.get_running_loop().time()
+    here.sweep(now_s + peers.IDLE_TIMEOUT_S - 5)
+    assert not any(wire.closing for _, wire in idle)
+    here.sweep(now_s + peers.IDLE_TIMEOUT_S + 5)
+    assert all(wire.closing for _, wire in idle)
+    for socket, _ in idle:
+        socket.connection_lost(None)
+    assert (here.sockets, here.per_address) == (set(), {})
 
 
 @pytest.mark.parametrize("token", ["", "X-PSX-Mesh-Token: wrong\r\n", f"X-PSX-Mesh-Token: {TOKEN}x\r\n"])

@@ -1,7 +1,8 @@
 """Who a device is: found again by its name, renewed by tokens that rotate, counted exactly, never believed."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from shared.supply import table as devices
 from shared.supply.model import Consent, Device, Kind, Modem, Origin, parse_regions
 from shared.supply.owners import change_owner, receipts, revoke_owner
 from shared.supply.proving import prove_device
-from shared.supply.rules import FAMILIES_MAX
+from shared.supply.rules import FAMILIES_MAX, REFRESH_REPEAT_MAX_MS
 from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for
 from tests.support.lab import pem_keys
 
@@ -161,9 +162,10 @@ def test_refresh_tokens_rotate_and_a_spent_one_revokes_the_device(
     ident = first.device.device_id
     second = refresh(enrolment, first)
     assert second.refresh_token != first.refresh_token
+    third = refresh(enrolment, second)
     assert enrolment.refresh(ident, "never issued", "de") is EnrolFault.REFRESH_INVALID
     assert enrolment.refresh(ident, first.refresh_token, "de") is EnrolFault.REFRESH_REUSED
-    assert enrolment.refresh(ident, second.refresh_token, "de") is EnrolFault.REFRESH_INVALID
+    assert enrolment.refresh(ident, third.refresh_token, "de") is EnrolFault.REFRESH_INVALID
     assert stored(dynamo, ident).generation == 1
     assert enrolment.refresh(DeviceId("nobody"), "x", "de") is EnrolFault.REFRESH_INVALID
 
@@ -176,6 +178,44 @@ def test_a_token_that_was_spent_long_ago_is_known_as_copied_too(enrolment: Enrol
     ident = first.device.device_id
     assert enrolment.refresh(ident, first.refresh_token, "de") is EnrolFault.REFRESH_REUSED
     assert enrolment.refresh(ident, held.refresh_token, "de") is EnrolFault.REFRESH_INVALID
+
+
+def test_a_lost_answer_may_be_asked_for_again_and_is_worth_nothing_then(
+    enrolment: Enrolment, dynamo: SyncDynamo
+) -> None:
+    held = register(enrolment)
+    ident = held.device.device_id
+    lost = refresh(enrolment, held)
+    again = refresh(later(enrolment, REFRESH_REPEAT_MAX_MS), held)
+    assert stored(dynamo, ident).generation == 0
+    refresh(enrolment, again)
+    assert enrolment.refresh(ident, lost.refresh_token, "de") is EnrolFault.REFRESH_REUSED
+
+
+def test_a_lost_answer_is_not_given_again_for_ever(enrolment: Enrolment) -> None:
+    held = register(enrolment)
+    for waited_ms in (0, REFRESH_REPEAT_MAX_MS):
+        refresh(later(enrolment, waited_ms), held)
+    late = later(enrolment, REFRESH_REPEAT_MAX_MS + 1)
+    found = late.refresh(held.device.device_id, held.refresh_token, "de")
+    assert found is EnrolFault.REFRESH_REUSED
+
+
+@dataclass
+class Repeating:
+    """A store whose client asks again because an answer was lost on its way: the repeat meets its own write."""
+
+    real: SyncDynamo
+
+    def run(self, request: Any) -> Any:
+        answer = self.real.run(request)
+        return self.real.run(request) if request.operation == "update_item" else answer
+
+
+def test_a_write_whose_answer_was_lost_is_no_theft(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
+    held = register(enrolment)
+    second = refresh(replace(enrolment, dynamo=Repeating(dynamo)), held)
+    assert refresh(enrolment, second).device.generation == 0
 
 
 def test_a_refresh_token_of_another_device_is_worth_nothing(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
@@ -207,7 +247,7 @@ def test_two_machines_with_one_identity_go_on_and_are_told_of(
 
 def test_a_copied_token_of_one_machine_leaves_the_other_its_own(enrolment: Enrolment) -> None:
     one, two = register(enrolment), register(later(enrolment, 10))
-    refresh(enrolment, one)
+    refresh(enrolment, refresh(enrolment, one))
     ident = one.device.device_id
     assert enrolment.refresh(ident, one.refresh_token, "de") is EnrolFault.REFRESH_REUSED
     assert refresh(enrolment, two).device.generation == 1
