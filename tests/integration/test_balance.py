@@ -163,14 +163,14 @@ def test_a_lower_cap_gives_back_nothing_that_gateways_may_have_carried(functions
 def test_a_key_that_expires_unused_is_turned_off_and_one_that_was_extended_is_not(
     functions: Functions,
 ) -> None:
-    ends = now_ms() + 1_000
+    ends = now_ms() + 30_000
     ids = [create(functions, 1, expiresAt=ends).body["id"] for _ in range(3)]
     assert functions.call(f"{KEYS}/{ids[1]}/topup", "POST", {"extendDays": 1}, me(functions)).status == 200
     assert functions.call(f"{KEYS}/{ids[2]}", "PATCH", {"enabled": False}, me(functions)).status == 200
-    assert (settle(functions, 0).expired, settle(functions, 2_000).expired) == (0, 1)
+    assert (settle(functions, 0).expired, settle(functions, 31_000).expired) == (0, 1)
     shown = [functions.call(f"{KEYS}/{ident}", headers=me(functions)).body for ident in ids]
     assert [s["disabledReason"] for s in shown] == ["expired", None, "admin"]
-    assert settle(functions, 3_000).expired == 0
+    assert settle(functions, 32_000).expired == 0
     history = functions.dynamo.run(entries(PREFIX + "audit", f"pak#{ids[0]}", 10)).rows
     assert [e.event.action for e in history] == ["auto_suspended_expired", "create"]
     late = now_ms() + 3_600_000
@@ -190,13 +190,14 @@ def bytes_or_none(raw: bytes | None) -> bytes | None:
 
 
 def test_no_counter_is_kept_of_a_key_that_ended(functions: Functions) -> None:
-    expiring = PakId(create(functions, 1, expiresAt=now_ms() + 1_000).body["id"])
+    credit(functions, 5)
+    expiring = PakId(create(functions, 1, expiresAt=now_ms() + 30_000).body["id"])
     deleted = PakId(create(functions, 1).body["id"])
     for pak_id in (expiring, deleted):
         use(functions, pak_id, 7)
         functions.redis.run(open_meter(pak_id, 7, BYTES_PER_GB))
     assert functions.call(f"{KEYS}/{deleted}", "DELETE", headers=me(functions)).status == 200
-    assert (settle(functions, 2_000).closed, counters(functions, expiring)) == (1, (None, None))
+    assert (settle(functions, 31_000).closed, counters(functions, expiring)) == (1, (None, None))
     assert (settle(functions).closed, counters(functions, deleted)) == (1, (None, None))
     later = {"enabled": True, "expiresAt": now_ms() + 3_600_000}
     assert functions.call(f"{KEYS}/{expiring}", "PATCH", later, me(functions)).status == 200
@@ -206,7 +207,7 @@ def test_no_counter_is_kept_of_a_key_that_ended(functions: Functions) -> None:
 def test_a_key_that_is_given_time_while_its_counters_go_keeps_its_cap(
     functions: Functions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pak_id = PakId(create(functions, 1, expiresAt=now_ms() + 1_000).body["id"])
+    pak_id = PakId(create(functions, 1, expiresAt=now_ms() + 30_000).body["id"])
     later = {"enabled": True, "expiresAt": now_ms() + 3_600_000}
 
     def extended_before(*args: Any) -> Any:
@@ -214,7 +215,7 @@ def test_a_key_that_is_given_time_while_its_counters_go_keeps_its_cap(
         return close_meter(*args)
 
     monkeypatch.setattr("shared.settlement.ended_keys.close_meter", extended_before)
-    assert settle(functions, 2_000).expired == 1
+    assert settle(functions, 31_000).expired == 1
     assert counters(functions, pak_id)[1] == str(BYTES_PER_GB).encode()
 
 
