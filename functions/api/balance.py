@@ -1,4 +1,4 @@
-"""Prepaid GB: what a reseller has, what more costs, and credits that one admin asks for and another one approves."""
+"""Prepaid GB: what a reseller has, what more costs, and credits that one person asks for and another one approves."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Final
@@ -11,6 +11,7 @@ from functions.api.audit import told
 from functions.api.auth import caller, fresh
 from functions.api.desk import Desk
 from functions.api.history import write_of_account
+from functions.api.setting_changes import PROPOSAL_LIFE_MS, person_of
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, Routes
 from shared.access.model import Account, AccountKind, Scope
@@ -41,7 +42,7 @@ class Balances(Desk):
 
     @property
     def approvals(self) -> Approvals:
-        """Requests for a second admin's yes."""
+        """Requests for a second person's yes."""
         return Approvals(self.w.settings.table("guard"))
 
     def balance(self, account_id: AccountId) -> dict[str, Any]:
@@ -77,8 +78,9 @@ class Balances(Desk):
         return found
 
     def propose(self, request: Request, account_id: str, body: CreditBody) -> dict[str, Any]:
-        """Ask for a credit; nothing is credited before another admin says yes."""
+        """Ask for a credit; nothing is credited before another person says yes (decision 0024 tells who counts as one)."""
         by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
+        person = person_of(self.w, by)
         size = traffic(body.trafficGB)
         account = self.account(account_id)
         facts = {
@@ -88,7 +90,7 @@ class Balances(Desk):
             "payment": body.paymentReference,
         }
         ident = str(getattr(request.state, "operation_id", ""))[:24] or new_id()
-        asked = Approval(ident, CREDIT, facts, by.account_id, now_ms())
+        asked = Approval(ident, CREDIT, facts, person, now_ms())
         items = [self.approvals.propose_item(asked)]
         if (
             write_of_account(self.w, request, by, "credit_propose", items, approval=ident, **facts)
@@ -98,13 +100,15 @@ class Balances(Desk):
         return self.shown(self.found(ident))
 
     def decide(self, request: Request, ident: str, state: ApprovalState) -> dict[str, Any]:
-        """Another admin's word. A yes that was given and not carried out is carried out by saying it again."""
+        """Another person's word. A yes that was given and not carried out is carried out by saying it again."""
         by = fresh(self.w, request, caller(self.w, request, Scope.ADMIN))
-        asked = self.found(ident)
+        asked, person = self.found(ident), person_of(self.w, by)
         if asked.state is ApprovalState.PROPOSED:
-            if asked.proposed_by == by.account_id:
-                raise ProblemError(403, "SECOND_ADMIN_NEEDED", "who proposed this cannot decide it")
-            items = [self.approvals.decide_item(asked, state, by.account_id)]
+            if asked.proposed_by == person:
+                raise ProblemError(403, "SECOND_PERSON_NEEDED", "who proposed this cannot decide it")
+            if now_ms() - asked.proposed_at_ms > PROPOSAL_LIFE_MS:
+                raise ProblemError(409, "PROPOSAL_TOO_OLD", "this request is older than a day; ask again")
+            items = [self.approvals.decide_item(asked, state, person)]
             facts = {"approval": ident, **asked.arguments}
             write_of_account(self.w, request, by, f"credit_{state.value}", items, **facts)
             asked = self.found(ident)

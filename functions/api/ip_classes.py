@@ -7,7 +7,7 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 
 from functions.api.audit import told
-from functions.api.auth import caller
+from functions.api.auth import caller, fresh
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, Routes, source_address
 from shared.access.model import ApiKey, Scope
@@ -35,6 +35,10 @@ class ClassBody(BaseModel):
 def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of overrides."""
     routes = Routes()
+
+    def admin(request: Request) -> ApiKey:
+        """Whoever may decide what suppliers are paid: a person with a fresh password, or a key."""
+        return fresh(wiring(), request, caller(wiring(), request, Scope.ADMIN))
 
     def crowded() -> list[str]:
         found: frozenset[str] = wiring().redis.run(read_crowded())
@@ -79,7 +83,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
 
     @routes.put("/v1/admin/ip-classes/{subject:path}")
     def put(request: Request, subject: str, body: ClassBody) -> dict[str, Any]:
-        by, named = caller(wiring(), request, Scope.ADMIN), subject_of(subject)
+        by, named = admin(request), subject_of(subject)
         held = stored()
         if named not in held and len(held) >= OVERRIDES_MAX:
             raise ProblemError(409, "OVERRIDES_LIMIT", f"there are {OVERRIDES_MAX} overrides; remove some")
@@ -94,7 +98,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
 
     @routes.delete("/v1/admin/ip-classes/{subject:path}")
     def remove(request: Request, subject: str) -> dict[str, Any]:
-        by, named = caller(wiring(), request, Scope.ADMIN), subject_of(subject)
+        by, named = admin(request), subject_of(subject)
         if named not in stored():
             raise ProblemError(404, "NOT_FOUND", "there is no such override")
         write(request, by, named, None)

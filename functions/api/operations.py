@@ -18,7 +18,7 @@ from shared.access.secrets import new_api_key, token_hash
 from shared.grading.live import EVERYTHING, mark_changed
 from shared.grading.rules import parse_thresholds
 from shared.guard.model import Switch
-from shared.guard.settings import setting_fault
+from shared.guard.settings import sale_faults, setting_fault
 from shared.guard.table import read_setting, read_switch, set_switch
 from shared.kernel.ids import ACCOUNT_ID, AccountId
 from shared.runtime.clock import now_ms
@@ -101,10 +101,11 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
     def health() -> dict[str, Any]:
         w = wiring()
         sale, switch = w.live.get("sale"), w.dynamo.run(read_switch(w.settings.table("guard")))
+        faults = sale_faults(sale, now_ms())
         return {
             "ok": True,
             "stage": w.settings.stage.value,
-            "sale": {"open": sale.get("ok") is True, "faults": sale.get("faults", ["not validated yet"])},
+            "sale": {"open": not faults, "faults": faults},
             "loopsStopped": switch.stopped,
         }
 

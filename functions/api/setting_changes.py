@@ -57,7 +57,7 @@ def change_setting(
 
 
 def person_of(w: Wiring, by: ApiKey) -> str:
-    """The signed-in human who asks for what needs two; 403 for anybody else."""
+    """The signed-in human who asks for, or decides, what needs two; 403 for anybody else."""
     if not by.person:
         raise ProblemError(403, "HUMANS_ONLY", "two persons decide this: sign in instead of using an API key")
     if now_ms() - by.created_at_ms < NEWCOMER_MS:

@@ -93,7 +93,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/credit")
     def credit(request: Request) -> dict[str, Any]:
         session, pak, _ = sale.session(request)
-        shown = answers.credit(pak, sale.prices_of(session, pak), sale.used(pak))
+        shown = answers.credit(pak, sale.held(session, pak), sale.used(pak))
         return {"credit": shown, "trafficUnit": traffic_unit()}
 
     @app.get("/v1/x402/manage/pool/usage")
@@ -110,7 +110,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     @app.get("/v1/x402/manage/pool/connection")
     def connection(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
-        return sale.connection(session, pak, token, sale.prices_of(session, pak))
+        return sale.connection(session, pak, token, sale.held(session, pak))
 
     @app.post("/v1/x402/manage/session/topup")
     @app.post("/v1/x402/manage/pool/topup")
@@ -127,10 +127,11 @@ def _manage(app: FastAPI, sale: Sale) -> None:
     def regenerate(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
         sale.limit(request, REGENERATE_LIMIT, pak.pak_id)
+        held = sale.held(session, pak)  # what can fail comes before the old secret ends
         bought = sale.w.counter.regenerate(session, pak, token)
         if bought is None:
             raise ProblemError(409, "CHANGED_MEANWHILE", "the key changed in the same moment, please retry")
-        return sale.credentials(bought, sale.prices_of(session, pak))
+        return sale.credentials(bought, held)
 
     @app.get("/v1/x402/sessions/wallet/{address}")
     def of_wallet(request: Request, address: str, status: str = "all", cursor: str = "") -> dict[str, Any]:

@@ -82,7 +82,7 @@ class PortDesk:
             "product": "proxy",
             "sessionId": session.session_id,
             "port": answers.port_facts(port) | {"online": sale.w.counter.mint.ports.is_online(port)},
-            "credit": answers.credit(pak, sale.prices(port.tier), sale.used(pak)),
+            "credit": answers.credit(pak, sale.held(session, pak), sale.used(pak)),
         }
 
     def calculate(self, request: Request) -> dict[str, Any]:

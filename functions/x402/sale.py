@@ -15,6 +15,7 @@ from functions.x402.validate import validated_rails
 from functions.x402.wiring import Wiring
 from shared.access.live import Limit
 from shared.access.model import Pak
+from shared.guard.settings import sale_faults
 from shared.kernel.codes import Pool
 from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
@@ -24,6 +25,7 @@ from shared.sale.live import BUY_LIMIT, LOOK_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP
 from shared.sale.model import (
     Bought,
     FieldFault,
+    Held,
     Offer,
     Order,
     Payment,
@@ -38,6 +40,7 @@ from shared.sale.rules import lease_of, peer_tiers, read_prices, read_terms
 from shared.sale.service import account_requester, pool_order, top_up_order
 from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
+OFF_SALE: Final = "no longer on sale; what was bought stays"
 _STATUS: Final = {
     Problem.NOT_ON_SALE: 503,
     Problem.PAYMENT_REQUIRED: 402,
@@ -74,10 +77,13 @@ class Sale:
         if request.headers.get("x-session-token"):
             self.session(request)
 
+    def _catalogue(self, tier: str) -> Prices | None:
+        told = (read_prices(setting, tier) for setting in self.w.live.versions("prices"))
+        return next((found for found in told if found is not None), None)
+
     def prices(self, tier: str = "") -> Prices:
         """The live catalogue (of a kind of port), or what was promised of it last; 503 while there is none."""
-        told = (read_prices(setting, tier) for setting in self.w.live.versions("prices"))
-        prices = next((found for found in told if found is not None), None)
+        prices = self._catalogue(tier)
         if prices is None:
             raise ProblemError(503, Problem.NOT_ON_SALE.value, "no prices are set yet; nothing was charged")
         return prices
@@ -86,7 +92,8 @@ class Sale:
         """The catalogue on a route that takes money: 503 until the sale is validated."""
         prices = self.prices(tier)
         found = self.w.live.get("sale")
-        if found.get("ok") is not True or found.get("rails") != validated_rails(self.w.rails):
+        is_closed = bool(sale_faults(found, self.w.counter.now_ms()))
+        if is_closed or found.get("rails") != validated_rails(self.w.rails):
             message = "the sale is closed until its configuration is validated; do not pay now"
             raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "30"})
         return prices
@@ -240,7 +247,7 @@ class Sale:
         return self.credentials(bought, prices, answers.payment_response_headers(bought.claim, rail.caip2))
 
     def credentials(
-        self, bought: Bought, prices: Prices, headers: Mapping[str, str] | None = None
+        self, bought: Bought, prices: Prices | Held, headers: Mapping[str, str] | None = None
     ) -> JSONResponse:
         """200 with credentials."""
         pool = Pool.PEER if prices.ip_type else Pool.MBL
@@ -261,6 +268,14 @@ class Sale:
         if selling and pak.ip_type and tier not in self.peer_tiers():
             _suspended()
         return self.open_prices(tier) if selling else self.prices(tier)
+
+    def held(self, session: Session, pak: Pak) -> Prices | Held:
+        """What a session has, for answers that sell nothing: they are given when its tier is off sale, too."""
+        port = self.port_of(session.username)
+        tier = port.tier if port else self.tier_of(pak)
+        found = None if pak.ip_type and not tier else self._catalogue(tier)
+        own = tier or (Pool.PEER if pak.ip_type else Pool.MBL).value
+        return found or Held(own, OFF_SALE, pak.ip_type)
 
     def tier_of(self, pak: Pak) -> str:
         """The tier of peers that a key was bought in, whether or not it is on sale now; empty for modems."""
@@ -328,7 +343,7 @@ class Sale:
             self.w.counter.mint.ports.extend(port, changed.expires_at_ms or port.expires_at_ms)
         return self.connection(session, changed, token, prices)
 
-    def connection(self, session: Session, pak: Pak, token: str, prices: Prices) -> JSONResponse:
+    def connection(self, session: Session, pak: Pak, token: str, prices: Prices | Held) -> JSONResponse:
         """The credentials of a session."""
         return self.credentials(self.w.counter.connection(session, pak, token), prices)
 

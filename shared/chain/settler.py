@@ -29,6 +29,8 @@ PLAIN_GAS: Final = 21_000
 TIP_WEI: Final = 1_000_000
 REPLACEMENT_PERCENT: Final = 125
 """A node takes another transaction with the same nonce only when it pays at least a tenth more."""
+FEE_MAX_WEI: Final = 50 * 10**9
+"""What one unit of gas may cost when a transaction is sent again at a higher fee: a hundredth of an ether per transfer."""
 LOG_RANGE_BLOCKS: Final = 2_000
 """How far back a foreign transaction is looked for: an hour of two-second blocks, and what public nodes allow."""
 GAS_FLOOR_WEI: Final = 10**14
@@ -135,8 +137,7 @@ class EvmSettler:
         self, authorization: Authorization | None, gas_nonce: int, least_fee_wei: int = 0
     ) -> SignedTransfer:
         """The transaction that settles an authorization, or (None) one that only uses the nonce up. Raises ReadFailed."""
-        block = self._nodes.first(lambda n: evm_call(n, "eth_getBlockByNumber", ["latest", False]))
-        fee = max(2 * int(block.get("baseFeePerGas", "0x0"), 16) + TIP_WEI, least_fee_wei)
+        fee = max(2 * self._base_fee() + TIP_WEI, least_fee_wei)
         fields: dict[str, Any] = {
             "to": self._wallet.address,
             "value": 0,
@@ -152,10 +153,36 @@ class EvmSettler:
                 "data": transfer_calldata(authorization),
                 "gas": TRANSFER_GAS,
             }
+        return self._signed(fields)
+
+    def dearer(self, raw: str) -> SignedTransfer | None:
+        """The same transaction at a fee that a node takes in place of its own; None when that would not help.
+
+        That is while its fee is what the chain asks for, or when the higher one would be above `FEE_MAX_WEI`. Raises
+        ReadFailed.
+        """
+        from eth_account.typed_transactions.typed_transaction import TypedTransaction  # noqa: PLC0415
+        from hexbytes import HexBytes  # noqa: PLC0415
+
+        sent = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
+        fee, base = int(sent["maxFeePerGas"]), self._base_fee()
+        least = fee * REPLACEMENT_PERCENT // 100 + 1
+        raised = min(max(least, 2 * base + TIP_WEI), FEE_MAX_WEI)
+        if base + TIP_WEI <= fee or raised < least:
+            return None
+        fields = {name: sent[name] for name in ("to", "value", "gas", "data", "nonce", "chainId")}
+        tip = int(sent["maxPriorityFeePerGas"]) * REPLACEMENT_PERCENT // 100 + 1
+        fees = {"maxFeePerGas": raised, "maxPriorityFeePerGas": min(raised, tip)}
+        return self._signed(fields | fees)
+
+    def _base_fee(self) -> int:
+        block = self._nodes.first(lambda n: evm_call(n, "eth_getBlockByNumber", ["latest", False]))
+        return int(block.get("baseFeePerGas", "0x0"), 16)
+
+    def _signed(self, fields: dict[str, Any]) -> SignedTransfer:
         signed = self._wallet.sign_transaction(fields)
-        return SignedTransfer(
-            "0x" + bytes(signed.raw_transaction).hex(), "0x" + bytes(signed.hash).hex(), gas_nonce, fee
-        )
+        raw, tx_hash = "0x" + bytes(signed.raw_transaction).hex(), "0x" + bytes(signed.hash).hex()
+        return SignedTransfer(raw, tx_hash, int(fields["nonce"]), int(fields["maxFeePerGas"]))
 
     def send(self, raw: str) -> bool:
         """Hand a transaction to the chain; doing so again does no harm. False when no node took it. Raises ReadFailed."""

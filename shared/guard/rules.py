@@ -1,4 +1,4 @@
-"""Pure decisions of the guard: may a loop run, may this person decide, does an audit chain hold."""
+"""Pure decisions of the guard: may a loop run, does an audit chain hold."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
-from shared.guard.model import Approval, ApprovalState, AuditEntry, AuditEvent, LoopLimit, Refused, Switch
+from shared.guard.model import AuditEntry, AuditEvent, LoopLimit, Refused, Switch
 
 GENESIS: Final = "0" * 64
 LOOP_LIMITS: Final = {
@@ -32,11 +32,6 @@ def may_run(switch: Switch, runs_this_minute: int, runs_this_hour: int, limit: L
     if runs_this_minute > limit.per_minute or runs_this_hour > limit.per_hour:
         return Refused.TOO_OFTEN
     return None
-
-
-def may_decide(approval: Approval, decider: str) -> bool:
-    """Whether this person may approve or reject: it is still open, and somebody else proposed it."""
-    return approval.state is ApprovalState.PROPOSED and bool(decider) and decider != approval.proposed_by
 
 
 def chain(event: AuditEvent, sequence: int, previous: str) -> AuditEntry:

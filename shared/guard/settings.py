@@ -11,6 +11,10 @@ BASIS_POINTS_MAX: Final = 1000
 WHOLE_MAX: Final = 10**15
 STEPS_MAX: Final = 20
 RECIPIENTS_MAX: Final = 8
+VALIDATED_MAX_MS: Final = 300_000
+"""How long a validation holds. It is made each minute; the kill switch stops that, and what serves late payments."""
+NOT_VALIDATED: Final = "not validated yet"
+STALE: Final = f"not validated for {VALIDATED_MAX_MS // 60_000} minutes: the validation is stopped, or fails"
 _CLASSES: Final = frozenset({"mobile", "residential", "datacenter", "unknown"})
 _ADDRESS: Final = {
     "base": re.compile(r"0x[0-9a-fA-F]{40}"),
@@ -23,6 +27,13 @@ def setting_fault(name: str, value: Mapping[str, Any]) -> str | None:
     """What is wrong with a setting, naming the field; None when it may be written."""
     fault = _FAULTS.get(name)
     return fault(value) if fault else None
+
+
+def sale_faults(found: Mapping[str, Any], now_ms: int) -> list[str]:
+    """Why the sale is closed, from what the validation wrote last; empty while it is open."""
+    if found.get("ok") is not True:
+        return list(found.get("faults") or [NOT_VALIDATED])
+    return [] if now_ms - found.get("at_ms", 0) <= VALIDATED_MAX_MS else [STALE]
 
 
 def _rates_fault(value: Mapping[str, Any]) -> str | None:

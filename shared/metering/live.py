@@ -12,6 +12,7 @@ _USED: Final = "{meter}:used"
 _CAP: Final = "{meter}:cap"
 _SEQUENCES: Final = "{meter}:seq"
 _FLUSH: Final = Script.load("shared.metering", "flush")
+_CLOSE: Final = Script.load("shared.metering", "close")
 _OPEN: Final = Script.load("shared.metering", "open")
 _LEASE_ONLY: Final = -1
 KEYS_PER_CALL: Final = 500
@@ -75,6 +76,15 @@ def open_meter(pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> RedisCa
     """Bring the live meter to at least what DynamoDB knows; heals a lost Redis and carries a changed cap."""
     args: list[str | int] = [pak_id, used_bytes, "" if cap_bytes is None else cap_bytes]
     return RedisCall(lambda used: Meter(int(used), cap_bytes), script=_OPEN, keys=[_USED, _CAP], args=args)
+
+
+def close_meter(pak_id: PakId, used_bytes: int) -> RedisCall[bool]:
+    """Forget the live meter of a key that ended; False while it counts more than is known, or somebody carries for it.
+
+    A key that was given more time in the same moment must be opened again: without its cap it has none here.
+    """
+    keys = [_USED, _CAP, f"{{meter}}:lease:{pak_id}"]
+    return RedisCall(bool, script=_CLOSE, keys=keys, args=[pak_id, used_bytes])
 
 
 def read_used(pak_id: PakId) -> RedisCall[int | None]:

@@ -14,7 +14,7 @@ from shared.chain.eip3009 import DOMAIN_NAME, DOMAIN_VERSION
 from shared.kernel.ids import Country
 from shared.kernel.money import BYTES_PER_GB, MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
 from shared.kernel.traffic import traffic_unit
-from shared.sale.model import Bought, Claim, Prices, Quote, Rail
+from shared.sale.model import Bought, Claim, Held, Prices, Quote, Rail
 from shared.sale.ports import REPLACEMENTS_MAX, PortLease
 from shared.sale.rules import QUOTE_TTL_S
 
@@ -238,7 +238,7 @@ def _base64_json(value: Mapping[str, Any]) -> str:
 
 def credentials(
     bought: Bought,
-    prices: Prices,
+    prices: Prices | Held,
     place: Place,
     used_bytes: int,
     countries: Sequence[str],
@@ -294,7 +294,7 @@ def port_facts(port: PortLease) -> dict[str, Any]:
     }
 
 
-def credit(pak: Pak, prices: Prices, used_bytes: int) -> dict[str, Any]:
+def credit(pak: Pak, prices: Prices | Held, used_bytes: int) -> dict[str, Any]:
     """What a key has left."""
     cap = pak.cap_bytes or 0
     return {

@@ -52,6 +52,8 @@ class Settles(Protocol):
         self, authorization: Authorization | None, gas_nonce: int, least_fee_wei: int = 0
     ) -> SignedTransfer: ...
 
+    def dearer(self, raw: str) -> SignedTransfer | None: ...
+
     def send(self, raw: str) -> bool: ...
 
     def outcome(
@@ -241,12 +243,22 @@ class ExactRail:
             if raw is None:
                 self._use_up(settler, waiting_for)
             else:
-                settler.send(raw)
+                self._push(settler, waiting_for, raw)
         elif waiting_for == transfer.gas_nonce:
             taken = settler.send(transfer.raw)
             wanted = settler.sign(transfer.authorization, transfer.gas_nonce)
             if not taken or wanted.max_fee_wei > transfer.fee_wei:
                 self._raise_fee(settler, transfer)
+
+    def _push(self, settler: Settles, nonce: int, raw: str) -> None:
+        """Send what an earlier nonce does, at a higher fee when its own has become too low: nobody else may come for it."""
+        settler.send(raw)
+        raised = settler.dearer(raw)
+        if raised is None:
+            return
+        kept = rows.replace_nonce(self.table, settler.address, nonce, raw, raised.raw, raised.tx_hash)
+        if self.dynamo.run(kept) is not None:
+            settler.send(raised.raw)
 
     def _raise_fee(self, settler: Settles, transfer: Transfer) -> None:
         least = transfer.fee_wei * REPLACEMENT_PERCENT // 100

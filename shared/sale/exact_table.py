@@ -1,7 +1,7 @@
 """Rows of the `exact` rail: one per signed transfer that we took on, and one per nonce of the gas wallet.
 
 A transfer is RESERVED (by one instance, for a few seconds), SENT (its transaction is stored, and may be sent again by
-anybody) or FAILED. A gas nonce has one transaction for ever; `next` only grows.
+anybody) or FAILED. A gas nonce does one thing for ever, at a fee that may be raised; `next` only grows.
 """
 
 from dataclasses import asdict, dataclass
@@ -189,3 +189,19 @@ def nonce_raw(table: str, wallet: str, nonce: int) -> DynamoRequest[str | None]:
 def bind_nonce(table: str, wallet: str, nonce: int, raw: str, tx_hash: str) -> DynamoRequest[bool]:
     """Bind a nonce that nobody used to a transaction that does nothing; False when it is bound."""
     return put_new(table, {"pk": f"gas#{wallet}", "sk": f"{nonce:012d}", "raw": raw, "tx_hash": tx_hash})
+
+
+def replace_nonce(
+    table: str, wallet: str, nonce: int, before: str, raw: str, tx_hash: str
+) -> DynamoRequest[object]:
+    """The same transaction of a nonce at a higher fee, unless somebody raised it meanwhile."""
+    return update(
+        table,
+        f"gas#{wallet}",
+        f"{nonce:012d}",
+        "SET #raw = :raw, tx_hash = :hash",
+        {":raw": raw, ":hash": tx_hash, ":before": before},
+        parse=lambda row: row["tx_hash"],
+        condition="#raw = :before",
+        names={"#raw": "raw"},
+    )

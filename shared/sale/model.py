@@ -52,6 +52,15 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What answers tell of a key that was sold, whether or not its like is on sale now."""
+
+    tier: str
+    quality: str
+    ip_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What a buyer asks for."""
 

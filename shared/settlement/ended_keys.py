@@ -1,7 +1,7 @@
 """Keys that ended: those whose time ran out while nobody used them are turned off, deleted ones give back what they hold.
 
 Gateways turn off what they meet (`gateway_node/history.py`); this finds the rest. Everything is conditional and tells its
-event in the same transaction, so that two runs at once, or a crash, do nothing twice.
+event in the same transaction, so that two runs at once, or a crash, do nothing twice. Their live counters are dropped.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from shared.access.prepaid import get_prepaid
 from shared.guard.model import AuditEvent
 from shared.guard.service import write_audited
 from shared.kernel.ids import PakId
-from shared.metering.live import read_used
+from shared.metering.live import close_meter, open_meter, read_used
 from shared.pool.live import publish_revoke_pak
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis
@@ -33,6 +33,7 @@ class Ended:
     expired: int = 0
     settled: int = 0
     given_back_bytes: int = 0
+    closed: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -73,6 +74,7 @@ class EndKeys:
         if pak is None or pak.expires_at_ms is None or pak.expires_at_ms > now:
             return  # its end moved since the index was written
         if not pak.enabled:
+            self._close(pak_id, pak.used_bytes, report)
             self.dynamo.run(access.unlist_expired(self.table("access"), pak))
             return
         event = self._event(pak, "auto_suspended_expired", expiresAt=pak.expires_at_ms)
@@ -80,6 +82,7 @@ class EndKeys:
         if write_audited(self.dynamo, self.table("audit"), event, items, pak.account_id) is None:
             report.expired += 1
             self.redis.run(publish_revoke_pak(pak_id))
+            self._close(pak_id, pak.used_bytes, report)
 
     def _settle(self, place: str, pak_id: PakId, report: Ended) -> None:
         pak = self._pak(pak_id)
@@ -94,3 +97,15 @@ class EndKeys:
         if write_audited(self.dynamo, self.table("audit"), event, items, pak.account_id) is None:
             report.settled += 1
             report.given_back_bytes += back
+            self._close(pak_id, used, report)
+
+    def _close(self, pak_id: PakId, used_bytes: int, report: Ended) -> None:
+        """Keep no live counter for a key that ended: the cache evicts nothing by itself.
+
+        A key that carries to its last moment keeps its few bytes. One that was given more time meanwhile is opened again:
+        whoever changes a key writes first and opens it then, so either of the two sees the change.
+        """
+        report.closed += self.redis.run(close_meter(pak_id, used_bytes))
+        pak = self._pak(pak_id)
+        if pak is not None and pak.enabled:
+            self.redis.run(open_meter(pak_id, pak.used_bytes, pak.cap_bytes))

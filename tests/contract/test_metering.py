@@ -8,6 +8,7 @@ from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
 from shared.metering.live import (
     KEYS_PER_CALL,
+    close_meter,
     flush,
     flushes,
     lease,
@@ -47,6 +48,22 @@ def test_the_same_flush_again_adds_nothing_and_answers_the_same(redis: SyncRedis
     assert redis.run(flush(GATEWAY, 0, {PAK: 30})) == {PAK: Meter(35, 100)}
     assert redis.run(flush(GATEWAY, 1, {PAK: 70})) == {PAK: Meter(105, 100)}
     assert redis.run(flush(GatewayId("g2"), 0, {PAK: 1})) == {PAK: Meter(106, 100)}
+
+
+@pytest.mark.slow
+def test_a_meter_is_closed_when_the_truth_knows_all_of_it_and_nobody_carries(redis: SyncRedis) -> None:
+    redis.run(open_meter(PAK, 50, 1_000))
+    redis.run(flush(GATEWAY, 0, {PAK: 10}))
+    assert redis.run(close_meter(PAK, 59)) is False
+    redis.run(lease(GATEWAY, {PAK: Ask(0, 100)}))
+    assert redis.run(close_meter(PAK, 60)) is False
+    assert redis.run(lease(GATEWAY, {PAK: Ask(0, 0)}))[PAK].cap_bytes == 1_000
+    assert redis.run(close_meter(PAK, 60)) is True
+    assert redis.run(read_used(PAK)) is None
+    assert redis.run(flush(GATEWAY, 1, {PAK: 5})) == {
+        PAK: Meter(5, None)
+    }  # told late; the batch is in the truth
+    assert redis.run(open_meter(PAK, 65, 1_000)) == Meter(65, 1_000)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_every_mutation_leaves_exactly_one_event_in_its_own_transaction(
 def test_looking_leaves_no_event_and_a_repeated_decision_none_either(tenancy: Tenancy) -> None:
     (tenant,) = tenancy("one")
     approve = "/v1/admin/credits/{ident}/approve"
-    second = tenant.second_admin()
+    second = tenant.person("second")
     assert tenant.call("POST", approve, headers=second).status == 200
     before = events()
     assert tenant.call("POST", approve, headers=second).status == 200

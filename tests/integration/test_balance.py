@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from functions.api import balance
 from local import lab
 from shared.access.prepaid import get_prepaid, move_items
 from shared.access.settling import SETTLE_AFTER_MS
 from shared.guard.table import entries
 from shared.kernel.ids import AccountId, GatewayId, PakId
 from shared.kernel.money import BYTES_PER_GB
-from shared.metering.live import flushes, lease, open_meter
+from shared.metering.live import close_meter, flushes, lease, open_meter
 from shared.metering.model import Ask
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact, update
+from shared.runtime.redis import command
 from shared.settlement.ended_keys import Ended, EndKeys
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -38,19 +41,18 @@ def me(functions: Functions) -> dict[str, str]:
     return {"x-api-key": functions.keys.reseller}
 
 
-def second_admin(functions: Functions) -> dict[str, str]:
-    body = {"accountId": "psx_admin2", "kind": "admin"}
-    functions.call("/v1/admin/accounts", "POST", body, admin(functions))
-    made = functions.call(
-        "/v1/admin/accounts/psx_admin2/api-keys", "POST", {"scopes": ["admin"]}, admin(functions)
-    )
-    return {"x-api-key": made.body["apiKey"]}
+def one(functions: Functions) -> dict[str, str]:
+    return functions.person("one@example.org")
+
+
+def other(functions: Functions) -> dict[str, str]:
+    return functions.person("other@example.org")
 
 
 def credit(functions: Functions, traffic: float) -> None:
-    asked = functions.call(CREDITS, "POST", {"trafficGB": traffic, "reason": "wire"}, admin(functions))
+    asked = functions.call(CREDITS, "POST", {"trafficGB": traffic, "reason": "wire"}, one(functions))
     path = f"/v1/admin/credits/{asked.body['approvalId']}/approve"
-    assert functions.call(path, "POST", {}, second_admin(functions)).status == 200
+    assert functions.call(path, "POST", {}, other(functions)).status == 200
 
 
 def available(functions: Functions) -> float:
@@ -61,26 +63,52 @@ def create(functions: Functions, cap: float, **more: int) -> Reply:
     return functions.call(KEYS, "POST", {"label": "k", "trafficCapGB": cap, **more}, me(functions))
 
 
-def test_a_credit_needs_another_admin_and_is_posted_once(functions: Functions) -> None:
-    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, admin(functions))
+def test_a_credit_needs_another_person_and_is_posted_once(functions: Functions) -> None:
+    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, one(functions))
     assert (asked.status, asked.body["state"]) == (202, "proposed")
+    assert asked.body["proposedBy"] == "one@example.org"
     path = f"/v1/admin/credits/{asked.body['approvalId']}"
-    assert functions.call(f"{path}/approve", "POST", {}, admin(functions)).status == 403
+    own = functions.call(f"{path}/approve", "POST", {}, one(functions))
+    assert (own.status, own.body["code"]) == (403, "SECOND_PERSON_NEEDED")
     assert functions.call(f"{path}/approve", "POST", {}, me(functions)).status == 403
     assert available(functions) == 0
-    other = second_admin(functions)
     for _ in range(2):
-        assert functions.call(f"{path}/approve", "POST", {}, other).body["state"] == "approved"
-    assert functions.call(f"{path}/reject", "POST", {}, other).status == 409
+        assert functions.call(f"{path}/approve", "POST", {}, other(functions)).body["state"] == "approved"
+    assert functions.call(f"{path}/reject", "POST", {}, other(functions)).status == 409
     assert available(functions) == 5
-    assert functions.call("/v1/admin/credits/none/approve", "POST", {}, other).status == 404
+    assert functions.call("/v1/admin/credits/none/approve", "POST", {}, other(functions)).status == 404
+
+
+def test_a_credit_is_asked_for_and_decided_by_no_key_and_by_no_newcomer(functions: Functions) -> None:
+    body = {"accountId": "psx_admin2", "kind": "admin"}
+    functions.call("/v1/admin/accounts", "POST", body, admin(functions))
+    keys = "/v1/admin/accounts/psx_admin2/api-keys"
+    made = functions.call(keys, "POST", {"scopes": ["admin"]}, admin(functions)).body["apiKey"]
+    wanted = {"trafficGB": 5, "reason": "wire"}
+    asked = functions.call(CREDITS, "POST", wanted, one(functions)).body["approvalId"]
+    newcomer = functions.person("new@example.org", created_at_ms=now_ms())
+    for by, code in (({"x-api-key": made}, "HUMANS_ONLY"), (newcomer, "TOO_NEW")):
+        for path, sent in ((f"/v1/admin/credits/{asked}/approve", {}), (CREDITS, wanted)):
+            refused = functions.call(path, "POST", sent, by)
+            assert (refused.status, refused.body["code"]) == (403, code)
+    assert available(functions) == 0
+
+
+def test_a_credit_that_was_asked_for_long_ago_is_asked_for_again(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, one(functions))
+    monkeypatch.setattr(balance, "PROPOSAL_LIFE_MS", -1)
+    path = f"/v1/admin/credits/{asked.body['approvalId']}/approve"
+    late = functions.call(path, "POST", {}, other(functions))
+    assert (late.status, late.body["code"], available(functions)) == (409, "PROPOSAL_TOO_OLD", 0)
 
 
 def test_a_rejected_credit_credits_nothing(functions: Functions) -> None:
-    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, admin(functions))
+    asked = functions.call(CREDITS, "POST", {"trafficGB": 5, "reason": "wire"}, one(functions))
     path = f"/v1/admin/credits/{asked.body['approvalId']}"
-    assert functions.call(f"{path}/reject", "POST", {}, second_admin(functions)).status == 200
-    assert functions.call(f"{path}/approve", "POST", {}, second_admin(functions)).status == 409
+    assert functions.call(f"{path}/reject", "POST", {}, other(functions)).status == 200
+    assert functions.call(f"{path}/approve", "POST", {}, other(functions)).status == 409
     assert functions.call("/v1/reseller/balance", headers=me(functions)).body["prepaid"] is False
 
 
@@ -135,20 +163,60 @@ def test_a_lower_cap_gives_back_nothing_that_gateways_may_have_carried(functions
 def test_a_key_that_expires_unused_is_turned_off_and_one_that_was_extended_is_not(
     functions: Functions,
 ) -> None:
-    ends = now_ms() + 1_000
+    ends = now_ms() + 30_000
     ids = [create(functions, 1, expiresAt=ends).body["id"] for _ in range(3)]
     assert functions.call(f"{KEYS}/{ids[1]}/topup", "POST", {"extendDays": 1}, me(functions)).status == 200
     assert functions.call(f"{KEYS}/{ids[2]}", "PATCH", {"enabled": False}, me(functions)).status == 200
-    assert (settle(functions, 0).expired, settle(functions, 2_000).expired) == (0, 1)
+    assert (settle(functions, 0).expired, settle(functions, 31_000).expired) == (0, 1)
     shown = [functions.call(f"{KEYS}/{ident}", headers=me(functions)).body for ident in ids]
     assert [s["disabledReason"] for s in shown] == ["expired", None, "admin"]
-    assert settle(functions, 3_000).expired == 0
+    assert settle(functions, 32_000).expired == 0
     history = functions.dynamo.run(entries(PREFIX + "audit", f"pak#{ids[0]}", 10)).rows
     assert [e.event.action for e in history] == ["auto_suspended_expired", "create"]
     late = now_ms() + 3_600_000
     body = {"enabled": True, "expiresAt": late}
     assert functions.call(f"{KEYS}/{ids[0]}", "PATCH", body, me(functions)).body["enabled"] is True
     assert settle(functions, 3_700_000).expired == 1
+
+
+def counters(functions: Functions, pak_id: str) -> tuple[bytes | None, ...]:
+    """What the live network keeps of a key."""
+    names = ("{meter}:used", "{meter}:cap")
+    return tuple(functions.redis.run(command("HGET", name, pak_id, parse=bytes_or_none)) for name in names)
+
+
+def bytes_or_none(raw: bytes | None) -> bytes | None:
+    return raw
+
+
+def test_no_counter_is_kept_of_a_key_that_ended(functions: Functions) -> None:
+    credit(functions, 5)
+    expiring = PakId(create(functions, 1, expiresAt=now_ms() + 30_000).body["id"])
+    deleted = PakId(create(functions, 1).body["id"])
+    for pak_id in (expiring, deleted):
+        use(functions, pak_id, 7)
+        functions.redis.run(open_meter(pak_id, 7, BYTES_PER_GB))
+    assert functions.call(f"{KEYS}/{deleted}", "DELETE", headers=me(functions)).status == 200
+    assert (settle(functions, 31_000).closed, counters(functions, expiring)) == (1, (None, None))
+    assert (settle(functions).closed, counters(functions, deleted)) == (1, (None, None))
+    later = {"enabled": True, "expiresAt": now_ms() + 3_600_000}
+    assert functions.call(f"{KEYS}/{expiring}", "PATCH", later, me(functions)).status == 200
+    assert counters(functions, expiring) == (b"7", str(BYTES_PER_GB).encode())
+
+
+def test_a_key_that_is_given_time_while_its_counters_go_keeps_its_cap(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pak_id = PakId(create(functions, 1, expiresAt=now_ms() + 30_000).body["id"])
+    later = {"enabled": True, "expiresAt": now_ms() + 3_600_000}
+
+    def extended_before(*args: Any) -> Any:
+        assert functions.call(f"{KEYS}/{pak_id}", "PATCH", later, me(functions)).status == 200
+        return close_meter(*args)
+
+    monkeypatch.setattr("shared.settlement.ended_keys.close_meter", extended_before)
+    assert settle(functions, 31_000).expired == 1
+    assert counters(functions, pak_id)[1] == str(BYTES_PER_GB).encode()
 
 
 def use(functions: Functions, pak_id: str, size: int) -> None:
@@ -194,10 +262,10 @@ def test_a_prepaid_partners_keys_have_caps(functions: Functions) -> None:
     uncapped = {"label": "k", "trafficCapGB": None}
     assert functions.call(KEYS, "POST", uncapped, partner).status == 200
     asked = functions.call(
-        CREDITS.replace("reseller1", "partner1"), "POST", {"trafficGB": 1, "reason": "wire"}, admin(functions)
+        CREDITS.replace("reseller1", "partner1"), "POST", {"trafficGB": 1, "reason": "wire"}, one(functions)
     )
     path = f"/v1/admin/credits/{asked.body['approvalId']}/approve"
-    assert functions.call(path, "POST", {}, second_admin(functions)).status == 200
+    assert functions.call(path, "POST", {}, other(functions)).status == 200
     refused = functions.call(KEYS, "POST", uncapped, partner)
     assert (refused.status, refused.body["message"].partition(":")[0]) == (400, "trafficCapGB")
 

@@ -12,7 +12,8 @@ import pytest
 from local import lab
 from local.evm import USDC
 from shared.chain.eip3009 import read_authorization
-from shared.chain.model import SHALLOW
+from shared.chain.model import SHALLOW, InvalidReason
+from shared.chain.settler import FEE_MAX_WEI
 from shared.guard.table import open_incidents
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
@@ -157,6 +158,50 @@ def test_a_fee_that_became_too_low_is_raised(shop: Shop) -> None:
     answer = shop.buy(payload_of(transfer))
     assert answer.status == 200, answer.body
     assert answer.body["payment"]["txHash"] != made.tx_hash
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_cheap_transaction_at_the_head_holds_up_nobody_when_gas_became_dear(
+    shop: Shop, failed: bool
+) -> None:
+    rail = shop.sale_wiring.counter.exact
+    settler, run = rail.settler(), rail.dynamo.run
+    next_base_fee(shop, 10**9)
+    run(rows.start_nonces(rail.table, settler.address, 1))
+    if failed:
+        transfer = reserved(shop, lease_ms=5_000)
+        head = settler.sign(transfer.authorization, 0)
+        args = (transfer, head.raw, head.tx_hash, 0, head.max_fee_wei)
+        assert run(rows.store_sent(rail.table, settler.address, *args)) is None
+        run(rows.fail(rail.table, transfer.authorization.key, InvalidReason.AUTH_EXPIRED))
+    else:
+        head = settler.sign(None, 0)
+        assert run(rows.bind_nonce(rail.table, settler.address, 0, head.raw, head.tx_hash))
+    next_base_fee(shop, head.max_fee_wei * 3)
+    answer = shop.buy(signed(shop.anvil.new_wallet()))
+    assert answer.status == 200, answer.body
+    pushed = run(rows.nonce_raw(rail.table, settler.address, 0))
+    assert pushed not in {None, head.raw}
+    assert int(shop.anvil.call("eth_getTransactionCount", settler.address, "latest"), 16) == 2
+
+
+def test_a_fee_is_raised_when_it_is_too_low_and_never_above_its_bound(shop: Shop) -> None:
+    settler = shop.sale_wiring.chains.settler()
+    next_base_fee(shop, 10**9)
+    head = settler.sign(None, 0)
+    assert settler.dearer(head.raw) is None
+    next_base_fee(shop, 2 * FEE_MAX_WEI)
+    raised = settler.dearer(head.raw)
+    assert raised is not None
+    assert raised.max_fee_wei == FEE_MAX_WEI
+    assert settler.dearer(raised.raw) is None
+    next_base_fee(shop, 10**9)
+
+
+def next_base_fee(shop: Shop, wei: int) -> None:
+    """A block at this price of gas; the node may serve other tests afterwards."""
+    shop.anvil.call("anvil_setNextBlockBaseFeePerGas", hex(wei))
+    shop.anvil.call("evm_mine")
 
 
 def reserved(shop: Shop, lease_ms: int) -> Transfer:

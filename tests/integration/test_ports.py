@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 
+from functions.x402.sale import Sale
 from functions.x402.serve_owed import serve_owed
 from local import lab
 from local.bootstrap import HOUSE, PRICES
 from shared.chain.model import Valid
+from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
 from shared.pool import live
 from shared.pool.model import Acquired, Endpoint, NoStock
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import command
 from shared.sale.owed import LATE_MS
 from shared.sale.owed_table import all_owed
@@ -259,3 +261,39 @@ def test_free_time_holds_a_device_no_longer_than_the_catalogue_allows_after_it_w
     functions.sale_wiring = replace(functions.sale_wiring, counter=counter)
     again = functions.call(path, "POST", {"addDurationSeconds": most}, headers)
     assert (again.status, again.body["credit"]["expiresAt"]) == (200, longest)
+
+
+def test_what_was_bought_stays_manageable_when_its_kind_is_off_sale(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    bought = private(functions)
+    setting = {**PRICES, "ports": {}}
+    functions.dynamo.run(write_setting(f"{PREFIX}guard", "prices", setting, now_ms()))
+    functions.sale_wiring.live._kept.clear()
+    pool = "/v1/x402/manage/pool"
+    session = functions.call(SESSION, headers=token(bought))
+    assert (session.status, session.body["credit"]["tier"]) == (200, "private")
+    assert functions.call(f"{pool}/credit", headers=token(bought)).body["credit"]["tier"] == "private"
+    shown = functions.call(f"{pool}/connection", headers=token(bought))
+    assert (shown.status, shown.body["proxy"]["allowed"]["tier"]) == (200, "private")
+    assert shown.body["proxy"]["http"] == bought.body["proxy"]["http"]
+    changed = functions.call(f"{pool}/regenerate", "POST", {}, token(bought))
+    assert (changed.status, changed.body["proxy"]["username"]) == (200, bought.body["proxy"]["username"])
+    assert changed.body["proxy"]["password"] != bought.body["proxy"]["password"]
+    closed = functions.call("/v1/x402/manage/session/topup", "POST", {"addTrafficGB": 1}, token(bought))
+    assert closed.status == 503
+
+
+def test_a_secret_is_kept_when_the_answer_cannot_be_made(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_modems(functions, "m1")
+    bought = private(functions)
+
+    def away(*_: object) -> Any:
+        raise StoreUnavailable("settings: away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sale, "held", away)
+        assert functions.call("/v1/x402/manage/pool/regenerate", "POST", {}, token(bought)).status == 503
+    shown = functions.call("/v1/x402/manage/pool/connection", headers=token(bought))
+    assert shown.body["proxy"]["password"] == bought.body["proxy"]["password"]

@@ -18,8 +18,10 @@ from local.bootstrap import HOUSE
 from shared.access import table as access
 from shared.access.model import DisabledReason
 from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
+from shared.guard.settings import STALE, VALIDATED_MAX_MS
 from shared.guard.table import write_setting
 from shared.kernel.ids import PakId
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
 from shared.sale.model import Bought, Offer, Payment, Refused, Session, Terms
 from shared.sale.rules import read_prices, read_terms
@@ -270,6 +272,18 @@ def test_the_sale_is_closed_until_it_is_validated(functions: Functions) -> None:
     assert functions.call(TOPUP, "POST", {"addTrafficGB": 1}, {"x-session-token": "x402s_x"}).status == 503
     assert functions.call("/v1/x402/pool/pricing").status == 200
     assert functions.call("/v1/x402/proxy").status == 503
+
+
+def test_the_sale_closes_when_its_validation_stands_still(functions: Functions) -> None:
+    assert functions.call("/health").body["sale"] == {"open": True, "faults": []}
+    live = functions.sale_wiring.live
+    found = {**live.get("sale"), "at_ms": now_ms() - VALIDATED_MAX_MS - 1}
+    functions.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
+    live._kept.clear()
+    functions.api_wiring.live._kept.clear()
+    answer = functions.call(QUERY)
+    assert (answer.status, answer.body["code"]) == (503, "SALE_NOT_VALIDATED")
+    assert functions.call("/health").body["sale"] == {"open": False, "faults": [STALE]}
 
 
 def test_validation_names_what_is_missing_and_keeps_the_sale_closed(functions: Functions) -> None:

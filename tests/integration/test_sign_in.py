@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from local import lab
+from local.bootstrap import ADMIN
 from shared.access import people
 from shared.access.live import Limit
 from shared.access.people import SignedIn, get_person, issue
@@ -204,7 +205,18 @@ ADMIN_WRITES = [
     ("POST", "/v1/admin/accounts/psx_reseller1/people", {"email": "b@b.example", "password": PASSWORD}),
     ("PUT", "/v1/admin/settings/wholesale", {"steps": [[0, 1]]}),
     ("POST", "/v1/admin/switch", {"stopped": False, "reason": "x"}),
+    ("PUT", "/v1/admin/ip-classes/AS64501", {"ipType": "mobile", "reason": "x"}),
 ]
+
+
+def test_a_class_is_taken_back_with_a_fresh_password_only(functions: Functions) -> None:
+    path, key = "/v1/admin/ip-classes/AS64501", {"x-api-key": functions.keys.admin}
+    person = {"email": "root@psx.example", "password": PASSWORD}
+    assert functions.call(f"/v1/admin/accounts/{ADMIN}/people", "POST", person, key).status == 200
+    assert functions.call(path, "PUT", {"ipType": "mobile", "reason": "x"}, key).status == 200
+    old = stale(functions, person["email"])
+    assert functions.call(path, "DELETE", None, old).body["code"] == "FRESH_AUTH_REQUIRED"
+    assert functions.call(path, "DELETE", None, old | {"x-confirm-password": PASSWORD}).status == 200
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ADMIN_WRITES)

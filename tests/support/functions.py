@@ -28,12 +28,14 @@ from functions.x402.wiring import Wiring as SaleWiring
 from functions.x402.wiring import wire as wire_sale
 from local import lab
 from local.api_gateway import http_event
-from local.bootstrap import HOUSE, Keys, bootstrap
+from local.bootstrap import ADMIN, HOUSE, Keys, bootstrap
 from local.http_server import HttpRequest
+from shared.access.people import NOBODY, Person, issue, person_item
 from shared.chain.model import Depth, Reading, Unknown, UnknownReason
 from shared.guard.table import write_setting
+from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import SyncDynamo, transact
 from shared.runtime.redis import SyncRedis
 from shared.sale.model import Payment, Statement
 from tests.support.permissions import as_function, call_as
@@ -148,8 +150,16 @@ class Functions:
 
     def open(self, *, exact: bool = False) -> None:
         """Let money routes open as the validation would."""
-        found = {"ok": True, "exact": exact, "rails": validated_rails(self.sale_wiring.rails)}
+        rails = validated_rails(self.sale_wiring.rails)
+        found = {"ok": True, "exact": exact, "rails": rails, "at_ms": now_ms()}
         self.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
+
+    def person(self, email: str, account: AccountId = ADMIN, created_at_ms: int = 0) -> dict[str, str]:
+        """A signed-in person of an account, of the admin's if no other one is named."""
+        found = Person(email, account, NOBODY, 0, created_at_ms)
+        self.dynamo.run(transact([person_item(PREFIX + "access", found)]))
+        private = self.api_wiring.settings.jwt_private_key.get_secret_value()
+        return {"authorization": f"Bearer {issue(found, private, now_ms())}"}
 
     def call(
         self,

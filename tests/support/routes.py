@@ -13,15 +13,13 @@ from typing import Any, Final
 import boto3
 
 from functions.api.handler import create_app
-from local.bootstrap import ADMIN
-from shared.access.people import NOBODY, Person, issue, person_item
 from shared.kernel.codes import Pool
 from shared.kernel.ids import GatewayId, PakId
 from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import put, transact
+from shared.runtime.dynamo import put
 from tests.contract.test_pool_live import modem
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -98,7 +96,7 @@ class Tenant:
         device = self._made("/v1/peer/agents/register", enrolling, {})
         self.refresh_token = device["refreshToken"]
         asked = {"trafficGB": 1, "reason": "wire"}
-        credit = self._made(f"/v1/admin/resellers/{account}/credits", asked, self.admin)
+        credit = self._made(f"/v1/admin/resellers/{account}/credits", asked, self.person("first"))
         self.ids = {
             "pak_id": pak["id"],
             "key_id": key["id"],
@@ -138,30 +136,17 @@ class Tenant:
             return {}
         if path == "/v1/auth/password":
             return self.signed_in
-        if path.startswith("/v1/admin/credits/"):
-            return self.second_admin()
-        if path.startswith("/v1/admin/proposals/"):
+        if path.startswith(("/v1/admin/credits/", "/v1/admin/proposals/")):
             return self.person("second")
+        if path.startswith("/v1/admin/resellers/") and path.endswith("/credits"):
+            return self.person("first")
         if path.startswith("/v1/admin/"):
             return self.admin
         return self.supplier if path.startswith(("/v1/peer/", "/v1/farmer/")) else self.reseller
 
     def person(self, name: str) -> dict[str, str]:
         """A signed-in person of the admin's account, who has been there for long."""
-        found = Person(f"{self.name}-{name}@example.org", ADMIN, NOBODY, 0, 0)
-        self.functions.dynamo.run(transact([person_item(PREFIX + "access", found)]))
-        private = self.functions.api_wiring.settings.jwt_private_key.get_secret_value()
-        return {"authorization": f"Bearer {issue(found, private, now_ms())}"}
-
-    def second_admin(self) -> dict[str, str]:
-        """Somebody who may approve what the first one asked for."""
-        body = {"accountId": "psx_admin2", "kind": "admin"}
-        self.functions.call("/v1/admin/accounts", "POST", body, self.admin)
-        return {
-            "x-api-key": self._made(
-                "/v1/admin/accounts/psx_admin2/api-keys", {"scopes": ["admin"]}, self.admin
-            )["apiKey"]
-        }
+        return self.functions.person(f"{self.name}-{name}@example.org")
 
     def body(self, method: str, path: str) -> Any:
         """What a write sends, right in every field. KeyError for a route that nobody described."""
