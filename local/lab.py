@@ -66,7 +66,7 @@ class PeerPlan:
     address: str
     network: Network
     fault: str = ""
-    pinned_region: str = ""
+    first_region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class ModemPlan:
     network: Network
 
 
-def _peer(name: str, network: str, number: int, fault: str = "", pinned_region: str = "") -> PeerPlan:
+def _peer(name: str, network: str, number: int, fault: str = "", first_region: str = "") -> PeerPlan:
     found = BY_NAME[network]
-    return PeerPlan(name, found.host(number), found, fault, pinned_region)
+    return PeerPlan(name, found.host(number), found, fault, first_region)
 
 
 PEERS: Final = (
@@ -92,7 +92,7 @@ PEERS: Final = (
     _peer("home-fr-1", "Lab Home FR", 11),
     _peer("phone-br-1", "Lab Mobile BR", 11),
     _peer("server-nl-1", "Lab Hosting NL", 11),
-    _peer("phone-de-2", "Lab Mobile DE", 12, pinned_region="us"),
+    _peer("phone-de-2", "Lab Mobile DE", 12, first_region="us"),
     _peer("phone-us-broken", "Lab Mobile US", 13, fault="tls_drop"),
     _peer("home-fr-slow", "Lab Home FR", 13, fault="slow"),
     _peer("phone-gb-altering", "Lab Mobile GB", 13, fault="corrupt"),

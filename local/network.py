@@ -340,6 +340,9 @@ class LocalNetwork:
     async def start_peer(self, plan: lab.PeerPlan) -> Part:
         """Start one peer process; it enrols itself."""
         module = ["local.faulty_peer", plan.fault] if plan.fault else ["psx_peer"]
+        if plan.first_region:
+            port = self.ports.relay_peer[plan.first_region]
+            module = ["local.travelled_peer", f"wss://{self.relay_addresses[plan.first_region]}:{port}/"]
         env = {
             "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk' / 'python'}",
             "API_KEY": self.keys.supplier,
@@ -353,9 +356,6 @@ class LocalNetwork:
             "PSX_REDIAL_MAX_S": "0.5",
             **self._lab_settings(),
         }
-        if plan.pinned_region:
-            port = self.ports.relay_peer[plan.pinned_region]
-            env["RELAY_URL"] = f"wss://{self.relay_addresses[plan.pinned_region]}:{port}/"
         command = [sys.executable, "-m", *module, "--ca-file", str(self.files.ca)]
         return await self.supervisor.start(f"peer-{plan.name}", self.peer_command(command), env)
 

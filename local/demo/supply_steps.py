@@ -71,7 +71,7 @@ async def devices_enrol(story: Story) -> None:
 
 async def _redirected(story: Story) -> None:
     """The peer that began at the wrong relay is at the right one now, because the relay sent it there."""
-    plan = next(p for p in lab.PEERS if p.pinned_region)
+    plan = next(p for p in lab.PEERS if p.first_region)
     key = f"{{peer}}:live:{story.devices[plan.name]}"
 
     async def moved() -> bool:

@@ -58,4 +58,4 @@ def test_the_lab_has_what_the_demo_promises() -> None:
     assert {p.network.ip_class for p in PEERS} == {"mobile", "residential", "datacenter"}
     assert len({n.country for n in NETWORKS}) >= 5
     assert sorted(p.fault for p in PEERS if p.fault) == ["corrupt", "slow", "tls_drop"]
-    assert sum(bool(p.pinned_region) for p in PEERS) == 1
+    assert sum(bool(p.first_region) for p in PEERS) == 1
