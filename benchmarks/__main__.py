@@ -56,6 +56,7 @@ ROWS: Final[dict[str, Callable[[], Row | list[Row]]]] = {
     "sale_cold_start": sale.measure_cold,
     "listing_200k": listing.measure,
     "registrations": supply.registrations,
+    "fleet_of_5000": supply.fleet,
     "ip_classification": supply.classification,
     "sale_buyers": sale.measure_buyers,
 }

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final
 
 from benchmarks.row import OURS, Goal, Reading, Row, compare
-from benchmarks.stores import dynamo_server, redis_server
+from benchmarks.stores import filled_dynamo, redis_server
 from shared.grading import table as grades
-from shared.grading.listing import ListingReport, ListingRun, endpoint_of
+from shared.grading.listing import ListingReport, ListingRun
 from shared.grading.live import device_mark, mark_changed
 from shared.grading.model import Failure, Grade, ProbeResult
+from shared.grading.offer import endpoint_of
 from shared.grading.rules import add_result
-from shared.kernel.codes import IpType
+from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, RelayId
 from shared.pool import live
 from shared.pool.model import Presence
@@ -39,11 +41,10 @@ FAIL: Final = ProbeResult(NOW, Failure.CONNECT_REFUSED)
 
 def measure() -> list[Row]:
     """Seconds of whole runs; the stores and the run share this machine."""
-    with redis_server() as url, dynamo_server("bench") as (_, dynamo):
+    fleet = [_device(number) for number in range(FLEET)]
+    with redis_server() as url, filled_dynamo("bench", _rows(fleet)) as dynamo:
         redis = SyncRedis(url)
         job = ListingRun(dynamo, redis, lambda name: f"psx-bench-{name}")
-        fleet = [_device(number) for number in range(FLEET)]
-        _fill(dynamo, fleet)
         _connect(redis, fleet)
         rebuilds = [_rebuild(job, redis, fleet)]
         minutes = [_minute(job, dynamo, redis, fleet, number) for number in range(ROUNDS)]
@@ -74,21 +75,48 @@ def _grade(device: Device) -> Grade:
     return replace(grade, listed=True, listed_before=True, reason="listed")
 
 
-def _rows(fleet: Sequence[Device]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for device in fleet:
-        created: Any = devices.create("t", device).params["TransactItems"]
-        yield "psx-bench-devices", created[0]["Put"]["Item"]
-        grade = _grade(device)
-        values: Any = grades.put_result("t", grade).params["ExpressionAttributeValues"]
-        listed: Any = grades.set_listed("t", endpoint_of(device, grade, IpType.MOBILE)).params
-        told = listed["ExpressionAttributeValues"]
-        row = {name.removeprefix(":"): value for name, value in values.items() if name != ":before"}
-        row |= {"pk": {"S": f"grade#{device.device_id}"}, "sk": {"S": "-"}}
-        row |= {"listed": told[":yes"], "listed_before": told[":yes"], "reason": told[":reason"]}
-        yield "psx-bench-grades", {**row, "shelf": told[":shelf"], "goods": told[":goods"]}
+def device_row(device: Device) -> Mapping[str, Any]:
+    """A device as its enrolment leaves it."""
+    created: Any = devices.create("t", device).params["TransactItems"]
+    row: Mapping[str, Any] = next(item["Put"]["Item"] for item in created if "Put" in item)
+    return row
 
 
-def _fill(dynamo: SyncDynamo, fleet: Sequence[Device]) -> None:
+def listed_row(device: Device, grade: Grade) -> Mapping[str, Any]:
+    """The grade of a device that is on sale, as prober and listing run leave it."""
+    values: Any = grades.put_result("t", grade).params["ExpressionAttributeValues"]
+    listed: Any = grades.set_listed("t", endpoint_of(device, grade, IpType.MOBILE)).params
+    told = listed["ExpressionAttributeValues"]
+    row = {name.removeprefix(":"): value for name, value in values.items() if name != ":before"}
+    row |= {"pk": {"S": f"grade#{device.device_id}"}, "sk": {"S": "-"}}
+    row |= {"listed": told[":yes"], "listed_before": told[":yes"], "reason": told[":reason"]}
+    return {**row, "shelf": told[":shelf"], "goods": told[":goods"]}
+
+
+def _rows(fleet: Sequence[Device]) -> Mapping[str, Iterable[str]]:
+    """All rows of a fleet: its first device's with other ids, because building each one takes longer than the runs."""
+    first = fleet[0]
+    was = [first.device_id, f'"{first.account_id}', f"{grades.shelf_of(Pool.PEER, first.device_id)}"]
+
+    def others(text: str) -> Iterator[str]:
+        for device in fleet:
+            ours = [
+                device.device_id,
+                f'"{device.account_id}',
+                f"{grades.shelf_of(Pool.PEER, device.device_id)}",
+            ]
+            found = text
+            for before, after in zip(was, ours, strict=True):
+                found = found.replace(before, after)
+            yield found
+
+    return {
+        "psx-bench-devices": others(json.dumps(device_row(first))),
+        "psx-bench-grades": others(json.dumps(listed_row(first, _grade(first)))),
+    }
+
+
+def fill(dynamo: SyncDynamo, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Straight into the tables: enrolling so many through the API is another row's work."""
 
     def write(batch: list[tuple[str, Mapping[str, Any]]]) -> None:
@@ -102,11 +130,13 @@ def _fill(dynamo: SyncDynamo, fleet: Sequence[Device]) -> None:
     with ThreadPoolExecutor(WRITERS) as threads:
         batch: list[tuple[str, Mapping[str, Any]]] = []
         waiting = []
-        for row in _rows(fleet):
+        for row in rows:
             batch.append(row)
             if len(batch) == BATCH_WRITE:
                 waiting.append(threads.submit(write, batch))
                 batch = []
+        if batch:
+            waiting.append(threads.submit(write, batch))
         for done in waiting:
             done.result()
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from functions.http import ProblemError, answered, problem, replayed, source_address, unavailable
@@ -23,6 +22,7 @@ from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
 from shared.runtime.settings import Settings
 
 T = TypeVar("T")
+Admit = Callable[[Request, bytes], None]
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 WAIT_MAX_S: Final = 8.0
 WAIT_STEP_S: Final = 0.05
@@ -51,7 +51,7 @@ class Once:
         self,
         app: ASGIApp,
         wiring: Callable[[], Keeps],
-        admit: Callable[[Request], None],
+        admit: Admit,
         names_payment: Callable[[Request], bool],
     ) -> None:
         self._app = app
@@ -78,17 +78,17 @@ class Once:
         """The access table."""
         return self._wiring().settings.table("access")
 
-    async def run(self, request: DynamoRequest[T]) -> T:
-        """Off the loop: the executor is synchronous."""
-        return await run_in_threadpool(self._wiring().dynamo.run, request)
+    def run(self, request: DynamoRequest[T]) -> T:
+        """One request of the store."""
+        return self._wiring().dynamo.run(request)
 
     async def _handle(self, request: Request) -> Response:
         """One write with a key, of whoever may call at all: nothing is kept or told again for anybody else."""
         key = request.headers["idempotency-key"]
         if rows.KEY.fullmatch(key) is None:
             raise ProblemError(400, "INVALID_FIELD", "Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -")
-        await run_in_threadpool(self._admit, request)
         now, body = now_ms(), await request.body()
+        self._admit(request, body)
         target = f"{request.url.path}?{request.url.query}"
         ident = rows.operation_id(_caller(request), key)
         mine = Operation(ident, rows.fingerprint(request.method, target, body), now, now)
@@ -110,19 +110,19 @@ class Once:
     async def _claim(self, mine: Operation) -> Operation | None:
         """The write to run (no status), the one to replay, or None when it is still running elsewhere."""
         deadline_s = time.monotonic() + WAIT_MAX_S
-        if await self.run(rows.claim(self.table, mine)):
+        if self.run(rows.claim(self.table, mine)):
             return mine
         while True:
-            known = await self.run(rows.find(self.table, mine.operation_id))
+            known = self.run(rows.find(self.table, mine.operation_id))
             if known is None:
-                if await self.run(rows.claim(self.table, mine)):
+                if self.run(rows.claim(self.table, mine)):
                     return mine
             elif rows.has_lapsed(known, mine.claimed_at_ms):
                 is_over = mine.claimed_at_ms - known.started_at_ms >= rows.KEPT_MS
                 if not is_over and known.fingerprint != mine.fingerprint:
                     return known
                 anew = mine if is_over else replace(mine, started_at_ms=known.started_at_ms)
-                if (taken := await self.run(rows.take_over(self.table, known, anew))) is not None:
+                if (taken := self.run(rows.take_over(self.table, known, anew))) is not None:
                     return taken
             elif known.status is not None or known.fingerprint != mine.fingerprint:
                 return known
@@ -135,15 +135,15 @@ class Once:
         try:
             response = await answered(self._app, request.scope, replayed(body, request.receive))
         except BaseException:
-            await self.run(rows.release(self.table, claimed))
+            self.run(rows.release(self.table, claimed))
             raise
         said = bytes(response.body)
         if rows.is_kept(response.status_code) and len(said) <= rows.BODY_MAX_BYTES:
             sealed = self._wiring().box.seal(said.decode(), f"idem#{claimed.operation_id}")
             kind = response.headers.get("content-type", "")
-            await self.run(rows.finish(self.table, claimed, response.status_code, kind, sealed))
+            self.run(rows.finish(self.table, claimed, response.status_code, kind, sealed))
         else:
-            await self.run(rows.release(self.table, claimed))
+            self.run(rows.release(self.table, claimed))
         return response
 
     def _replay(self, known: Operation) -> Response:
@@ -161,12 +161,13 @@ def _caller(request: Request) -> str:
 def install_idempotency(
     app: FastAPI,
     wiring: Callable[[], Keeps],
-    admit: Callable[[Request], None],
+    admit: Admit,
     names_payment: Callable[[Request], bool] = lambda _: False,
 ) -> None:
     """Give every write of an app its first response again. Install it before the request ids, which go around it.
 
-    `admit` counts a caller under its rate limits and looks at its credential, or raises ProblemError: before anything is
-    written for it, and before anything is told again. Where the key names a payment, the sale keeps what it stands for.
+    `admit` counts a caller under its rate limits and looks at its credential, in the headers or in the body, or raises
+    ProblemError: before anything is written for it, and before anything is told again. Where the key names a payment, the
+    sale keeps what it stands for.
     """
     app.add_middleware(Once, wiring=wiring, admit=admit, names_payment=names_payment)

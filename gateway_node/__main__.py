@@ -19,6 +19,7 @@ from gateway_node.links import RelayLinks
 from gateway_node.listen import listen, tls_context
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
+from gateway_node.places import Places
 from gateway_node.resolve import Resolver
 from gateway_node.revocation import follow_revocations, sweep_expired, sweep_open_keys
 from gateway_node.sessions import SessionKeeper
@@ -31,7 +32,7 @@ from shared.pool.live import read_presence
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.duties import Duties
-from shared.runtime.dynamo import AsyncDynamo
+from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
@@ -41,6 +42,7 @@ from shared.wire.egress import EgressPolicy
 BROKEN: Final = 1
 DRAIN_POLL_S: Final = 0.05
 TUNNEL_SWEEP_S: Final = 2.0
+GIVE_BACK_MAX_S: Final = 2.0
 
 log = logging.getLogger("psx.gateway")
 
@@ -62,9 +64,8 @@ async def serve(settings: GatewaySettings) -> None:
         await meter.start()
         house = settings.house_account
         history = KeyHistory(dynamo, redis, settings.table, gateway_id, now_ms, house)
-        auth = Authenticator(
-            dynamo, settings.table("access"), box, loop.time, now_ms, meter.met, house, history
-        )
+        table = settings.table("access")
+        auth = Authenticator(dynamo, table, box, loop.time, now_ms, meter.met, house, history, redis)
         leases = Leases(redis, gateway_id, now_ms)
         domains = BlockedDomains(dynamo, settings.table("guard"))
         policy = EgressPolicy(lab_allow=settings.lab_endpoints())
@@ -75,10 +76,11 @@ async def serve(settings: GatewaySettings) -> None:
         )
         dialer = ExitDialer(mesh_token, box, links)
         sessions = SessionKeeper(redis, now_ms)
-        pipeline = Pipeline(auth, resolver, leases, dialer, meter, now_ms, house, sessions)
+        places = Places(redis, gateway_id)
+        pipeline = Pipeline(auth, resolver, leases, dialer, meter, places, now_ms, house, sessions)
         how: dict[str, Any] = {
             "tls": tls_context(settings.gateway_tls_cert, settings.gateway_tls_key),
-            "proxied": settings.gateway_proxy_protocol,
+            "balancers": settings.balancers(),
             "shared_port": settings.gateway_workers > 1,
         }
         servers = [
@@ -99,6 +101,7 @@ async def serve(settings: GatewaySettings) -> None:
             history.run(),
             sessions.run(),
             sessions.follow(),
+            places.run(),
             domains.follow(),
         )
         garbage.settle()
@@ -106,23 +109,26 @@ async def serve(settings: GatewaySettings) -> None:
         await stopping.wait()
         for server in servers:
             server.close()
-        await _drain(pipeline, meter, settings.gateway_drain_max_s)
+        await _drain(pipeline, meter, links, settings.gateway_drain_max_s)
         await duties.end()
         links.close()
-        await meter.stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(leases.drain(), 2.0)
+        written = await meter.stop(settings.gateway_last_flush_max_s)
+        with contextlib.suppress(TimeoutError, StoreUnavailable):
+            async with asyncio.timeout(GIVE_BACK_MAX_S):
+                await leases.drain()
+                await places.renew()
         private.close()
     await redis.close()
-    if duties.broken:
+    if duties.broken or not written:  # whoever takes this machine away has to know that its disk holds counts
         raise SystemExit(BROKEN)
 
 
-async def _drain(pipeline: Pipeline, meter: MeterService, max_s: float) -> None:
-    """Let tunnels finish that are open or about to be, up to a bound, then cut them."""
+async def _drain(pipeline: Pipeline, meter: MeterService, links: RelayLinks, max_s: float) -> None:
+    """Let tunnels finish that are open or about to be, and what they sent arrive, up to a bound; then cut them."""
     loop = asyncio.get_running_loop()
+    pipeline.drain()
     deadline_s = loop.time() + max_s
-    while (pipeline.opening or meter.all_tunnels()) and loop.time() < deadline_s:  # noqa: ASYNC110 - once, at the end
+    while (pipeline.opening or meter.all_tunnels() or links.busy) and loop.time() < deadline_s:  # noqa: ASYNC110 - once
         await asyncio.sleep(DRAIN_POLL_S)
     for tunnel in meter.all_tunnels():
         tunnel.cut()

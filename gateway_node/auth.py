@@ -1,25 +1,28 @@
 """Who is this customer: keys from DynamoDB, cached, and dropped from the cache the moment a revocation is heard.
 
 While the store is down known keys go on for `STALE_MAX_S`, unknown ones are refused. Failed attempts are limited per
-address and per account (not for the house account, which strangers share); a secret that is in the cache is never blocked
-by somebody else's failures.
+address and per account (not for the house account, which strangers share), over all gateways; a secret that is in the cache
+is never blocked by somebody else's failures.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import hashlib
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from gateway_node.history import KeyHistory
 from shared.access import table as access
+from shared.access.live import Limit, count_calls
 from shared.access.model import Pak
 from shared.access.rules import authenticate, is_expired, network_of, standing
 from shared.access.secrets import SecretBox
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import AccountId, PakId
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
+from shared.runtime.redis import AsyncRedis
 
 FRESH_S: Final = 60.0
 STALE_MAX_S: Final = 900.0
@@ -32,12 +35,21 @@ ADDRESS_BANS: Final = ((30, 300.0), (10, 30.0))
 ACCOUNT_BANS: Final = ((60, 300.0), (25, 30.0))
 """(failures within the window, ban in seconds), the harder one first."""
 TRACKED_MAX: Final = 100_000
+"""Addresses, or accounts, whose failures are remembered; beyond it who failed longest ago is forgotten."""
 
 
 @dataclass(slots=True)
 class _Entry:
     pak: Pak
     read_s: float
+
+
+@dataclass(slots=True)
+class _Failures:
+    """When somebody failed, the latest last, and until when they have to wait."""
+
+    at_s: deque[float]
+    banned_until_s: float = 0.0
 
 
 class FailureLimiter:
@@ -47,33 +59,36 @@ class FailureLimiter:
         self, now_s: Callable[[], float], bans: tuple[tuple[int, float], ...] = ADDRESS_BANS
     ) -> None:
         self._now_s = now_s
-        self._bans = bans
-        self._failures: dict[str, deque[float]] = {}
-        self._banned_until: dict[str, float] = {}
+        self.bans = bans
+        self._tracked: OrderedDict[str, _Failures] = OrderedDict()
 
-    def banned(self, address: str) -> bool:
-        """Whether an address has to wait."""
-        until = self._banned_until.get(address)
-        if until is not None and until <= self._now_s():
-            del self._banned_until[address]
-            return False
-        return until is not None
+    def banned(self, who: str) -> bool:
+        """Whether somebody has to wait."""
+        failures = self._tracked.get(who)
+        return failures is not None and self._now_s() < failures.banned_until_s
 
-    def failed(self, address: str) -> None:
+    def failed(self, who: str) -> None:
         """Count a failure, and ban when there were too many."""
         now = self._now_s()
-        if len(self._failures) >= TRACKED_MAX:
-            self._failures = {
-                a: times for a, times in self._failures.items() if now - times[-1] < FAILURE_WINDOW_S
-            }
-        times = self._failures.setdefault(address, deque(maxlen=self._bans[0][0]))
-        times.append(now)
-        while times and now - times[0] > FAILURE_WINDOW_S:
-            times.popleft()
-        for count, ban_s in self._bans:
-            if len(times) >= count:
-                self._banned_until[address] = now + ban_s
+        failures = self._tracked.get(who)
+        if failures is None:
+            if len(self._tracked) >= TRACKED_MAX:
+                self._tracked.popitem(last=False)
+            failures = self._tracked[who] = _Failures(deque(maxlen=self.bans[0][0]))
+        self._tracked.move_to_end(who)
+        failures.at_s.append(now)
+        while now - failures.at_s[0] > FAILURE_WINDOW_S:
+            failures.at_s.popleft()
+        for count, ban_s in self.bans:
+            if len(failures.at_s) >= count:
+                failures.banned_until_s = now + ban_s
                 return
+
+    def ban(self, who: str, ban_s: float) -> None:
+        """All gateways together counted too many failures of somebody who has just failed here."""
+        failures = self._tracked.get(who)
+        if failures is not None:
+            failures.banned_until_s = max(failures.banned_until_s, self._now_s() + ban_s)
 
 
 class Authenticator:
@@ -89,7 +104,9 @@ class Authenticator:
         met: Callable[[Pak], Awaitable[None]],
         house_account: str = "",
         history: KeyHistory | None = None,
+        redis: AsyncRedis | None = None,
     ) -> None:
+        """With `redis` failures count over all gateways; without it, or while it is away, over this one."""
         self._dynamo = dynamo
         self._table = access_table
         self._box = box
@@ -101,6 +118,7 @@ class Authenticator:
         self._changed: dict[PakId, float] = {}
         self._house_account = house_account
         self._history = history
+        self._redis = redis
         self._addresses = FailureLimiter(now_s)
         self._accounts = FailureLimiter(now_s, ACCOUNT_BANS)
 
@@ -124,10 +142,25 @@ class Authenticator:
         if self._history is not None:
             self._tell(self._history, account_id, pak, refusal or Refusal.AUTH_INVALID, address, request_id)
         if refusal is Refusal.AUTH_INVALID:
-            self._addresses.failed(address)
+            await self._failed(self._addresses, address)
             if account_id != self._house_account:
-                self._accounts.failed(account_id)
+                await self._failed(self._accounts, account_id)
         return refusal or Refusal.AUTH_INVALID
+
+    async def _failed(self, limiter: FailureLimiter, who: str) -> None:
+        limiter.failed(who)
+        if self._redis is None:
+            return
+        counted_as = hashlib.sha256(who.encode()).hexdigest()[:32]
+        try:
+            for count, ban_s in limiter.bans:
+                limit = Limit(f"auth{count}", count - 1, int(FAILURE_WINDOW_S))
+                (allowance,) = await self._redis.run(count_calls([limit], counted_as, self._now_ms()))
+                if allowance.wait_ms:
+                    limiter.ban(who, ban_s)
+                    return
+        except StoreUnavailable:
+            return  # what was counted here holds
 
     def _tell(
         self,

@@ -101,6 +101,16 @@ class CustomerSide(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    @property
+    def bare_socket(self) -> int | None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._eof_sent or transport.get_write_buffer_size():
+            return None
+        if transport.get_extra_info("sslcontext") is not None:
+            return None
+        raw = transport.get_extra_info("socket")
+        return None if raw is None else int(raw.fileno())
+
     def send(self, data: Bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():

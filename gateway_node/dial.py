@@ -12,6 +12,7 @@ from gateway_node.exits import ConnectExit
 from gateway_node.links import RelayLinks
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Target
+from gateway_node.splice import Splices
 from gateway_node.stream_exit import LinkRefused
 from gateway_node.tunnel import ExitPath
 from shared.access.secrets import SealBroken, SecretBox
@@ -71,6 +72,7 @@ class ExitDialer:
         self._links = links
         self._opened: dict[str, str] = {}
         self._deadlines = Deadlines()
+        self.splices = Splices()
 
     async def open(
         self, acquired: Acquired, target: Target, request_id: str
@@ -93,7 +95,7 @@ class ExitDialer:
             except SealBroken:
                 return ExitFailed(Fault.EXIT, "modem_credentials_unreadable")
         request = connect_head(target.address, target.port, headers)
-        exit_ = ConnectExit(request, carries_eof=endpoint.pool is Pool.MBL)
+        exit_ = ConnectExit(request, self.splices, carries_eof=endpoint.pool is Pool.MBL)
         loop = asyncio.get_running_loop()
         try:
             with self._deadlines.within(EXIT_CONNECT_TIMEOUT_S) as bound:

@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 from typing import Final, cast
 
+from gateway_node.splice import AFTER_BYTES, Over, Splice, Splices
 from gateway_node.tunnel import Tunnel, reset
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
+NEVER: Final = 1 << 62
+EARLY_MAX_BYTES: Final = 64 * 1024
+"""What an exit may send before its tunnel stands; beyond it reading stops."""
 
 
 class ConnectExit(asyncio.Protocol):
     """The gateway's connection: a CONNECT answer first (`answer`), then the tunnel's bytes."""
 
-    def __init__(self, request: bytes, *, carries_eof: bool) -> None:
+    def __init__(self, request: bytes, splices: Splices, *, carries_eof: bool) -> None:
         self.carries_eof = carries_eof
         self._request = request
         self._buffer = bytearray()
@@ -26,7 +30,11 @@ class ConnectExit(asyncio.Protocol):
         self._ended = False
         self._eof_sent = False
         self._full = False
+        self._early_held = False
         self._lost = False
+        self._splices = splices
+        self._splice: Splice | None = None
+        self._splice_from_bytes = AFTER_BYTES
 
     def attach(self, tunnel: Tunnel) -> None:
         """The tunnel stands: what came early goes first."""
@@ -36,6 +44,8 @@ class ConnectExit(asyncio.Protocol):
             tunnel.to_customer(early)
         if self._full:
             tunnel.exit_full()
+        if self._early_held:
+            self.release()
         if self._lost:
             self._tell_lost(tunnel)
         elif self._ended:
@@ -50,11 +60,17 @@ class ConnectExit(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        if self._tunnel is not None:
-            self._tunnel.to_customer(data)
+        tunnel = self._tunnel
+        if tunnel is not None:
+            tunnel.to_customer(data)
+            if tunnel.down_bytes >= self._splice_from_bytes:
+                self._begin_splice(tunnel)
             return
         self._buffer += data
         if self.answer.done():
+            if len(self._buffer) > EARLY_MAX_BYTES:
+                self._early_held = True
+                self.hold()
             return
         try:
             head = take_response_head(self._buffer)
@@ -96,6 +112,34 @@ class ConnectExit(asyncio.Protocol):
         else:
             tunnel.cut(exit_broke=True)
 
+    # long transfers
+
+    def _begin_splice(self, tunnel: Tunnel) -> None:
+        """From here on the target's bytes go to the customer by themselves, if nothing of them waits here."""
+        raw = None if self._transport is None else self._transport.get_extra_info("socket")
+        sink = tunnel.bare_customer()
+        if raw is None or sink is None or self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._splice = self._splices.begin(
+                raw.fileno(), sink, tunnel.passed_to_customer, self._splice_over
+            )
+        except OSError:  # no descriptors left: this tunnel is copied
+            self._splice_from_bytes = NEVER
+            return
+        self._transport.pause_reading()
+
+    def _splice_over(self, why: Over) -> None:
+        self._splice, self._splice_from_bytes = None, NEVER
+        if why is Over.SOURCE_ENDED:
+            self.release()  # the transport reads the end as well
+        elif self._tunnel is not None:
+            self._tunnel.cut(exit_broke=why is Over.SOURCE_FAILED)
+
+    def _end_splice(self) -> None:
+        if self._splice is not None:
+            self._splice.close()
+
     # path
 
     def send(self, data: Bytes) -> None:
@@ -114,16 +158,22 @@ class ConnectExit(asyncio.Protocol):
                 transport.write_eof()
 
     def hold(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._splice is not None:
+            self._splice.pause()
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def release(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._splice is not None:
+            self._splice.resume()
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def finish(self) -> None:
+        self._end_splice()
         if self._transport is not None:
             self._transport.close()
 
     def cut(self) -> None:
+        self._end_splice()
         reset(self._transport)

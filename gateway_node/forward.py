@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
+from gateway_node.refusals import trace_headers
 from shared.wire.http1 import (
     HeadError,
     HeadFault,
@@ -29,8 +30,11 @@ _NEVER_DROPPED: Final = frozenset({"content-length", "transfer-encoding", "host"
 INTERIM_MAX: Final = 10
 _THIS_HOP: Final = frozenset({"connection", "proxy-connection", "keep-alive", "te", "upgrade"})
 _NAMES_SOMEBODY: Final = frozenset(
-    {"via", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "client-ip"}
+    {"via", "forwarded", "x-forwarded", "x-real-ip", "client-ip", "x-client-ip", "true-client-ip"}
 )
+_ALL_NAME_SOMEBODY: Final = ("proxy-", "x-forwarded-", "x-psx-")
+_OURS: Final = "x-psx-"
+"""Headers that only the gateway says, to customers alone: a target's own of that kind would be a lie."""
 
 
 def plain_target(head: RequestHead) -> tuple[str, int]:
@@ -50,7 +54,9 @@ class Exchange:
     def __init__(self, head: RequestHead) -> None:
         """Raises HeadError for a body whose end is ambiguous, ValueError for a head that cannot be sent on."""
         self._method = head.method
+        self.request_id = ""
         self.corrections: tuple[str, ...] = ()
+        self.country = ""
         self.reused = False
         self._interim = 0
         self._request = BodyScanner(*request_framing(head))
@@ -64,6 +70,11 @@ class Exchange:
         self.began = False
         self.began_to_customer = False
         self.upgraded = False
+
+    @property
+    def wants_body(self) -> bool:
+        """Whether an answer of ours may have a body too."""
+        return self._method != "HEAD"
 
     @property
     def request_done(self) -> bool:
@@ -104,7 +115,7 @@ class Exchange:
     def _begin(self, head: ResponseHead) -> bytes:
         if head.status == 101 and self._wants_upgrade:
             self.upgraded = True
-            return _passed_on(head, [], upgrade=True)
+            return _passed_on(head, self._trace(head), upgrade=True)
         if head.status // 100 == 1:
             self._interim += 1
             if self._interim > INTERIM_MAX or head.status == 101:  # nobody asked for another protocol
@@ -116,10 +127,16 @@ class Exchange:
             head.minor, named_options(head)
         )
         self.keep_customer = self.keep_customer and framing is not Framing.UNTIL_CLOSE
-        own = [("Connection", "keep-alive" if self.keep_customer else "close")]
-        if self.corrections:
-            own.append(("X-PSX-Corrections", ", ".join(self.corrections)))
-        return _passed_on(head, own)
+        own = ("Connection", "keep-alive" if self.keep_customer else "close")
+        return _passed_on(head, [own, *self._trace(head)])
+
+    def _trace(self, head: ResponseHead) -> list[tuple[str, str]]:
+        """What the gateway adds. A request id that the target gave stays; ours then has a name of our own."""
+        given = head.header("x-request-id") is not None
+        return [
+            ("X-PSX-Request-ID" if given and name == "X-Request-ID" else name, value)
+            for name, value in trace_headers(self.request_id, self.corrections, self.country)
+        ]
 
     def upstream_ended(self) -> bool:
         """The target closed. True when that ends the answer as it should."""
@@ -137,7 +154,9 @@ def _proxy_options(head: RequestHead) -> frozenset[str]:
 
 def _origin_form(head: RequestHead, *, upgrade: bool) -> bytes:
     url = urlsplit(head.target)
-    path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+    path = head.target.partition("://")[2][len(url.netloc) :].partition("#")[0]
+    if not path.startswith("/"):  # RFC 9112 sections 3.2.1 and 3.2.4
+        path = "*" if head.method == "OPTIONS" and not path else f"/{path}"
     dropped = _NAMES_SOMEBODY | (named_options(head) - _NEVER_DROPPED - ({"upgrade"} if upgrade else set()))
     kept: list[tuple[str, str]] = []
     hosted = connected = False
@@ -152,7 +171,7 @@ def _origin_form(head: RequestHead, *, upgrade: bool) -> bytes:
             connected = True
         elif name == "upgrade":
             kept += [(written, value)] if upgrade else []
-        elif name not in _THIS_HOP and name not in dropped and not name.startswith("proxy-"):
+        elif name not in _THIS_HOP and name not in dropped and not name.startswith(_ALL_NAME_SOMEBODY):
             kept.append((written, value))
     if not hosted:
         kept.insert(0, ("Host", url.netloc))
@@ -164,6 +183,6 @@ def _passed_on(head: ResponseHead, own: list[tuple[str, str]], *, upgrade: bool 
     kept = [
         (written, value)
         for written, (name, value) in zip(head.names, head.headers, strict=True)
-        if upgrade or (name not in _THIS_HOP and name not in dropped)
+        if (upgrade or (name not in _THIS_HOP and name not in dropped)) and not name.startswith(_OURS)
     ]
     return build_head(f"HTTP/1.1 {head.status} {head.reason}", [*kept, *own])

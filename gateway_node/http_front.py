@@ -53,6 +53,7 @@ class HttpFront(CustomerSide):
         self._buffer = bytearray()
         self._upstream: _Upstream | None = None
         self._exchange: Exchange | None = None
+        self._corrections: tuple[str, ...] = ()
         self._refusals = 0
         self._leaving = False
 
@@ -70,6 +71,10 @@ class HttpFront(CustomerSide):
             return
         self._buffer += data
         self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pipeline.kept.discard(self)
+        super().connection_lost(exc)
 
     def eof_received(self) -> bool:
         if self._upstream is None:
@@ -113,7 +118,7 @@ class HttpFront(CustomerSide):
             # A body of a refused plain request would be read as the next head: such a connection is closed.
             keep = exchange is None or (exchange.request_done and exchange.keep_customer)
             refused = RefusedRequest(Refusal.AUTH_REQUIRED, "send the key's username and password")
-            self._refuse(refused, keep=keep, body=head.method != "HEAD")
+            self._refuse(refused, keep=keep, exchange=exchange)
             return
         upstream = _Upstream(*credentials, host, port)
         if (
@@ -124,6 +129,7 @@ class HttpFront(CustomerSide):
         ):
             self._exchange = exchange
             exchange.reused = True
+            exchange.request_id = self._new_id()
             self._tunnel.requests += 1
             self._send_on(exchange, self._tunnel)
             return
@@ -140,20 +146,18 @@ class HttpFront(CustomerSide):
         if isinstance(outcome.result, RefusedRequest):
             # A client that guesses credentials one after the other does so on one connection.
             keep = outcome.result.code is Refusal.AUTH_INVALID and (exchange is None or exchange.request_done)
-            self._refuse(outcome.result, request.request_id, outcome.corrections, keep=keep)
+            self._refuse(
+                outcome.result, request.request_id, outcome.corrections, keep=keep, exchange=exchange
+            )
             return
         tunnel = outcome.result
         if exchange is not None:
-            exchange.corrections = outcome.corrections
+            exchange.request_id, self._corrections = request.request_id, outcome.corrections
             self._attach_plain(tunnel, upstream, exchange)
             return
-        answer = build_head(
-            "HTTP/1.1 200 Connection established",
-            [
-                *trace_headers(request.request_id, outcome.corrections),
-                ("X-PSX-Country", tunnel.acquired.endpoint.country.upper()),
-            ],
-        )
+        country = tunnel.acquired.endpoint.country
+        trace = trace_headers(request.request_id, outcome.corrections, country)
+        answer = build_head("HTTP/1.1 200 Connection established", trace)
         early, self._buffer = bytes(self._buffer), bytearray()
         self.attach(tunnel, answer, early)
 
@@ -164,6 +168,7 @@ class HttpFront(CustomerSide):
             tunnel.cut()
             return
         self._tunnel, self._upstream, self._exchange = tunnel, upstream, exchange
+        self._pipeline.kept.add(self)
         tunnel.customer = PlainPath(self, tunnel)
         self.leave_lobby()
         self._send_on(exchange, tunnel)
@@ -172,6 +177,9 @@ class HttpFront(CustomerSide):
             self.tell_if_full(tunnel)
 
     def _send_on(self, exchange: Exchange, tunnel: Tunnel) -> None:
+        exchange.corrections, exchange.country = self._corrections, tunnel.acquired.endpoint.country
+        if self._pipeline.draining:
+            exchange.keep_customer = False
         tunnel.to_exit(exchange.first_bytes)
         self._pass_request(exchange)
         self.hold_if_stuffed(len(self._buffer))
@@ -211,7 +219,16 @@ class HttpFront(CustomerSide):
         elif exchange.response_done:
             self._exchange_over(exchange)
 
+    def leave_when_idle(self) -> None:
+        """This gateway drains: hang up unless a request is under way; then after its answer."""
+        if self._exchange is not None:
+            self._exchange.keep_customer = False
+        elif self._opening is None and not self._leaving:
+            self._drop_upstream()
+            self._leave(done=True)
+
     def _become_raw(self, tunnel: Tunnel) -> None:
+        self._pipeline.kept.discard(self)
         self._upstream = self._exchange = None
         tunnel.customer = self
         early, self._buffer = bytes(self._buffer), bytearray()
@@ -254,7 +271,8 @@ class HttpFront(CustomerSide):
         if exchange.began_to_customer:
             self.cut()
         else:
-            self._refuse(RefusedRequest(Refusal.STOCK_DEGRADED, message), keep=False)
+            refused = RefusedRequest(Refusal.STOCK_DEGRADED, message)
+            self._refuse(refused, exchange.request_id, exchange.corrections, keep=False, exchange=exchange)
 
     def _drop_upstream(self) -> None:
         tunnel, self._tunnel, self._upstream = self._tunnel, None, None
@@ -271,11 +289,12 @@ class HttpFront(CustomerSide):
         corrections: tuple[str, ...] = (),
         *,
         keep: bool,
-        body: bool = True,
+        exchange: Exchange | None = None,
     ) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         keep = keep and self._refusals < REFUSALS_MAX
+        body = exchange is None or exchange.wants_body
         self.send(http_answer(refused, request_id or self._new_id(), corrections, keep=keep, body=body))
         self._refusals += 1
         if not keep or self._ended:
@@ -315,6 +334,10 @@ class PlainPath:
     @property
     def unsent_bytes(self) -> int:
         return self._front.unsent_bytes
+
+    @property
+    def bare_socket(self) -> None:
+        return None
 
     def send(self, data: Bytes) -> None:
         self._front.upstream_sent(self._tunnel, data)

@@ -185,6 +185,8 @@ class Journal:
                 self._free.append(line.slot)
             self._lines.clear()
         self.next_sequence = max(self.next_sequence, newest_sequence + 1)
+        if not self.pending:  # what is pending was numbered by this file, and its header says so
+            self._write_header()
         return not dropped
 
     # the file

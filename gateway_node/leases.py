@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from shared.grading.live import report_fault
 from shared.kernel.codes import Pool
-from shared.kernel.ids import DeviceId, EndpointId, GatewayId, PakId
+from shared.kernel.ids import AccountId, DeviceId, EndpointId, GatewayId, PakId
 from shared.pool import live
-from shared.pool.model import Acquired, NoStock, Route
+from shared.pool.model import Acquired, NoStock, NoStockReason, Route
+from shared.pool.sessions import close_session, count_sessions, has_session
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, RedisCall
 
@@ -40,30 +41,54 @@ class Leases:
         self._now_ms = now_ms
         self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
         self._returned: dict[Pool, Counter[tuple[EndpointId, PakId]]] = {pool: Counter() for pool in Pool}
-        self._orphans: set[asyncio.Future[Acquired | NoStock]] = set()
         self._wake = asyncio.Event()
 
     async def acquire(
         self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
     ) -> Acquired | NoStock:
         """Hold one connection on an endpoint that matches."""
-        call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
-        asked = asyncio.ensure_future(self.redis.run(call))
-        try:
-            return await asyncio.shield(asked)
-        except (
-            asyncio.CancelledError
-        ):  # the customer left while the answer was on its way: it is held all the same
-            self._orphans.add(asked)
-            asked.add_done_callback(partial(self._orphaned, pak_id))
-            raise
-
-    def _orphaned(self, pak_id: PakId, asked: asyncio.Future[Acquired | NoStock]) -> None:
-        self._orphans.discard(asked)
-        if not asked.cancelled() and asked.exception() is None:
-            acquired = asked.result()
-            if isinstance(acquired, Acquired):
+        acquired = await self._acquire(route, pool, pak_id, excluded, limited_as)
+        if isinstance(acquired, Acquired) and acquired.sessions:
+            try:
+                if await self._is_one_too_many(acquired.sessions, route, pool, pak_id, limited_as):
+                    self.give_back(acquired, pak_id)
+                    return NoStock(0, NoStockReason.SESSIONS)
+            except BaseException:
                 self.give_back(acquired, pak_id)
+                raise
+        return acquired
+
+    async def _is_one_too_many(
+        self, sessions: int, route: Route, pool: Pool, pak_id: PakId, limited_as: str
+    ) -> bool:
+        """Whether the session that just began here exceeds what its owner may have over all pools; it ends again then."""
+        owner, now_ms = AccountId(limited_as), self._now_ms()
+        for other in Pool:
+            if other is not pool:
+                sessions += await self.redis.run(count_sessions(other, owner, now_ms))
+        if sessions <= live.SESSIONS_MAX:
+            return False
+        await self.redis.run(close_session(pool, owner, pak_id, route.session_id or "", now_ms))
+        return True
+
+    async def pools_of(self, route: Route, pak_id: PakId) -> tuple[Pool, ...]:
+        """The pools of a route in their order, but first the one that has its session: that one pins its device."""
+        if route.session_id is not None:
+            for pool in route.pools[1:]:
+                if await self.redis.run(has_session(pool, pak_id, route.session_id)):
+                    return (pool, *(p for p in route.pools if p is not pool))
+        return route.pools
+
+    async def _acquire(
+        self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
+    ) -> Acquired | NoStock:
+        call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
+        return await self.redis.run(call, partial(self._unheard, pak_id))
+
+    def _unheard(self, pak_id: PakId, acquired: Acquired | NoStock) -> None:
+        """The customer left while the answer was on its way: it is held all the same."""
+        if isinstance(acquired, Acquired):
+            self.give_back(acquired, pak_id)
 
     def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
         """The connection ended."""

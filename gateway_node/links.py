@@ -56,6 +56,11 @@ class RelayLink(asyncio.Protocol):
         """A tunnel left this link."""
         self._exits.pop(tunnel_id, None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether it carries tunnels."""
+        return bool(self._exits)
+
     def sweep(self, now_s: float) -> None:
         """Ping; give up a link that does not answer or does not take what is sent."""
         transport = self._transport
@@ -196,6 +201,12 @@ class RelayLinks:
             exit_.cut()
             raise
         return exit_
+
+    @property
+    def busy(self) -> bool:
+        """Whether any tunnel still has something to deliver."""
+        links = (task.result() for task in self._links.values() if task.done() and not task.exception())
+        return bool(self._resuming) or any(link.busy for link in links)
 
     def resume(self, exit_: StreamExit) -> None:
         """Bring a tunnel back in the background."""

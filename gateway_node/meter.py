@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gateway_node.allowance import KeyBudget, TunnelBudget
 from gateway_node.journal import Journal
+from gateway_node.settings import LAST_FLUSH_MAX_S
 from gateway_node.tunnel import Budget, Tunnel
 from shared.access.model import Pak
 from shared.access.table import get_pak, suspend_capped_item
@@ -333,9 +334,20 @@ class MeterService:
         actor, action = f"gateway:{self._gateway_id}", "auto_suspended_cap_exceeded"
         return AuditEvent(f"pak#{pak.pak_id}", action, actor, now_ms, metadata=metadata)
 
-    async def stop(self) -> None:
-        """The last flush, and the suspensions that it started."""
-        await self.flush()
+    async def stop(self, max_s: float = LAST_FLUSH_MAX_S) -> bool:
+        """The last flush, tried until it is written, and the suspensions that it started.
+
+        False when the stores were away for `max_s`: the counts stay in the journal, for this gateway's next life.
+        """
+        written = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max_s):
+                while not written:
+                    written = await self.flush()
+        if not written:
+            waiting = sum(budget.pending_bytes for budget in self._budgets.values())
+            log.error("counts stay in the journal", extra={"bytes": waiting, "reason": self.fault})
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._journal.close()
+        return written

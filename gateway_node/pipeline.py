@@ -10,7 +10,8 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 from prometheus_client import Counter, Gauge
 
@@ -19,6 +20,7 @@ from gateway_node.dial import ExitDialer, ExitFailed, Fault
 from gateway_node.leases import Leases
 from gateway_node.lobby import Lobby
 from gateway_node.meter import MeterService
+from gateway_node.places import Places
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
 from gateway_node.sessions import SessionKeeper
@@ -29,13 +31,12 @@ from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, Failover, NoStock, NoStockReason, Route, Selected
 from shared.pool.numbers import live_numbers, run_async
+from shared.pool.places import CONNECTIONS_MAX
 from shared.pool.username import UsernameMissing, parse_username
 from shared.runtime.deadlines import Deadlines
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire.mux import MuxReason
 
-CONNECTIONS_MAX: Final = 500
-"""At once, per account; per key where strangers share the account."""
 EXIT_ATTEMPTS_MAX: Final = 3
 MOVING_RETRIES_MAX: Final = 12
 MOVING_RETRY_S: Final = 0.25
@@ -50,6 +51,7 @@ BARREN_CUSTOMERS: Final = 2
 """So many different customers whose tunnels an exit accepted and closed without a byte make it suspect at once; one alone,
 who may own the target, only has it probed.
 """
+BARREN_KEPT: Final = 10_000
 
 OPENED = Counter("psx_gateway_tunnels", "Tunnels opened", ["pool"])
 REFUSED = Counter("psx_gateway_refused", "Requests refused", ["code"])
@@ -82,6 +84,13 @@ class Outcome:
     corrections: tuple[str, ...] = ()
 
 
+class Kept(Protocol):
+    """A customer's connection that carries one request after the other."""
+
+    def leave_when_idle(self) -> None:
+        """No request may follow the one that is under way."""
+
+
 class Pipeline:
     """Opens tunnels for customers."""
 
@@ -92,6 +101,7 @@ class Pipeline:
         leases: Leases,
         dialer: ExitDialer,
         meter: MeterService,
+        places: Places,
         now_ms: Callable[[], int],
         house_account: str = "",
         sessions: SessionKeeper | None = None,
@@ -104,11 +114,19 @@ class Pipeline:
         self._meter = meter
         self._now_ms = now_ms
         self._sessions = sessions
-        self._connections: dict[str, int] = {}
+        self._places = places
         self._barren: dict[EndpointId, set[str]] = {}
         self.opening = 0
+        self.draining = False
+        self.kept: set[Kept] = set()
         self.deadlines = Deadlines()
         self.lobby = Lobby()
+
+    def drain(self) -> None:
+        """Kept connections end with the request that is under way; those without one end now."""
+        self.draining = True
+        for kept in list(self.kept):
+            kept.leave_when_idle()
 
     async def open(self, request: Request) -> Outcome:
         """Open a tunnel, or say why not. Never raises for anything a customer, an exit or a store can do."""
@@ -148,7 +166,9 @@ class Pipeline:
         if fault is not None:
             return fault
         owner = self._limited_as(pak)
-        self._connections[owner] = self._connections.get(owner, 0) + 1
+        if not await self._places.take(owner):
+            message = f"more than {CONNECTIONS_MAX} connections at once"
+            return RefusedRequest(Refusal.RATE_LIMITED_CONN, message)
         opened = False
         try:
             target = await self._resolver.resolve(request.host, request.port)
@@ -159,17 +179,13 @@ class Pipeline:
             return result
         finally:
             if not opened:
-                self._disconnect(pak)
+                self._places.give(owner)
 
     def _standing(self, pak: Pak, request: Request) -> RefusedRequest | None:
         if request.socks and not pak.socks_allowed:
             return RefusedRequest(Refusal.PROTOCOL_NOT_ALLOWED, "this key works on the HTTP port only")
         if self._meter.is_spent(pak.pak_id):
             return RefusedRequest(Refusal.CAP_EXCEEDED, _AUTH_MESSAGES[Refusal.CAP_EXCEEDED])
-        if self._connections.get(self._limited_as(pak), 0) >= CONNECTIONS_MAX:
-            return RefusedRequest(
-                Refusal.RATE_LIMITED_CONN, f"more than {CONNECTIONS_MAX} connections at once"
-            )
         if self._meter.overloaded():
             return RefusedRequest(Refusal.INTERNAL, "temporarily unavailable, please retry")
         self._meter.expect(pak)
@@ -229,7 +245,7 @@ class Pipeline:
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
-        slow = asyncio.get_running_loop().call_later(SLOW_OPEN_S, self._leases.path_lost, device_id)
+        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
         try:
             return await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
@@ -254,8 +270,18 @@ class Pipeline:
         return self._opened(current, acquired, side, route, began_ms)
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
+        if route.unusable:
+            return NoStock(0, NoStockReason.UNUSABLE)
+        if route.pin is not None and len(route.pools) > 1 and route.failover is not Failover.STRICT:
+            # Whichever pool has what is pinned comes before a stand-in from either.
+            pinned = await self._from_pools(replace(route, failover=Failover.STRICT), pak, excluded)
+            if isinstance(pinned, Acquired):
+                return pinned
+        return await self._from_pools(route, pak, excluded)
+
+    async def _from_pools(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
         missing = NoStock(0, NoStockReason.STOCK)
-        for pool in route.pools:
+        for pool in await self._leases.pools_of(route, pak.pak_id):
             acquired = await self._leases.acquire(route, pool, pak.pak_id, excluded, self._limited_as(pak))
             if isinstance(acquired, Acquired):
                 return acquired
@@ -264,6 +290,10 @@ class Pipeline:
         return missing
 
     async def _no_stock(self, route: Route, reason: NoStockReason) -> RefusedRequest:
+        if reason is NoStockReason.UNUSABLE:
+            names = ", ".join(route.unusable)
+            hint = "nearest alternative: the same without it"
+            return RefusedRequest(Refusal.NO_STOCK, f"no exit matches: unusable value for {names}; {hint}")
         if reason is NoStockReason.SESSIONS:
             return RefusedRequest(Refusal.SESSION_LIMIT, f"more than {SESSIONS_MAX} sessions at once")
         if reason is NoStockReason.LEASE:
@@ -294,11 +324,13 @@ class Pipeline:
         self._meter.closed(tunnel)
         if self._sessions is not None:
             self._sessions.closed(tunnel)
-        self._disconnect(tunnel.pak)
+        self._places.give(self._limited_as(tunnel.pak))
         self._leases.give_back(tunnel.acquired, tunnel.pak.pak_id)
         OPEN.dec()
         endpoint_id = tunnel.acquired.endpoint.endpoint_id
         if tunnel.barren:
+            if len(self._barren) >= BARREN_KEPT:
+                self._barren.clear()
             self._barren.setdefault(endpoint_id, set()).add(self._limited_as(tunnel.pak))
         elif tunnel.down_bytes:
             self._barren.pop(endpoint_id, None)
@@ -313,14 +345,6 @@ class Pipeline:
     def _limited_as(self, pak: Pak) -> str:
         """Whose connections and sessions count together: the house account is shared by strangers."""
         return pak.pak_id if pak.account_id == self._house_account else pak.account_id
-
-    def _disconnect(self, pak: Pak) -> None:
-        owner = self._limited_as(pak)
-        left = self._connections.get(owner, 1) - 1
-        if left > 0:
-            self._connections[owner] = left
-        else:
-            self._connections.pop(owner, None)
 
 
 def new_request_id() -> str:

@@ -110,9 +110,11 @@ def http_answer(
     return build_head(f"HTTP/1.1 {status} {_PHRASE[status]}", headers) + (text if body else b"")
 
 
-def trace_headers(request_id: str, corrections: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Headers of every answer: the request id, and what was healed in the username."""
+def trace_headers(request_id: str, corrections: tuple[str, ...], country: str = "") -> list[tuple[str, str]]:
+    """Headers of every answer: the request id, what was healed in the username, and where the exit is."""
     headers = [("X-Request-ID", request_id)]
     if corrections:
         headers.append(("X-PSX-Corrections", ", ".join(corrections)))
+    if country:
+        headers.append(("X-PSX-Country", country.upper()))
     return headers

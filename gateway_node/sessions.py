@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,11 +33,10 @@ log = logging.getLogger("psx.gateway")
 
 @dataclass(slots=True)
 class _Counted:
-    """What of a tunnel was told, and the names that it may be closed under."""
+    """What of a tunnel was told."""
 
     session: SessionFacts | None
     began_ms: int
-    names: tuple[str, ...] = ()
     requests: int = 0
     up: int = 0
     down: int = 0
@@ -63,10 +62,8 @@ class SessionKeeper:
             if facts is None and len(self._untold) < UNTOLD_MAX:
                 facts = SessionFacts(pool, pak_id, route.session_id, route.rotation.value)
                 self._untold[where] = facts
-        pak, sid = tunnel.pak, facts.session_id if facts else None
-        names = closings_of(tunnel.acquired.endpoint.pool, pak.account_id, pak.pak_id, sid)
-        self._open[tunnel] = _Counted(facts, began_ms, tuple(names))
-        if any(self._heard.get(name, -1) >= began_ms for name in names):
+        self._open[tunnel] = counted = _Counted(facts, began_ms)
+        if self._heard and any(self._heard.get(name, -1) >= began_ms for name in _names(tunnel, counted)):
             asyncio.get_running_loop().call_soon(tunnel.cut)
 
     def closed(self, tunnel: Tunnel) -> None:
@@ -135,14 +132,20 @@ class SessionKeeper:
             self._heard = {n: at for n, at in self._heard.items() if at > at_ms - HEARD_KEPT_MS}
         self._heard[name] = at_ms
         for tunnel, counted in list(self._open.items()):
-            if counted.began_ms <= at_ms and name in counted.names:
+            if counted.began_ms <= at_ms and name in _names(tunnel, counted):
                 tunnel.cut()
 
     async def _look_for_missed(self) -> None:
         for pool in Pool:
-            opened = [c for t, c in self._open.items() if t.acquired.endpoint.pool is pool]
-            names = sorted({name for counted in opened for name in counted.names})
+            opened = [(t, c) for t, c in self._open.items() if t.acquired.endpoint.pool is pool]
+            names = sorted({name for tunnel, counted in opened for name in _names(tunnel, counted)})
             for start in range(0, len(names), TOLD_AT_ONCE_MAX):
                 found = await self._redis.run(closings(pool, names[start : start + TOLD_AT_ONCE_MAX]))
                 for name, at_ms in found.items():
                     self.hear(name, at_ms)
+
+
+def _names(tunnel: Tunnel, counted: _Counted) -> Sequence[str]:
+    """What a tunnel may be closed under."""
+    pak, sid = tunnel.pak, counted.session.session_id if counted.session else None
+    return closings_of(tunnel.acquired.endpoint.pool, pak.account_id, pak.pak_id, sid)

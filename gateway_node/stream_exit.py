@@ -111,7 +111,7 @@ class StreamExit:
                 if self._finishing and self._stream.delivered:
                     self.cut()
             case MuxType.EOF if opened:
-                self._stream.on_eof()
+                self._stream.on_eof(closes=True)
                 self._close_if_over()
             case MuxType.BLOCKED:
                 self._stream.on_blocked(mux.read_limit(frame.body))

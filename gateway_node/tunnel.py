@@ -77,6 +77,10 @@ class CustomerPath(Path, Protocol):
     @property
     def unsent_bytes(self) -> int: ...
 
+    @property
+    def bare_socket(self) -> int | None:
+        """Its descriptor, if what is written to that is what the customer reads next: no TLS, nothing unsent."""
+
 
 class ExitPath(Path, Protocol):
     """The side of the exit. `carries_eof`: whether the target hears of a half-close."""
@@ -175,6 +179,18 @@ class Tunnel:
             self.down_bytes += len(data)
             self.customer.send(data)
             self.budget.add(len(data))
+
+    def bare_customer(self) -> int | None:
+        """The customer's descriptor, if the target's bytes may go straight to it."""
+        if self._ended is None or self.customer is None or self._customer_full or self._waits:
+            return None
+        return self.customer.bare_socket
+
+    def passed_to_customer(self, size: int) -> None:
+        """Target's bytes that went to the customer by themselves."""
+        if self._ended is not None:
+            self.down_bytes += size
+            self.budget.add(size)
 
     def exit_ended(self) -> None:
         """The target sends no more."""

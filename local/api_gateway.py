@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from local.http_server import HttpAnswer, HttpRequest, serve_http
-from local.lambda_runtime import FunctionFailed, LocalFunction
+from local.lambda_runtime import FunctionFailed, FunctionTimedOut, LocalFunction
 
 
 class ApiGateway:
@@ -39,13 +39,13 @@ class ApiGateway:
         path = request.target.partition("?")[0]
         function = next((f for prefix, f in self._routes if path.startswith(prefix)), None)
         if function is None:
-            return HttpAnswer(404, (("Content-Type", "application/json"),), b'{"message":"Not Found"}')
+            return _said(404, "Not Found")
         try:
             return _answer(await function.invoke(http_event(request)))
+        except FunctionTimedOut:
+            return _said(503, "Service Unavailable")
         except FunctionFailed:
-            return HttpAnswer(
-                500, (("Content-Type", "application/json"),), b'{"message":"Internal Server Error"}'
-            )
+            return _said(500, "Internal Server Error")
 
 
 def http_event(request: HttpRequest) -> dict[str, Any]:
@@ -98,6 +98,13 @@ def http_event(request: HttpRequest) -> dict[str, Any]:
         except UnicodeDecodeError:
             event["body"], event["isBase64Encoded"] = base64.b64encode(request.body).decode(), True
     return event
+
+
+def _said(status: int, message: str) -> HttpAnswer:
+    """An answer of the gateway itself."""
+    return HttpAnswer(
+        status, (("Content-Type", "application/json"),), json.dumps({"message": message}).encode()
+    )
 
 
 def _answer(result: Any) -> HttpAnswer:

@@ -60,6 +60,9 @@ CONFIRMATIONS: Final[dict[str, Any]] = {
 }
 
 
+PURCHASES: Final = {"each_micro": 1_000_000, "day_micro": 5_000_000, "every_s": 300}
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """API keys of the first accounts, shown once."""
@@ -81,6 +84,7 @@ def bootstrap(dynamo: RunsDynamo, prefix: str, now_ms: int) -> Keys:
     dynamo.run(write_setting(f"{prefix}guard", "prices", PRICES, now_ms))
     dynamo.run(write_setting(f"{prefix}guard", "rates", RATES, now_ms))
     dynamo.run(write_setting(f"{prefix}guard", "confirmations", CONFIRMATIONS, now_ms))
+    dynamo.run(write_setting(f"{prefix}guard", "purchases", PURCHASES, now_ms))
     keys = []
     for account_id, scope in ((ADMIN, Scope.ADMIN), (RESELLER, Scope.RESELL), (SUPPLIER, Scope.SUPPLY)):
         text = new_api_key()

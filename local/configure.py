@@ -36,7 +36,13 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     "sale": ("PSX_QUOTE_SECRET",),
     "mesh": ("PSX_MESH_TOKEN",),
     "probe-target": ("PSX_TARGET_SIGNING_KEY", "PSX_TARGET_PUBLIC_KEYS"),
-    "chains": ("PSX_EVM_RPC_URLS", "PSX_SOLANA_RPC_URLS", "PSX_GAS_KEY", "PSX_SELF_TEST_KEY"),
+    "chains": (
+        "PSX_EVM_RPC_URLS",
+        "PSX_SOLANA_RPC_URLS",
+        "PSX_GAS_KEY",
+        "PSX_SELF_TEST_KEY",
+        "PSX_CUSTOMER_KEY",
+    ),
     "watchdog": (
         "PSX_WATCHDOG_API_KEY",
         "PSX_WATCHDOG_ACCOUNT",
@@ -48,7 +54,7 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 OPERATORS: Final = frozenset({*SECRETS["chains"], *SECRETS["watchdog"]})
-OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY", *SECRETS["watchdog"]})
+OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY", "PSX_CUSTOMER_KEY", *SECRETS["watchdog"]})
 NETWORK: Final = "network/"
 PROBE_TARGETS: Final = "nodes/probe-targets"
 """The operator's too, and known when the targets stand: it may come with a later run."""

@@ -60,7 +60,7 @@ SPARE_NODES: Final = 2
 SOCKETS_PER_DEVICE: Final = 4
 CACHE_SMALL_DEVICES_MAX: Final = 10_000
 DEVICE_ROW_BYTES: Final = 1_000
-SWEPT_PER_MINUTE: Final = 2
+SWEPT_PER_MINUTE: Final = 4
 """Segments: a large fleet is not swept faster in the time that a run has."""
 PROBES_PER_DAY: Final = 254
 READS_PER_PROBE: Final = 2

@@ -34,7 +34,8 @@ from local.network import LocalNetwork
 from shared.supply.rules import TERMS
 from shared.wire import handshake, http1, peer, websocket
 
-CALL_TIMEOUT_S: Final = 30
+CALL_TIMEOUT_S: Final = 35
+"""Longer than an API waits for its function: its own answer tells more than a time-out here."""
 CALL_ATTEMPTS_MAX: Final = 5
 CONNECT_TIMEOUT_S: Final = 30.0
 HEARTBEAT_S: Final = 30.0

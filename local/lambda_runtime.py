@@ -28,6 +28,10 @@ class FunctionFailed(Exception):
     """A function raised, or did not answer in time."""
 
 
+class FunctionTimedOut(FunctionFailed):
+    """Nobody knows whether the function is still at it, or whether it ever began."""
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """What a function runs from: an interpreter that has the bootstrap, and the folder of the code."""
@@ -89,14 +93,14 @@ class LocalFunction:
             self._server.close()
 
     async def invoke(self, event: Mapping[str, Any]) -> Any:
-        """Run the function on an event and answer what it returned. Raises FunctionFailed."""
+        """Run the function on an event and answer what it returned. Raises FunctionFailed and FunctionTimedOut."""
         invocation = _Invocation(secrets.token_hex(16), json.dumps(event).encode())
         self._open[invocation.request_id] = invocation
         await self._queue.put(invocation)
         try:
             return await asyncio.wait_for(invocation.answer, self._timeout_s)
         except TimeoutError:
-            raise FunctionFailed(f"{self.name} did not answer within {self._timeout_s:.0f} s") from None
+            raise FunctionTimedOut(f"{self.name} did not answer within {self._timeout_s:.0f} s") from None
         finally:
             self._open.pop(invocation.request_id, None)
 

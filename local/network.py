@@ -119,6 +119,7 @@ class LocalNetwork:
         self.evm_recipient = evm.new_address()
         self.gas_wallet = evm.new_account()
         self.tester_wallet = evm.new_account()
+        self.customer_wallet = evm.new_account()
         self.solana_recipient = solana.new_address()
         self.evm: evm.EvmChain
         self.solana: solana.SolanaChain
@@ -248,7 +249,8 @@ class LocalNetwork:
         self.evm = evm.EvmChain(f"http://127.0.0.1:{port}")
         await self.evm.prepare()
         await self.evm.give_gas(self.gas_wallet.address)
-        self.evm.set_balance(evm.USDC, self.tester_wallet.address, TESTER_MICRO)
+        for wallet in (self.tester_wallet, self.customer_wallet):
+            self.evm.set_balance(evm.USDC, wallet.address, TESTER_MICRO)
 
     async def _start_solana(self) -> None:
         node = shutil.which("node")
@@ -442,6 +444,7 @@ class LocalNetwork:
             "PSX_SOLANA_RECIPIENT": self.solana_recipient,
             "PSX_SOLANA_GENESIS": self.solana.genesis(),
             "PSX_SELF_TEST_KEY": self.tester_wallet.key.hex(),
+            "PSX_CUSTOMER_KEY": self.customer_wallet.key.hex(),
             "PSX_ECHO_URL": f"{self.target_url}/ip",
             "PSX_ECHO_CA": str(self.files.ca),
         }
@@ -498,6 +501,7 @@ class LocalNetwork:
             **self._key_settings(),
             "PSX_HOUSE_ACCOUNT": HOUSE,
             "PSX_GATEWAY_DRAIN_MAX_S": "3",
+            "PSX_GATEWAY_LAST_FLUSH_MAX_S": "1",  # all parts are stopped at once, the stores too
             "PSX_GATEWAY_ID": "gateway-1",
             "PSX_GATEWAY_JOURNAL_DIR": str(self.folder.path / "journal"),
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.ports.http}",

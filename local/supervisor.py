@@ -106,12 +106,13 @@ def _remove_dead_runs() -> None:
 
 
 class Part:
-    """One running child."""
+    """One running child. Its log may begin with what an earlier one of its name said, up to `begins_at`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path, begins_at: int) -> None:
         self.name = name
         self.process = process
         self.log = log
+        self._begins_at = begins_at
         self.expected_end = False
 
     def fault(self) -> str | None:
@@ -120,6 +121,10 @@ class Part:
         if code is None or self.expected_end:
             return None
         return f"{self.name} ended with status {code}: {self.tail()}"
+
+    def said(self) -> str:
+        """Everything that this child wrote so far."""
+        return self.log.read_bytes()[self._begins_at :].decode("utf-8", "replace")
 
     def tail(self) -> str:
         """The end of its log."""
@@ -146,6 +151,7 @@ class Supervisor:
         """Start a child; its output goes to its log."""
         log = self.folder.path / "logs" / f"{name}.log"
         with log.open("ab") as output:
+            begins_at = output.tell()
             process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=cwd,
@@ -155,7 +161,7 @@ class Supervisor:
                 stderr=output,
                 preexec_fn=_dies_with(os.getpid()),
             )
-        part = Part(name, process, log)
+        part = Part(name, process, log, begins_at)
         self.parts[name] = part
         return part
 
@@ -174,7 +180,7 @@ class Supervisor:
         """Wait until a line of a part's log holds `text`; answers the line. Raises PartFailed."""
         async with _bounded(part):
             while True:
-                for line in part.log.read_text("utf-8", "replace").splitlines():
+                for line in part.said().splitlines():
                     if text in line:
                         return line
                 self.check()

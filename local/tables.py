@@ -3,6 +3,7 @@
 Leaves out what only CloudFormation knows (deletion policies, point-in-time recovery): local servers have neither.
 """
 
+import functools
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +22,11 @@ _CREATE_TABLE_FIELDS: Final = frozenset(
 )
 
 
+@functools.cache
 def read_serverless(stage: str) -> dict[str, Any]:
-    """serverless.yml with `${sls:stage}` filled in."""
+    """serverless.yml with `${sls:stage}` filled in; read once, and not to be changed."""
     text = SERVERLESS_FILE.read_text("utf-8").replace("${sls:stage}", stage)
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loaded: dict[str, Any] = yaml.load(text, yaml.CSafeLoader)
     return loaded
 
 

@@ -24,7 +24,7 @@ from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
 from shared.runtime.settings import listen_address, load_or_exit
-from shared.supply.ip_data import follow_bucket
+from shared.supply.ip_data import first_fetch, follow_bucket
 from shared.supply.origin import OriginReader
 from shared.supply.tokens import verify
 
@@ -40,7 +40,8 @@ async def serve(settings: RelaySettings) -> None:
         loop.add_signal_handler(number, stopping.set)
     redis = AsyncRedis(settings.redis_url)
     files = settings.asn_mmdb, settings.country_mmdb
-    origins = OriginReader(*files, settings.asn_classes)
+    mirror = await first_fetch(settings.ip_data_bucket, *files)
+    origins = OriginReader(*files, settings.asn_classes, late=mirror is not None)
     regions = RegionTable(redis, settings.regions())
     public_key = settings.jwt_public_key.get_secret_value()
     mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
@@ -73,7 +74,7 @@ async def serve(settings: RelaySettings) -> None:
         follow_orders(redis, registry, presence, settings.relay_id),
         sweep_for_ever(registry, presence),
         regions.follow(),
-        follow_bucket(settings.ip_data_bucket, *files),
+        follow_bucket(mirror),
     )
     garbage.settle()
     logging.getLogger("psx.relay").info("relay ready", extra={"relay": settings.relay_id})

@@ -38,6 +38,8 @@ _TARGET_WORDS: Final = {
 class ConnectStream:
     """The same calls as `Tunnel` has, for a peer of v2."""
 
+    shares_socket: Final = False  # windows hold its own bytes back, and nobody else's
+
     def __init__(self, socket: PeerSocket, mesh: MeshConnection) -> None:
         self.socket = socket
         self.mesh = mesh
@@ -115,7 +117,7 @@ class ConnectStream:
             case MuxType.BLOCKED:
                 self._stream.on_blocked(read_limit(frame.body))
             case MuxType.EOF if self._open:
-                self._stream.on_eof()
+                self._stream.on_eof(closes=True)
                 self._close_if_over()
             case MuxType.RESET:
                 self._lose(Reason.TARGET_CLOSED, "target_reset")

@@ -1,8 +1,12 @@
 """What the relay counts, and the one list of reasons for which it closes, drops or refuses."""
 
+from collections.abc import Iterable
 from enum import StrEnum
+from functools import cache
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 
 class Reason(StrEnum):
@@ -38,12 +42,41 @@ DEVICES = Gauge("psx_relay_devices", "Devices with at least one open socket")
 LINKS = Gauge("psx_relay_links", "Open links of gateways")
 BUFFERED = Gauge("psx_relay_buffered_bytes", "Bytes held for connections that are full")
 TUNNELS = Gauge("psx_relay_tunnels", "Open tunnels")
-BYTES = Counter("psx_relay_bytes", "Tunnel bytes relayed", ["direction"])
-UP = BYTES.labels("to_peer")
-DOWN = BYTES.labels("from_peer")
 ENDED = Counter("psx_relay_ended", "Sockets and tunnels ended or refused, by reason", ["what", "reason"])
+
+
+class Tally:
+    """A count that every frame adds to: the library's own counter takes a lock for each addition."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, amount: int) -> None:
+        """Add."""
+        self.value += amount
+
+
+UP, DOWN = Tally(), Tally()
+
+
+class _Bytes(Collector):
+    def collect(self) -> Iterable[Metric]:
+        found = CounterMetricFamily("psx_relay_bytes", "Tunnel bytes relayed", labels=["direction"])
+        found.add_metric(["to_peer"], UP.value)
+        found.add_metric(["from_peer"], DOWN.value)
+        yield found
+
+
+REGISTRY.register(_Bytes())
 
 
 def count(what: str, reason: Reason) -> None:
     """Count one end or refusal of a `socket` or a `tunnel`."""
-    ENDED.labels(what, reason.value).inc()
+    _ended(what, reason).inc()
+
+
+@cache
+def _ended(what: str, reason: Reason) -> Counter:
+    return ENDED.labels(what, reason.value)

@@ -20,12 +20,20 @@ from relay_node.figures import Reason, count
 from relay_node.links import LinkConnection
 from relay_node.peers import PeerSocket
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Device, Registry
-from relay_node.tunnel import ASSUME_OPEN_AFTER_S, OPEN_TIMEOUT_S, STALL_MAX_S, Tunnel
+from relay_node.tunnel import (
+    ASSUME_OPEN_AFTER_S,
+    HELD_MAX_BYTES,
+    OPEN_TIMEOUT_S,
+    SHARED_STALL_MAX_S,
+    STALL_MAX_S,
+    Tunnel,
+)
 from shared.wire.http1 import HeadError, RequestHead, build_head, split_authority, take_request_head
 from shared.wire.mux import LINK_UPGRADE, Bytes
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 5.0
+STALL_LOOK_S: Final = 0.5
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -41,7 +49,7 @@ class MeshConnection(asyncio.Protocol):
         self._buffer: bytearray = bytearray()
         self._tunnel: Tunnel | ConnectStream | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._progress_s = 0.0
+        self._blocked_s = self._progress_s = 0.0
         self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,11 +85,13 @@ class MeshConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._tunnel is not None and self._transport is not None:
-            self._progress_s = self._loop.time()
+            self._blocked_s = self._progress_s = self._loop.time()
             self._unsent_bytes = self._transport.get_write_buffer_size()
             self._tunnel.block()
+            self._timer = self._loop.call_later(STALL_LOOK_S, self._look_at_stall)
 
     def resume_writing(self) -> None:
+        self._cancel_timer()
         if self._tunnel is not None:
             self._tunnel.unblock()
 
@@ -141,16 +151,19 @@ class MeshConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def sweep(self, now_s: float) -> None:
-        """Called while this side does not read: progress is bytes leaving, and without any the tunnel ends."""
+    def _look_at_stall(self) -> None:
+        """Now and then while this side does not read: progress is bytes leaving."""
         if self._transport is None or self._tunnel is None:
             return
-        unsent = self._transport.get_write_buffer_size()
+        now_s, unsent = self._loop.time(), self._transport.get_write_buffer_size()
         if unsent < self._unsent_bytes:
             self._progress_s = now_s
-        elif now_s - self._progress_s > STALL_MAX_S:
-            self._tunnel.give_up(Reason.STALLED)
         self._unsent_bytes = unsent
+        shared = self._tunnel.shares_socket and now_s - self._blocked_s >= SHARED_STALL_MAX_S
+        if shared or now_s - self._progress_s >= STALL_MAX_S:
+            self._tunnel.give_up(Reason.STALLED)
+        else:
+            self._timer = self._loop.call_later(STALL_LOOK_S, self._look_at_stall)
 
     # requests
 
@@ -190,6 +203,8 @@ class MeshConnection(asyncio.Protocol):
             tunnel = ConnectStream(peer_socket, self)
         else:
             tunnel = Tunnel(self._new_session_id(), peer_socket, self)
+            if self._transport is not None:
+                self._transport.set_write_buffer_limits(high=HELD_MAX_BYTES)
             peer_socket.tunnels[tunnel.session_id] = tunnel
             if not device.confirms_open:
                 self._timer = self._loop.call_later(ASSUME_OPEN_AFTER_S, tunnel.opened)

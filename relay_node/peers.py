@@ -435,7 +435,7 @@ class PeerSocket(asyncio.Protocol):
         self._send_frame(mux.goaway_frame(reconnect_in_ms, try_for_ms))
 
     def sweep(self, now_s: float) -> None:
-        """Close a socket that is silent or stuck for too long, or whose handshake is late; end stalled tunnels."""
+        """Close a socket that is silent or stuck for too long, or whose handshake is late."""
         transport = self._transport
         if transport is None:
             return
@@ -455,8 +455,6 @@ class PeerSocket(asyncio.Protocol):
             )
             if with_tunnels and now_s - self._heard_s >= PING_AFTER_S:
                 self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
-        for tunnel in list(self._blocked):
-            tunnel.mesh.sweep(now_s)
 
     def _abort_if(self, late: bool, reason: Reason) -> None:
         if late and self._transport is not None:

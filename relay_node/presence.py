@@ -8,20 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay_node.registry import Device, Registry
-from shared.grading.live import ask_probe, device_mark, mark_changed, mark_left
+from shared.grading.live import ask_probes, device_mark, mark_changed, mark_left
 from shared.kernel.ids import AccountId, DeviceId, RelayId
 from shared.pool.live import (
     MOVE_PEERS,
     RELAY_BEAT_S,
     REVOKE_ACCOUNT,
     REVOKE_DEVICE,
+    Arrival,
     beat_relay,
-    drop_presence,
-    put_presence,
+    drop_presences,
+    put_presences,
     renew_presence,
 )
 from shared.pool.model import Presence
@@ -83,24 +84,19 @@ class PresenceWriter:
             await self.drain()
 
     async def drain(self) -> None:
-        """Write all wishes that stand now, many at once but one per device; retries while Redis is away."""
+        """Write all wishes that stand now, a hundred devices a call; retries while Redis is away."""
         while self._wishes:
             batch = [self._wishes.popitem() for _ in range(min(len(self._wishes), BATCH))]
-            results = await asyncio.gather(
-                *(self._write(DeviceId(device_id), device) for device_id, device in batch),
-                return_exceptions=True,
-            )
-            fault = None
-            for (device_id, device), result in zip(batch, results, strict=True):
-                if isinstance(result, StoreUnavailable):
-                    fault = str(result)
+            try:
+                await self._put([device for _, device in batch if device is not None])
+                await self._drop([DeviceId(device_id) for device_id, device in batch if device is None])
+                self.fault = None
+            except StoreUnavailable as error:
+                for device_id, device in batch:
                     self._wishes.setdefault(device_id, device)
-                elif isinstance(result, BaseException):
-                    raise result
-            if fault is not None and self.fault is None:
-                log.warning("redis away", extra={"reason": fault})
-            self.fault = fault
-            if fault is not None:
+                if self.fault is None:
+                    log.warning("redis away", extra={"reason": str(error)})
+                self.fault = str(error)
                 await asyncio.sleep(RETRY_S)
 
     async def renew(self, registry: Registry, now_s: float) -> None:
@@ -123,24 +119,33 @@ class PresenceWriter:
                 if not is_kept:
                     self._wish(device.device_id, device)
 
-    async def _write(self, device_id: DeviceId, device: Device | None) -> None:
-        if device is None:
-            if await self._redis.run(drop_presence(device_id, self._relay_id)):
-                await self._redis.run(mark_left(device_id))
+    async def _put(self, devices: Sequence[Device]) -> None:
+        if not devices:
             return
-        presence = self._presence(device_id, device)
-        revoked = await self._redis.run(put_presence(presence, device.generation, device.account_generation))
-        if revoked.device > device.generation or revoked.account > device.account_generation:
-            self.revoke(device_id, revoked.device, revoked.account)
-            return
-        if device_id in self._new:
-            await self._redis.run(ask_probe(device_id))
-            await self._redis.run(mark_changed([device_mark(device_id)]))
-            self._new.discard(device_id)
+        arrivals = [Arrival(self._presence(d), d.generation, d.account_generation) for d in devices]
+        new: list[DeviceId] = []
+        revocations = await self._redis.run(put_presences(self._relay_id, arrivals))
+        for device, revoked in zip(devices, revocations, strict=True):
+            if revoked.device > device.generation or revoked.account > device.account_generation:
+                self.revoke(device.device_id, revoked.device, revoked.account)
+            elif device.device_id in self._new:
+                new.append(DeviceId(device.device_id))
+        if new:
+            await self._redis.run(ask_probes(new))
+            await self._redis.run(mark_changed([device_mark(device_id) for device_id in new]))
+            self._new.difference_update(new)
 
-    def _presence(self, device_id: DeviceId, device: Device) -> Presence:
+    async def _drop(self, device_ids: Sequence[DeviceId]) -> None:
+        if not device_ids:
+            return
+        dropped = await self._redis.run(drop_presences(device_ids, self._relay_id))
+        left = [device_id for device_id, was_here in zip(device_ids, dropped, strict=True) if was_here]
+        if left:
+            await self._redis.run(mark_left(left))
+
+    def _presence(self, device: Device) -> Presence:
         return Presence(
-            device_id=device_id,
+            device_id=DeviceId(device.device_id),
             account_id=AccountId(device.account_id),
             relay_id=self._relay_id,
             mesh_host=self._mesh[0],

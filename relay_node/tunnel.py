@@ -1,7 +1,8 @@
 """One tunnel of binary-v1: a gateway's CONNECT on one side, a session on a peer's socket on the other.
 
 States: OPENING -> OPEN -> CLOSED, or OPENING -> CLOSED. v1 has no flow control, so a gateway that does not read makes the
-relay stop reading that peer socket; after `STALL_MAX_S` without progress the tunnel is closed instead.
+relay stop reading that peer socket. After `STALL_MAX_S` without progress the tunnel is closed instead; where others share
+the socket, after `SHARED_STALL_MAX_S` with or without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 OPEN_TIMEOUT_S: Final = 10.0
 ASSUME_OPEN_AFTER_S: Final = 0.75
 STALL_MAX_S: Final = 5.0
+SHARED_STALL_MAX_S: Final = 2.0
+"""So long a customer may make others of the same socket wait: with `HELD_MAX_BYTES` it has to take some 100 KB a second."""
+HELD_MAX_BYTES: Final = 256 * 1024
+"""Held for one tunnel before its socket is read no further; it is read again when three quarters are gone."""
 
 
 class State(Enum):
@@ -39,6 +44,11 @@ class Tunnel:
         self.state = State.OPENING
         self._prefix = binary_prefix(FrameType.DATA, session_id)
         TUNNELS.inc()
+
+    @property
+    def shares_socket(self) -> bool:
+        """Whether others wait when this one is blocked."""
+        return self.socket.load > 1
 
     def open(self, host: str, port: int) -> None:
         """Ask the peer to dial the target."""

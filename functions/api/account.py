@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
+from functions.api.audit import tell_first
 from functions.api.auth import caller, fresh
+from functions.api.desk import Desk
 from functions.api.history import record_of_key
 from functions.api.paging import PART_MAX, own_cursor, part, write_cursor
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access.model import ApiKey, DisabledReason, Pak, Scope
 from shared.access.table import get_pak, list_paks
 from shared.kernel.codes import Pool
@@ -35,16 +37,8 @@ CLOSING_PASSES_MAX: Final = 4
 DAY_MS: Final = 86_400_000
 
 
-class AccountView:
+class AccountView(Desk):
     """Routes' work."""
-
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
 
     def own_key(self, key: ApiKey, pak_id: str) -> Pak | None:
         """A key of the caller's account, or None."""
@@ -90,23 +84,25 @@ class AccountView:
             "isSynthesizedSid": False,
         }
 
-    def close_one(self, key: ApiKey, session_key: str, pak_id: str | None) -> bool:
+    def close_one(self, request: Request, key: ApiKey, session_key: str, pak_id: str | None) -> bool:
         """Close a session of the caller's own: its device is forgotten, its open tunnels end within a second."""
         parsed = parse_session_key(session_key)
         if parsed is None or (pak_id is not None and parsed[1] != pak_id):
             return False
         pool, owner, sid = parsed
-        if self.own_key(key, owner) is None:
+        if all(session.key != session_key for session in self.sessions(key, owner)):
             return False
+        tell_first(self.w, request)
         closed = self.w.redis.run(close_session(pool, key.account_id, owner, sid, now_ms()))
         if closed:
             self.w.redis.run(publish_closed(f"session:{session_key}"))
         return closed
 
-    def close_all(self, key: ApiKey, pak_id: str | None) -> int:
+    def close_all(self, request: Request, key: ApiKey, pak_id: str | None) -> int:
         """Close every session of the account or of one key, and cut every tunnel, of a named session or not."""
         if pak_id is not None and self.own_key(key, pak_id) is None:
             return 0
+        tell_first(self.w, request)
         name = f"account:{key.account_id}" if pak_id is None else f"key:{pak_id}"
         now, closed = now_ms(), 0
         for pool in Pool:
@@ -175,9 +171,9 @@ def _place(session: LiveSession) -> str:
     return f"{10**13 - session.seen_at_ms:014d}:{session.key}"
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of an account's own view."""
-    routes = APIRouter()
+    routes = Routes()
     view = AccountView(wiring)
 
     def me(request: Request) -> ApiKey:
@@ -194,11 +190,11 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.delete("/v1/gateway/pool/my-sessions")
     def close_all(request: Request, pakId: str | None = None) -> dict[str, Any]:
-        return {"closed": view.close_all(me(request), pakId)}
+        return {"closed": view.close_all(request, me(request), pakId)}
 
     @routes.delete("/v1/gateway/pool/my-sessions/{session_key}")
     def close_one(request: Request, session_key: str, pakId: str | None = None) -> dict[str, Any]:
-        if not view.close_one(me(request), session_key, pakId):
+        if not view.close_one(request, me(request), session_key, pakId):
             raise ProblemError(404, "NOT_FOUND", "there is no such session")
         return {"sessionKey": session_key, "closed": True}
 

@@ -1,23 +1,24 @@
-"""The net under the audit: a write that succeeded and left no event of its own gets one, so that none can be forgotten.
+"""Events that name a route and whom it concerned: in one transaction with the write, or before it where that is in Redis.
 
-Routes with more to tell write their event themselves (`history.py`); this one names the route and whom it concerned.
+Routes with more to tell have events of their own (`history.py`). Below all of them is a net: a write that succeeded and
+left no event gets one then, so that none can be forgotten.
 Left out is the renewal of a device's token, which changes nothing that anybody decided and comes 24 times a day.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from functions.api.wiring import Wiring
 from functions.http import answered, source_address, unavailable
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.service import append_audit, run_audited
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import StoreUnavailable
+from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, TransactItem
 
+T = TypeVar("T")
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 RENEWALS: Final = frozenset({"/v1/peer/agents/{device_id}/refresh", "/v1/peer/token/{device_id}/refresh"})
 USER_AGENT_MAX_CHARS: Final = 256
@@ -35,13 +36,11 @@ def told(request: Request) -> None:
     request.state.audited = True
 
 
-def _event(request: Request, template: str) -> AuditEvent | None:
-    state = request.state
-    stream = getattr(state, "audit_stream", "")
-    if not stream:
-        return None
+def event_of(request: Request) -> AuditEvent:
+    """What this request does, for the record; it has said whom it `concerns`."""
+    state, template = request.state, _template(request.scope)
     return AuditEvent(
-        stream,
+        state.audit_stream,
         f"{request.method} {template}",
         state.audit_actor,
         now_ms(),
@@ -50,6 +49,23 @@ def _event(request: Request, template: str) -> AuditEvent | None:
         request_id=state.request_id,
         auth_method=state.audit_method,
     )
+
+
+def run_told(w: Wiring, request: Request, write: DynamoRequest[T], *beside: TransactItem) -> T:
+    """Run the write of this request, and what belongs beside it, in one transaction with its event."""
+    answer = run_audited(w.dynamo, w.settings.table("audit"), event_of(request), write, beside)
+    told(request)
+    return answer
+
+
+def tell_first(w: Wiring, request: Request) -> None:
+    """Leave this request's event before it does something that no transaction can hold."""
+    append_audit(w.dynamo, w.settings.table("audit"), event_of(request))
+    told(request)
+
+
+def _template(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", ""))
 
 
 class EventForEach:
@@ -66,17 +82,16 @@ class EventForEach:
             return
         request = Request(scope, receive)
         response = await answered(self._app, scope, receive)
-        if response.status_code < 400 and not hasattr(request.state, "audited"):
-            template = str(getattr(scope.get("route"), "path", ""))
-            event = None if template in RENEWALS else _event(request, template)
-            if event is not None:
-                response = await self._written(request, event, response)
+        state = request.state
+        forgotten = hasattr(state, "audit_stream") and not hasattr(state, "audited")
+        if response.status_code < 400 and forgotten and _template(scope) not in RENEWALS:
+            response = self._written(request, event_of(request), response)
         await response(scope, receive, send)
 
-    async def _written(self, request: Request, event: AuditEvent, response: Response) -> Response:
+    def _written(self, request: Request, event: AuditEvent, response: Response) -> Response:
         w = self._wiring()
         try:
-            await run_in_threadpool(append_audit, w.dynamo, w.settings.table("audit"), event)
+            append_audit(w.dynamo, w.settings.table("audit"), event)
         except StoreUnavailable:
             return unavailable(request)
         return response

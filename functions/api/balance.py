@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from functions.api.amounts import Amount
 from functions.api.audit import told
 from functions.api.auth import caller, fresh
+from functions.api.desk import Desk
 from functions.api.history import write_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access.model import Account, AccountKind, Scope
 from shared.access.prepaid import credit, get_prepaid
 from shared.access.rules import PURCHASE_MAX_BYTES, wholesale_price
@@ -35,16 +36,8 @@ class CreditBody(BaseModel):
     paymentReference: Annotated[str, Field(max_length=256)] = ""
 
 
-class Balances:
+class Balances(Desk):
     """Routes' work."""
-
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
 
     @property
     def approvals(self) -> Approvals:
@@ -161,9 +154,9 @@ def traffic(text: str) -> int:
     return size
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of balances."""
-    routes = APIRouter()
+    routes = Routes()
     work = Balances(wiring)
 
     @routes.get("/v1/reseller/balance")

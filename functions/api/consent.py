@@ -1,14 +1,16 @@
 """Routes of consent: an owner accepts for all devices or for one, withdraws, and anybody learns what a device id is."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
+from functions.api.audit import run_told
 from functions.api.auth import by_device, caller, device_of, managed_device
+from functions.api.desk import Desk
 from functions.api.enrolling import Body, ConsentBody
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_network
+from functions.http import ProblemError, Routes, source_network
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import ApiKey, Scope
@@ -16,11 +18,13 @@ from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import DEVICE_ID, DeviceId, EndpointId
 from shared.pool.live import revoke_account, unlist_endpoint
 from shared.runtime.clock import new_id, now_ms
+from shared.runtime.dynamo import DynamoRequest
 from shared.supply import owners
 from shared.supply import table as devices
 from shared.supply.model import Device, OwnerConsent, Receipt
 from shared.supply.rules import TERMS, has_consent
 
+T = TypeVar("T")
 LOOKUPS: Final = Limit("device_lookup", 30, 60)
 RECEIPTS_TOLD: Final = 50
 WHAT_IT_IS: Final = (
@@ -35,21 +39,10 @@ class AcceptBody(Body):
     termsVersion: str
 
 
-class Consents:
+class Consents(Desk):
     """Routes' work."""
 
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
-
-    @property
-    def table(self) -> str:
-        """The devices table."""
-        return self.w.settings.table("devices")
+    table_name = "devices"
 
     @property
     def terms(self) -> Any:
@@ -62,18 +55,18 @@ class Consents:
             raise ProblemError(400, "INVALID_FIELD", message)
         return version
 
-    def _keep(self, receipt: Receipt) -> None:
-        self.w.dynamo.run(owners.put_receipt(self.table, receipt, new_id()))
+    def _write(self, request: Request, write: DynamoRequest[T], receipt: Receipt) -> T:
+        """An act of consent or its end, with its receipt and its event."""
+        return run_told(self.w, request, write, owners.receipt_item(self.table, receipt, new_id()))
 
-    def accept_all(self, key: ApiKey, version: str) -> dict[str, Any]:
+    def accept_all(self, request: Request, key: ApiKey, version: str) -> dict[str, Any]:
         """An owner accepts once for every device, for clients that know nothing of consent. Withdrawn ones stay so."""
         counts = self.w.dynamo.run(devices.read_counts(self.table, key.account_id))
         total = sum(count for count, _ in counts.values())
         given = OwnerConsent(self._checked(version), now_ms(), who(key), total)
-        subject = f"acct#{key.account_id}"
-        self._keep(Receipt(subject, "accepted", version, "owner", who(key), given.accepted_at_ms, 0, total))
-        row = {"consent": owners.owner_consent_row(given)}
-        self.w.dynamo.run(owners.change_owner(self.table, key.account_id, row))
+        subject, row = f"acct#{key.account_id}", {"consent": owners.owner_consent_row(given)}
+        receipt = Receipt(subject, "accepted", version, "owner", who(key), given.accepted_at_ms, 0, total)
+        self._write(request, owners.change_owner(self.table, key.account_id, row), receipt)
         self.w.redis.run(mark_changed([account_mark(key.account_id)]))
         return self.of_account(key)
 
@@ -93,14 +86,14 @@ class Consents:
             "receipts": [_told(receipt) for receipt in page.rows],
         }
 
-    def withdraw_all(self, key: ApiKey) -> dict[str, Any]:
+    def withdraw_all(self, request: Request, key: ApiKey) -> dict[str, Any]:
         """An owner ends it for all devices there are: their tunnels end now, and none is listed until they agree again."""
         now = now_ms()
         counts = self.w.dynamo.run(devices.read_counts(self.table, key.account_id))
         total = sum(count for count, _ in counts.values())
-        fields = {"withdrawn_ms": now}
-        owner = self.w.dynamo.run(owners.revoke_owner(self.table, key.account_id, fields, ("consent",)))
-        self._keep(Receipt(f"acct#{key.account_id}", "withdrawn", "", "owner", who(key), now, 0, total))
+        receipt = Receipt(f"acct#{key.account_id}", "withdrawn", "", "owner", who(key), now, 0, total)
+        write = owners.revoke_owner(self.table, key.account_id, {"withdrawn_ms": now}, ("consent",))
+        owner = self._write(request, write, receipt)
         for call in revoke_account(key.account_id, owner.generation):
             self.w.redis.run(call)
         self.w.redis.run(mark_changed([account_mark(key.account_id)]))
@@ -123,20 +116,21 @@ class Consents:
             at_ms=now,
             claimed_at_ms=body.acceptedAt,
         )
-        self._keep(receipt)
         fields = {"consent": {"version": version, "method": body.method, "at_ms": now}}
-        changed = self.w.dynamo.run(devices.change(self.table, device.device_id, fields, ("withdrawn_ms",)))
+        write = devices.change(self.table, device.device_id, fields, ("withdrawn_ms",))
+        changed = self._write(request, write, receipt)
         self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         return self.of_device(changed or device)
 
-    def withdraw(self, device: Device, by: str, method: str = "api") -> dict[str, Any]:
+    def withdraw(self, request: Request, device: Device, by: str, method: str = "api") -> dict[str, Any]:
         """The end of agreement for one device: off sale and every tunnel closed now."""
         now = now_ms()
-        changed = self.w.dynamo.run(devices.revoke(self.table, device.device_id, {"withdrawn_ms": now}))
+        receipt = Receipt(f"dev#{device.device_id}", "withdrawn", "", method, by, now)
+        write = devices.revoke(self.table, device.device_id, {"withdrawn_ms": now})
+        changed = self._write(request, write, receipt)
         self.w.redis.run(unlist_endpoint(device.pool, EndpointId(device.device_id)))
         self.w.redis.run(mark_changed([device_mark(device.device_id)]))
         self.w.enrolment.tell(changed)
-        self._keep(Receipt(f"dev#{device.device_id}", "withdrawn", "", method, by, now))
         return self.of_device(changed or device)
 
     def by(self, request: Request, device: Device) -> str:
@@ -216,14 +210,14 @@ def _told(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of consent."""
-    routes = APIRouter()
+    routes = Routes()
     consents = Consents(wiring)
 
     @routes.post("/v1/peer/consent")
     def accept_all(request: Request, body: AcceptBody) -> dict[str, Any]:
-        return consents.accept_all(caller(consents.w, request, Scope.SUPPLY), body.termsVersion)
+        return consents.accept_all(request, caller(consents.w, request, Scope.SUPPLY), body.termsVersion)
 
     @routes.get("/v1/peer/consent")
     def read_all(request: Request) -> dict[str, Any]:
@@ -231,7 +225,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
 
     @routes.delete("/v1/peer/consent")
     def withdraw_all(request: Request) -> dict[str, Any]:
-        return consents.withdraw_all(caller(consents.w, request, Scope.SUPPLY))
+        return consents.withdraw_all(request, caller(consents.w, request, Scope.SUPPLY))
 
     @routes.get("/v1/peer/agents/{device_id}/consent")
     @routes.get("/v1/peer/my-devices/{device_id}/consent")
@@ -247,7 +241,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     @routes.delete("/v1/peer/my-devices/{device_id}/consent")
     def withdraw(request: Request, device_id: str) -> dict[str, Any]:
         device = managed_device(consents.w, request, device_id)
-        return consents.withdraw(device, consents.by(request, device))
+        return consents.withdraw(request, device, consents.by(request, device))
 
     @routes.get("/v1/peer/devices/{device_id}")
     def about(request: Request, device_id: str) -> dict[str, Any]:

@@ -4,21 +4,22 @@ It is read by people, so it says what happens and not which route does it. The s
 body of a form: a device id proves nothing.
 """
 
+import base64
+import hashlib
 import html
 import json
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
-from starlette.concurrency import run_in_threadpool
 
 from functions.api.audit import concerns
 from functions.api.auth import api_key
 from functions.api.consent import Consents, who
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_network
+from functions.http import ProblemError, Routes, source_network
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import Scope
@@ -28,14 +29,20 @@ from shared.supply.table import get_device
 
 STOPS: Final = Limit("device_stop", 10, 60)
 FORM_MAX_BYTES: Final = 4096
+_STYLE: Final = (
+    "body{font:1rem/1.5 sans-serif;max-width:42rem;margin:2rem auto;padding:0 1rem}"
+    "label,button{display:block;margin:.4rem 0}"
+)
+_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "form-action 'self'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
 }
 _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Is this device sharing its connection? - psx</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"></head>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>
 <body><main><h1>Is this device sharing its internet connection?</h1>
 <p>psx pays people for letting others use their internet connection. Websites that those others visit see the address of
 your connection. Nobody can reach your files, your other devices or your home network through it.</p>
@@ -46,7 +53,8 @@ page, and nothing more.</p>
 {found}
 <h2>How to stop it</h2>
 <ol><li><strong>On the device:</strong> close the app, press its Stop button, or end the program psx-peer. Sharing ends in
-that moment, and it does not start again by itself.</li>
+that moment, and it does not start again by itself. <code>psx-peer -withdraw</code> also takes your agreement back, with no
+API key.</li>
 <li><strong>From anywhere,</strong> with the API key of the account that the device belongs to:
 <form method="post" action="/peer/device">
 <label>Device id <input name="id" value="{given}" maxlength="128" required></label>
@@ -61,7 +69,7 @@ Programs do the same by the interface: <code>DELETE {api}/v1/peer/my-devices/&lt
 
 
 def _page(api: str, given: str, found: str, refused: ProblemError | None = None) -> HTMLResponse:
-    page = _PAGE.format(given=html.escape(given, quote=True), found=found, api=html.escape(api))
+    page = _PAGE.format(style=_STYLE, given=html.escape(given, quote=True), found=found, api=html.escape(api))
     if refused is None:
         return HTMLResponse(page, headers=_HEADERS)
     return HTMLResponse(page, refused.status, {**_HEADERS, **refused.headers})
@@ -92,9 +100,9 @@ def _fields(request: Request, body: bytes) -> tuple[str, str]:
         raise ProblemError(400, "INVALID_FIELD", "id, key: both are needed") from None
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of the page."""
-    routes = APIRouter()
+    routes = Routes()
     consents = Consents(wiring)
 
     @routes.get("/peer/device", response_class=HTMLResponse)
@@ -105,7 +113,7 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     @routes.post("/peer/device", response_class=HTMLResponse)
     async def stop(request: Request) -> HTMLResponse:
         body = await request.body()
-        return await run_in_threadpool(answer, request, body)
+        return answer(request, body)
 
     def answer(request: Request, body: bytes) -> HTMLResponse:
         """A person reads it, also when nothing was done."""
@@ -128,6 +136,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
         if device is None or device.account_id != key.account_id or Scope.SUPPLY not in key.scopes:
             raise ProblemError(404, "NOT_FOUND", "the account of this API key has no such device")
         concerns(request, f"dev#{device_id}", key.account_id, "api_key")
-        consents.withdraw(device, who(key), "page")
+        consents.withdraw(request, device, who(key), "page")
 
     return routes

@@ -1,13 +1,12 @@
 """What is told of a device: its class and rate as they are paid, whether it is connected, verified and on sale."""
 
-from collections.abc import Callable
 from typing import Any, Final
 
-from functions.api.wiring import Wiring
+from functions.api.desk import Desk
 from functions.http import ProblemError
-from shared.grading.listing import Classes
 from shared.grading.live import next_probe
 from shared.grading.model import PROBE_MODE, Grade
+from shared.grading.offer import Classes
 from shared.grading.rules import ADVICE, exit_was_seen, is_verified, stability_score
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
@@ -35,20 +34,14 @@ MICRO_PER_USDC: Final = 1_000_000
 IN_USE_MS: Final = 2 * TOKEN_LIFE_S * 1000
 
 
-class DeviceView:
+class DeviceView(Desk):
     """Reads what is needed and puts it into words."""
 
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
+    table_name = "devices"
 
     def owner(self, device: Device) -> Owner:
         """What the device's owner decided."""
-        return self.w.dynamo.run(get_owner(self.w.settings.table("devices"), device.account_id))
+        return self.w.dynamo.run(get_owner(self.table, device.account_id))
 
     def grade(self, device: Device) -> Grade | None:
         """What probes add up to."""

@@ -2,23 +2,24 @@
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import Field
 
 from functions.api.audit import told
 from functions.api.auth import by_device, device_of
+from functions.api.desk import Desk
 from functions.api.device_view import MICRO_PER_USDC, DeviceView, wallet_facts
 from functions.api.enrolling import Body, WalletText
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, Routes, source_address
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import AccountKind
 from shared.access.table import get_account
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.service import run_audited
 from shared.kernel.money import (
     FEMTO_PER_MICRO,
     FemtoUsdc,
@@ -31,12 +32,14 @@ from shared.kernel.money import (
 from shared.kernel.traffic import traffic_unit
 from shared.metering.table import earned_days
 from shared.runtime.clock import new_id, now_ms
+from shared.runtime.dynamo import DynamoRequest
 from shared.settlement.service import owed_micro
 from shared.supply.model import Device
 from shared.supply.owners import Withdrawal, request_withdrawal, withdrawals
 from shared.supply.rules import WALLET_COOLING_MS, same_wallet, wallet_now, withdrawal_fault
 from shared.supply.table import change
 
+T = TypeVar("T")
 DAYS_TOLD: Final = 90
 DAYS_KEPT_MAX: Final = 3_660
 """Ten years of daily rows: about 0.5 MB, read in one query."""
@@ -56,17 +59,14 @@ class WithdrawBody(Body):
     amount: Annotated[Decimal | None, Field(gt=0, le=10**9)] = None
 
 
-class Earnings:
+class Earnings(Desk):
     """Routes' work."""
 
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-        self._view = DeviceView(wiring)
+    table_name = "devices"
 
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
+    def __init__(self, wiring: Callable[[], Wiring]) -> None:
+        super().__init__(wiring)
+        self._view = DeviceView(wiring)
 
     def _days(self, device: Device) -> tuple[tuple[str, int, int], ...]:
         table = self.w.settings.table("usage")
@@ -82,9 +82,7 @@ class Earnings:
         days = self._days(device)
         earned = whole_micro(FemtoUsdc(sum(femto for _, _, femto in days)))
         owed = owed_micro(self.w.dynamo, self.w.settings.table("ledger"), device.account_id)
-        asked = self.w.dynamo.run(
-            withdrawals(self.w.settings.table("devices"), device.account_id, WITHDRAWALS_TOLD)
-        )
+        asked = self.w.dynamo.run(withdrawals(self.table, device.account_id, WITHDRAWALS_TOLD))
         return {
             "deviceId": device.device_id,
             "servedBytes": sum(count for _, count, _ in days),
@@ -110,19 +108,21 @@ class Earnings:
         if account is not None and account.kind is AccountKind.WALLET and not same_wallet(wallet, current):
             message = "this device belongs to its wallet; register it anew with the other wallet"
             raise ProblemError(409, "WALLET_FIXED", message)
-        table = w.settings.table("devices")
         first = current is None and not by_device(w, request)
         if first or same_wallet(wallet, current):
-            kept = current or wallet
-            changed = w.dynamo.run(change(table, device.device_id, {"wallet": kept}, ("pending_wallet",)))
+            write = change(self.table, device.device_id, {"wallet": current or wallet}, ("pending_wallet",))
         else:
             pending = {"wallet": wallet, "from_ms": now + WALLET_COOLING_MS}
             fields = {"pending_wallet": pending, "wallet": current}
-            changed = w.dynamo.run(change(table, device.device_id, fields))
-        self._record(request, device, "wallet_change", {"from": current or "", "to": wallet})
+            write = change(self.table, device.device_id, fields)
+        facts = {"from": current or "", "to": wallet}
+        changed = self._run(request, device, write, "wallet_change", facts)
         return {"deviceId": device.device_id, **wallet_facts(changed or device, now)}
 
-    def _record(self, request: Request, device: Device, action: str, metadata: dict[str, str]) -> None:
+    def _run(
+        self, request: Request, device: Device, write: DynamoRequest[T], action: str, metadata: dict[str, str]
+    ) -> T:
+        """A write with its event, which stands in the account's history."""
         event = AuditEvent(
             f"acct#{device.account_id}",
             action,
@@ -133,8 +133,9 @@ class Earnings:
             auth_method="device_token" if by_device(self.w, request) else "api_key",
             metadata={"device": device.device_id, **metadata},
         )
-        append_audit(self.w.dynamo, self.w.settings.table("audit"), event)
+        answer = run_audited(self.w.dynamo, self.w.settings.table("audit"), event, write)
         told(request)
+        return answer
 
     def withdraw(self, request: Request, device: Device, asked: Decimal | None) -> dict[str, Any]:
         """Record that somebody wants what the device earned, to its registered wallet."""
@@ -151,11 +152,11 @@ class Earnings:
         if fault is not None:
             raise ProblemError(400, "INVALID_FIELD", fault)
         wanted = Withdrawal(new_id(), device.account_id, device.device_id, amount, wallet, now)
-        if not self.w.dynamo.run(request_withdrawal(self.w.settings.table("devices"), device, wanted)):
+        facts = {"amount": format_usdc(amount), "wallet": wallet, "withdrawal": wanted.withdrawal_id}
+        write = request_withdrawal(self.table, device, wanted)
+        if not self._run(request, device, write, "withdrawal_request", facts):
             message = "another withdrawal was asked for in this moment; look at the earnings and repeat"
             raise ProblemError(409, "WITHDRAWAL_CONFLICT", message)
-        facts = {"amount": format_usdc(amount), "wallet": wallet, "withdrawal": wanted.withdrawal_id}
-        self._record(request, device, "withdrawal_request", facts)
         return _told(wanted)
 
 
@@ -170,9 +171,9 @@ def _told(asked: Withdrawal) -> dict[str, Any]:
     }
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of earnings."""
-    routes = APIRouter()
+    routes = Routes()
     earnings = Earnings(wiring)
 
     @routes.get("/v1/peer/agents/{device_id}/earnings")

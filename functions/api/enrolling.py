@@ -3,19 +3,21 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from functions.api.audit import concerns
+from functions.api.audit import concerns, event_of, told
 from functions.api.auth import api_key, caller
+from functions.api.desk import Desk
 from functions.api.device_view import MICRO_PER_USDC, DeviceView
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, Routes, source_address
 from functions.limits import spend
 from shared.access.live import Limit
 from shared.access.model import Scope
 from shared.access.rules import network_of
 from shared.grading.live import ask_probe
+from shared.guard.model import AuditEvent
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DEVICE_ID, UNKNOWN_COUNTRY, AccountId, DeviceId
 from shared.kernel.traffic import traffic_unit
@@ -107,17 +109,14 @@ class ModemBody(Body):
     carrier: Text = ""
 
 
-class Enrolling:
+class Enrolling(Desk):
     """Routes' work."""
 
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-        self._view = DeviceView(wiring)
+    table_name = "devices"
 
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
+    def __init__(self, wiring: Callable[[], Wiring]) -> None:
+        super().__init__(wiring)
+        self._view = DeviceView(wiring)
 
     def _limited(self, request: Request, limit: Limit, who: str) -> None:
         """Count a call, or 429."""
@@ -160,13 +159,13 @@ class Enrolling:
             kind=Kind.AGENT,
             address=address,
             proven=bool(body.apiKey),
+            event=self._event(request, account_id),
             consent=consent,
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
             wallet=body.walletAddress,
             claimed_country=body.country,
         )
-        answer = self.enrolled(self.w.enrolment.register(arrival))
-        concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
+        answer = self._registered(request, arrival)
         if looks_random(body.name):
             answer["warning"] = "this name looks random: another name at the next start makes another device"
         return answer
@@ -178,20 +177,31 @@ class Enrolling:
             raise ProblemError(400, "INVALID_FIELD", message)
         consent = self._consent(body.consent)
         address = self._source(request)
+        account_id = self._of_account(request, self._supplier(body.apiKey))
         arrival = Arrival(
-            account_id=self._of_account(request, self._supplier(body.apiKey)),
+            account_id=account_id,
             device_id=DeviceId(body.deviceId),
             name=body.deviceId,
             kind=Kind.SDK,
             address=address,
             proven=True,
+            event=self._event(request, account_id),
             consent=consent,
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
             claimed_country=body.country,
         )
-        answer = self.enrolled(self.w.enrolment.register(arrival))
-        concerns(request, f"dev#{answer['deviceId']}", arrival.account_id, "registration")
+        answer = self._registered(request, arrival)
         return {"device": {"deviceId": answer["deviceId"]}, **answer}
+
+    def _event(self, request: Request, account_id: AccountId) -> AuditEvent:
+        """What a registration leaves; which device it concerns is found out by it."""
+        concerns(request, "", account_id, "registration")
+        return event_of(request)
+
+    def _registered(self, request: Request, arrival: Arrival) -> dict[str, Any]:
+        answer = self.enrolled(self.w.enrolment.register(arrival))
+        told(request)
+        return answer
 
     def _supplier(self, text: str) -> AccountId:
         """The account of an API key that may enrol devices, or 401 or 403."""
@@ -252,23 +262,26 @@ class Enrolling:
             return Modem(body.host, body.port, self.w.modem_box.seal(text, f"modem#{device_id}"))
 
         unseen = Origin(UNKNOWN_COUNTRY, IpType.UNKNOWN)
-        added = self.w.enrolment.add_modem(key.account_id, body.name, unseen, slug(body.carrier), seal)
+        added = self.w.enrolment.add_modem(
+            key.account_id, body.name, unseen, slug(body.carrier), seal, event_of(request)
+        )
         if isinstance(added, EnrolFault):
             raise ProblemError(_STATUS[added], added.name, added.value)
+        told(request)
         self.w.redis.run(ask_probe(added.device_id))
-        told = self._view.ip_type(added)
+        ip_type = self._view.ip_type(added)
         return {
             "deviceId": added.device_id,
             "pool": added.pool.value,
-            "ipType": told.value,
-            "earningsPerGB": self._view.rate(added, told) / MICRO_PER_USDC,
+            "ipType": ip_type.value,
+            "earningsPerGB": self._view.rate(added, ip_type) / MICRO_PER_USDC,
             "trafficUnit": traffic_unit(),
         }
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of enrolment."""
-    routes = APIRouter()
+    routes = Routes()
     enrolling = Enrolling(wiring)
 
     @routes.post("/v1/peer/agents/register")

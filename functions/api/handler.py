@@ -14,12 +14,14 @@ from functions.api import (
     inventory,
     ip_classes,
     keys,
+    network_view,
     operations,
     owned,
     pages,
     resellers,
     setting_changes,
     sign_in,
+    status_page,
 )
 from functions.api.admission import admitted
 from functions.api.audit import install_audit
@@ -38,7 +40,8 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
     rest = (inventory, account, balance, keys, sign_in, resellers, operations, setting_changes, pages)
-    for room in (*supply, *rest):
+    views = (status_page, network_view)
+    for room in (*supply, *rest, *views):
         app.include_router(room.router(wired))
     return app
 

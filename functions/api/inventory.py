@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.guard.table import open_incidents
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import Country
@@ -24,9 +24,9 @@ CARRIERS_MAX: Final = 200
 """The largest networks of a country; the rest is counted under `other`."""
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of the inventory."""
-    routes = APIRouter()
+    routes = Routes()
 
     def numbers() -> Numbers:
         return run(wiring().redis, live_numbers(now_ms()))

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from functions.api.audit import told
 from functions.api.auth import caller
 from functions.api.wiring import Wiring
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, Routes, source_address
 from shared.access.model import ApiKey, Scope
 from shared.grading.live import EVERYTHING, mark_changed
 from shared.guard.model import AuditEvent
-from shared.guard.service import append_audit
+from shared.guard.service import run_audited
 from shared.guard.table import begin_setting, read_setting, set_entry
 from shared.kernel.codes import IpType
 from shared.runtime.clock import now_ms
@@ -32,9 +32,9 @@ class ClassBody(BaseModel):
     reason: Annotated[str, Field(min_length=1, max_length=256)]
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of overrides."""
-    routes = APIRouter()
+    routes = Routes()
 
     def crowded() -> list[str]:
         found: frozenset[str] = wiring().redis.run(read_crowded())
@@ -55,9 +55,6 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
     def write(request: Request, by: ApiKey, subject: str, entry: dict[str, Any] | None) -> None:
         w = wiring()
         table, now = w.settings.table("guard"), now_ms()
-        if w.dynamo.run(set_entry(table, SETTING, subject, entry, now)) is None:
-            w.dynamo.run(begin_setting(table, SETTING, now))
-            w.dynamo.run(set_entry(table, SETTING, subject, entry, now))
         event = AuditEvent(
             f"acct#{by.account_id}",
             "ip_class_change",
@@ -68,7 +65,10 @@ def router(wiring: Callable[[], Wiring]) -> APIRouter:
             auth_method="password" if by.person else "api_key",
             metadata={"subject": subject, "entry": entry or {}},
         )
-        append_audit(w.dynamo, w.settings.table("audit"), event)
+        write, audit = set_entry(table, SETTING, subject, entry, now), w.settings.table("audit")
+        if run_audited(w.dynamo, audit, event, write) is None:
+            w.dynamo.run(begin_setting(table, SETTING, now))
+            run_audited(w.dynamo, audit, event, write)
         w.redis.run(mark_changed([EVERYTHING]))
         told(request)
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from functions.api.auth import caller, fresh
+from functions.api.desk import Desk
 from functions.api.history import write_of_account
 from functions.api.paging import PART_MAX, part
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access import table as access
 from shared.access.model import ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
@@ -32,21 +33,8 @@ class RotateBody(BaseModel):
     graceSeconds: Annotated[int, Field(ge=0, le=GRACE_MAX_S)] = 0
 
 
-class AccountKeys:
+class AccountKeys(Desk):
     """Routes' work."""
-
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
-
-    @property
-    def table(self) -> str:
-        """The access table."""
-        return self.w.settings.table("access")
 
     def mine(self, by: ApiKey) -> list[ApiKey]:
         """Live keys of the caller's account."""
@@ -124,9 +112,9 @@ def _place(key: ApiKey) -> str:
     return f"{10**13 - key.created_at_ms:014d}:{key.key_id}"
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of API keys."""
-    routes = APIRouter(prefix="/v1/account/api-keys")
+    routes = Routes(prefix="/v1/account/api-keys")
     work = AccountKeys(wiring)
 
     @routes.get("")

@@ -1,6 +1,6 @@
 """How often each route may be called: by an address, by a key, and by whoever a route counts. One table for all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from fastapi import Request
@@ -59,10 +59,10 @@ def count_caller(
         spend(request, w.redis, [own, *more], f"key:{key}", now_ms, closed=closed)
 
 
-def limited(wiring: Callable[[], Wiring]) -> Callable[[Request], None]:
+def limited(wiring: Callable[[], Wiring]) -> Callable[[Request], Awaitable[None]]:
     """A dependency of every route: counts a request before anything is read for it."""
 
-    def count(request: Request) -> None:
+    async def count(request: Request) -> None:
         w, now = wiring(), now_ms()
         template = str(getattr(request.scope.get("route"), "path", ""))
         route, key = (request.method, template), credential(request)

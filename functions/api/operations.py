@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, StrictBool
 
 from functions.api.auth import caller, fresh
@@ -11,7 +11,7 @@ from functions.api.history import record_of_account, write_of_account
 from functions.api.keys import too_many_keys
 from functions.api.setting_changes import SECOND_PERSON, change_setting, propose_setting
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
 from shared.access.secrets import new_api_key, token_hash
@@ -29,7 +29,18 @@ from shared.supply.model import parse_regions
 from shared.wire.egress import parse_domains
 
 SETTABLE: Final = frozenset(
-    {"prices", "rates", "confirmations", "wholesale", "recipients", "relays", "terms", "grading", "domains"}
+    {
+        "prices",
+        "rates",
+        "confirmations",
+        "wholesale",
+        "recipients",
+        "relays",
+        "terms",
+        "grading",
+        "domains",
+        "purchases",
+    }
 )
 RELISTING: Final = frozenset({"terms", "grading"})
 """Settings that every listing depends on."""
@@ -79,9 +90,9 @@ def check_setting(name: str, value: dict[str, Any], *, local: bool) -> None:
         raise ProblemError(400, "INVALID_FIELD", f"{name}: {fault}")
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Operations' routes."""
-    routes = APIRouter()
+    routes = Routes()
 
     def admin(request: Request) -> ApiKey:
         return fresh(wiring(), request, caller(wiring(), request, Scope.ADMIN))

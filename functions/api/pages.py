@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from functions.api.wiring import Wiring
+from functions.http import Routes
 from shared.kernel.traffic import traffic_unit_text
 
 _SKILL = """# psx: proxies for agents that have a wallet
@@ -27,9 +27,9 @@ Prices: {api}/v1/x402/pool/pricing
 """
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of pages."""
-    routes = APIRouter()
+    routes = Routes()
 
     def skill() -> str:
         return _SKILL.format(api=wiring().settings.api_base_url, unit=traffic_unit_text())

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from functions.api import history
 from functions.api.amounts import Amount
 from functions.api.auth import caller, fresh
+from functions.api.desk import Desk
 from functions.api.history import record_of_key, write_of_key
 from functions.api.paging import own_cursor, write_cursor
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access import table as access
 from shared.access.idempotency import once_item
 from shared.access.model import AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
@@ -73,21 +74,8 @@ class TopUpBody(BaseModel):
     extendDays: Annotated[int, Field(strict=True, ge=0, le=3650)] | None = None
 
 
-class Resellers:
+class Resellers(Desk):
     """Routes' work."""
-
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
-
-    @property
-    def table(self) -> str:
-        """The access table."""
-        return self.w.settings.table("access")
 
     def own(self, request: Request, pak_id: str) -> tuple[ApiKey, Pak]:
         """The caller and a key of theirs; anybody else's is not there."""
@@ -358,9 +346,9 @@ Sequence = Annotated[int, Query(ge=0, lt=10**12)]
 Day = Annotated[str, Query(pattern=r"^(\d{4}-\d{2}-\d{2})?$")]
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of resellers."""
-    routes = APIRouter(prefix="/v1/reseller/pool-keys")
+    routes = Routes(prefix="/v1/reseller/pool-keys")
     work = Resellers(wiring)
 
     routes.post("")(work.create)

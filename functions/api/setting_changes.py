@@ -7,13 +7,13 @@ as many as they like. A person who was added within a day does neither as well, 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from functions.api.audit import told
 from functions.api.auth import caller, fresh
 from functions.api.history import write_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access.model import ApiKey, Scope
 from shared.guard.approvals import Approvals
 from shared.guard.model import Approval, ApprovalState
@@ -123,9 +123,9 @@ def shown(asked: Approval) -> dict[str, Any]:
     }
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of proposals."""
-    routes = APIRouter(prefix="/v1/admin/proposals/{proposal_id}")
+    routes = Routes(prefix="/v1/admin/proposals/{proposal_id}")
 
     @routes.get("")
     def one(request: Request, proposal_id: str) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from functions.api.audit import concerns
 from functions.api.auth import caller, fresh, password_matches
+from functions.api.desk import Desk
 from functions.api.history import write_of_account
 from functions.api.wiring import Wiring
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from shared.access import people
 from shared.access.model import ApiKey, Scope
 from shared.access.people import Person
@@ -44,21 +45,8 @@ class PasswordBody(BaseModel):
     newPassword: Password
 
 
-class SignIn:
+class SignIn(Desk):
     """Routes' work."""
-
-    def __init__(self, wiring: Callable[[], Wiring]) -> None:
-        self._wiring = wiring
-
-    @property
-    def w(self) -> Wiring:
-        """The container's wiring."""
-        return self._wiring()
-
-    @property
-    def table(self) -> str:
-        """The access table."""
-        return self.w.settings.table("access")
 
     def person(self, request: Request, email: str, password: str) -> Person:
         """Whoever has this address and this password; 401 for both faults, 429 for too many tries."""
@@ -100,9 +88,9 @@ class SignIn:
         return self.token(replace(person, password_hash=hashed, generation=person.generation + 1))
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """Routes of signing in."""
-    routes = APIRouter()
+    routes = Routes()
     work = SignIn(wiring)
 
     @routes.post("/v1/auth/sign-in")

@@ -102,7 +102,8 @@ def open_origins(settings: ApiSettings) -> OriginReader:
     mirror = mirror_of(settings.ip_data_bucket, *files) if settings.ip_data_bucket else None
     if mirror is not None:
         mirror.fetch()
-    return OriginReader(*files, settings.asn_classes, fetch=mirror.fetch if mirror else None)
+    late = mirror is not None
+    return OriginReader(*files, settings.asn_classes, late=late, fetch=mirror.fetch if mirror else None)
 
 
 def overridden(origin: Origin, address: str, live: LiveSettings) -> Origin:

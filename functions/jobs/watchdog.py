@@ -31,21 +31,25 @@ from shared.upkeep.audit import (
 )
 from shared.upkeep.customer import Door, Fetched, fetch
 from shared.upkeep.model import Observation
+from shared.upkeep.purchase import STATE, purchase_fault
 from shared.upkeep.watchdog import Plan, Watchdog
 
 configure("watchdog")
 CALL_TIMEOUT_S: Final = 10
 ANSWER_MAX_BYTES: Final = 1_000_000
-TABLES: Final = ("access", "devices", "grades", "sales", "usage", "ledger", "guard", "audit")
+TABLES: Final = ("access", "devices", "grades", "sales", "usage", "mesh", "ledger", "guard", "audit")
 SCHEDULES: Final = (
     "validate-sale",
     "serve-owed",
+    "test-peer-tiers",
+    "buy-as-customer",
     "list-exits",
     "roll-up",
     "live-numbers",
     "refresh-ip-data",
     "drop-ghosts",
     "end-keys",
+    "watchdog",
 )
 log = logging.getLogger("psx.jobs")
 
@@ -92,7 +96,11 @@ def make_watchdog(w: Wiring, settings: JobSettings) -> Watchdog:
     def relays() -> list[Observation]:
         return [knock(name, str(region["url"]), tls) for name, region in regions.items()]
 
-    plan = Plan(settings.watchdog_account, doors, [relays, *_audits(settings, call, tls)])
+    def purchase() -> str | None:
+        """What became of the last purchase; the function that knows chains makes them."""
+        return purchase_fault(w.dynamo.run(read_setting(settings.table("guard"), STATE)), now_ms())
+
+    plan = Plan(settings.watchdog_account, doors, [relays, *_audits(settings, call, tls)], purchase)
     return Watchdog(
         w.dynamo, settings.table("guard"), call, fetch_some, _notifier(settings.alert_topic), plan
     )

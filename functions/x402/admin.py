@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, Routes, source_address
 from functions.x402.wiring import Wiring
 from shared.access.model import ApiKey, Scope
 from shared.access.secrets import token_hash
@@ -61,9 +61,9 @@ def recorded(w: Wiring, request: Request, action: str, **metadata: Any) -> None:
     append_audit(w.dynamo, w.settings.table("audit"), admins_event(w, request, action, **metadata))
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """The routes."""
-    routes = APIRouter(prefix="/v1/x402/admin")
+    routes = Routes(prefix="/v1/x402/admin")
 
     def record(request: Request, action: str, **metadata: Any) -> None:
         recorded(wiring(), request, action, **metadata)

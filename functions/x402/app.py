@@ -1,13 +1,13 @@
 """Routes of the sale. What they do stands in `sale.py`."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
-from functions.http import ProblemError, install
+from functions.http import InlineRoute, ProblemError, install
 from functions.idempotency import install_idempotency
 from functions.x402 import admin, peer_tiers
 from functions.x402.balance import BalanceDesk, steps
@@ -29,11 +29,13 @@ USAGE_DAYS_DEFAULT: Final = 30
 DAY_MS: Final = 86_400_000
 STATUSES: Final = ("active", "expired", "all")
 WALLET_SESSIONS_MAX: Final = 50
+_SESSION_ID: Final = re.compile(r"[0-9a-f]{1,64}")
 
 
 def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
     app = FastAPI(title="psx sale", openapi_url=None, docs_url=None, redoc_url=None)
+    app.router.route_class = InlineRoute
     sale = Sale(wiring)
     install_idempotency(app, wiring, sale.admit, lambda request: pays(request.headers))
     install(app)
@@ -119,7 +121,7 @@ def _manage(app: FastAPI, sale: Sale) -> None:
             body = None
         if not isinstance(body, dict):
             refuse_field(FieldFault("body", "a JSON object"))
-        return await run_in_threadpool(sale.top_up, request, body)
+        return sale.top_up(request, body)
 
     @app.post("/v1/x402/manage/pool/regenerate")
     def regenerate(request: Request) -> JSONResponse:
@@ -131,19 +133,24 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         return sale.credentials(bought, sale.prices_of(session, pak))
 
     @app.get("/v1/x402/sessions/wallet/{address}")
-    def of_wallet(address: str, status: str = "all") -> dict[str, Any]:
+    def of_wallet(request: Request, address: str, status: str = "all", cursor: str = "") -> dict[str, Any]:
+        sale.look(request)
         if status not in STATUSES:
             refuse_field(FieldFault("status", ", ".join(STATUSES)))
+        if cursor and _SESSION_ID.fullmatch(cursor) is None:
+            refuse_field(FieldFault("cursor", "what nextCursor said"))
         wallet = address.lower() if address.startswith("0x") else address
         page = sale.w.dynamo.run(
-            sales.sessions_of_wallet(sale.w.settings.table("sales"), wallet, WALLET_SESSIONS_MAX)
+            sales.sessions_of_wallet(sale.w.settings.table("sales"), wallet, WALLET_SESSIONS_MAX, cursor)
         )
         found = [_public(s) for s in page.rows]
         kept = [s for s in found if status in {"all", s["status"]}]
-        return {"sessions": kept, "count": len(kept)}
+        following = page.rows[-1].session_id if page.next_key is not None else None
+        return {"sessions": kept, "count": len(kept), "nextCursor": following}
 
     @app.get("/v1/x402/sessions/{session_id}/status")
-    def status(session_id: str) -> dict[str, Any]:
+    def status(request: Request, session_id: str) -> dict[str, Any]:
+        sale.look(request)
         session = sale.w.dynamo.run(sales.get_session_by_id(sale.w.settings.table("sales"), session_id))
         if session is None:
             raise ProblemError(404, "NOT_FOUND", "there is no such session")

@@ -6,24 +6,20 @@ who asks, and tries to break out by every username that could. What a device's I
 does for routing. A key is used until it is spent or ends; then another one is bought. See decision 0021.
 """
 
-import base64
 import hashlib
-import http.client
-import json
 import logging
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, StrictBool
 
-from functions.http import ProblemError
+from functions.http import ProblemError, Routes
 from functions.x402.admin import admins_event, recorded
+from functions.x402.echo import seen_as
 from functions.x402.wiring import TEST_KEY_BYTES, Wiring
 from shared.access.model import Pak
 from shared.access.table import get_pak
@@ -49,7 +45,6 @@ TIMEOUT_S: Final = 5.0
 ATTEMPT_LIFE_S: Final = 600
 LEAST_LEFT_BYTES: Final = 5_000_000
 LEAST_LEFT_MS: Final = 300_000
-ANSWER_MAX_BYTES: Final = 4096
 TRIES: Final = 2
 AT_ONCE: Final = 6
 PEERS_MAX: Final = 5_000
@@ -208,22 +203,7 @@ class SelfTest:
         left_s = self._until_s - time.monotonic()
         if left_s <= 0:
             return ""
-        url, s = urlsplit(self._w.settings.echo_url), self._w.settings
-        port = url.port or 443
-        token = base64.b64encode(f"{username}:{secret}".encode()).decode()
-        context = ssl.create_default_context(cafile=s.echo_ca or None)
-        through = http.client.HTTPSConnection(
-            s.gateway_host, s.gateway_http_port, timeout=min(TIMEOUT_S, left_s), context=context
-        )
-        through.set_tunnel(url.hostname or "", port, {"Proxy-Authorization": f"Basic {token}"})
-        try:
-            through.request("GET", url.path or "/", headers={"Host": url.netloc, "Connection": "close"})
-            said = json.loads(through.getresponse().read(ANSWER_MAX_BYTES))
-            return str(said["ip"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-            return ""
-        finally:
-            through.close()
+        return seen_as(self._w.settings, username, secret, min(TIMEOUT_S, left_s))
 
 
 def _carries(pak: Pak, now: int) -> bool:
@@ -296,9 +276,9 @@ def _decided(w: Wiring, flag: Flag, state: dict[str, Any], tested: list[str], fa
     return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now})
 
 
-def router(wiring: Callable[[], Wiring]) -> APIRouter:
+def router(wiring: Callable[[], Wiring]) -> Routes:
     """The flag's routes."""
-    routes = APIRouter(prefix="/v1/x402/admin")
+    routes = Routes(prefix="/v1/x402/admin")
 
     @routes.get("/peer-tiers")
     def shown(request: Request) -> dict[str, Any]:

@@ -37,7 +37,10 @@ class PortDesk:
         """`/v1/x402/proxy`: 402 with the price, or the credentials of a port."""
         sale, tier = self._sale, request.query_params.get("tier", DEFAULT_TIER)
         sale.open_prices()
-        sold = sale.w.live.get("prices").get("ports", {})
+        paying, versions = pays(request.headers), sale.w.live.versions("prices")
+        # What went off sale is still sold to who was quoted it.
+        told = versions if paying else versions[:1]
+        sold = {kind for setting in told for kind in setting.get("ports", {})}
         if not sold:
             message = (
                 "dedicated ports are not on sale now; buy pool access at /v1/x402/pool, do not pay for this"
@@ -53,12 +56,12 @@ class PortDesk:
             terms = read_port_terms(request.query_params, prices)
             return terms if isinstance(terms, FieldFault) else Offer(port_order(terms, prices), prices)
 
-        offers = sale.offers("prices", read, paying=pays(request.headers))
+        offers = sale.offers("prices", read, paying=paying)
         terms = offers[0].order.terms
         country = terms.country if terms else None
         stock = sale.countries()
         listed = stock.get(country, 0) if country else sum(stock.values())
-        if not listed and not pays(request.headers):
+        if not listed and not paying:
             message = "no device of that kind is free now; do not pay, ask again later"
             raise ProblemError(503, "NO_STOCK", message, {"Retry-After": "60"})
         what = f"a {tier} dedicated port with {format_gb(offers[0].order.traffic_bytes)} GB"

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from functions.http import ProblemError, source_address
+from functions.http import ProblemError, source_address, source_network
 from functions.limits import spend
 from functions.x402.admin import api_key_of
 from functions.x402.reading import added_seconds, added_traffic, pays, refuse_field, shown_payment
@@ -20,7 +20,7 @@ from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
 from shared.pool.numbers import known
 from shared.sale import answers
-from shared.sale.live import BUY_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
+from shared.sale.live import BUY_LIMIT, LOOK_LIMIT, NAMED_LIMIT, PAID_LIMIT, TOP_UP_LIMIT
 from shared.sale.model import (
     Bought,
     FieldFault,
@@ -34,7 +34,7 @@ from shared.sale.model import (
     Session,
 )
 from shared.sale.ports import PortLease
-from shared.sale.rules import lease_of, limited_as, peer_tiers, read_prices, read_terms
+from shared.sale.rules import lease_of, peer_tiers, read_prices, read_terms
 from shared.sale.service import account_requester, pool_order, top_up_order
 from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
 
@@ -48,6 +48,7 @@ _STATUS: Final = {
     Problem.NOT_YOURS: 403,
     Problem.OTHER_PRODUCT: 409,
     Problem.SHARES_UNKNOWN: 409,
+    Problem.TOO_MANY_PARTS: 409,
     Problem.OTHER_PAYLOAD: 409,
     Problem.BAD_PAYMENT: 400,
     Problem.RETRY: 503,
@@ -65,9 +66,9 @@ class Sale:
         """The container's wiring."""
         return self._wiring()
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: Request, body: bytes) -> None:
         """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again."""
-        self.limit(request, NAMED_LIMIT, limited_as(source_address(request)))
+        self.limit(request, NAMED_LIMIT, source_network(request))
         if request.headers.get("x-api-key"):
             api_key_of(self.w, request)
         if request.headers.get("x-session-token"):
@@ -94,6 +95,11 @@ class Sale:
         """Tiers of peers that are on sale, and their IP types; none while the flag is off."""
         return peer_tiers(self.w.live.get("prices"), self.w.live.get("peer_tiers"))
 
+    def is_of_peers(self, tier: str) -> bool:
+        """Whether a tier is one of peers, on sale or not, or was told to be one."""
+        told = (setting.get("tiers", {}).get(tier, {}) for setting in self.w.live.versions("prices"))
+        return any(row.get("ip_type") for row in told)
+
     def sheet(self) -> dict[str, Any]:
         """The price sheet of pool access."""
         peers = [self.prices(tier) for tier in self.peer_tiers()]
@@ -108,7 +114,9 @@ class Sale:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
         self.open_prices()
         tier, query = request.query_params.get("tier", ""), request.query_params
-        flag = self.w.live.get("peer_tiers")
+        flag, paying = self.w.live.get("peer_tiers"), pays(request.headers)
+        if paying and self.is_of_peers(tier) and tier not in self.peer_tiers():
+            _suspended()  # it failed its test since, and is sold again when it passes
 
         def read(setting: Mapping[str, Any]) -> Offer | FieldFault:
             peers = peer_tiers(setting, flag)
@@ -121,7 +129,7 @@ class Sale:
                 return replace(terms, allowed=", ".join((prices.tier, *peers))) if other else terms
             return Offer(pool_order(terms, prices), prices)
 
-        offers = self.offers("prices", read, paying=pays(request.headers))
+        offers = self.offers("prices", read, paying=paying)
         terms = offers[0].order.terms
         name = terms.tier if terms else tier
         return self.sell(
@@ -144,19 +152,19 @@ class Sale:
     def sell(self, request: Request, offers: Sequence[Offer], what: str) -> JSONResponse:
         """402 with the price of an order, or what a payment buys."""
         payment, address = shown_payment(request.headers), source_address(request)
-        asking = (BUY_LIMIT, limited_as(address))
+        asking = (BUY_LIMIT, source_network(request))
         if payment is None:
             self.limit(request, *asking)
             return self.required(request, offers[0].order, what, None)
-        self.limit(request, PAID_LIMIT, limited_as(address))
+        self.limit(request, PAID_LIMIT, source_network(request))
         result = self.w.counter.buy(offers, payment, address)
         if isinstance(result, Refused):
             return self.refused(request, result, offers[0], what, payment, asking)
         return self.bought(result, offers[0].prices)
 
     def limit(self, request: Request, limit: Limit, who: str) -> None:
-        """429 when a caller asks too often. With the live network away only what asks for a price goes on."""
-        counter, closed = self.w.counter, limit is not BUY_LIMIT
+        """429 when a caller asks too often. With the live network away only who asks for a price, or looks, goes on."""
+        counter, closed = self.w.counter, limit not in {BUY_LIMIT, LOOK_LIMIT}
         more = "; nothing was charged, do not pay again"
         spend(
             request,
@@ -167,6 +175,10 @@ class Sale:
             closed=closed,
             message=more,
         )
+
+    def look(self, request: Request) -> None:
+        """429 for who looks up sessions without end."""
+        self.limit(request, LOOK_LIMIT, source_network(request))
 
     def exact(self) -> Rail | None:
         """The rail of signed transfers, while its gas wallet was found able to send them."""
@@ -247,8 +259,7 @@ class Sale:
         port = self.port_of(session.username)
         tier = port.tier if port else self.tier_of(pak)
         if selling and pak.ip_type and tier not in self.peer_tiers():
-            message = "this tier of peers is not on sale now; nothing was charged, do not pay for it"
-            raise ProblemError(503, Problem.NOT_ON_SALE.value, message)
+            _suspended()
         return self.open_prices(tier) if selling else self.prices(tier)
 
     def tier_of(self, pak: Pak) -> str:
@@ -262,6 +273,7 @@ class Sale:
 
     def session(self, request: Request) -> tuple[Session, Pak, str]:
         """The caller's session by its token, or 401."""
+        self.look(request)
         token = request.headers.get("x-session-token", "")
         found = self.w.counter.session(token) if token.startswith("x402s_") else None
         if found is None:
@@ -319,3 +331,11 @@ class Sale:
     def connection(self, session: Session, pak: Pak, token: str, prices: Prices) -> JSONResponse:
         """The credentials of a session."""
         return self.credentials(self.w.counter.connection(session, pak, token), prices)
+
+
+def _suspended() -> NoReturn:
+    message = (
+        "this tier of peers is not on sale in this moment: do not pay now, and what is paid already do not pay again, but "
+        "repeat this request with the same payment later"
+    )
+    raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "60"})

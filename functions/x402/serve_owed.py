@@ -19,25 +19,23 @@ log = logging.getLogger("psx.jobs")
 def _prices(wiring: Wiring, order: Order) -> Prices | None:
     if order.product is Product.BALANCE:
         return wholesale(wiring, order.traffic_bytes, wiring.live.get("wholesale"))
-    return read_prices(wiring.live.get("prices"), order.tier)
+    told = (read_prices(setting, order.tier) for setting in wiring.live.versions("prices"))
+    return next((found for found in told if found is not None), None)
 
 
 def serve_owed(wiring: Wiring) -> dict[str, Any]:
-    """Every minute: serve, or put on the refund list, what is late; put back lost holds of ports. Answers counts."""
+    """Every minute: put back lost holds of ports; serve, or put on the refund list, what is late. Answers counts."""
     guard = wiring.settings.table("guard")
     refused = enter_loop(wiring.dynamo, guard, "serve_owed", now_ms())
     if refused is not None:
         return {"refused": refused.value}
-    run = OwedRun(
-        wiring.counter,
-        guard,
-        functools.partial(_prices, wiring),
-        wiring.counter.now_ms,
-    )
-    report = dict(run.run().as_json())
+    faults, held = list[str](), 0
     try:
-        report["heldAgain"] = wiring.counter.mint.ports.hold_again()
+        held = wiring.counter.mint.ports.hold_again()
     except StoreUnavailable as error:
-        report["failures"] = [*report["failures"], f"ports: {error}"]
+        faults.append(f"ports: {error}")
+    run = OwedRun(wiring.counter, guard, functools.partial(_prices, wiring), wiring.counter.now_ms)
+    report = {**run.run().as_json(), "heldAgain": held}
+    report["failures"] = [*report["failures"], *faults]
     log.info("owed", extra={"report": report})
     return report

@@ -48,10 +48,11 @@ class SaleSettings(SealingSettings):
     solana_recipient: str
     solana_genesis: str = "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d"
     self_test_key: SecretStr = SecretStr("")
+    customer_key: SecretStr = SecretStr("")
     echo_url: str = ""
     echo_ca: str = ""
 
-    @field_validator("gas_key", "self_test_key")
+    @field_validator("gas_key", "self_test_key", "customer_key")
     @classmethod
     def _wallet_key(cls, value: SecretStr) -> SecretStr:
         if value.get_secret_value():

@@ -18,7 +18,7 @@ from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
 from shared.runtime.settings import listen_address, load_or_exit, secret_bytes
-from shared.supply.ip_data import follow_bucket
+from shared.supply.ip_data import first_fetch, follow_bucket
 from shared.supply.origin import OriginReader
 
 
@@ -30,8 +30,9 @@ async def serve(settings: ProberSettings) -> None:
         loop.add_signal_handler(number, stopping.set)
     redis = AsyncRedis(settings.redis_url)
     files = settings.asn_mmdb, settings.country_mmdb
-    following = loop.create_task(follow_bucket(settings.ip_data_bucket, *files))
-    origins = OriginReader(*files, settings.asn_classes)
+    mirror = await first_fetch(settings.ip_data_bucket, *files)
+    following = loop.create_task(follow_bucket(mirror))
+    origins = OriginReader(*files, settings.asn_classes, late=mirror is not None)
     tls = ssl.create_default_context(cafile=str(settings.probe_ca_file) if settings.probe_ca_file else None)
     async with AsyncDynamo() as dynamo:
         parts = Parts(

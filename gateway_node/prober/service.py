@@ -1,8 +1,8 @@
 """The prober: takes due devices from the shared queue, probes them as a customer would reach them, writes their grades.
 
 It takes nothing off sale for good and lists nothing: it pauses what fails, marks what changed, and leaves the rest to the
-listing run. Several probers share one queue: each entry is leased, so one that dies is taken over. What fails is held
-against the target first, so that a target that is away costs no exit its place.
+listing run. While the kill switch is on it takes nothing. Several probers share one queue: each entry is leased, so one
+that dies is taken over. What fails is held against the target first, so that a target that is away costs no exit its place.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from shared.grading.rules import (
     wants_attention,
 )
 from shared.grading.table import get_grade, put_result
-from shared.guard.table import read_setting
+from shared.guard.model import Switch
+from shared.guard.table import read_setting, read_switch
 from shared.kernel.codes import IpType
 from shared.kernel.ids import UNKNOWN_COUNTRY, DeviceId, EndpointId
 from shared.pool.live import pause, read_presence, unpause
@@ -87,6 +88,7 @@ class Prober:
         self._running: set[asyncio.Task[None]] = set()
         self._overrides: Mapping[str, Any] = {}
         self._thresholds: Thresholds = DEFAULTS
+        self._switch = Switch()
         self._settings_at_ms = 0
 
     async def run(self) -> None:
@@ -104,9 +106,12 @@ class Prober:
         if room <= 0:
             return 0
         try:
+            await self._read_settings()
+            if self._switch.stopped:
+                return 0
             leased = await self._redis.run(take_due(LEASE_MS, room))
         except StoreUnavailable as error:
-            log.warning("queue away", extra={"reason": str(error)})
+            log.warning("nothing to probe is known", extra={"reason": str(error)})
             await asyncio.sleep(RETRY_S)
             return 0
         for number, device_id in enumerate(leased.device_ids):
@@ -118,7 +123,6 @@ class Prober:
 
     async def _one(self, device_id: DeviceId, lease_ends_ms: int, *, urgent: bool) -> None:
         try:
-            await self._read_settings()
             day = _day(self._now_ms())
             device = await self._dynamo.run(get_device(self._parts.table("devices"), device_id))
             if device is None:
@@ -184,11 +188,15 @@ class Prober:
         return random.choice(choice)  # noqa: S311
 
     async def _read_settings(self) -> None:
-        """What operators said of networks and thresholds, a few seconds old at most."""
+        """The kill switch, and what operators said of networks and thresholds: a few seconds old at most."""
         now = self._now_ms()
         if abs(now - self._settings_at_ms) < SETTINGS_KEPT_MS:
             return
         guard = self._parts.table("guard")
+        switch = await self._dynamo.run(read_switch(guard))
+        if switch.stopped != self._switch.stopped:
+            log.warning("probing stops" if switch.stopped else "probing goes on", extra={"by": switch.by})
+        self._switch = switch
         overrides = await self._dynamo.run(read_setting(guard, "ip_classes"))
         grading = await self._dynamo.run(read_setting(guard, "grading"))
         self._overrides, self._thresholds = overrides or {}, parse_thresholds(grading or {})

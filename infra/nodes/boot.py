@@ -81,6 +81,8 @@ class Instance:
     region_number: int
     instance_id: str
     private_address: str
+    vpc_network: str
+    """Where the balancer's own addresses are too, in CIDR notation."""
     public_address: str
     cpus: int
     stack: str
@@ -199,7 +201,7 @@ def _gateway(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
             "PSX_GATEWAY_HTTP_LISTEN": f"0.0.0.0:{GATEWAY_PORTS['http']}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"0.0.0.0:{GATEWAY_PORTS['socks']}",
             "PSX_GATEWAY_PRIVATE_LISTEN": f"0.0.0.0:{PRIVATE_PORTS['gateway']}",
-            "PSX_GATEWAY_PROXY_PROTOCOL": "true",
+            "PSX_GATEWAY_PROXY_NETWORKS": instance.vpc_network,
             "PSX_GATEWAY_WORKERS": str(max(instance.cpus, 1)),
             "PSX_GATEWAY_DRAIN_MAX_S": "600",
             "PSX_GATEWAY_JOURNAL_DIR": str(STATE / "journal"),
@@ -292,6 +294,7 @@ def observe(environment: Mapping[str, str], metadata: Metadata) -> Instance:
             region_number=int(environment["PSX_NODE_REGION_NUMBER"]),
             instance_id=metadata.get("instance-id"),
             private_address=metadata.get("local-ipv4"),
+            vpc_network=metadata.get(f"network/interfaces/macs/{metadata.get('mac')}/vpc-ipv4-cidr-block"),
             public_address=metadata.get("public-ipv4"),
             cpus=os.cpu_count() or 1,
             stack=environment["PSX_NODE_STACK"],

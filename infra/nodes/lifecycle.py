@@ -1,8 +1,9 @@
 """`python -m infra.nodes.lifecycle`: tells AWS that this node serves, and leaves in order when it is to go.
 
 Auto scaling says through the instance's metadata that it wants to terminate it, and waits (the hook in `nodes.yml`). Then
-the programs are stopped, which is their drain; the node is removed from the mesh, when nothing runs over it any more; and
-AWS is told to go on. If anything fails, AWS goes on by itself when the hook's time is over.
+the programs are stopped, which is their drain; a gateway that did not end well is started and stopped again, because its
+journal may hold counts and goes with the machine; the node is removed from the mesh, when nothing runs over it any more;
+and AWS is told to go on. If anything fails, AWS goes on by itself when the hook's time is over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from infra.mesh.model import Role
 from infra.mesh.table import read_node, remove
@@ -27,7 +28,11 @@ from shared.runtime.log import configure
 POLL_S: Final = 5.0
 HEALTH_TIMEOUT_S: Final = 3
 READY_TIMEOUT_S: Final = 600.0
+REPEAT_READY_S: Final = 20.0
+LEAVE_MAX_S: Final = 840.0
+"""From the beginning of the drain; after it no gateway is started again. Less than the hook's `HeartbeatTimeout`."""
 LEAVING: Final = "Terminated"
+COUNTS: Final = "psx-gateway"
 DRAINED_LAST: Final = ("psx-mesh", "psx-firewall", "psx-lifecycle")
 HOOK: Final = "psx-drain"
 
@@ -51,6 +56,34 @@ def leave(role: str, node_id: str, table: str, dynamo: RunsDynamo, stop: Callabl
         dynamo.run(remove(table, node, now_ms()))
     stop("psx-mesh")
     log.info("left", extra={"node": node_id})
+
+
+class Units(Protocol):
+    """systemd, as far as leaving needs it. `ended_well`: the unit's last end was neither a failure nor forced on it."""
+
+    def start(self, unit: str) -> None: ...
+    def stop(self, unit: str) -> None: ...
+    def ended_well(self, unit: str) -> bool: ...
+
+
+def stop_flushed(
+    units: Units,
+    unit: str,
+    serves: Callable[[], bool],
+    give_up_s: float,
+    now_s: Callable[[], float] = time.monotonic,
+) -> None:
+    """Stop a unit; the one that counts is started and stopped until it has written its counts, up to a time of `now_s`."""
+    units.stop(unit)
+    written = unit != COUNTS or units.ended_well(unit)
+    while not written and now_s() < give_up_s:
+        log.warning("counts are not written yet, once more", extra={"unit": unit})
+        units.start(unit)
+        served = serves()  # one that was stopped before it began ends well too
+        units.stop(unit)
+        written = served and units.ended_well(unit)
+    if not written:
+        log.error("counts that were not written are lost with this machine", extra={"unit": unit})
 
 
 def is_healthy(url: str) -> bool:
@@ -101,8 +134,22 @@ def complete_leaving(client: Any, environment: Mapping[str, str]) -> None:
     )
 
 
-def _stop(unit: str) -> None:
-    subprocess.run(["systemctl", "stop", unit], check=False)
+class Systemd:
+    """The machine's own."""
+
+    def start(self, unit: str) -> None:
+        """Returns when it runs, or does not."""
+        subprocess.run(["systemctl", "start", unit], check=False)
+
+    def stop(self, unit: str) -> None:
+        """Returns when it has ended."""
+        subprocess.run(["systemctl", "stop", unit], check=False)
+
+    def ended_well(self, unit: str) -> bool:
+        """What systemd says of the last end."""
+        asked = ["systemctl", "show", "--property=Result", "--value", unit]
+        said = subprocess.run(asked, check=False, stdout=subprocess.PIPE)
+        return bool(said.stdout.strip() == b"success")
 
 
 def main() -> int:
@@ -122,8 +169,15 @@ def main() -> int:
         log.info("no update waits", extra={"code": error.response["Error"]["Code"]})
     while not wait_until(is_leaving, READY_TIMEOUT_S):
         pass  # as long as the machine serves: asked every few seconds, never twice at once
+    units, give_up_s = Systemd(), time.monotonic() + LEAVE_MAX_S
+
+    def stop(unit: str) -> None:
+        stop_flushed(
+            units, unit, lambda: wait_until(lambda: is_healthy(HEALTH[role]), REPEAT_READY_S), give_up_s
+        )
+
     try:
-        leave(role, node_id, f"{environment['PSX_TABLE_PREFIX']}mesh", SyncDynamo(), _stop)
+        leave(role, node_id, f"{environment['PSX_TABLE_PREFIX']}mesh", SyncDynamo(), stop)
     except StoreUnavailable as error:
         log.warning("not removed from the mesh", extra={"reason": str(error)})
     complete_leaving(boto3.client("autoscaling", region_name=region), environment)

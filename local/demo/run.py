@@ -1,4 +1,4 @@
-"""Runs the nine steps with a live display, prints a table at the end, and tells the truth by its exit status."""
+"""Runs the ten steps with a live display, prints a table at the end, and tells the truth by its exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from local.demo import loop_steps, sale_steps, supply_steps
+from local.demo import loop_steps, sale_steps, supply_steps, watch_steps
 from local.demo.story import CheckFailed, Story
 from local.network import LocalNetwork
 from local.supervisor import PartFailed
@@ -33,6 +33,7 @@ STEPS: Final[tuple[tuple[str, Callable[[Story], Awaitable[None]]], ...]] = (
     ("bytes are capped", loop_steps.bytes_are_capped),
     ("peer dies and returns", loop_steps.peer_dies_and_returns),
     ("supplier is owed", loop_steps.supplier_is_owed),
+    ("network watches itself", watch_steps.network_watches_itself),
 )
 
 

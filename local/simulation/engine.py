@@ -61,6 +61,10 @@ class Figures:
     outcomes: Counter[str] = field(default_factory=Counter)
     fault_to_last_ms: list[int] = field(default_factory=list)
     hit_to_last_ms: list[int] = field(default_factory=list)
+    customers_of_fault: list[int] = field(default_factory=list)
+    """How many customers were routed to each broken exit; a fault that none met counts as 0."""
+    customers: int = 0
+    """All that were routed anywhere."""
     fault_to_delisted_ms: list[int] = field(default_factory=list)
     mended_to_listed_ms: list[int] = field(default_factory=list)
     series: list[tuple[float, int, int, int]] = field(default_factory=list)
@@ -99,6 +103,7 @@ class Simulation:
         for device in self.world.devices:
             self._account(device)
         self.figures.alive_ms = self._end_ms * len(self.world.devices)
+        self.figures.customers = self._customers()
         return self.figures
 
     def _at(self, in_ms: int, act: Callable[..., None], device: Device | None = None, token: int = 0) -> None:
@@ -118,6 +123,11 @@ class Simulation:
         self._at(SAMPLE_MS, self._sample)
         self._at(int(rates.carrier_at_h * HOUR_MS), self._carrier_out)
         self._at(int(rates.region_at_h * HOUR_MS), self._region_lost)
+
+    def _customers(self) -> int:
+        """About how many there were: each exit on sale has its own, one every so often."""
+        listed_ms = SAMPLE_MS * sum(point[1] for point in self.figures.series)
+        return round(listed_ms / 1000 / self.world.rates.customer_every_s)
 
     # what is measured
 
@@ -211,6 +221,7 @@ class Simulation:
         if not device.grade.listed or device.broke_ms >= 0 or device.away:
             return
         device.broke_ms, device.first_hit_ms, device.last_routed_ms = self._now, -1, -1
+        device.customers = 0
         device.mended_ms = -1
         self._unsettle(device)
         self._at(self.world.customer_in_ms(), self._customer, device, self._now)
@@ -223,6 +234,8 @@ class Simulation:
             device.mended_ms = self._now
 
     def _close_fault(self, device: Device) -> None:
+        if device.broke_ms >= 0:
+            self.figures.customers_of_fault.append(device.customers)
         if device.broke_ms >= 0 and device.last_routed_ms >= 0:
             self.figures.fault_to_last_ms.append(device.last_routed_ms - device.broke_ms)
             self.figures.hit_to_last_ms.append(device.last_routed_ms - device.first_hit_ms)
@@ -246,6 +259,7 @@ class Simulation:
             return
         if self._now >= device.paused_until_ms:
             device.last_routed_ms = self._now
+            device.customers += 1
             if device.first_hit_ms < 0:
                 device.first_hit_ms = self._now
             fault = device.fault or Fault.HANGS

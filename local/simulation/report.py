@@ -39,6 +39,12 @@ def summarise(figures: Figures, count: int, hours: float) -> dict[str, Any]:
             "faultToDelisted": percentiles(figures.fault_to_delisted_ms),
             "recoveredToListed": percentiles(figures.mended_to_listed_ms),
         },
+        "customersRoutedToABrokenExit": {
+            **_counts(figures.customers_of_fault),
+            "perMillionCustomers": round(
+                sum(figures.customers_of_fault) * 1_000_000 / max(figures.customers, 1)
+            ),
+        },
         "probesPerDeviceDay": round(figures.probes / device_days, 1),
         "probeMBPerDeviceDay": round(figures.probe_bytes / device_days / 1_000_000, 2),
         "gradeWritesPerDay": round(figures.grade_writes / days),
@@ -63,6 +69,16 @@ def percentiles(found_ms: list[int]) -> dict[str, float | int]:
         f"p{p}": round(ordered[min(len(ordered) * p // 100, len(ordered) - 1)] / 1000, 1) for p in PERCENTILES
     }
     return {**at, "n": len(ordered)}
+
+
+def _counts(found: list[int]) -> dict[str, float | int]:
+    """Of customers per fault: mean, p50, p99, most."""
+    ordered = sorted(found)
+    if not ordered:
+        return {"faults": 0}
+    p50, p99 = (ordered[min(len(ordered) * p // 100, len(ordered) - 1)] for p in (50, 99))
+    mean = round(sum(ordered) / len(ordered), 2)
+    return {"faults": len(ordered), "mean": mean, "p50": p50, "p99": p99, "most": ordered[-1]}
 
 
 def draw(figures: Figures, count: int, rates: Rates, path: Path) -> None:

@@ -90,6 +90,7 @@ class Device:
     broke_ms: int = -1
     first_hit_ms: int = -1
     last_routed_ms: int = -1
+    customers: int = 0
     mended_ms: int = -1
 
     @property

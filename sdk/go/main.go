@@ -224,7 +224,7 @@ func (s *settings) check(keyFile, connections, limit, hours, terms string) error
 		return wrong("-api is missing: the API's base URL")
 	case !strings.HasPrefix(s.api, "https://") && !lab:
 		return wrong("-api must begin with https://: the API key would travel in the clear")
-	case s.key == "" && s.wallet == "":
+	case s.key == "" && s.wallet == "" && !s.withdraw:
 		return wrong("no API key: set API_KEY or -key-file (or give -wallet alone)")
 	case err != nil || count < 1 || count > maxSockets:
 		return wrong("-connections must be 1 to 8")
@@ -1840,14 +1840,14 @@ func (n *session) end() {
 type socket struct {
 	d         *device
 	who       *identity
+	address   string
 	ws        *websocket.Conn
 	out       *outbox
 	v2        bool
 	connected atomic.Bool
 	reading   atomic.Bool // false while a target of v1 holds the socket up
 	heard     atomic.Int64
-	leaving   bool   // a GOAWAY came
-	moveTo    string // the relay's wish, when the code is 4100
+	leaving   bool // a GOAWAY came
 	ctx       context.Context
 	mu        sync.Mutex
 	tunnels   map[uint32]*tunnel
@@ -1865,7 +1865,7 @@ func (d *device) runSocket(ctx context.Context, who *identity, address string, s
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	k := &socket{
-		d: d, who: who, out: newOutbox(), ctx: ctx, tunnels: map[uint32]*tunnel{}, sessions: map[string]*session{},
+		d: d, who: who, address: address, out: newOutbox(), ctx: ctx, tunnels: map[uint32]*tunnel{}, sessions: map[string]*session{},
 	}
 	k.code.Store(closeLost)
 	ws, response, err := dialer.DialContext(ctx, address, nil)
@@ -1888,7 +1888,7 @@ func (d *device) runSocket(ctx context.Context, who *identity, address string, s
 	stop := context.AfterFunc(ctx, func() { k.finish(closeNormal, "stopped by its owner") })
 	defer stop()
 	k.text("device_info", map[string]any{
-		"country": d.s.country, "carrier": "", "currentIp": "auto", "protocol": d.s.protocol, "supportsRelayRedirect": true,
+		"country": d.s.country, "carrier": "", "currentIp": "auto", "protocol": d.s.protocol, "supportsRelayRedirect": d.s.relay == "",
 		"sdkVersion": "go-" + version, "osVersion": runtime.GOOS,
 	})
 	standing(k)
@@ -2180,8 +2180,7 @@ func (k *socket) onText(raw []byte) error {
 	case "error":
 		log.Printf("relay says: %s", printable(given.text("message")))
 	case "relay_redirect":
-		if target := given.text("relay"); k.d.mayFollow(k.who, target) {
-			k.moveTo = target
+		if k.d.mayFollow(k.who, k.address, given.text("relay")) {
 			k.finish(closeRedirected, "redirect followed")
 		}
 	case "tunnel_connect":
@@ -2287,7 +2286,7 @@ func (k *socket) onFrame(raw []byte) error {
 		wait := time.Duration(binary.BigEndian.Uint32(body)) * time.Millisecond
 		time.AfterFunc(wait, func() {
 			if k.ctx.Err() == nil {
-				k.d.moveOn(k.who, k.d.currentRelay(k.who))
+				k.d.moveOn(k.who, k.address)
 				k.finish(closeRedirected, "relay goes away")
 			}
 		})
@@ -2405,12 +2404,13 @@ func pause(ctx context.Context, how time.Duration) {
 	}
 }
 
-// line is one of the parallel sockets, until the context ends; an error is the API's last word.
+// line is one of the parallel sockets, until the context ends; an error is the API's last word. It goes to another relay at
+// once, but in a row to no more than there are: who is sent round waits like others.
 func (d *device) line(ctx context.Context) error {
 	who, err := d.identity(ctx, nil)
-	hurried, failures := false, 0
+	hurried, failures, hops := false, 0, 0
 	for err == nil && ctx.Err() == nil {
-		address := d.currentRelay(who)
+		address, began := d.currentRelay(who), time.Now()
 		stands := false
 		k, gone := d.runSocket(ctx, who, address, func(*socket) { stands = true })
 		if gone != nil {
@@ -2420,9 +2420,13 @@ func (d *device) line(ctx context.Context) error {
 		if failures++; stands && k.connected.Load() {
 			failures = 0
 		}
-		if k.moveTo != "" || (d.currentRelay(who) != address && failures <= len(who.relays)) {
+		if time.Since(began) > d.s.times.redialMax {
+			hops = 0
+		}
+		if hops++; d.currentRelay(who) != address && max(hops, failures) <= len(who.relays) {
 			continue
 		}
+		hops = 0
 		if code := k.code.Load(); code == closeIdentityInvalid || code == closeIdentityRevoked {
 			who, err = d.identity(ctx, who)
 		}
@@ -2454,11 +2458,12 @@ func (d *device) currentRelay(who *identity) string {
 	return who.relay
 }
 
-// mayFollow allows relays that the API named, once a while; the other sockets follow the first one.
-func (d *device) mayFollow(who *identity, target string) bool {
+// mayFollow allows other relays that the API named, once a while; the other sockets follow the first one. A pinned relay is
+// kept.
+func (d *device) mayFollow(who *identity, from, target string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if target == "" {
+	if target == "" || target == from || d.s.relay != "" {
 		return false
 	}
 	if target == d.relay {
@@ -2501,7 +2506,7 @@ func (d *device) identity(ctx context.Context, stale *identity) (*identity, erro
 			return nil, err
 		}
 		log.Printf("API: %v", err)
-		pause(ctx, delay/2+time.Duration(mathrand.Int64N(int64(delay))))
+		pause(ctx, time.Duration(mathrand.Int64N(2*int64(delay)))) // full jitter
 	}
 }
 

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -240,6 +243,40 @@ func TestHoursOfTheDay(t *testing.T) {
 	for _, text := range []string{"24:00-01:00", "1:00-2:00", "08:00", "08:00-17:60", "x"} {
 		if parseSchedule(text) != nil {
 			t.Errorf("%q is taken", text)
+		}
+	}
+}
+
+func TestWaitsAndChargersAreThoseOfTheVectors(t *testing.T) {
+	var file struct {
+		Waits    map[string]float64
+		Chargers []struct {
+			Name     string
+			Supplies map[string]string
+			Charging *bool
+		}
+	}
+	vectors(t, "device.json", &file)
+	given := times{}
+	for name, seconds := range file.Waits {
+		if err := given.set(fmt.Sprintf("%s=%g", name, seconds)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if given != defaultTimes() {
+		t.Errorf("waits are %+v", defaultTimes())
+	}
+	for _, row := range file.Chargers {
+		folder := t.TempDir()
+		for path, text := range row.Supplies {
+			path = filepath.Join(folder, path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text+"\n"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		charging, known := onCharger(folder)
+		if known != (row.Charging != nil) || (known && charging != *row.Charging) {
+			t.Errorf("%s: %v, known %v", row.Name, charging, known)
 		}
 	}
 }

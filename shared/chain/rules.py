@@ -34,6 +34,8 @@ MEMO_PROGRAMS: Final = frozenset(
 USDC_DECIMALS: Final = 6
 PAYERS_MAX: Final = 16
 """Payers of one transaction that are told apart; each may be a contract wallet that must be asked."""
+AUTHORIZATIONS_MAX: Final = 16
+"""Authorizations of one payer in one transaction that are claimed one by one: the mint writes two rows for each."""
 _TAG: Final = re.compile(r"[0-9a-f]{64}")
 _TRANSFER_CALL: Final = re.compile(r"0xa9059cbb[0-9a-f]{128}([0-9a-f]{64})")
 """`transfer(address,uint256)` and 32 bytes more, which the contract does not read."""

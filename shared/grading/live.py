@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
 
@@ -29,6 +30,7 @@ _FINISH: Final = Script.load("shared.grading", "finish_probe")
 _ASK: Final = Script.load("shared.grading", "ask_probe")
 _REPORT: Final = Script.load("shared.grading", "report_fault")
 _NEXT: Final = Script.load("shared.grading", "next_probe")
+_LENGTHS: Final = Script.load("shared.grading", "queue_lengths")
 _MARK: Final = Script.load("shared.grading", "mark_changed")
 _READ_CHANGED: Final = Script.load("shared.grading", "read_changed")
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
@@ -46,6 +48,11 @@ class Leased:
 def ask_probe(device_id: DeviceId, in_ms: int = 0, *, urgent: bool = False) -> RedisCall[int]:
     """Probe a device no later than in `in_ms`."""
     return _ask([device_id], in_ms, urgent=urgent, only_new=False)
+
+
+def ask_probes(device_ids: Sequence[DeviceId]) -> RedisCall[int]:
+    """Probe devices as soon as somebody can."""
+    return _ask(device_ids, 0, urgent=False, only_new=False)
 
 
 def queue_forgotten(device_ids: Sequence[DeviceId], in_ms: int) -> RedisCall[int]:
@@ -111,6 +118,23 @@ def report_fault(device_id: DeviceId, *, doubtful: bool = False) -> RedisCall[bo
     return RedisCall(bool, script=_REPORT, keys=keys, args=[device_id, debounce_s])
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long the queue of probes is. `late_ms` is how late its stalest entry is, `marks` wait for the listing run."""
+
+    urgent: int
+    waiting: int
+    due: int
+    leased: int
+    late_ms: int
+    marks: int
+
+
+def queue_lengths() -> RedisCall[Lengths]:
+    """What is under way and what waits, as of now."""
+    return RedisCall(lambda a: Lengths(*(int(n) for n in a)), script=_LENGTHS, keys=[*_QUEUE, _CHANGED])
+
+
 # What the next listing run looks at
 
 
@@ -119,14 +143,19 @@ def account_mark(account_id: AccountId) -> str:
     return f"acct:{account_id}"
 
 
+def hours_mark(account_id: AccountId) -> str:
+    """The mark for all devices of an account whose hours begin or end."""
+    return f"hours:{account_id}"
+
+
 def device_mark(device_id: DeviceId) -> str:
     """The mark for one device."""
     return f"dev:{device_id}"
 
 
-def mark_left(device_id: DeviceId) -> RedisCall[int]:
-    """A device left its relay: its listing is looked at in a while, if it is not back by then."""
-    return mark_changed([f"left:{device_id}"], LEFT_AFTER_MS)
+def mark_left(device_ids: Sequence[DeviceId]) -> RedisCall[int]:
+    """Devices left their relay: their listing is looked at in a while, if they are not back by then."""
+    return mark_changed([f"left:{device_id}" for device_id in device_ids], LEFT_AFTER_MS)
 
 
 def marked_device(mark: str) -> DeviceId | None:
@@ -138,7 +167,7 @@ def marked_device(mark: str) -> DeviceId | None:
 def marked_account(mark: str) -> AccountId | None:
     """The account whose devices a mark is about, if it is about one."""
     kind, _, name = mark.partition(":")
-    return AccountId(name) if kind == "acct" else None
+    return AccountId(name) if kind in {"acct", "hours"} else None
 
 
 def mark_changed(marks: Sequence[str], in_ms: int = 0) -> RedisCall[int]:
@@ -183,14 +212,14 @@ def sweep_stands() -> RedisCall[bool]:
     return command("EXISTS", _SWEEP, parse=bool)
 
 
-def read_ghost_cursor() -> RedisCall[str]:
+def read_ghost_cursor(pool: Pool) -> RedisCall[str]:
     """Where the look at what Redis has on sale goes on."""
-    return command("GET", _GHOSTS, parse=lambda raw: raw.decode() if raw else "0")
+    return command("HGET", _GHOSTS, pool.value, parse=lambda raw: raw.decode() if raw else "0")
 
 
-def put_ghost_cursor(cursor: str) -> RedisCall[None]:
+def put_ghost_cursor(pool: Pool, cursor: str) -> RedisCall[None]:
     """Remember where to go on."""
-    return command("SET", _GHOSTS, cursor, parse=lambda _: None)
+    return command("HSET", _GHOSTS, pool.value, cursor, parse=ok)
 
 
 def put_fleet_part(segment: int, counts: Mapping[str, int]) -> RedisCall[None]:

@@ -31,6 +31,8 @@ STABILITY_HALF_LIFE_MS: Final = 24 * 3600_000
 STABILITY_KNOWN_MS: Final = 3600_000
 """An address that was watched for less says nothing of how rarely it changes."""
 JITTER_PERCENT: Final = 20
+UNWANTED_S: Final = 3600
+"""A proven exit that its owner keeps off sale is probed this often: it is on sale at once when they change their mind."""
 
 
 class Listing(StrEnum):
@@ -38,6 +40,7 @@ class Listing(StrEnum):
 
     LISTED = "listed"
     OWNER_SAID_NO = "owner_said_no"
+    OUTSIDE_HOURS = "outside_the_owners_hours"
     NO_CONSENT = "no_consent"
     QUARANTINED = "quarantined"
     OFFLINE = "offline"
@@ -51,6 +54,11 @@ class Listing(StrEnum):
         if self in {Listing.FAILING, Listing.QUARANTINED}:
             return Cause.EXIT
         return Cause.NETWORK if self is Listing.OFFLINE else None
+
+
+_UNWANTED: Final = frozenset(
+    {Listing.OWNER_SAID_NO.value, Listing.OUTSIDE_HOURS.value, Listing.NO_CONSENT.value}
+)
 
 
 def parse_thresholds(value: Mapping[str, Any]) -> Thresholds:
@@ -199,7 +207,7 @@ def next_probe_ms(grade: Grade, spent_bytes: int, thresholds: Thresholds, draw: 
     """In how many ms a device is probed again; None: when it comes back. `draw` in [0, 1) spreads a fleet evenly.
 
     Proving and failing exits are probed soon, settled ones and those that failed for long more seldom; an owner whose
-    budget is spent, four times as seldom.
+    budget is spent, four times as seldom, and what its owner keeps off sale, hourly.
     """
     latest = grade.latest
     if latest is not None and latest.failure is Failure.PEER_OFFLINE:
@@ -210,6 +218,8 @@ def next_probe_ms(grade: Grade, spent_bytes: int, thresholds: Thresholds, draw: 
         wait_s = min(thresholds.failing_s, thresholds.interval_s)
     if spent_bytes >= thresholds.bytes_per_day:
         wait_s = max(wait_s, thresholds.interval_s) * 4
+    if grade.reason in _UNWANTED and is_verified(grade, thresholds):
+        wait_s = max(wait_s, UNWANTED_S)
     return int(wait_s * 1000 * (1 + (draw - 0.5) * 2 * JITTER_PERCENT / 100))
 
 
@@ -236,11 +246,19 @@ def is_verified(grade: Grade | None, thresholds: Thresholds = DEFAULTS) -> bool:
 
 
 def decide_listing(
-    grade: Grade | None, *, wanted: bool, consented: bool, online: bool, thresholds: Thresholds = DEFAULTS
+    grade: Grade | None,
+    *,
+    wanted: bool,
+    consented: bool,
+    online: bool,
+    in_hours: bool = True,
+    thresholds: Thresholds = DEFAULTS,
 ) -> Listing:
     """Whether a device is on sale. The owner's wish comes first; a listed device stays until three failures."""
     if not wanted:
         return Listing.OWNER_SAID_NO
+    if not in_hours:
+        return Listing.OUTSIDE_HOURS
     if not consented:
         return Listing.NO_CONSENT
     if grade is None or grade.latest is None:

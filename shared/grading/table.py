@@ -7,15 +7,16 @@ a Redis that lost everything right within seconds.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Final
 
 from shared.grading.model import Failure, Grade, ProbeResult, Stability
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId
 from shared.pool.model import Endpoint
-from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, query, scan, update
+from shared.runtime.dynamo import DynamoRequest, Item, Page, get_item, marshal, query, update
 
+_GOODS: Final = tuple(sorted(field.name for field in fields(Endpoint)))
 SHELVES: Final = 16
 """Parts of the index, so that one of them never holds all writes."""
 
@@ -67,11 +68,6 @@ def grade_key(device_id: DeviceId) -> tuple[str, str]:
     return _pk(device_id), "-"
 
 
-def all_grades(table: str, limit: int, start: Mapping[str, Any] | None) -> DynamoRequest[Page[Grade]]:
-    """One page of all grades."""
-    return scan(table, "grade#", parse=read_grade, limit=limit, start=start)
-
-
 def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:
     """Write a grade that a result was added to, unless somebody wrote it since it was read. `listed` is not touched."""
     row = {
@@ -110,8 +106,7 @@ def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:
 
 def goods_of(endpoint: Endpoint) -> str:
     """An endpoint as text, the same for equal ones."""
-    row = asdict(endpoint)
-    return json.dumps({k: row[k] for k in sorted(row)}, separators=(",", ":"))
+    return json.dumps({name: getattr(endpoint, name) for name in _GOODS}, separators=(",", ":"))
 
 
 def read_goods(text: str) -> Endpoint:

@@ -16,12 +16,13 @@ LOOP_LIMITS: Final = {
     "serve_owed": LoopLimit(per_minute=60, per_hour=1200),
     "end_keys": LoopLimit(per_minute=60, per_hour=1200),
     "test_peer_tiers": LoopLimit(per_minute=6, per_hour=60),
+    "buy_as_customer": LoopLimit(per_minute=6, per_hour=24),
     "refresh_ip_data": LoopLimit(per_minute=4, per_hour=60),
     "watchdog": LoopLimit(per_minute=4, per_hour=60),
     "drop_ghosts": LoopLimit(per_minute=4, per_hour=60),
-    "prober": LoopLimit(per_minute=120, per_hour=7200),
 }
-"""Schedules ask for one run a minute, the roll-up for twenty; the room above is for operators and one machine's network."""
+"""Schedules ask for one run a minute, the roll-up for twenty; the room above is for operators and one machine's network.
+The prober is no run: it reads the switch, and each device's own times and allowance limit it."""
 
 
 def may_run(switch: Switch, runs_this_minute: int, runs_this_hour: int, limit: LoopLimit) -> Refused | None:

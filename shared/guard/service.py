@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from shared.guard import table as rows
 from shared.guard.model import AuditEntry, AuditEvent, Refused, Versions
@@ -13,18 +13,22 @@ from shared.runtime.dynamo import (
     Contended,
     DynamoRequest,
     RunsDynamo,
-    StoreUnavailable,
     TransactItem,
+    answered_by,
+    as_items,
+    refused_by,
     transact,
 )
 
-APPEND_ATTEMPTS_MAX: Final = 8
+T = TypeVar("T")
+APPEND_ATTEMPTS_MAX: Final = 32
+"""Each attempt that fails is another writer's entry, so this many may write to one stream at once."""
 SETTINGS_TTL_MS: Final = 5_000
 _UNSET: Final = Versions({}, 0)
 
 
-class AuditContended(StoreUnavailable):
-    """Too many writers appended to one stream at once."""
+class AuditContended(Contended):
+    """Too many writers appended to one stream at once; nothing was written."""
 
 
 def enter_loop(dynamo: RunsDynamo, guard_table: str, loop: str, now_ms: int) -> Refused | None:
@@ -56,13 +60,14 @@ def write_audited(
     account: str = "",
     *,
     begins: bool = False,
+    attempts: int = APPEND_ATTEMPTS_MAX,
 ) -> Conflict | None:
     """Write `items` and the event that tells of them in one transaction: neither stands without the other.
 
     None when it is written, else which of `items` failed. `begins`: the stream is new, so that nothing is read first.
-    Raises AuditContended when other writers keep taking the next place, and StoreUnavailable.
+    Raises AuditContended when other writers keep taking the next place or hold the items' rows, and StoreUnavailable.
     """
-    for _ in range(APPEND_ATTEMPTS_MAX):
+    for _ in range(attempts):
         tail = None if begins else dynamo.run(rows.newest_entry(audit_table, event.stream))
         begins = False
         with contextlib.suppress(Contended):
@@ -70,6 +75,21 @@ def write_audited(
             if conflict is None or (failed := _of_items(conflict, items)):
                 return None if conflict is None else Conflict(failed)
     raise AuditContended("audit: contended")
+
+
+def run_audited(
+    dynamo: RunsDynamo,
+    audit_table: str,
+    event: AuditEvent,
+    write: DynamoRequest[T],
+    beside: Sequence[TransactItem] = (),
+) -> T:
+    """Run one write as the executor would, in one transaction with its event and with what belongs `beside` it.
+
+    Raises AuditContended and StoreUnavailable.
+    """
+    conflict = write_audited(dynamo, audit_table, event, [*as_items(write), *beside])
+    return answered_by(dynamo.run, write) if conflict is None else refused_by(write, conflict)
 
 
 async def write_audited_async(
@@ -92,8 +112,15 @@ async def write_audited_async(
 def _with_event(
     table: str, event: AuditEvent, tail: AuditEntry | None, items: Sequence[TransactItem], account: str
 ) -> DynamoRequest[Conflict | None]:
+    return transact([*items, *event_items(table, event, tail, account)])
+
+
+def event_items(
+    table: str, event: AuditEvent, tail: AuditEntry | None, account: str = ""
+) -> list[TransactItem]:
+    """An event behind the last entry of its stream, for a transaction; the first item fails when there is a later one."""
     entry = chain(event, tail.sequence + 1, tail.digest) if tail else chain(event, 0, GENESIS)
-    return transact([*items, *rows.entry_items(table, entry, account)])
+    return rows.entry_items(table, entry, account)
 
 
 def _of_items(conflict: Conflict, items: Sequence[TransactItem]) -> tuple[int, ...]:

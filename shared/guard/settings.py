@@ -31,6 +31,9 @@ def _rates_fault(value: Mapping[str, Any]) -> str | None:
         return "overrides: an object of accounts and their own rates"
     own = {f"overrides.{account}.": rates for account, rates in overrides.items()}
     plain = {kind: rate for kind, rate in value.items() if kind != "overrides"}
+    missing = sorted(_CLASSES - plain.keys())
+    if missing:
+        return f"{missing[0]}: must be set: bytes of a class without a rate can be paid to nobody"
     for prefix, rates in {"": plain, **own}.items():
         for kind, rate in rates.items():
             if kind not in _CLASSES:
@@ -132,6 +135,14 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= WHOLE_MAX
 
 
+def _purchases_fault(value: Mapping[str, Any]) -> str | None:
+    """What the synthetic customer may spend; 0 a day turns it off."""
+    for field, least in (("each_micro", 1), ("day_micro", 0), ("every_s", 300)):
+        if not _whole(value.get(field), least):
+            return f"{field}: must be a whole number of {least} or more"
+    return None if len(value) == 3 else "only each_micro, day_micro and every_s"
+
+
 _FAULTS: Final = {
     "prices": _prices_fault,
     "confirmations": _confirmations_fault,
@@ -139,4 +150,5 @@ _FAULTS: Final = {
     "terms": _terms_fault,
     "wholesale": _wholesale_fault,
     "recipients": _recipients_fault,
+    "purchases": _purchases_fault,
 }

@@ -1,7 +1,7 @@
 """Counted bytes and what a flush answers."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
@@ -15,11 +15,15 @@ OVERDRAFT_MAX_BYTES: Final = 704 * 1024
 most) a key's overshoot stays within 1 MiB per gateway."""
 MAX_LINES_PER_BATCH: Final = 20
 """So that applying a batch (up to four rows a line and the batch itself) fits one DynamoDB transaction of 100."""
+LINE_MAX_BYTES: Final = 10**15
+"""Of one direction: a thousand times what a gateway could carry between two flushes."""
+ID_MAX_CHARS: Final = 256
+TIME_MAX_MS: Final = 253_402_300_799_999
+"""The end of the year 9999."""
 
 
-@dataclass(frozen=True, slots=True)
-class LineKey:
-    """What bytes are counted by."""
+class LineKey(NamedTuple):
+    """What bytes are counted by. A tuple, because every tunnel looks its line up."""
 
     pak_id: PakId
     account_id: AccountId
@@ -52,6 +56,15 @@ class FlushBatch:
     sequence: int
     at_ms: int
     lines: tuple[UsageLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpoiledBatch:
+    """A row among the batches that is none; no gateway of ours writes such."""
+
+    pk: str
+    sk: str
+    fault: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
-from shared.metering.model import FlushBatch, LineKey, UsageLine
-from shared.metering.rules import day_of
+from shared.metering.model import MAX_LINES_PER_BATCH, FlushBatch, LineKey, SpoiledBatch, UsageLine
+from shared.metering.rules import batch_fault, day_of
 from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
@@ -16,9 +16,11 @@ from shared.runtime.dynamo import (
     put_new,
     query,
     transact_update,
+    update,
 )
 
 BATCH_KEPT_S: Final = 90 * 86_400
+BRACKETS_MAX: Final = MAX_LINES_PER_BATCH + 1
 _PENDING: Final = "1"
 
 
@@ -73,6 +75,39 @@ def read_batch(row: Item) -> FlushBatch:
 def pending_batches(table: str, limit: int) -> DynamoRequest[Page[FlushBatch]]:
     """Batches that are not applied yet, as the index shows them (it may lag, and may still show applied ones)."""
     return query(table, "pending = :p", {":p": _PENDING}, parse=read_batch, limit=limit, index="pending")
+
+
+def batches_to_apply(
+    table: str, limit: int, start: Any = None
+) -> DynamoRequest[Page[FlushBatch | SpoiledBatch]]:
+    """The same for whoever applies them: what cannot be a batch is told apart and keeps nobody from the others."""
+
+    def parse(row: Item) -> FlushBatch | SpoiledBatch:
+        try:
+            if sum(map(row["lines"].count, "[{")) > BRACKETS_MAX:  # before parsing: nesting costs stack
+                raise ValueError("too many lines")
+            batch = read_batch(row)
+            fault = batch_fault(batch)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            fault = f"{type(error).__name__} in what should be lines"
+        return batch if fault is None else SpoiledBatch(row["pk"], row["sk"], fault)
+
+    keys = {":p": _PENDING}
+    return query(table, "pending = :p", keys, parse=parse, limit=limit, start=start, index="pending")
+
+
+def set_aside(table: str, spoiled: SpoiledBatch) -> DynamoRequest[object]:
+    """Take what is no batch out of those to apply; its row stays, with what is wrong with it, for a human."""
+    return update(
+        table,
+        spoiled.pk,
+        spoiled.sk,
+        "REMOVE pending, #ttl SET fault = :fault",
+        {":fault": spoiled.fault},
+        parse=lambda row: row["fault"],
+        condition="attribute_exists(pending)",
+        names={"#ttl": "ttl"},
+    )
 
 
 def newest_sequence(table: str, gateway_id: GatewayId) -> DynamoRequest[int]:

@@ -5,6 +5,7 @@ ten thousand: it draws from sets of endpoints that have room, and touches those 
 Key table: docs/architecture.md.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -36,7 +37,7 @@ GATEWAY_ALIVE_TTL_S: Final = 30
 REAP_BATCH: Final = 500
 ENDPOINTS_KEPT: Final = 8192
 SESSIONS_MAX: Final = 250
-"""Sessions with a name that one account (or key of a shared account) has at once, per pool."""
+"""Sessions with a name that one account (or key of a shared account) has at once."""
 STRICT_STABILITY_MIN: Final = 40
 _WINDOW_MS: Final = {
     Rotation.AUTO5: 5 * 60_000,
@@ -74,6 +75,11 @@ def _prefix(pool: Pool) -> str:
     return f"{{{pool.value}}}:"
 
 
+def letters(name: str) -> str:
+    """A network's name as it is compared: usernames carry no hyphens, blanks or ampersands."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def _text_map(answer: Any) -> dict[str, str]:
     """A RESP3 map, or a flat list of names and values, as text."""
     if isinstance(answer, Mapping):
@@ -92,46 +98,65 @@ class RevokedBelow(NamedTuple):
     account: int
 
 
+class Arrival(NamedTuple):
+    """A device that is on a relay, with the generations of its token."""
+
+    presence: Presence
+    generation: int = 0
+    account_generation: int = 0
+
+
 def put_presence(
     presence: Presence, generation: int = 0, account_generation: int = 0
 ) -> RedisCall[RevokedBelow]:
-    """A device is on a relay; run again before `PRESENCE_TTL_S` is over. The relay it came to last wins.
+    """The same for one device."""
+    asked = put_presences(presence.relay_id, [Arrival(presence, generation, account_generation)])
+    return RedisCall(lambda a: asked.parse(a)[0], script=asked.script, keys=asked.keys, args=asked.args)
 
-    The generations are those of its token. Revoked ones are answered, and then nothing is written.
+
+def put_presences(relay_id: RelayId, arrivals: Sequence[Arrival]) -> RedisCall[list[RevokedBelow]]:
+    """Devices are on a relay; run again before `PRESENCE_TTL_S` is over. The relay that a device came to last wins.
+
+    Answers for each which generations are revoked; where its own is one of them nothing is written.
     """
-    key = f"{_prefix(Pool.PEER)}live:{presence.device_id}"
-    fields: list[str | int] = []
-    for name, value in (
-        ("account_id", presence.account_id),
-        ("relay_id", presence.relay_id),
-        ("mesh_host", presence.mesh_host),
-        ("mesh_port", presence.mesh_port),
-        ("protocol", presence.protocol),
-        ("ip", presence.ip),
-        ("country", presence.country),
-        ("ip_type", presence.ip_type.value),
-        ("asn", presence.asn),
-        ("isp", presence.isp),
-        ("connected_at_ms", presence.connected_at_ms),
-        ("relay_life", presence.relay_life),
-    ):
-        fields += [name, value]
-    alias = pin_id(presence.device_id)
-    pins = [f"{_prefix(Pool.PEER)}pin:{presence.account_id}:{alias}"] if alias != presence.device_id else []
+    keys: list[str] = []
+    args: list[str | int] = [PRESENCE_TTL_S, relay_id, 0]
+    for arrival in arrivals:
+        args += _arrival(arrival)
+        keys += _arrival_keys(arrival.presence)
+    args[2] = (len(args) - 3) // len(arrivals)
     return RedisCall(
-        lambda answer: RevokedBelow(int(answer[1]), int(answer[2])),
+        lambda answer: [RevokedBelow(int(told[1]), int(told[2])) for told in answer],
         script=_PUT_PRESENCE,
-        keys=[key, _revoked_key(presence.device_id), _revoked_account_key(presence.account_id), *pins],
-        args=[
-            PRESENCE_TTL_S,
-            presence.relay_id,
-            presence.connected_at_ms,
-            generation,
-            account_generation,
-            presence.device_id,
-            *fields,
-        ],
+        keys=keys,
+        args=args,
     )
+
+
+def _arrival_keys(presence: Presence) -> tuple[str, str, str, str]:
+    device_id, prefix = presence.device_id, _prefix(Pool.PEER)
+    key, alias = f"{prefix}live:{device_id}", pin_id(device_id)
+    pin = f"{prefix}pin:{presence.account_id}:{alias}" if alias != device_id else key
+    return key, _revoked_key(device_id), _revoked_account_key(presence.account_id), pin
+
+
+def _arrival(arrival: Arrival) -> tuple[str | int, ...]:
+    presence = arrival.presence
+    return (
+        presence.connected_at_ms, arrival.generation, arrival.account_generation, presence.device_id,
+        "account_id", presence.account_id,
+        "relay_id", presence.relay_id,
+        "mesh_host", presence.mesh_host,
+        "mesh_port", presence.mesh_port,
+        "protocol", presence.protocol,
+        "ip", presence.ip,
+        "country", presence.country,
+        "ip_type", presence.ip_type.value,
+        "asn", presence.asn,
+        "isp", presence.isp,
+        "connected_at_ms", presence.connected_at_ms,
+        "relay_life", presence.relay_life,
+    )  # fmt: skip
 
 
 def renew_presence(device_ids: Sequence[DeviceId], relay_id: RelayId) -> RedisCall[list[bool]]:
@@ -153,10 +178,14 @@ def _revoked_account_key(account_id: AccountId) -> str:
     return f"{_prefix(Pool.PEER)}revoked-account:{account_id}"
 
 
-def drop_presence(device_id: DeviceId, relay_id: RelayId) -> RedisCall[bool]:
-    """A device left this relay. False when it is on another one by now, and stays."""
+def drop_presences(device_ids: Sequence[DeviceId], relay_id: RelayId) -> RedisCall[list[bool]]:
+    """Devices left this relay. False for each that is on another one by now, and stays."""
+    keys = [f"{_prefix(Pool.PEER)}live:{device_id}" for device_id in device_ids]
     return RedisCall(
-        bool, script=_DROP_PRESENCE, keys=[f"{_prefix(Pool.PEER)}live:{device_id}"], args=[relay_id]
+        lambda answer: [bool(dropped) for dropped in answer],
+        script=_DROP_PRESENCE,
+        keys=keys,
+        args=[relay_id],
     )
 
 
@@ -231,7 +260,7 @@ def _row(endpoint: Endpoint) -> dict[str, str | int]:
         "carrier": endpoint.carrier,
         "asn": endpoint.asn,
         "isp": endpoint.isp,
-        "isp_slug": endpoint.isp.lower().replace(" ", "_"),
+        "isp_slug": letters(endpoint.isp),
         "ip_type": endpoint.ip_type.value,
         "tier": endpoint.tier.value,
         "city": endpoint.city,
@@ -372,7 +401,7 @@ def acquire(
         int(pool is Pool.PEER),
         route.ip_type.value if route.ip_type else "",
         "" if route.asn is None else str(route.asn),
-        route.isp or "",
+        letters(route.isp or ""),
         route.carrier or "",
         int(carrier_is_hard),
         route.country or "",
@@ -385,6 +414,7 @@ def acquire(
         route.account_id,
         limited_as or route.account_id,
         SESSIONS_MAX,
+        int(route.failover is not Failover.ANY),
         *excluded,
     ]
     keys = [free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}"]
@@ -394,7 +424,7 @@ def acquire(
 def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
     if not answer[0]:
         return NoStock(int(answer[1]), NoStockReason(answer[2].decode()))
-    endpoint_id, fields, live, how = answer
+    endpoint_id, fields, live, how, sessions = answer
     presence = _text_map(live) if live else {}
     return Acquired(
         _endpoint(pool, endpoint_id, tuple(fields)),
@@ -403,6 +433,7 @@ def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
         presence.get("protocol", ""),
         presence.get("ip", ""),
         Selected(int(how)),
+        int(sessions),
     )
 
 

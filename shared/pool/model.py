@@ -112,6 +112,8 @@ class Route:
     failover: Failover
     strict: bool
     pin: tuple[str, str] | None
+    unusable: tuple[str, ...] = ()
+    """Filters that must hold and whose values no exit can have: nothing is selected."""
     corrections: tuple[str, ...] = ()
 
 
@@ -129,6 +131,7 @@ class NoStockReason(StrEnum):
 
     STOCK = "stock"
     ABSENT = "absent"
+    UNUSABLE = "unusable"
     SESSIONS = "sessions"
     LEASE = "lease"
 
@@ -143,6 +146,8 @@ class Acquired:
     protocol: str
     exit_ip: str
     selected: Selected
+    sessions: int = 0
+    """How many named sessions its owner has in this pool, if this connection began one; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

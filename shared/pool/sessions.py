@@ -132,6 +132,16 @@ def tell_sessions(pool: Pool, facts: Sequence[SessionFacts], now_ms: int) -> Red
     return RedisCall(ok, script=_TELL, keys=keys, args=args)
 
 
+def has_session(pool: Pool, pak_id: PakId, session_id: str) -> RedisCall[bool]:
+    """Whether a session stands in a pool."""
+    return command("EXISTS", _row(pool, pak_id, session_id), parse=bool)
+
+
+def count_sessions(pool: Pool, owner: AccountId, now_ms: int) -> RedisCall[int]:
+    """How many named sessions an owner has in a pool."""
+    return command("ZCOUNT", _index(pool, owner), f"({now_ms}", "+inf", parse=int)
+
+
 # Closing
 
 

@@ -1,7 +1,8 @@
 """The proxy username as a routing request: `psx_<account>-<pool>-<country>[-token-value ...]`.
 
 The parser heals instead of failing; what it healed is returned as corrections. Only a missing username, or one that is
-longer than 256 characters, is refused.
+longer than 256 characters, is refused. A filter that must hold and says nothing usable is kept as one that no exit meets:
+dropped, it would sell what was not asked for.
 """
 
 import re
@@ -37,6 +38,7 @@ _COUNTRY_ALIASES: Final = {
 _COUNTRY: Final = re.compile(r"[a-z]{2}")
 _SESSION: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SLUG: Final = re.compile(r"[a-z0-9_.]{1,64}")
+_FILTERS: Final = frozenset({"iptype", "isp", "asn"})
 _PIN_KINDS: Final = frozenset({"lease", "device", "port"})
 
 
@@ -47,6 +49,7 @@ class UsernameMissing(ValueError):
 @dataclass
 class _Draft:
     found: dict[str, Any] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
     corrections: list[str] = field(default_factory=list)
 
     def correct(self, what: str) -> None:
@@ -81,6 +84,7 @@ def parse_username(text: str) -> Route:
         failover=found.get("failover", Failover.SAME_COUNTRY),
         strict=found.get("strict", False),
         pin=found.get("pin"),
+        unusable=tuple(sorted(draft.unusable)),
         corrections=tuple(draft.corrections),
     )
 
@@ -118,10 +122,15 @@ def _token(name: str, rest: Iterator[str], draft: _Draft) -> None:
         return
     value = next(rest, "")
     read = reader(value)
+    if read is None and name in _FILTERS:
+        draft.unusable.add(name)
+        draft.correct(f"{name}=unusable")
+        return
     if read is None:
         draft.correct(f"{name}=dropped")
         return
     draft.found[name] = read
+    draft.unusable.discard(name)
     if name == "ttl" and str(read) != value:
         draft.correct(f"ttl={read}")
 
@@ -144,6 +153,10 @@ def _ttl(value: str) -> int | None:
 
 def _slug(value: str) -> str | None:
     return value if _SLUG.fullmatch(value) else None
+
+
+def _isp(value: str) -> str | None:
+    return value if _SLUG.fullmatch(value) and value.strip("_.") else None
 
 
 def _session(value: str) -> str | None:
@@ -170,7 +183,7 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "carrier": _slug,
     "city": _slug,
     "iptype": _ip_type,
-    "isp": _slug,
+    "isp": _isp,
     "asn": _asn,
     "failover": _failover,
 }

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from shared.runtime.dynamo_answers import read_fast
+
 T = TypeVar("T")
 Item = dict[str, Any]
 """A row as plain Python: str, int, bool, bytes, None, list and dict of these. No floats."""
@@ -322,6 +324,35 @@ def transact(items: Sequence[TransactItem]) -> DynamoRequest[Conflict | None]:
     )
 
 
+_ENTRY_OF: Final = {"put_item": "Put", "update_item": "Update", "delete_item": "Delete"}
+
+
+def as_items(write: DynamoRequest[Any]) -> list[TransactItem]:
+    """A write as entries of a transaction, so that more can be written with it."""
+    if write.operation == "transact_write_items":
+        return list(write.params["TransactItems"])
+    params = {name: value for name, value in write.params.items() if name != "ReturnValues"}
+    return [{_ENTRY_OF[write.operation]: params}]
+
+
+def answered_by(run: Callable[[DynamoRequest[Any]], Any], write: DynamoRequest[T]) -> T:
+    """What a write that was carried out by `as_items` answers; an update's row is read, and may have changed since."""
+    if write.operation != "update_item":
+        return write.parse({})
+    asked = {name: write.params[name] for name in ("TableName", "Key")}
+    found = run(
+        DynamoRequest("get_item", {**asked, "ConsistentRead": True}, lambda answer: answer.get("Item"))
+    )
+    return write.parse({"Attributes": found}) if found is not None else refused_by(write, Conflict((0,)))
+
+
+def refused_by(write: DynamoRequest[T], conflict: Conflict) -> T:
+    """What a write answers when its condition did not hold."""
+    if write.on_conflict is None:
+        raise ValueError(f"{write.operation} has no condition that could fail")
+    return write.on_conflict(conflict)
+
+
 def _settle(request: DynamoRequest[T], error: Exception) -> T:
     """The value of a request whose call raised: its conflict, or StoreUnavailable."""
     answer: Mapping[str, Any] = getattr(error, "response", None) or {}
@@ -356,6 +387,7 @@ class SyncDynamo:
 
     def __init__(self, client: Any = None) -> None:
         self._client = client if client is not None else _sync_client()
+        read_fast(self._client)
 
     def run(self, request: DynamoRequest[T]) -> T:
         """Run one request. Raises StoreUnavailable when nothing is known of its outcome."""
@@ -388,6 +420,8 @@ def _sync_client() -> Any:
         read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         max_pool_connections=CONNECTIONS_MAX,
+        parameter_validation=False,  # the server validates too, and this is a tenth of a request
+        user_agent="psx",  # the library's own is put together anew for each request, another twentieth
     )
     return boto3.client("dynamodb", config=config)
 

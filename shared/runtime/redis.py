@@ -1,7 +1,8 @@
 """Redis calls as values, and the two executors that run them.
 
-A room builds a `RedisCall[T]`: either one command, or one Lua script with all its keys declared (a Cluster refuses
-undeclared ones). `SyncRedis` runs it in Lambda, `AsyncRedis` in the nodes. What goes wrong raises `StoreUnavailable`.
+A room builds a `RedisCall[T]`: either one command, or one Lua script. A script declares at least one key, which tells a
+Cluster where it runs; keys that it computes itself have the same hash tag (`{pool}:`), and so are in the same slot.
+`SyncRedis` runs a call in Lambda, `AsyncRedis` in the nodes. What goes wrong raises `StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any, Final, Generic, TypeVar
 
@@ -100,25 +102,24 @@ class AsyncRedis:
 
         self._servers = Servers(url)
 
-    async def run(self, call: RedisCall[T]) -> T:
-        """Run one call. Raises StoreUnavailable when nothing is known of its outcome; cancelling is safe."""
+    async def run(self, call: RedisCall[T], unheard: Callable[[T], None] | None = None) -> T:
+        """Run one call. Raises StoreUnavailable when nothing is known of its outcome; cancelling is safe, and what was
+        answered to one who had been cancelled is told to `unheard`."""
+        told = None if unheard is None else partial(_tell, call, unheard)
         try:
-            answer = await self._answer(call)
+            if call.script is None:
+                key = None if call.command[0] in _KEYLESS else str(call.command[1])
+                answer = await self._servers.call(key, *call.command, unheard=told)
+            else:
+                arguments, key = _arguments(call), call.keys[0]
+                answer = await self._servers.call(key, "EVALSHA", call.script.sha1, *arguments, unheard=told)
+                if isinstance(answer, Exception) and str(answer).startswith("NOSCRIPT"):
+                    answer = await self._servers.call(key, "EVAL", call.script.text, *arguments, unheard=told)
         except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"redis: {type(error).__name__}") from error
         if isinstance(answer, Exception):
             raise StoreUnavailable("redis: ResponseError")
         return call.parse(answer)
-
-    async def _answer(self, call: RedisCall[Any]) -> Any:
-        if call.script is None:
-            key = None if call.command[0] in _KEYLESS else str(call.command[1])
-            return await self._servers.call(key, *call.command)
-        arguments, key = _arguments(call), call.keys[0]
-        answer = await self._servers.call(key, "EVALSHA", call.script.sha1, *arguments)
-        if isinstance(answer, Exception) and str(answer).startswith("NOSCRIPT"):
-            answer = await self._servers.call(key, "EVAL", call.script.text, *arguments)
-        return answer
 
     async def messages(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
         """(channel, text) as they are published; ends by raising StoreUnavailable when the connection is lost.
@@ -139,6 +140,11 @@ class AsyncRedis:
     async def close(self) -> None:
         """Hang up."""
         await self._servers.close()
+
+
+def _tell(call: RedisCall[T], unheard: Callable[[T], None], answer: Any) -> None:
+    if not isinstance(answer, Exception):
+        unheard(call.parse(answer))
 
 
 def command(*parts: Argument, parse: Callable[[Any], T]) -> RedisCall[T]:

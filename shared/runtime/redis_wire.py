@@ -12,6 +12,7 @@ import binascii
 import contextlib
 import ssl
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +29,8 @@ MOVED_RETRIES_MAX: Final = 3
 CLUSTER_SCHEMES: Final = frozenset({"redis+cluster", "rediss+cluster"})
 
 Argument = str | int | bytes
+Unheard = Callable[[Any], None]
+"""Called with an answer that came after whoever asked had been cancelled."""
 _NOTHING: Final = object()
 _NO_PRIMARY: Final = ("READONLY ", "MASTERDOWN ", "LOADING ")
 """How a server answers that was the primary, or is not yet."""
@@ -62,13 +65,14 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], float, Unheard | None]] = deque()
         self._out: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
         self.lost = False
 
-    def call(self, *arguments: Argument) -> asyncio.Future[Any]:
-        """The answer to come: bytes, int, None, lists; an error as a `hiredis.ReplyError`. Cancelling forgets it."""
+    def call(self, *arguments: Argument, unheard: Unheard | None = None) -> asyncio.Future[Any]:
+        """The answer to come: bytes, int, None, lists; an error as a `hiredis.ReplyError`. Cancelling forgets it, unless it
+        is to be told when it comes, to `unheard`."""
         future = self._loop.create_future()
         if self.lost:
             future.set_exception(ConnectionGone("connection lost"))
@@ -76,7 +80,7 @@ class Connection(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(hiredis.pack_command(cast(Any, arguments)))
-        self._waiting.append((future, self._loop.time()))
+        self._waiting.append((future, self._loop.time(), unheard))
         if self._watch is None:
             self._watch = self._loop.call_later(ANSWER_TIMEOUT_S, self._check)
         return future
@@ -93,9 +97,11 @@ class Connection(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (answer := self._reader.gets()) is not _NOTHING:
-                future, _ = self._waiting.popleft()
+                future, _, unheard = self._waiting.popleft()
                 if not future.done():
                     future.set_result(answer)
+                elif unheard is not None:
+                    unheard(answer)
                 if isinstance(answer, hiredis.ReplyError) and str(answer).startswith(_NO_PRIMARY):
                     self.close()  # the name may lead to another server by now
         except (hiredis.ProtocolError, IndexError):
@@ -106,7 +112,7 @@ class Connection(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
         waiting, self._waiting = self._waiting, deque()
-        for future, _ in waiting:
+        for future, _, _ in waiting:
             if not future.done():
                 future.set_exception(ConnectionGone("connection lost"))
 
@@ -213,12 +219,18 @@ class Server:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
 
-    async def call(self, *arguments: Argument) -> Any:
+    def call(self, *arguments: Argument, unheard: Unheard | None = None) -> Awaitable[Any]:
         """The server's answer. Raises OSError or TimeoutError when it is not known."""
         connection = self._connection
         if connection is None or connection.lost:
-            connection = await self._connected()
-        return await connection.call(*arguments)
+            return self._call_when_connected(arguments, unheard)
+        asked = connection.call(*arguments, unheard=unheard)
+        return asked if unheard is None else _told(asked, unheard)
+
+    async def _call_when_connected(self, arguments: tuple[Argument, ...], unheard: Unheard | None) -> Any:
+        connection = await self._connected()
+        asked = connection.call(*arguments, unheard=unheard)
+        return await (asked if unheard is None else _told(asked, unheard))
 
     async def _connected(self) -> Connection:
         if self._connecting is None or self._connecting.done():
@@ -266,6 +278,16 @@ class Server:
             await asyncio.sleep(0)
 
 
+async def _told(asked: asyncio.Future[Any], unheard: Unheard) -> Any:
+    """The answer; one that had come when its asker was cancelled, but before it ran again, is unheard too."""
+    try:
+        return await asked
+    except asyncio.CancelledError:
+        if asked.done() and not asked.cancelled() and asked.exception() is None:
+            unheard(asked.result())
+        raise
+
+
 class Servers:
     """Where a key is: always the same server, or by the slot map of a Cluster."""
 
@@ -277,16 +299,21 @@ class Servers:
         }
         self._slots: list[tuple[int, int, Server]] = []
 
-    async def call(self, key: str | None, *arguments: Argument) -> Any:
+    def call(self, key: str | None, *arguments: Argument, unheard: Unheard | None = None) -> Awaitable[Any]:
         """The answer of the server that has the key. Raises OSError or TimeoutError."""
         if not self._address.cluster:
-            return await self._seed.call(*arguments)
+            return self._seed.call(*arguments, unheard=unheard)
+        return self._call_by_slot(key, arguments, unheard)
+
+    async def _call_by_slot(
+        self, key: str | None, arguments: tuple[Argument, ...], unheard: Unheard | None
+    ) -> Any:
         answer: Any = None
         for _ in range(MOVED_RETRIES_MAX):
             if not self._slots:
                 await self._read_slots()
             try:
-                answer = await self._server(key).call(*arguments)
+                answer = await self._server(key).call(*arguments, unheard=unheard)
             except OSError:
                 self._slots = []  # its part may be another server's by now
                 raise

@@ -30,6 +30,8 @@ def quoted_at(quote: str) -> RedisCall[int | None]:
 # Rate limits
 
 BUY_LIMIT: Final = Limit("buy", 10, 60)
+LOOK_LIMIT: Final = Limit("look", 6000, 60)
+"""For whatever reads a session: tokens and ids are looked up for anybody."""
 TOP_UP_LIMIT: Final = Limit("topup", 5, 60)
 REGENERATE_LIMIT: Final = Limit("regenerate", 3, 3600)
 NAMED_LIMIT: Final = Limit("named", 60, 60)

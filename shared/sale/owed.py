@@ -1,13 +1,16 @@
 """The job that serves what a crash left: paid, accepted, and no credentials yet. What cannot be served is put on a list.
 
-It does what the buyer's own next request would do, so both may run at once: the claim row lets one of them mint.
+It does what the buyer's own next request would do, so both may run at once: the claim row lets one of them mint. No row
+keeps another one waiting: whatever goes wrong with it counts against it alone, and the order changes from run to run.
 """
 
+import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from shared.chain.model import Invalid, ReadFailed, Several, Valid, Verdict
+from shared.chain.model import Invalid, ReadFailed, Several, Unknown, Valid, Verdict
 from shared.guard.model import Incident
 from shared.guard.table import close_incident, open_incident
 from shared.runtime.dynamo import StoreUnavailable
@@ -17,12 +20,19 @@ from shared.sale.minting import Refunded
 from shared.sale.model import Order, Payment, Prices
 from shared.sale.owed_table import Owed, Refund
 from shared.sale.service import Counter
+from shared.sale.verifying import is_too_many, too_many_refund
 
 LATE_MS: Final = 60_000
 PAGE: Final = 100
-RUN_MAX: Final = 500
+LISTED_MAX: Final = 5_000
+"""Rows that one run reads; how many of them it looks at is bounded by its time."""
+RUN_MAX_MS: Final = 20_000
+"""After this no further row is begun: the function ends at 29 s, and one look may wait for several nodes."""
 TRIES_MAX: Final = 10
+UNKNOWN_MAX_MS: Final = 86_400_000
+"""A day: what no node could tell by then (a payment that was reorganised away among them) is for a human."""
 SETTLE_WAIT_S: Final = 1.0
+log = logging.getLogger("psx.jobs")
 
 
 @dataclass(slots=True)
@@ -31,6 +41,7 @@ class Report:
 
     waiting: int = 0
     late: int = 0
+    left: int = 0
     served: int = 0
     refundable: int = 0
     unpaid: int = 0
@@ -52,19 +63,28 @@ class OwedRun:
     now_ms: Callable[[], int]
 
     def run(self) -> Report:
-        """Look at everything that is late, once."""
-        report, start = Report(), None
-        while report.waiting < RUN_MAX:
+        """Look at what is late, each once, until the time is up; the rest is `left` to the next run."""
+        began, report = self.now_ms(), Report()
+        waiting = self._waiting()
+        late = [owed for owed in waiting if began - owed.seen_at_ms >= LATE_MS]
+        report.waiting, report.late, report.left = len(waiting), len(late), len(late)
+        for owed in sorted(late, key=lambda owed: _turn(owed, began)):
+            if self.now_ms() - began >= RUN_MAX_MS:
+                log.warning("owed purchases are left to the next run", extra={"left": report.left})
+                break
+            report.left -= 1
+            self._late(owed, report)
+        return report
+
+    def _waiting(self) -> list[Owed]:
+        found, start = list[Owed](), None
+        while len(found) < LISTED_MAX:
             page = self._run(rows.all_owed(self._table, PAGE, start))
-            for owed in page.rows:
-                report.waiting += 1
-                if self.now_ms() - owed.seen_at_ms >= LATE_MS:
-                    report.late += 1
-                    self._late(owed, report)
+            found += page.rows
             start = page.next_key
             if start is None:
                 break
-        return report
+        return found
 
     @property
     def _table(self) -> str:
@@ -75,36 +95,36 @@ class OwedRun:
         return self.counter.mint.dynamo.run
 
     def _late(self, owed: Owed, report: Report) -> None:
-        """One purchase; a fault with it must not keep the others waiting."""
-        words = f"{owed.network} payment {owed.tx_hash or owed.key} was accepted and is not served"
-        incident = Incident(incident_id(owed), "paid_not_served", words, self.now_ms())
-        self._run(open_incident(self.guard_table, incident))
+        """One purchase; whatever goes wrong with it must not keep the others waiting."""
+        verdict: Verdict | None = None
         try:
-            self._serve(owed, report)
-        except (StoreUnavailable, ReadFailed) as error:
-            report.failures.append(f"{type(error).__name__}: {error}")
-            self._failed(owed, None, str(error), report)
+            words = f"{owed.network} payment {owed.tx_hash or owed.key} was accepted and is not served"
+            incident = Incident(incident_id(owed), "paid_not_served", words, self.now_ms())
+            self._run(open_incident(self.guard_table, incident))
+            verdict, payment = self._verdict(owed)
+            self._act(owed, payment, verdict, report)
+        except Exception as error:  # noqa: BLE001 - a fault of one row, whatever it is, is counted and told
+            self._broken(owed, verdict, error, report)
 
-    def _serve(self, owed: Owed, report: Report) -> None:
-        verdict, payment = self._verdict(owed)
+    def _act(self, owed: Owed, payment: Payment, verdict: Verdict, report: Report) -> None:
         if isinstance(verdict, Invalid):
             self._done(owed)
             report.unpaid += 1
-        elif isinstance(verdict, Valid):
+        elif isinstance(verdict, Unknown):
+            report.unknown += 1
+            self._too_old(owed, verdict.reason.value, report)
+        elif is_too_many(verdict):
+            self._give_up(owed, too_many_refund(owed, verdict, self.now_ms()), report)
+        else:
             prices = self.prices(owed.order)
             if prices is None:
-                raise StoreUnavailable("prices: not set")
+                raise StoreUnavailable("prices: what was bought is not on sale any more")
             try:
                 self.counter.serve(owed.order, prices, payment, verdict, owed.requester)
             except Refunded:
                 report.failures.append("refunded already")
-            except StoreUnavailable as error:
-                self._failed(owed, verdict, str(error), report)
-                return
             self._done(owed)
             report.served += 1
-        else:
-            report.unknown += 1
 
     def _verdict(self, owed: Owed) -> tuple[Verdict, Payment]:
         """What the chain says now. Raises ReadFailed."""
@@ -122,17 +142,50 @@ class OwedRun:
         self._run(rows.forget(self._table, owed.network, owed.key))
         self._run(close_incident(self.guard_table, incident_id(owed), self.now_ms()))
 
+    def _broken(self, owed: Owed, verdict: Verdict | None, error: Exception, report: Report) -> None:
+        """Tell what went wrong with a row and count it; words of an error that nobody foresaw may hold anything."""
+        foreseen = isinstance(error, (StoreUnavailable, ReadFailed))
+        why = f"{type(error).__name__}: {error}" if foreseen else type(error).__name__
+        report.failures.append(why)
+        where = {"network": owed.network, "payment": owed.key, "error": why}
+        log.error("an owed purchase could not be served", extra=where)
+        try:
+            self._failed(owed, verdict if isinstance(verdict, Valid) else None, why, report)
+        except StoreUnavailable as away:
+            report.failures.append(f"not counted: {away}")
+
     def _failed(self, owed: Owed, paid: Valid | None, why: str, report: Report) -> None:
         """Try again in a minute; after `TRIES_MAX` a human decides, and the incident stays open for them."""
-        if paid is None or owed.tries + 1 < TRIES_MAX:
+        if paid is not None and owed.tries + 1 >= TRIES_MAX:
+            tx_hash, now = paid.tx_hash or owed.tx_hash, self.now_ms()
+            found = Refund(owed.network, owed.key, tx_hash, paid.payer, paid.amount_micro, why[:200], now)
+            self._give_up(owed, found, report)
+        elif paid is not None or not self._too_old(owed, why, report):
             self._run(rows.tried(self._table, owed))
-            return
-        tx_hash = paid.tx_hash or owed.tx_hash
-        found = Refund(
-            owed.network, owed.key, tx_hash, paid.payer, paid.amount_micro, why[:200], self.now_ms()
-        )
-        self._run(rows.give_up(self._table, owed, found))
+
+    def _too_old(self, owed: Owed, why: str, report: Report) -> bool:
+        """Whether nobody could say for so long whether it was paid that it became a human's to find out.
+
+        Nothing is lost by it: a payment that is seen after all takes its row off the list when it is served.
+        """
+        now = self.now_ms()
+        if now - owed.seen_at_ms < UNKNOWN_MAX_MS:
+            return False
+        words = f"whether it was paid is unknown for too long: {why}"[:200]
+        payer = "" if owed.key.startswith("auth:") else owed.key.partition("#")[2]
+        self._give_up(owed, Refund(owed.network, owed.key, owed.tx_hash, payer, 0, words, now), report)
+        return True
+
+    def _give_up(self, owed: Owed, found: Refund, report: Report) -> None:
+        """Hand it to a human, who may have it already."""
+        if self._run(rows.give_up(self._table, owed, found)) is not None:
+            self._run(rows.forget(self._table, owed.network, owed.key))
         report.refundable += 1
+
+
+def _turn(owed: Owed, now_ms: int) -> bytes:
+    """A place in the order of a run that is another one in the next: slow rows are not always before the same others."""
+    return hashlib.sha256(f"{now_ms}#{owed.network}#{owed.key}".encode()).digest()
 
 
 def incident_id(owed: Owed) -> str:

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import hmac
-import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -45,6 +44,7 @@ _SOLANA_SIGNATURE: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{86,88}")
 _SECRET: Final = re.compile(r"[0-9a-f]{64}")
 _SECRET_NONCE_BYTES: Final = 16
 _SECRET_DUE_BYTES: Final = 6
+_SEAL_CHARS: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
 _SLUG: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SID: Final = re.compile(r"[a-z0-9_]{1,64}")
@@ -208,17 +208,6 @@ def read_depths(setting: Mapping[str, Any], network: str) -> tuple[Depth, ...]:
     )
 
 
-def limited_as(address: str) -> str:
-    """Who a rate limit counts: an IPv4 address, or the /64 that one IPv6 customer has to itself."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
-
-
 def claim_fault(*, quoted_at_ms: int | None, paid_at_s: int, now_ms: int, slack_ms: int) -> Problem | None:
     """Why a valid payment may not be claimed by whoever shows its bare hash.
 
@@ -261,10 +250,14 @@ def proof_typed_data(statement: Statement, chain_id: int) -> dict[str, Any]:
     }
 
 
-def statement_of(order: Order, network: str, tx_hash: str, api_base_url: str) -> Statement:
-    """What the payer of an order signs. It names no requester, so that it holds wherever the payer is."""
-    quote = f"{order.subject} for {order.due_micro} micro-USDC"
-    return Statement(network, tx_hash, quote, api_base_url + _ROUTES[order.product])
+def statement_of(key: bytes, order: Order, network: str, tx_hash: str, api_base_url: str) -> Statement:
+    """What the payer of an order signs. It names no requester, so that it holds wherever the payer is.
+
+    The seal shows that we told these terms to somebody, so that nobody signs terms of their own making.
+    """
+    terms = f"{order.subject} for {order.due_micro} micro-USDC"
+    seal = hmac.new(key, b"told\n" + terms.encode(), hashlib.sha256).hexdigest()[:_SEAL_CHARS]
+    return Statement(network, tx_hash, f"{terms}, {seal}", api_base_url + _ROUTES[order.product])
 
 
 def secret_nonce(due: int, random: bytes) -> bytes:

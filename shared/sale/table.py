@@ -127,6 +127,9 @@ def get_session_by_id(table: str, session_id: str) -> DynamoRequest[Session | No
     return get_item(table, f"sessionid#{session_id}", parse=_read_session)
 
 
-def sessions_of_wallet(table: str, wallet: str, limit: int) -> DynamoRequest[Page[Session]]:
-    """The public part of a wallet's sessions."""
-    return query(table, "pk = :pk", {":pk": f"wallet#{wallet}"}, parse=_read_session, limit=limit)
+def sessions_of_wallet(table: str, wallet: str, limit: int, after: str = "") -> DynamoRequest[Page[Session]]:
+    """The public part of a wallet's sessions; `after` is the session to go on from."""
+    condition, values = "pk = :pk", {":pk": f"wallet#{wallet}"}
+    if after:
+        condition, values = "pk = :pk AND sk > :after", {**values, ":after": after}
+    return query(table, condition, values, parse=_read_session, limit=limit)

@@ -18,7 +18,7 @@ from shared.chain.model import (
     UnknownReason,
     Valid,
 )
-from shared.chain.rules import depth_for
+from shared.chain.rules import AUTHORIZATIONS_MAX, depth_for
 from shared.runtime.clock import random_bytes
 from shared.runtime.redis import SyncRedis
 from shared.sale import exact_table, owed_table
@@ -68,6 +68,9 @@ SHARES_UNKNOWN: Final = "several"
 """Where the payer stands in a payment's name. No payment is claimed under it, so serving one payer strikes nothing out."""
 TOO_MANY_PAYERS: Final = (
     "whose part of this transaction is whose cannot be told; it is kept for a human to give back"
+)
+TOO_MANY_PARTS: Final = (
+    "its payer used too many signed transfers in this transaction; it is kept for a human to give back"
 )
 _NOTHING: Final[Reading] = Unknown(UnknownReason.NOT_FOUND)
 NOT_QUOTED: Final = (
@@ -126,7 +129,11 @@ class Verifier:
 
     def text_to_sign(self, order: Order, network: str, tx_hash: str) -> str:
         """What the payer of an order signs."""
-        return proof_text(statement_of(order, network, tx_hash, self.api_base_url))
+        return proof_text(self.statement(order, network, tx_hash))
+
+    def statement(self, order: Order, network: str, tx_hash: str) -> Statement:
+        """The same, before it is made a text."""
+        return statement_of(self.quote_secret, order, network, tx_hash, self.api_base_url)
 
     def requester(self, address: str) -> str:
         """A source address as it is stored."""
@@ -141,15 +148,15 @@ class Verifier:
         """A payment that may be served, now owed; the claim of one that was served under its payer's name.
 
         `offers` are the same order at today's terms and at those of quotes that may be open still; what this buyer was told
-        holds. Raises ReadFailed, StoreUnavailable.
+        holds, and so does what its payer signed. Raises ReadFailed, StoreUnavailable.
         """
-        offers = self._told_to(payment, offers, requester)
-        if not offers:
+        told = self._told_to(payment, offers, requester)
+        if not told and (payment.authorization is not None or not payment.proof):
             return Refused(Problem.NOT_YOURS, NOT_QUOTED)
-        order = offers[0].order
+        order = (told or offers)[0].order
         tag, first_hand = tag_for(self.quote_secret, payment.secret, order.subject), False
         if payment.authorization is not None:
-            order = meant(offers, payment.authorization.amount_micro).order
+            order = meant(told, payment.authorization.amount_micro).order
             other_terms = echo_fault(
                 payment.echo, self.exact_rail().asset, self.exact.recipients(), order.due_micro
             )
@@ -171,8 +178,11 @@ class Verifier:
                 return known
         if not isinstance(reading, Valid):
             return self._told(self._owed(payment, order, requester), reading)
-        offer = meant(offers, reading.amount_micro)
-        proof = Proof.EXACT if first_hand else self._proof(payment, reading, offers)
+        signed = () if first_hand else self._signed(payment, reading, offers)
+        if not told and not signed:
+            return Refused(Problem.NOT_YOURS, NOT_QUOTED)
+        offer = meant([*told, *signed], reading.amount_micro)
+        proof = Proof.EXACT if first_hand else Proof.SIGNATURE if signed else _by_secret(reading, tag)
         found_so = Verified(reading, replace(offer.order, proof=proof), payment, offer.prices)
         return self._bound(found_so, self._owed(payment, offer.order, requester), requester)
 
@@ -201,6 +211,11 @@ class Verifier:
             )
         if not is_enough(paid.amount_micro, order.due_micro, found.prices.tolerance_bp):
             return self._too_small(owed, paid)
+        if is_too_many(paid):
+            self.mint.dynamo.run(
+                owed_table.refund(self.mint.table("sales"), too_many_refund(owed, paid, self.now_ms()))
+            )
+            return Refused(Problem.TOO_MANY_PARTS, f"{TOO_MANY_PARTS}; do not pay again")
         owed = replace(owed, order=order, tx_hash=paid.tx_hash or owed.tx_hash)
         self.mint.dynamo.run(owed_table.owe(self.mint.table("sales"), owed))
         return found
@@ -233,23 +248,18 @@ class Verifier:
 
         return max(signers, key=worth) if len(signers) > 1 else next(iter(signers), None)
 
-    def _proof(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> Proof:
-        """How well a payment is shown to be its claimer's; a wrong proof is as good as none."""
-        if self._signed(payment, paid, offers):
-            return Proof.SIGNATURE
-        tagged = paid.tagged and tag_for(self.quote_secret, payment.secret, offers[0].order.subject)
-        return Proof.SECRET if tagged else Proof.HASH
-
-    def _signed(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> bool:
-        """Whether the payer signed the text of any of these terms."""
+    def _signed(self, payment: Payment, paid: Valid, offers: Sequence[Offer]) -> tuple[Offer, ...]:
+        """Those of the terms whose text the payer signed; a wrong signature is as good as none."""
         if not payment.proof:
-            return False
+            return ()
         tx_hash = paid.tx_hash or payment.tx_hash
         quorum = depth_for(paid.amount_micro, self.depths(payment.network)).quorum
-        texts = dict.fromkeys(
-            statement_of(offer.order, payment.network, tx_hash, self.api_base_url) for offer in offers
-        )
-        return any(self.chain().proves(text, payment.proof, paid.payer, quorum) for text in texts)
+        texts = dict[Statement, list[Offer]]()
+        for offer in offers:
+            texts.setdefault(self.statement(offer.order, payment.network, tx_hash), []).append(offer)
+        proven = (t for t in texts if self.chain().proves(t, payment.proof, paid.payer, quorum))
+        text = next(proven, None)
+        return tuple(texts[text]) if text is not None else ()
 
     def proof_of(self, claim: Claim, payment: Payment, offers: Sequence[Offer]) -> Proof:
         """How well whoever shows a claimed payment again proves that it is theirs. Raises ReadFailed."""
@@ -306,3 +316,23 @@ class Verifier:
             now_ms=self.now_ms(),
             slack_ms=self.clock_error_ms + BLOCK_TIME_ERROR_MS[payment.network],
         )
+
+
+def _by_secret(paid: Valid, tag: str) -> Proof:
+    """How well a payment that nobody signed is shown to be its claimer's; a wrong secret is as good as none."""
+    return Proof.SECRET if paid.tagged and tag else Proof.HASH
+
+
+def is_too_many(paid: Valid) -> bool:
+    """Whether a payment has more names than one transaction of the store can claim."""
+    return len(paid.authorizations) > AUTHORIZATIONS_MAX
+
+
+def too_many_refund(owed: Owed, paid: Valid, now_ms: int) -> Refund:
+    """Such a payment for a human, who looks at which of its transfers were sold one by one."""
+    words = (
+        f"{len(paid.authorizations)} signed transfers in one transaction: see which were sold by themselves"
+    )
+    return Refund(
+        owed.network, owed.key, paid.tx_hash or owed.tx_hash, paid.payer, paid.amount_micro, words, now_ms
+    )

@@ -14,10 +14,10 @@ from shared.kernel.money import whole_micro
 from shared.ledger import table as ledger
 from shared.ledger.model import Posted, supplier
 from shared.metering import table as usage
-from shared.metering.model import FlushBatch
+from shared.metering.model import FlushBatch, SpoiledBatch
 from shared.metering.rules import totals
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, TransactItem, transact
-from shared.settlement.rules import accruals, earned_by_device
+from shared.settlement.rules import RateMissing, accruals, earned_by_device
 from shared.supply.proving import prove_device
 from shared.supply.table import get_device
 
@@ -48,22 +48,37 @@ class RollUpReport:
     proven: int = 0
     served: set[DeviceId] = field(default_factory=set)
     deferred: int = 0
+    unrated: int = 0
+    rates_missing: set[str] = field(default_factory=set)
     keyless_bytes: int = 0
+    spoiled: list[str] = field(default_factory=list)
 
 
 def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
-    """Apply every pending batch. Safe to run twice, late or beside itself. Raises RateMissing before anything moves."""
-    report = RollUpReport()
-    seen: set[tuple[str, int]] = set()
+    """Apply every pending batch. Safe to run twice, late or beside itself.
+
+    A batch with bytes of a class that has no rate moves nothing and stays pending until the rate is set.
+    """
+    report, start = RollUpReport(), None
+    seen: set[tuple[str, int | str]] = set()
     while len(seen) < BATCHES_PER_RUN_MAX:
-        page = dynamo.run(usage.pending_batches(tables.usage, BATCHES_PER_PAGE))
-        fresh = [b for b in page.rows if (b.gateway_id, b.sequence) not in seen]
-        if not fresh:
-            return report
+        page = dynamo.run(usage.batches_to_apply(tables.usage, BATCHES_PER_PAGE, start))
+        fresh = [batch for batch in page.rows if _name(batch) not in seen]
+        if not fresh:  # whatever stands here stays: look behind it
+            start = page.next_key
+            if start is None:
+                return report
         for batch in fresh:
-            seen.add((batch.gateway_id, batch.sequence))
+            seen.add(_name(batch))
+            if isinstance(batch, SpoiledBatch):
+                dynamo.run(usage.set_aside(tables.usage, batch))
+                report.spoiled.append(f"{batch.pk} {batch.sk}: {batch.fault}")
+                continue
             try:
                 _apply(dynamo, tables, batch, rates, now_ms, report)
+            except RateMissing as missing:
+                report.unrated += 1
+                report.rates_missing.add(str(missing))
             except (
                 StoreUnavailable
             ):  # a key that is being changed in this moment holds up no other key's bytes
@@ -71,6 +86,12 @@ def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms
                 if report.deferred > DEFERRED_MAX:
                     raise
     return report
+
+
+def _name(batch: FlushBatch | SpoiledBatch) -> tuple[str, int | str]:
+    if isinstance(batch, SpoiledBatch):
+        return batch.pk, batch.sk
+    return batch.gateway_id, batch.sequence
 
 
 def _apply(

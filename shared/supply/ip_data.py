@@ -165,11 +165,17 @@ def mirror_of(bucket: str, asn: Path, country: Path) -> IpDataMirror:
     return IpDataMirror(IpDataStore(boto3.client("s3"), bucket), {"asn": asn, "country": country})
 
 
-async def follow_bucket(bucket: str, asn: Path, country: Path) -> None:
-    """Keep a node's files as they are published, for ever; returns at once where no bucket is set."""
+async def first_fetch(bucket: str, asn: Path, country: Path) -> IpDataMirror | None:
+    """A node's mirror, once its files are here or were tried; None where no bucket is set."""
     if not bucket:
-        return
-    mirror = mirror_of(bucket, asn, country)
-    while True:
-        await asyncio.to_thread(mirror.fetch)
+        return None
+    mirror = await asyncio.to_thread(mirror_of, bucket, asn, country)
+    await asyncio.to_thread(mirror.fetch)
+    return mirror
+
+
+async def follow_bucket(mirror: IpDataMirror | None) -> None:
+    """Keep a node's files as they are published, for ever; returns at once where there is no mirror."""
+    while mirror is not None:
         await asyncio.sleep(FETCH_EVERY_S)
+        await asyncio.to_thread(mirror.fetch)

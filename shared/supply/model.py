@@ -53,6 +53,7 @@ class Family:
     """The chain of refresh tokens that one registration began: the hash of its newest one. One machine has one chain.
 
     `owned`: whoever began it showed that the device is theirs, by the account's key or by being the first of its name.
+    `previous_hash`: of the token that the newest one was first given for, and `spent_at_ms` when that was.
     """
 
     refresh_hash: str
@@ -60,6 +61,8 @@ class Family:
     used_at_ms: int
     account_generation: int
     owned: bool
+    previous_hash: str = ""
+    spent_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Device:
     """One enrolled device.
 
     `shard` is where it is counted, `proven_at_ms` when it first served or was verified. `claimed_country` is what it says
-    where its address says otherwise. `twins_at_ms`: two machines were seen using this one identity.
+    where its address says otherwise. `twins_at_ms`: two machines were seen using this one identity. `released_at_ms`: its
+    place in the counts was given back, because it was withdrawn and never served.
     """
 
     device_id: DeviceId
@@ -93,6 +97,7 @@ class Device:
     proven_at_ms: int | None = None
     consent: Consent | None = None
     withdrawn_at_ms: int | None = None
+    released_at_ms: int | None = None
     wallet: str | None = None
     pending_wallet: PendingWallet | None = None
     requested_micro: int = 0
@@ -118,6 +123,15 @@ class OwnerConsent:
 
 
 @dataclass(frozen=True, slots=True)
+class Hours:
+    """When an owner shares: minutes of the day, by the clock of an IANA time zone."""
+
+    begins: int
+    ends: int
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
 class Owner:
     """What an account decides for all its devices. `listing_all` is its newest word on all of them, if it ever gave one."""
 
@@ -128,6 +142,7 @@ class Owner:
     listing_all_at_ms: int = 0
     consent: OwnerConsent | None = None
     withdrawn_at_ms: int = 0
+    hours: Hours | None = None
 
 
 @dataclass(frozen=True, slots=True)

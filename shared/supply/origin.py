@@ -69,7 +69,7 @@ class _Database:
 class OriginReader:
     """Looks addresses up; open for the life of the process.
 
-    `fetch` may bring newer files and is called now and then; with it, files may be missing at first: nothing is known then.
+    `fetch` may bring newer files and is called now and then. `late` files may be missing at first: nothing is known then.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class OriginReader:
         country_mmdb: Path,
         asn_classes: Path | None = None,
         *,
+        late: bool = False,
         fetch: Callable[[], None] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        late = fetch is not None
         self._asn, self._country = _Database(asn_mmdb, late=late), _Database(country_mmdb, late=late)
         self._classes = read_asn_classes(asn_classes or REVIEWED_CLASSES)
         self._fetch = fetch

@@ -12,13 +12,13 @@ from shared.runtime.dynamo import (
     Page,
     TransactItem,
     get_item,
-    put_new,
     query,
     transact,
     transact_put,
     transact_update,
     update,
 )
+from shared.supply.hours import read_hours
 from shared.supply.model import Device, Owner, OwnerConsent, Receipt
 
 
@@ -38,6 +38,7 @@ def read_owner(row: Item) -> Owner:
         listing_all_at_ms=row.get("listing_all_ms", 0),
         consent=OwnerConsent(**consent) if consent else None,
         withdrawn_at_ms=row.get("withdrawn_ms", 0),
+        hours=read_hours(row["hours"]) if row.get("hours") else None,
     )
 
 
@@ -89,19 +90,10 @@ def owner_consent_row(consent: OwnerConsent) -> dict[str, Any]:
 # Receipts
 
 
-def put_receipt(table: str, receipt: Receipt, receipt_id: str) -> DynamoRequest[bool]:
-    """Keep an act of consent or withdrawal. Receipts are only ever added."""
-    return put_new(table, _receipt_row(receipt, receipt_id))
-
-
 def receipt_item(table: str, receipt: Receipt, receipt_id: str) -> TransactItem:
-    """`put_receipt` in a transaction."""
-    return transact_put(table, _receipt_row(receipt, receipt_id))
-
-
-def _receipt_row(receipt: Receipt, receipt_id: str) -> dict[str, Any]:
+    """An act of consent or withdrawal, for the transaction that carries it out. Receipts are only ever added."""
     place = f"{receipt.at_ms:013d}#{receipt_id}"
-    return {"pk": f"receipt#{receipt.subject}", "sk": place, **asdict(receipt)}
+    return transact_put(table, {"pk": f"receipt#{receipt.subject}", "sk": place, **asdict(receipt)})
 
 
 def receipts(table: str, subject: str, limit: int) -> DynamoRequest[Page[Receipt]]:

@@ -4,6 +4,7 @@ import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from shared.kernel.codes import IpType
@@ -23,6 +24,8 @@ COUNT_SHARDS: Final = 16
 """An account's devices are counted in this many rows, so that a fleet that starts at once does not wait for one of them."""
 GHOST_AFTER_MS: Final = 14 * 86_400_000
 FAMILIES_MAX: Final = 8
+REFRESH_REPEAT_MAX_MS: Final = 120_000
+"""How long a device that lost the answer to a refresh may ask again with the same token: a few tries of every SDK."""
 TWINS_TOLD_MS: Final = 24 * 3600_000
 WALLET_COOLING_MS: Final = 7 * 86_400_000
 WITHDRAWAL_MIN: Final = {
@@ -170,6 +173,21 @@ def replaced_families(
     return tuple(by_age[: max(excess, 0)])
 
 
+def rotated(family: Family, shown_hash: str, fresh_hash: str, now_ms: int) -> Family | None:
+    """The family after one of its tokens was shown; None when that one was copied.
+
+    The token before the newest is shown again by whoever lost the answer, until the newest is used or the time is over. The
+    answer that was lost, or stolen, is worth nothing then: whoever shows its token gives the copy away.
+    """
+    if shown_hash == family.refresh_hash:
+        return replace(
+            family, refresh_hash=fresh_hash, used_at_ms=now_ms, previous_hash=shown_hash, spent_at_ms=now_ms
+        )
+    if shown_hash == family.previous_hash and now_ms - family.spent_at_ms <= REFRESH_REPEAT_MAX_MS:
+        return replace(family, refresh_hash=fresh_hash, used_at_ms=now_ms)
+    return None
+
+
 def are_twins(families: Mapping[str, Family], used: str) -> bool:
     """Whether another machine goes on with this identity: an older family is used after a newer one has begun."""
     begun = families[used].begun_at_ms
@@ -184,14 +202,12 @@ def shard_cap(cap: int, shard: int) -> int:
     return cap // COUNT_SHARDS + (shard < cap % COUNT_SHARDS)
 
 
-def is_ghost(device: Device, owner: Owner, now_ms: int) -> bool:
-    """Whether a device that is connected nowhere is to be forgotten: it never served and was not seen for long.
-
-    A withdrawal is never forgotten: a client that comes back must not agree by itself.
-    """
-    if device.kind is Kind.MODEM or device.proven_at_ms is not None or is_withdrawn(device, owner):
+def is_ghost(device: Device, now_ms: int) -> bool:
+    """Whether a device that is connected nowhere only takes up room: it never served and was not seen for long."""
+    if device.kind is Kind.MODEM or device.proven_at_ms is not None:
         return False
-    seen = max([device.created_at_ms, *(family.used_at_ms for family in device.families.values())])
+    used = (family.used_at_ms for family in device.families.values())
+    seen = max([device.created_at_ms, device.withdrawn_at_ms or 0, *used])
     return now_ms - seen > GHOST_AFTER_MS
 
 

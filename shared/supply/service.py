@@ -12,10 +12,12 @@ from typing import Any, Final
 from shared.access import table as access
 from shared.access.model import Account, AccountKind
 from shared.access.secrets import token_hash
+from shared.guard.model import AuditEvent
+from shared.guard.service import run_audited, write_audited
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
 from shared.pool.live import revoke_device
 from shared.runtime.clock import new_id
-from shared.runtime.dynamo import Contended, RunsDynamo, StoreUnavailable
+from shared.runtime.dynamo import Conflict, Contended, RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis
 from shared.supply import owners, tokens
 from shared.supply import table as devices
@@ -29,14 +31,18 @@ from shared.supply.rules import (
     claimed_country,
     is_withdrawn,
     replaced_families,
+    rotated,
     shard_cap,
     slug,
 )
 
 REGISTER_ATTEMPTS_MAX: Final = 3
 CREATE_ATTEMPTS_MAX: Final = 8
+REFRESH_ATTEMPTS_MAX: Final = 8
 FAMILY_ID_BYTES: Final = 8
 REFRESH_SECRET_BYTES: Final = 24
+EVENT_ATTEMPTS: Final = 2
+"""One for a stream that is new, one for that of a device which was forgotten and comes back."""
 
 
 class EnrolFault(StrEnum):
@@ -56,7 +62,8 @@ class EnrolFault(StrEnum):
 class Arrival:
     """Who registers, from where, and what they say. The address alone decides country, class and relay.
 
-    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing.
+    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `event` is written in the
+    same transaction, in the stream of the device that this turns out to be.
     """
 
     account_id: AccountId
@@ -65,6 +72,7 @@ class Arrival:
     kind: Kind
     address: str
     proven: bool
+    event: AuditEvent
     consent: Consent | None = None
     claimed_consent_ms: int = 0
     wallet: str | None = None
@@ -148,30 +156,40 @@ class Enrolment:
             claimed_country=claimed_country(arrival.claimed_country, origin),
             families={family_id: family},
         )
-        fault = self.put_counted(device, _receipt(arrival))
+        fault = self._put_new(device, arrival)
         if fault is not None:
             return None if fault is EnrolFault.NAME_TAKEN else fault
         return self._enrolled(device, owner, family, refresh, created=True)
 
-    def put_counted(self, device: Device, receipt: Receipt | None = None) -> EnrolFault | None:
-        """Write a new device within its account's caps, and its consent's receipt; None when it was written.
-
-        Raises StoreUnavailable.
-        """
-        table = self.table("devices")
+    def _put_new(self, device: Device, arrival: Arrival) -> EnrolFault | None:
+        """Write a new device, its consent's receipt and the event that tells of both, within the caps of its account."""
+        table, audit, receipt = self.table("devices"), self.table("audit"), _receipt(arrival)
+        event = _event(arrival, device.device_id)
         kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
+
+        def write(placed: Device) -> Conflict | None:
+            items = [*devices.creation(table, placed), *kept]
+            return write_audited(self.dynamo, audit, event, items, begins=True, attempts=EVENT_ATTEMPTS)
+
+        return self._counted(device, write)
+
+    def _counted(self, device: Device, write: Callable[[Device], Conflict | None]) -> EnrolFault | None:
+        """`write` a device into a shard of its account's counts that has room; None when it was written.
+
+        NAME_TAKEN when something else than the counts stood against it. Raises StoreUnavailable.
+        """
         shard = int(token_hash(device.device_id)[:8], 16) % COUNT_SHARDS
         for attempt in range(CREATE_ATTEMPTS_MAX):
             try:
-                conflict = self.dynamo.run(devices.create(table, replace(device, shard=shard), kept))
+                conflict = write(replace(device, shard=shard))
             except Contended:
                 shard = (shard + 1) % COUNT_SHARDS
                 continue
             if conflict is None:
                 return None
-            if {devices.DEVICE_ITEM, devices.NAME_ITEM} & set(conflict.failed):
+            if set(conflict.failed) != {devices.COUNT_ITEM}:
                 return EnrolFault.NAME_TAKEN
-            counts = self.dynamo.run(devices.read_counts(table, device.account_id))
+            counts = self.dynamo.run(devices.read_counts(self.table("devices"), device.account_id))
             room = _shards_with_room(counts)
             if not room:
                 total = sum(count for count, _ in counts.values())
@@ -186,27 +204,36 @@ class Enrolment:
         """
         if is_withdrawn(found, owner):
             return EnrolFault.CONSENT_WITHDRAWN
+        fault = self._count_again(found)
+        if fault is not None:
+            return fault
         now = self.now_ms()
         family_id, refresh, family = self._family(owner, now, owned=arrival.proven)
         fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
-        given = arrival.consent if arrival.proven else None
+        given, receipt = arrival.consent if arrival.proven else None, None
         if given is not None and (
             found.consent is None or found.consent.terms_version != given.terms_version
         ):
             receipt = _receipt(replace(arrival, device_id=found.device_id))
-            if receipt is not None:
-                self.dynamo.run(owners.put_receipt(self.table("devices"), receipt, new_id()))
             fields["consent"] = devices.consent_row(given)
         if arrival.wallet and found.wallet is None:
             fields["wallet"] = arrival.wallet
         replaced = replaced_families(found.families)
-        request = devices.begin_family(
-            self.table("devices"), found.device_id, family_id, family, replaced, fields
-        )
-        changed = self.dynamo.run(request)
+        table, event = self.table("devices"), _event(arrival, found.device_id)
+        write = devices.begin_family(table, found.device_id, family_id, family, replaced, fields)
+        kept = [owners.receipt_item(table, receipt, new_id())] if receipt is not None else []
+        changed = run_audited(self.dynamo, self.table("audit"), event, write, kept)
         if changed is None:
             return None
         return self._enrolled(changed, owner, family, refresh, created=False)
+
+    def _count_again(self, found: Device) -> EnrolFault | None:
+        """A device whose place was released comes back within the caps; another machine may be first, which is as good."""
+        if found.released_at_ms is None:
+            return None
+        table = self.table("devices")
+        fault = self._counted(found, lambda placed: self.dynamo.run(devices.count_again(table, placed)))
+        return None if fault is EnrolFault.NAME_TAKEN else fault
 
     def _family(self, owner: Owner, now: int, *, owned: bool) -> tuple[str, str, Family]:
         """(id, first refresh token, row) of a new family."""
@@ -237,30 +264,34 @@ class Enrolment:
         return Enrolled(device, owner, token, refresh, relay, relays, created)
 
     def refresh(self, device_id: DeviceId, refresh_token: str, address: str) -> Enrolled | EnrolFault:
-        """The next token and refresh token. A spent one used again ends its family: it was copied."""
-        table = self.table("devices")
-        family_id = refresh_token.partition(".")[0]
-        device = self.dynamo.run(devices.get_device(table, device_id))
-        if device is None or family_id not in device.families:
-            return EnrolFault.REFRESH_INVALID
-        owner = self.dynamo.run(owners.get_owner(table, device.account_id))
-        held, spent = device.families[family_id], token_hash(refresh_token)
-        if held.refresh_hash != spent:
-            return self._reused(device_id, family_id)
-        if held.account_generation < owner.generation:
-            return EnrolFault.REFRESH_INVALID
-        if is_withdrawn(device, owner):
-            return EnrolFault.CONSENT_WITHDRAWN
-        now, fresh = self.now_ms(), f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
-        fields = self._seen_at(address, device.claimed_country)
-        if are_twins(device.families, family_id):
-            fields["twins_ms"] = now
-        renewed = replace(held, refresh_hash=token_hash(fresh), used_at_ms=now)
-        request = devices.rotate_refresh(table, device_id, family_id, renewed, spent, fields)
-        changed = self.dynamo.run(request)
-        if changed is None:
-            return self._reused(device_id, family_id)
-        return self._enrolled(changed, owner, renewed, fresh, created=False)
+        """The next token and refresh token; for a lost answer another one. A token that was copied ends its family."""
+        table, family_id = self.table("devices"), refresh_token.partition(".")[0]
+        fresh = f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
+        for _ in range(
+            REFRESH_ATTEMPTS_MAX
+        ):  # a condition that failed says nothing of the token: the row does
+            device = self.dynamo.run(devices.get_device(table, device_id))
+            if device is None or family_id not in device.families:
+                return EnrolFault.REFRESH_INVALID
+            owner = self.dynamo.run(owners.get_owner(table, device.account_id))
+            held, now = device.families[family_id], self.now_ms()
+            if held.refresh_hash == token_hash(fresh):  # written, and the store's answer was lost
+                return self._enrolled(device, owner, held, fresh, created=False)
+            renewed = rotated(held, token_hash(refresh_token), token_hash(fresh), now)
+            if renewed is None:
+                return self._reused(device_id, family_id)
+            if held.account_generation < owner.generation:
+                return EnrolFault.REFRESH_INVALID
+            if is_withdrawn(device, owner):
+                return EnrolFault.CONSENT_WITHDRAWN
+            fields = self._seen_at(address, device.claimed_country)
+            if are_twins(device.families, family_id):
+                fields["twins_ms"] = now
+            request = devices.rotate_refresh(table, device_id, family_id, renewed, held.refresh_hash, fields)
+            changed = self.dynamo.run(request)
+            if changed is not None:
+                return self._enrolled(changed, owner, renewed, fresh, created=False)
+        raise Contended("devices: contended")
 
     def _reused(self, device_id: DeviceId, family_id: str) -> EnrolFault:
         self.tell(self.dynamo.run(devices.end_family(self.table("devices"), device_id, family_id)))
@@ -273,6 +304,7 @@ class Enrolment:
         origin: Origin,
         carrier: str,
         seal: Callable[[DeviceId], Modem],
+        event: AuditEvent,
     ) -> Device | EnrolFault:
         """A farm's modem, found again by its name; `seal` gives where it listens, sealed for its id."""
         table = self.table("devices")
@@ -284,7 +316,8 @@ class Enrolment:
             if held is None or held.kind is not Kind.MODEM:
                 return EnrolFault.NAME_TAKEN
             fields = {"modem": devices.modem_row(modem), "carrier": carrier, **devices.origin_row(origin)}
-            return self.dynamo.run(devices.change(table, known, fields)) or EnrolFault.NAME_TAKEN
+            change = devices.change(table, known, fields)
+            return run_audited(self.dynamo, self.table("audit"), event, change) or EnrolFault.NAME_TAKEN
         now = self.now_ms()
         device = Device(
             device_id=device_id,
@@ -299,7 +332,12 @@ class Enrolment:
             consent=Consent("farm-agreement", "api", now),
             modem=modem,
         )
-        return self.put_counted(device) or device
+
+        def write(placed: Device) -> Conflict | None:
+            items = devices.creation(table, placed)
+            return write_audited(self.dynamo, self.table("audit"), event, items, attempts=EVENT_ATTEMPTS)
+
+        return self._counted(device, write) or device
 
     def wallet_account(self, wallet: str) -> tuple[AccountId, bool]:
         """The account of whoever registers with a wallet and no key, and whether it is a new one."""
@@ -316,6 +354,10 @@ class Enrolment:
                 self.redis.run(call)
         except StoreUnavailable:
             return
+
+
+def _event(arrival: Arrival, device_id: DeviceId) -> AuditEvent:
+    return replace(arrival.event, stream=f"dev#{device_id}")
 
 
 def _receipt(arrival: Arrival) -> Receipt | None:

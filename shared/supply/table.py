@@ -4,7 +4,7 @@ A new device is written together with its name and with the count that bounds it
 registers at the same time. Counts stand in several rows per account: one row would make a starting fleet wait.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from shared.kernel.codes import IpType
@@ -27,10 +27,8 @@ from shared.runtime.dynamo import (
 from shared.supply.model import Consent, Device, Family, Kind, Modem, Origin, PendingWallet
 from shared.supply.rules import COUNT_SHARDS, DEVICES_MAX, UNPROVEN_MAX, shard_cap
 
-DEVICE_ITEM: Final = 0
-NAME_ITEM: Final = 1
-COUNT_ITEM: Final = 2
-"""Places in the transaction that creates a device."""
+COUNT_ITEM: Final = 0
+"""Where the place in the counts stands in a transaction that takes one."""
 
 
 def consent_row(consent: Consent) -> dict[str, Any]:
@@ -55,13 +53,16 @@ def modem_row(modem: Modem) -> dict[str, Any]:
 
 def family_row(family: Family) -> dict[str, Any]:
     """A refresh family as it stands in a device's row."""
-    return {
+    row: dict[str, Any] = {
         "hash": family.refresh_hash,
         "begun_ms": family.begun_at_ms,
         "used_ms": family.used_at_ms,
         "agen": family.account_generation,
         "owned": family.owned,
     }
+    if family.previous_hash:
+        row |= {"was": family.previous_hash, "spent_ms": family.spent_at_ms}
+    return row
 
 
 def _row(device: Device) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def _row(device: Device) -> dict[str, Any]:
         "claimed_country": device.claimed_country,
         "twins_ms": device.twins_at_ms,
         "withdrawn_ms": device.withdrawn_at_ms,
+        "released_ms": device.released_at_ms,
         "consent": consent_row(device.consent) if device.consent else None,
         "modem": modem_row(device.modem) if device.modem else None,
         "families": {name: family_row(family) for name, family in device.families.items()},
@@ -112,6 +114,7 @@ def read_device(row: Item) -> Device:
         proven_at_ms=row.get("proven_ms"),
         consent=Consent(consent["version"], consent["method"], consent["at_ms"]) if consent else None,
         withdrawn_at_ms=row.get("withdrawn_ms"),
+        released_at_ms=row.get("released_ms"),
         wallet=row.get("wallet"),
         pending_wallet=PendingWallet(pending["wallet"], pending["from_ms"]) if pending else None,
         requested_micro=row["requested_micro"],
@@ -123,7 +126,8 @@ def read_device(row: Item) -> Device:
 
 
 def _read_family(row: Item) -> Family:
-    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"], row["owned"])
+    previous = row.get("was", ""), row.get("spent_ms", 0)
+    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"], row["owned"], *previous)
 
 
 def find_name(table: str, account_id: AccountId, name: str) -> DynamoRequest[DeviceId | None]:
@@ -139,18 +143,35 @@ def get_device(table: str, device_id: DeviceId) -> DynamoRequest[Device | None]:
 # Creation and counts
 
 
-def create(table: str, device: Device, beside: Sequence[TransactItem] = ()) -> DynamoRequest[Conflict | None]:
-    """A new device, its name, its place in the count of its shard, and whatever is written beside it.
+def creation(table: str, device: Device) -> list[TransactItem]:
+    """A new device, its name, and its place in the count of its shard.
 
-    The conflict tells what stood against it: `DEVICE_ITEM` or `NAME_ITEM` (another machine was first), `COUNT_ITEM` (the
-    shard is full).
+    When only `COUNT_ITEM` fails, the shard is full; else another machine was first.
     """
     name = {"pk": f"name#{device.account_id}", "sk": device.name, "device": device.device_id}
-    places = [transact_put(table, _row(device)), transact_put(table, name), _count_item(table, device)]
-    return transact([*places, *beside])
+    return [_count_item(table, device), transact_put(table, _row(device)), transact_put(table, name)]
 
 
-def _count_item(table: str, device: Device) -> Mapping[str, Any]:
+def create(table: str, device: Device) -> DynamoRequest[Conflict | None]:
+    """`creation`, as a transaction of its own."""
+    return transact(creation(table, device))
+
+
+def count_again(table: str, device: Device) -> DynamoRequest[Conflict | None]:
+    """A device whose place was released takes one in its shard; failures as in `creation`."""
+    back = transact_update(
+        table,
+        f"dev#{device.device_id}",
+        "-",
+        "SET #shard = :shard REMOVE released_ms",
+        {":shard": device.shard},
+        condition="attribute_exists(released_ms)",
+        names={"#shard": "shard"},
+    )
+    return transact([_count_item(table, device), back])
+
+
+def _count_item(table: str, device: Device) -> TransactItem:
     room = {
         ":devices_max": shard_cap(DEVICES_MAX, device.shard),
         ":unproven_max": shard_cap(UNPROVEN_MAX, device.shard),
@@ -185,7 +206,7 @@ def prove(table: str, device: Device, now_ms: int) -> DynamoRequest[bool]:
         "-",
         "SET proven_ms = :now",
         {":now": now_ms},
-        condition="attribute_exists(pk) AND attribute_not_exists(proven_ms)",
+        condition="attribute_exists(pk) AND attribute_not_exists(proven_ms) AND attribute_not_exists(released_ms)",
     )
     counted = transact_update(
         table, f"count#{device.account_id}", f"{device.shard:02d}", "ADD unproven :less", {":less": -1}
@@ -199,23 +220,49 @@ def drop_ghost(table: str, device: Device) -> DynamoRequest[bool]:
 
     False when it was proven, or came back, since it was read.
     """
-    families = {name: family_row(family) for name, family in device.families.items()}
+    there, values = _unchanged(device)
     gone = transact_delete(
         table,
         f"dev#{device.device_id}",
-        condition="attribute_not_exists(proven_ms) AND attribute_not_exists(withdrawn_ms) AND families = :seen",
-        values={":seen": families},
+        condition=f"{there} AND attribute_not_exists(withdrawn_ms)",
+        values=values,
     )
     name = transact_delete(table, f"name#{device.account_id}", device.name)
-    counted = transact_update(
-        table,
-        f"count#{device.account_id}",
-        f"{device.shard:02d}",
-        "ADD devices :less, unproven :less",
-        {":less": -1},
-    )
-    asked = transact([gone, name, counted])
+    counted = [] if device.released_at_ms is not None else [_uncount_item(table, device)]
+    asked = transact([gone, name, *counted])
     return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
+
+
+def release_place(table: str, device: Device, now_ms: int) -> DynamoRequest[bool]:
+    """A withdrawn device that never served leaves the counts. Its row stays: who comes back must not agree by itself.
+
+    False when it was proven, came back, or left since it was read.
+    """
+    there, values = _unchanged(device)
+    released = transact_update(
+        table,
+        f"dev#{device.device_id}",
+        "-",
+        "SET released_ms = :now",
+        {":now": now_ms, **values},
+        condition=there,
+    )
+    asked = transact([released, _uncount_item(table, device)])
+    return DynamoRequest(asked.operation, asked.params, lambda _: True, lambda _: False)
+
+
+def _unchanged(device: Device) -> tuple[str, dict[str, Any]]:
+    """The condition, with its values, that an unproven device still is as it was read."""
+    families = {name: family_row(family) for name, family in device.families.items()}
+    there = "attribute_not_exists" if device.released_at_ms is None else "attribute_exists"
+    return f"attribute_not_exists(proven_ms) AND {there}(released_ms) AND families = :seen", {
+        ":seen": families
+    }
+
+
+def _uncount_item(table: str, device: Device) -> TransactItem:
+    place = f"count#{device.account_id}", f"{device.shard:02d}"
+    return transact_update(table, *place, "ADD devices :less, unproven :less", {":less": -1})
 
 
 # Changes
@@ -254,11 +301,11 @@ def begin_family(
 
 
 def rotate_refresh(
-    table: str, device_id: DeviceId, name: str, family: Family, spent_hash: str, fields: Mapping[str, object]
+    table: str, device_id: DeviceId, name: str, family: Family, newest_hash: str, fields: Mapping[str, object]
 ) -> DynamoRequest[Device | None]:
-    """The next refresh token of a family; None when the spent one was not its newest (any more)."""
+    """The next refresh token of a family; None when its newest one is another than `newest_hash` (by now)."""
     return _with_family(
-        table, device_id, name, family, (), fields, condition="families.#f.#h = :spent", spent=spent_hash
+        table, device_id, name, family, (), fields, condition="families.#f.#h = :newest", newest=newest_hash
     )
 
 
@@ -271,15 +318,15 @@ def _with_family(
     fields: Mapping[str, object],
     *,
     condition: str,
-    spent: str | None = None,
+    newest: str | None = None,
 ) -> DynamoRequest[Device | None]:
     row = {k: v for k, v in fields.items() if v is not None}
     sets = ", ".join(["families.#f = :f", *(f"#{k} = :{k}" for k in row)])
     gone = ", ".join(f"families.#r{n}" for n in range(len(replaced)))
     names = {"#f": name, **{f"#r{n}": r for n, r in enumerate(replaced)}, **{f"#{k}": k for k in row}}
     values: dict[str, object] = {":f": family_row(family), **{f":{k}": v for k, v in row.items()}}
-    if spent is not None:
-        names["#h"], values[":spent"] = "hash", spent
+    if newest is not None:
+        names["#h"], values[":newest"] = "hash", newest
     return update(
         table,
         f"dev#{device_id}",

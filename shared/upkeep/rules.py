@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shared.kernel.money import BYTES_PER_GB
 from shared.upkeep.model import Check, Finding, Observation, Scope
 
 RUNS_TO_OPEN: Final = 2
@@ -14,15 +15,35 @@ AUDITS: Final = frozenset({Check.RECIPIENTS, Check.SCHEDULES, Check.RECOVERY, Ch
 OVERHEAD_BYTES: Final = 12 * 1024
 """Of one fetch beside its body: handshake, heads, records. Twice more bounds what a failed one may have carried of it."""
 SLACK_BYTES: Final = 64
+RUNS_A_DAY: Final = 288
+
+
+def run_need_bytes(fetches: int, body_bytes: int) -> int:
+    """What a run costs the watchdog's own key at most."""
+    return fetches * (body_bytes + OVERHEAD_BYTES)
+
+
+def top_up_gb(left_bytes: int, run_bytes: int) -> int:
+    """By how much the watchdog's own key is raised; 0 while it lasts for a day."""
+    day_bytes = run_bytes * RUNS_A_DAY
+    return 0 if left_bytes >= day_bytes else -(-(2 * day_bytes - left_bytes) // BYTES_PER_GB)
 
 
 def judge(seen: Sequence[Observation]) -> list[Finding]:
-    """What is wrong, each fault once and at its widest. While the watchdog cannot reach its control target, only that."""
+    """What is wrong, each fault once and at its widest. While the watchdog cannot reach its control target, only that.
+
+    A fault of its own key is its own: without one it is no customer, and sees nothing of what customers meet.
+    """
     control = [o for o in seen if o.check is Check.CONTROL]
     if control and not any(o.ok for o in control):
         return [Finding(Scope.WATCHDOG, Check.CONTROL, detail=control[0].detail)]
     findings = [
         Finding(Scope.SETTINGS, o.check, o.detail, o.detail) for o in seen if o.check in AUDITS and not o.ok
+    ]
+    findings += [
+        Finding(Scope.WATCHDOG, o.check, detail=o.detail)
+        for o in seen
+        if o.check is Check.OWN_KEY and not o.ok
     ]
     findings += [
         Finding(Scope.RELAY, o.check, o.relay, o.detail) for o in seen if o.check is Check.RELAY and not o.ok

@@ -11,15 +11,18 @@ from typing import Any, Final, Protocol
 
 from shared.guard.model import Incident
 from shared.guard.table import close_incident, open_incident, read_setting, write_setting
+from shared.kernel.money import BYTES_PER_GB
 from shared.runtime.dynamo import RunsDynamo
-from shared.upkeep.customer import Door, Fetched
+from shared.upkeep.customer import BODY_BYTES, Door, Fetched
 from shared.upkeep.model import Check, Finding, Observation, Scope
-from shared.upkeep.rules import advance, billing_fault, judge
+from shared.upkeep.rules import advance, billing_fault, judge, run_need_bytes, top_up_gb
 
 SETTING: Final = "watchdog"
 LABEL, SUSPENDED_LABEL = "watchdog", "watchdog suspended"
 CAP_GB: Final = 1
 COUNTRIES_MAX: Final = 5
+FETCHES_MAX: Final = 4 + COUNTRIES_MAX
+"""Of one run, through one door, with the key that pays."""
 KEYS: Final = "/v1/reseller/pool-keys"
 REFUSED: Final = "refused_407"
 
@@ -102,6 +105,9 @@ class Watchdog:
         key, suspended = self._key(LABEL, enabled=True), self._key(SUSPENDED_LABEL, enabled=False)
         if key is None or suspended is None:
             return [Observation(Check.BILLING, ok=False, detail="the reseller API gives no keys")]
+        poor = self._keep_filled(key)
+        if poor is not None:
+            return [Observation(Check.OWN_KEY, ok=False, detail=poor)]
         seen = [self._billing(key, before)] if before else []
         used = int(key["usedBytes"])
         for door in self._plan.doors:
@@ -153,6 +159,24 @@ class Watchdog:
             for country, count in pool.items():
                 counts[country] = counts.get(country, 0) + count
         return sorted(counts, key=lambda c: (-counts[c], c))[:COUNTRIES_MAX]
+
+    def _keep_filled(self, key: Mapping[str, Any]) -> str | None:
+        """Raise the key's cap when less than a day is left of it; answers why this run cannot be paid with it, or None."""
+        if key["trafficCapGB"] is None:
+            return None
+        need = run_need_bytes(len(self._plan.doors) * FETCHES_MAX, BODY_BYTES)
+        left = round(float(key["trafficCapGB"]) * BYTES_PER_GB) - int(key["usedBytes"])
+        more = top_up_gb(left, need)
+        if not more:
+            return None
+        status, _ = self._call("POST", f"{KEYS}/{key['id']}/topup", {"addTrafficGB": more})
+        if status == 200:
+            self._call(
+                "PATCH", f"{KEYS}/{key['id']}", {"enabled": True}
+            )  # it may have met its cap: a top-up enables nothing
+            return None
+        log.error("own key is not topped up", extra={"status": status, "left_bytes": left})
+        return None if left >= need else f"{max(left, 0)} bytes left, top-up answered {status}"
 
     def _key(self, label: str, *, enabled: bool) -> dict[str, Any] | None:
         """The watchdog's key of this name, made when there is none, and put into the state that it is for."""
@@ -211,7 +235,7 @@ class Watchdog:
 
 
 _WHO: Final = {
-    Scope.WATCHDOG: "the watchdog cannot reach its own control target, and is blind",
+    Scope.WATCHDOG: "the watchdog itself, which is blind meanwhile",
     Scope.FLEET: "the whole network",
     Scope.GATEWAY: "gateway",
     Scope.RELAY: "relay",

@@ -83,6 +83,10 @@ class BodyScanner:
 
     def _chunks(self, data: bytes | bytearray | memoryview) -> int:
         offset, end = 0, len(data)
+        if self._in_data and end < self._left:  # a large chunk is not copied
+            self._left -= end
+            return end
+        data = bytes(data)
         while offset < end and not self.done:
             if self._in_data:
                 taken = min(self._left, end - offset)
@@ -94,9 +98,9 @@ class BodyScanner:
                 offset = self._read_line(data, offset)
         return offset
 
-    def _read_line(self, data: bytes | bytearray | memoryview, offset: int) -> int:
-        found = bytes(data[offset : offset + MAX_CHUNK_LINE_BYTES]).find(b"\n")
-        stop = len(data) if found < 0 else offset + found + 1
+    def _read_line(self, data: bytes, offset: int) -> int:
+        found = data.find(b"\n", offset, offset + MAX_CHUNK_LINE_BYTES)
+        stop = len(data) if found < 0 else found + 1
         self._line += data[offset:stop]
         if len(self._line) > MAX_CHUNK_LINE_BYTES:
             raise HeadError(HeadFault.BAD_FRAMING)

@@ -294,13 +294,16 @@ class Stream:
         if not self._stalled:
             self._grant()
 
-    def on_eof(self) -> None:
-        """EOF; a second one is a violation. Raises FlowViolation."""
+    def on_eof(self, *, closes: bool = False) -> None:
+        """EOF; a second one is a violation. An end that `closes` says CLOSE when both directions are over, and need not
+        acknowledge besides. Raises FlowViolation.
+        """
         if self.eof_received:
             raise FlowViolation("second EOF")
         self.eof_received = True
         self._received += 1
-        self._tell(max(self._told, self._received))
+        if not (closes and self.over):
+            self._tell(max(self._told, self._received))
         self._sink.ended()
 
     def on_window(self, received: int, limit: int) -> None:

@@ -21,6 +21,9 @@ except ImportError:  # a peer without the C extension masks with big integers: s
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 512
 MAX_CONTROL_BYTES: Final = 125
 MAX_FRAGMENTS: Final = 4096
+VIEWED_FROM_BYTES: Final = 1024
+"""A smaller piece is copied sooner than a view of it is made."""
+_WHOLE_BINARY: Final = 0x82
 _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
 
@@ -124,13 +127,14 @@ class FrameReader:
         if have < 2:
             return 0
         first, second = buffer[start], buffer[start + 1]
-        opcode = self._check_first(first)
-        if bool(second & 0x80) is not self._masked:
+        alone = first == _WHOLE_BINARY and self._opcode is None  # as nearly all are
+        opcode = Opcode.BINARY if alone else self._check_first(first)
+        if (second >= 0x80) is not self._masked:
             raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "mask bit is wrong for this side")
         size, header = second & 0x7F, 2
-        if opcode >= Opcode.CLOSE and size > MAX_CONTROL_BYTES:
-            raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "control frame too long")
         if size >= _LENGTH_16:
+            if opcode >= Opcode.CLOSE:
+                raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "control frame too long")
             self._need = header = 4 if size == _LENGTH_16 else 10
             if have < header:
                 return 0
@@ -141,18 +145,16 @@ class FrameReader:
         if size + self._parts_bytes > self._max:
             raise WebSocketFault(CloseCode.TOO_BIG, "message too big")
         body = header + (4 if self._masked else 0)
-        self._need = body + size
         if have < body + size:
+            self._need = body + size
             return 0
-        with memoryview(buffer) as view:
-            payload = view[start + body : start + body + size]
-            whole = (
-                apply_mask(payload, bytes(view[start + header : start + body]))
-                if self._masked
-                else bytes(payload)
-            )
-            payload.release()
-        self._deliver(opcode, bool(first & 0x80), whole, messages)
+        from_, to = start + body, start + body + size
+        payload = memoryview(buffer)[from_:to] if size > VIEWED_FROM_BYTES else buffer[from_:to]
+        whole = apply_mask(payload, buffer[start + header : from_]) if self._masked else bytes(payload)
+        if alone:
+            messages.append(Message(opcode, whole))
+        else:
+            self._deliver(opcode, bool(first & 0x80), whole, messages)
         return body + size
 
     def _check_first(self, first: int) -> Opcode:

@@ -6,6 +6,7 @@ import os
 import pty
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,7 +183,8 @@ async def test_an_owner_withdraws_by_the_key_or_by_the_devices_own_token(
     assert "no registered device" in nobody.log
     running = await rig.device(**owner)
     await rig.relay.socket()
-    device = await rig.device("-withdraw", **owner, PSX_ACCEPT_TERMS=None)
+    without_key = {"API_KEY": None} if wallet else {}
+    device = await rig.device("-withdraw", **without_key, PSX_ACCEPT_TERMS=None)
     assert await device.ended() == 0, device.log
     assert "withdrawn" in device.log
     mine, key = "/v1/peer/my-devices/agent_c0ffee/consent", (rig.api.owners_keys or [("", "")])[0][1]
@@ -223,6 +225,31 @@ async def test_a_dry_run_does_nothing(rig: Rig) -> None:
     assert not rig.api.calls
     assert not rig.relay.upgrades
     assert list(rig.folder.iterdir()) == []
+
+
+async def plan(rig: Rig, *flags: str, **changes: str | None) -> dict[str, Any]:
+    """What a dry run shows."""
+    device = await rig.device("-dry-run", *flags, **changes)
+    assert await device.ended() == 0, device.log
+    found: dict[str, Any] = json.loads(device.log[device.log.index("{") :])
+    return found
+
+
+async def test_a_flag_beats_its_variable_and_both_have_a_default(rig: Rig) -> None:
+    usual, given = await asyncio.gather(
+        plan(rig, WS_CONNECTIONS=None, PEER_STATE_FILE=None, HOME=str(rig.folder)),
+        plan(
+            rig, "-name", "flagged", "--connections", "8", "-state=other.json", "-relay", "wss://pin.example/"
+        ),
+    )
+    assert usual["connections"] == 4
+    assert Path(usual["state"]).name == ".psx-peer-state.json"
+    assert {name: given[name] for name in ("name", "connections", "state", "relay")} == {
+        "name": "flagged",
+        "connections": 8,
+        "state": "other.json",
+        "relay": "wss://pin.example/",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,34 +1,64 @@
-"""binary-v1 through every SDK's own command, as relays of the field speak it."""
+"""binary-v1 through every SDK's own command, as relays of the field speak it.
+
+Sessions of v1 end with their socket, so that one device serves all tests of this file, each with a socket of its own.
+"""
 
 import asyncio
 import base64
 import json
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
+from local.sdks import Sdk
+from local.supervisor import free_port
 from shared.wire import peer
 from shared.wire.peer import FrameType, Type
 from tests.conformance.device import Rig
 from tests.conformance.relay import Socket
 from tests.conformance.targets import Connection, Target
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 SENT_MAX_BYTES = 256 * 1024
 MAX_TUNNELS = 256
 VECTORS: dict[str, Any] = json.loads(Path("docs/protocol/binary-v1.json").read_text())
 
 
-@pytest.fixture
-async def socket(rig: Rig, target: Target) -> Socket:
-    """The socket of a device whose relay knows v1 only."""
-    rig.relay.protocol = peer.PROTOCOL
-    rig.times |= {"redial_min": 0.02, "redial_max": 0.05}
-    await rig.device()
-    return await rig.relay.socket()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig(sdk: Sdk, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    """A device whose relay knows v1 only, and which may dial one port of loopback."""
+    found = Rig(sdk, tmp_path_factory.mktemp("sessions"))
+    await found.start()
+    found.relay.protocol = peer.PROTOCOL
+    found.times |= {"redial_min": 0.02, "redial_max": 0.05}
+    found.allowed.append(f"127.0.0.1:{free_port()}")
+    await found.device()
+    yield found
+    await found.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def target(rig: Rig) -> AsyncIterator[Target]:
+    """What listens on that port."""
+    found = Target(port=int(rig.allowed[0].rpartition(":")[2]))
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def socket(rig: Rig, target: Target) -> AsyncIterator[Socket]:
+    """A socket that nobody used."""
+    yield await rig.relay.socket()
+    for one in list(rig.relay.open):
+        one.ws.transport.abort()
+    for _ in range(rig.relay.arrived.qsize()):
+        await (await rig.relay.socket()).gone()
 
 
 async def session(socket: Socket, target: Target, name: str = "s1") -> Connection:
@@ -62,6 +92,13 @@ async def test_bytes_pass_both_ways_in_order(socket: Socket, target: Target) -> 
     assert await received(socket, "s1", len(down)) == down
     assert await reading == up
     await sending
+
+
+async def test_a_session_is_logged_as_users_know_it(rig: Rig, socket: Socket, target: Target) -> None:
+    await session(socket, target)
+    (device,) = rig.devices
+    assert f"127.0.0.1:{target.port}" in await device.logged("[TUNNEL_CONNECT]")
+    await device.logged("[TCP_OPEN_OK]")
 
 
 async def test_bytes_that_come_before_the_dial_is_done_are_kept_in_order(

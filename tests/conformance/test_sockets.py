@@ -1,6 +1,7 @@
 """What every SDK does with its sockets to relays: who it is, when it comes again, where it goes, and that it stops."""
 
 import asyncio
+import contextlib
 import signal
 import ssl
 
@@ -8,7 +9,7 @@ import pytest
 import trustme
 from websockets.frames import CloseCode
 
-from shared.wire import mux
+from shared.wire import mux, peer
 from tests.conformance.device import Rig
 from tests.conformance.relay import ScriptedRelay, Tunnel
 from tests.conformance.targets import Target
@@ -193,6 +194,38 @@ async def test_a_redirect_to_a_host_that_the_api_never_named_is_ignored(rig: Rig
     await stranger.stop()
 
 
+async def test_a_redirect_to_where_a_device_is_moves_nothing(rig: Rig) -> None:
+    second = await rig.add_relay(ScriptedRelay())
+    await rig.device()
+    socket = await rig.relay.socket()
+    socket.say(peer.Type.RELAY_REDIRECT, relay=rig.relay.url)
+    await socket.alive()
+    socket.say(peer.Type.RELAY_REDIRECT, relay=second.url)
+    moved = await second.socket()
+    for _ in range(3):
+        moved.say(peer.Type.RELAY_REDIRECT, relay=second.url)
+    await moved.alive()
+    assert (rig.relay.arrived.empty(), second.arrived.empty()) == (True, True)
+
+
+async def test_a_relay_that_sends_its_devices_away_again_and_again_is_dialled_seldom(rig: Rig) -> None:
+    rig.times |= {"redial_min": 1.0, "redial_max": 1.4}
+    away = await rig.add_relay(ScriptedRelay())
+    await away.stop()
+    await rig.device()
+    came = 0
+
+    async def send_away() -> None:
+        nonlocal came
+        while True:
+            (await rig.relay.socket()).send(mux.goaway_frame(0, 5000))
+            came += 1
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(send_away(), 2.5)
+    assert 0 < came <= 2 * 3, "two relays at once, then a wait of a second"
+
+
 async def test_a_relay_that_is_not_reached_is_left_for_the_next_one(rig: Rig) -> None:
     second = await rig.add_relay(ScriptedRelay())
     await rig.relay.stop()
@@ -204,8 +237,11 @@ async def test_a_pinned_relay_is_kept(rig: Rig) -> None:
     pinned = ScriptedRelay()
     await pinned.start()
     await rig.device(RELAY_URL=pinned.url)
-    await pinned.socket()
-    assert rig.relay.arrived.empty()
+    socket = await pinned.socket()
+    assert socket.device_info["supportsRelayRedirect"] is False
+    socket.say(peer.Type.RELAY_REDIRECT, relay=rig.relay.url)
+    await socket.alive()
+    assert not rig.relay.upgrades
     await rig.devices[0].stop()
     await pinned.stop()
 

@@ -9,8 +9,8 @@ from shared.wire import mux, peer
 from shared.wire.mux import MuxReason, MuxType
 from shared.wire.stream import WINDOW_START_BYTES
 from tests.conformance.device import Rig
-from tests.conformance.relay import ScriptedRelay, Tunnel, token_of
-from tests.conformance.targets import Target
+from tests.conformance.relay import ScriptedRelay, Socket, Tunnel, token_of
+from tests.conformance.targets import Connection, Target
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +18,17 @@ BULK_BYTES = 3_000_000
 MAX_TUNNELS = 256
 
 
-async def test_bytes_pass_both_ways_in_order_and_within_the_windows(rig: Rig, target: Target) -> None:
+async def opened(rig: Rig, target: Target) -> tuple[Socket, Tunnel, Connection]:
+    """A device with one socket and one tunnel, and what arrived at the target."""
     await rig.device()
     socket = await rig.relay.socket()
     tunnel = Tunnel(1)
     await tunnel.open(socket, "127.0.0.1", target.port)
-    connection = await target.connection()
+    return socket, tunnel, await target.connection()
+
+
+async def test_bytes_pass_both_ways_in_order_and_within_the_windows(rig: Rig, target: Target) -> None:
+    _, tunnel, connection = await opened(rig, target)
     up, down = os.urandom(BULK_BYTES), os.urandom(BULK_BYTES)
     tunnel.stream.write(up)
     reading = asyncio.ensure_future(connection.read(BULK_BYTES))
@@ -35,11 +40,7 @@ async def test_bytes_pass_both_ways_in_order_and_within_the_windows(rig: Rig, ta
 
 
 async def test_each_direction_ends_by_itself(rig: Rig, target: Target) -> None:
-    await rig.device()
-    socket = await rig.relay.socket()
-    tunnel = Tunnel(1)
-    await tunnel.open(socket, "127.0.0.1", target.port)
-    connection = await target.connection()
+    socket, tunnel, connection = await opened(rig, target)
     tunnel.stream.write(b"question")
     tunnel.stream.write_eof()
     assert await connection.end() == b"question"
@@ -55,11 +56,7 @@ async def test_each_direction_ends_by_itself(rig: Rig, target: Target) -> None:
 
 
 async def test_a_target_that_ends_first_still_reads(rig: Rig, target: Target) -> None:
-    await rig.device()
-    socket = await rig.relay.socket()
-    tunnel = Tunnel(1)
-    await tunnel.open(socket, "127.0.0.1", target.port)
-    connection = await target.connection()
+    _, tunnel, connection = await opened(rig, target)
     await connection.say(b"bye")
     connection.writer.write_eof()
     await tunnel.received(3)
@@ -152,11 +149,7 @@ async def test_a_tunnel_goes_on_over_another_socket(rig: Rig, target: Target, re
 
 
 async def test_a_tunnel_whose_path_the_relay_calls_lost_can_be_resumed(rig: Rig, target: Target) -> None:
-    await rig.device()
-    socket = await rig.relay.socket()
-    tunnel = Tunnel(1)
-    await tunnel.open(socket, "127.0.0.1", target.port)
-    connection = await target.connection()
+    socket, tunnel, connection = await opened(rig, target)
     socket.send(mux.reset_frame(1, MuxReason.PATH_LOST))
     tunnel.lose(socket)
     await connection.say(b"kept")
@@ -166,11 +159,7 @@ async def test_a_tunnel_whose_path_the_relay_calls_lost_can_be_resumed(rig: Rig,
 
 async def test_a_tunnel_that_nobody_resumes_ends(rig: Rig, target: Target) -> None:
     rig.times["resume"] = 1
-    await rig.device()
-    socket = await rig.relay.socket()
-    tunnel = Tunnel(1)
-    await tunnel.open(socket, "127.0.0.1", target.port)
-    connection = await target.connection()
+    socket, _, connection = await opened(rig, target)
     socket.ws.transport.abort()
     await connection.end()
     other = await rig.relay.socket()
@@ -179,11 +168,7 @@ async def test_a_tunnel_that_nobody_resumes_ends(rig: Rig, target: Target) -> No
 
 
 async def test_a_reset_ends_the_target_connection(rig: Rig, target: Target) -> None:
-    await rig.device()
-    socket = await rig.relay.socket()
-    tunnel = Tunnel(1)
-    await tunnel.open(socket, "127.0.0.1", target.port)
-    connection = await target.connection()
+    socket, _, connection = await opened(rig, target)
     socket.send(mux.reset_frame(1, MuxReason.CUSTOMER_RESET))
     await connection.end()
     socket.send(mux.resume_frame(3, token_of(1), 0, WINDOW_START_BYTES))
@@ -248,17 +233,20 @@ async def test_an_idle_tunnel_is_reaped(rig: Rig, target: Target) -> None:
 
 async def test_a_relay_that_goes_away_is_left_for_the_next_one(rig: Rig, target: Target) -> None:
     second = await rig.add_relay(ScriptedRelay())
-    await rig.device()
-    socket = await rig.relay.socket()
+    await rig.device(WS_CONNECTIONS="2")
+    socket, other = await rig.relay.socket(), await rig.relay.socket()
     tunnel = Tunnel(1)
     await tunnel.open(socket, "127.0.0.1", target.port)
     connection = await target.connection()
-    socket.send(mux.goaway_frame(100, 5000))
-    assert await socket.gone() == 4100
+    for one in (other, socket):
+        one.send(mux.goaway_frame(50, 5000))
+        assert await one.gone() == 4100
     tunnel.lose(socket)
     await connection.say(b"still here")
     await tunnel.resume(await second.socket(), 1)
     assert await tunnel.received(10) == b"still here"
+    await second.socket()
+    assert rig.relay.arrived.empty(), "a second socket that leaves sends nobody back"
 
 
 async def test_a_peer_that_asks_for_v1_is_given_v1(rig: Rig, target: Target) -> None:

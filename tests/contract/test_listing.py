@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from benchmarks.listing import device_row, fill, listed_row
 from shared.grading import table as grades
 from shared.grading.listing import SEGMENTS, ListingRun
 from shared.grading.live import (
@@ -40,6 +42,7 @@ from tests.contract.test_pool_live import presence
 pytestmark = pytest.mark.slow
 OWNER = AccountId("psx_s")
 NOW = 1_800_000_000_000
+CHANGED = "{probe}:changed"
 PASS = ProbeResult(
     NOW,
     throughput_kbps=2000,
@@ -68,20 +71,27 @@ def listing(dynamo: SyncDynamo, redis: SyncRedis) -> ListingRun:
 def enrol(
     listing: ListingRun, name: str, *results: ProbeResult, kind: Kind = Kind.MODEM, consent: bool = True
 ) -> None:
-    device = Device(
+    device = modem(name) if consent else replace(modem(name), consent=None)
+    if kind is not Kind.MODEM:
+        device = replace(device, kind=kind, modem=None)
+    listing.dynamo.run(devices.create("psx-test-devices", device))
+    probe(listing, name, *results)
+
+
+def modem(name: str, modem_host: str = "127.0.0.1", modem_port: int = 1, sealed: str = "sealed") -> Device:
+    """A device of a farm whose owner agreed."""
+    return Device(
         DeviceId(name),
         OWNER,
         name,
-        kind,
+        Kind.MODEM,
         Origin(Country("de"), IpType.RESIDENTIAL),
         "lab",
         "eu",
         NOW,
-        consent=Consent("2026-11", "sdk", NOW) if consent else None,
-        modem=Modem("127.0.0.1", 1, "sealed") if kind is Kind.MODEM else None,
+        consent=Consent("2026-11", "sdk", NOW),
+        modem=Modem(modem_host, modem_port, sealed),
     )
-    listing.dynamo.run(devices.create("psx-test-devices", device))
-    probe(listing, name, *results)
 
 
 def probe(listing: ListingRun, name: str, *results: ProbeResult) -> None:
@@ -105,11 +115,16 @@ def test_what_works_is_listed_once_as_its_exit_was_seen(listing: ListingRun) -> 
     assert (again.changed, again.refreshed, again.left) == (0, 0, 0)
 
 
-def test_three_failures_take_an_exit_off_with_its_reason(listing: ListingRun) -> None:
+def test_three_failures_take_an_exit_off_with_its_reason(
+    listing: ListingRun, caplog: pytest.LogCaptureFixture
+) -> None:
     enrol(listing, "m", PASS, US)
     listing.run(NOW)
     probe(listing, "m", FAIL, FAIL, FAIL)
+    caplog.set_level("INFO", "psx.listing")
+    caplog.clear()
     assert listing.run(NOW).delisted == ["m: failing"]
+    assert [(r.device, r.verdict) for r in caplog.records if r.name == "psx.listing"] == [("m", "failing")]  # type: ignore[attr-defined]
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {}
     grade = listing.dynamo.run(grades.get_grade("psx-test-grades", DeviceId("m")))
     assert grade is not None
@@ -174,7 +189,7 @@ def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
     for name in names[:5]:
         probe(listing, name, FAIL, FAIL, FAIL)
     for name in names[5:]:
-        redis.run(live.drop_presence(DeviceId(name), presence(name).relay_id))
+        redis.run(live.drop_presences([DeviceId(name)], presence(name).relay_id))
     report = listing.run(NOW)
     assert sorted(report.delisted) == [f"p{n}: failing" for n in range(5)]
     assert [text for text in report.braked if "(network)" in text] == report.braked
@@ -214,6 +229,14 @@ def test_without_a_sweep_only_what_was_marked_is_looked_at(listing: ListingRun, 
     assert redis.run(read_changed(10)) == {}
 
 
+def test_what_was_marked_is_counted_with_the_rest_of_the_fleet(listing: ListingRun, redis: SyncRedis) -> None:
+    for name in ("a", "b"):
+        enrol(listing, name, PASS, US)
+    redis.run(mark_changed([device_mark(DeviceId("a"))]))
+    listing.run(NOW)
+    assert run(redis, derive()).fleet == {"devices": 2, "verdict.listed": 2, "tier.fast": 2}
+
+
 def test_what_the_brake_holds_stays_marked(listing: ListingRun, redis: SyncRedis) -> None:
     for number in range(7):
         enrol(listing, f"m{number}", PASS, US)
@@ -243,6 +266,106 @@ def test_a_tier_that_changed_is_sold_as_it_is_now(listing: ListingRun) -> None:
     report = listing.run(NOW)
     assert (report.refreshed, report.newly_listed) == (1, [])
     assert run(listing.redis, derive()).quality["mbl"]["us"] == {"slow": 1, "paused": 0}
+
+
+def test_an_owners_hours_are_carried_out_when_they_begin_and_end(
+    listing: ListingRun, redis: SyncRedis
+) -> None:
+    """However many devices that is: no brake holds what an owner wishes. Nobody marks anything when the hours change."""
+    for number in range(8):
+        enrol(listing, f"m{number}", PASS, US)
+    hours = {"begins": 22 * 60, "ends": 6 * 60, "zone": "Europe/Berlin"}
+    listing.dynamo.run(change_owner("psx-test-devices", OWNER, {"hours": hours}))
+    noon, night = 1_800_010_800_000, 1_800_050_400_000  # 12:00 and 23:00 in Berlin on 15 January 2027
+    assert listing.run(noon).reasons == {"outside_the_owners_hours": 8}
+    assert listing.run(night).listed == 8
+    assert listing.run(noon).listed == 0
+    (again_at,) = redis.run(
+        command("ZMSCORE", CHANGED, f"hours:{OWNER}", parse=lambda a: [int(n) for n in a])
+    )
+    in_ms = again_at - redis_now(redis)
+    assert abs(in_ms - 10 * 3_600_000) < 60_000, "it is looked at again when the hours begin"
+    redis.run(command("ZADD", CHANGED, 1, f"hours:{OWNER}", parse=int))
+    assert listing.run(night, sweep=False).listed == 8
+    (again_at,) = redis.run(
+        command("ZMSCORE", CHANGED, f"hours:{OWNER}", parse=lambda a: [int(n) for n in a])
+    )
+    assert abs(again_at - redis_now(redis) - 7 * 3_600_000) < 60_000, "and when they end"
+
+
+def redis_now(redis: SyncRedis) -> int:
+    return redis.run(command("TIME", parse=lambda a: int(a[0]) * 1000))
+
+
+def test_a_thousand_that_fail_at_once_stay_on_sale_until_somebody_looked(
+    dynamo: SyncDynamo, valkey_url: str
+) -> None:
+    """And when most of them work again, the others go: the brake asks how many in one run."""
+    redis = SyncRedis(valkey_url)
+    listing = ListingRun(dynamo, redis, lambda name: f"psx-test-{name}")
+    modems = [replace(modem(f"m{n:04d}"), proven_at_ms=NOW) for n in range(1_000)]
+    good = add_result(add_result(Grade(DeviceId("")), PASS), US)
+    bad = add_result(add_result(add_result(replace(good, listed=True), FAIL), FAIL), FAIL)
+
+    def now_all(found: list[Device], grade: Grade) -> None:
+        rows = [listed_row(one, replace(grade, device_id=one.device_id)) for one in found]
+        fill(dynamo, [("psx-test-grades", row) for row in rows])
+        redis.run(mark_changed([device_mark(one.device_id) for one in found]))
+
+    fill(dynamo, [("psx-test-devices", device_row(one)) for one in modems])
+    now_all(modems, good)
+    assert listing.run(NOW).listed == 1_000
+    now_all(modems, bad)
+    report = listing.run(NOW, sweep=False)
+    assert (report.delisted, len(report.braked), report.left, report.listed) == ([], 1, 1_000, 1_000)
+    now_all(modems[100:], good)
+    report = listing.run(NOW + 20_000, sweep=False)
+    assert (len(report.delisted), report.braked, report.left, report.listed) == (100, [], 0, 900)
+    closed = [i.closed_at_ms for i in dynamo.run(open_incidents("psx-test-guard", 10)).rows]
+    assert closed == [NOW + 20_000]
+    redis.close()
+
+
+def test_a_clock_that_jumps_takes_nothing_off_sale(listing: ListingRun) -> None:
+    for name in ("a", "b"):
+        enrol(listing, name, PASS, US)
+    for now in (NOW, NOW - 86_400_000, NOW + 30 * 86_400_000, 0):
+        report = listing.run(now)
+        assert (report.listed, report.delisted, report.left) == (2, [], 0), now
+
+
+def test_a_redis_that_is_flushed_in_the_middle_of_a_run_is_whole_after_the_next(
+    listing: ListingRun, redis: SyncRedis
+) -> None:
+    for number in range(6):
+        enrol(listing, f"m{number}", PASS, US)
+    listing.run(NOW)
+    probe(listing, "m0", FAIL, FAIL, FAIL)
+
+    class Flushes:
+        """DynamoDB, and a Redis that loses everything just before something is written."""
+
+        def run(self, request: Any) -> Any:
+            if request.operation == "update_item":
+                redis.run(command("FLUSHALL", parse=bool))
+            return listing.dynamo.run(request)
+
+    ListingRun(Flushes(), redis, listing.table, at_once=1).run(NOW)
+    assert listing.run(NOW + 20_000).delisted == []
+    assert run(redis, derive()).stock_of(Pool.MBL) == {"us": 5}
+    again = listing.run(NOW + 40_000)
+    assert (again.changed, again.healed, again.rebuilt) == (0, 0, 0)
+
+
+def test_ghosts_are_looked_for_all_over_the_shelf_a_part_at_a_time(
+    listing: ListingRun, redis: SyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.grading.listing.GHOSTS_PER_RUN", 1)
+    ghosts = [f"ghost{n}" for n in range(3_000)]
+    redis.run(command("SADD", "{mbl}:listed:any", *ghosts, parse=int))
+    healed = [listing.run(NOW).healed for _ in range(8)]
+    assert sum(healed) == 3_000
+    assert max(healed) < 3_000, "no run looks at everything"
 
 
 # The queue of probes

@@ -91,9 +91,22 @@ def taken(redis: SyncRedis, username: str, **more: Any) -> str:
 def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -> None:
     run(redis, live.put_presence(presence("d1")))
     assert redis.run(live.read_presence(DeviceId("d1"))) == presence("d1")
-    assert not redis.run(live.drop_presence(DeviceId("d1"), RelayId("r2")))
-    assert redis.run(live.drop_presence(DeviceId("d1"), RelayId("r1")))
+    assert redis.run(live.drop_presences([DeviceId("d1")], RelayId("r2"))) == [False]
+    assert redis.run(live.drop_presences([DeviceId("d1")], RelayId("r1"))) == [True]
     assert redis.run(live.read_presence(DeviceId("d1"))) is None
+
+
+def test_devices_that_come_and_go_together_are_told_of_together_each_as_itself(redis: SyncRedis) -> None:
+    run(redis, *live.revoke_device(DeviceId("old"), 3))
+    run(redis, live.put_presence(presence("elsewhere", "r2")))
+    first = [live.Arrival(presence("d1")), live.Arrival(presence("old"), 2), live.Arrival(presence("D-3"), 1)]
+    assert redis.run(live.put_presences(RelayId("r1"), first)) == [(0, 0), (3, 0), (0, 0)]
+    ids = [DeviceId(name) for name in ("d1", "old", "D-3", "elsewhere")]
+    found = redis.run(live.read_presences(ids))
+    assert found == [presence("d1"), None, presence("D-3"), presence("elsewhere", "r2")]
+    assert redis.run(command("GET", f"{{peer}}:pin:{presence('D-3').account_id}:d3", parse=bytes)) == b"D-3"
+    assert redis.run(live.drop_presences(ids, RelayId("r1"))) == [True, False, True, False]
+    assert redis.run(live.read_presences(ids)) == [None, None, None, presence("elsewhere", "r2")]
 
 
 def test_presence_ends_by_itself(redis: SyncRedis) -> None:
@@ -220,6 +233,65 @@ def test_a_lost_device_is_replaced_unless_the_session_must_keep_it(redis: SyncRe
     assert taken(redis, "psx_a-mbl-us-sid-x-rot-sticky") != first
 
 
+@pytest.mark.parametrize(
+    ("tail", "stands_in"),
+    [("", "us2"), ("-failover-samecarrier", "us2"), ("-failover-any", "ge2"), ("-failover-strict", None)],
+)
+def test_whoever_stands_in_for_a_lost_device_is_in_its_country_unless_any_will_do(
+    redis: SyncRedis, tail: str, stands_in: str | None
+) -> None:
+    run(redis, live.list_endpoint(modem("us1")))
+    username = "psx_a-mbl-any-rot-sticky-sid-s" + tail
+    assert taken(redis, username) == "us1"
+    run(redis, live.unlist_endpoint(Pool.MBL, EndpointId("us1")))
+    run(redis, live.list_endpoint(modem("ge2", country="ge")))
+    if stands_in == "us2":
+        assert isinstance(take(redis, username), NoStock), "nobody of its country is there"
+        if "carrier" in tail:
+            run(redis, live.list_endpoint(modem("us3", carrier="another")))
+            assert isinstance(take(redis, username), NoStock), "nobody of its carrier is there"
+        run(redis, live.list_endpoint(modem("us2")))
+    found = take(redis, username)
+    assert (found.endpoint.endpoint_id if isinstance(found, Acquired) else None) == stands_in
+
+
+def test_a_session_whose_device_is_full_borrows_another_and_stays_where_it_is(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    username = "psx_a-mbl-us-rot-sticky-sid-s"
+    for _ in range(6):
+        assert taken(redis, username) == "m1"
+    run(redis, live.list_endpoint(modem("m2")))
+    assert taken(redis, username) == "m2"
+    run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m1"), PAK, 1)]))
+    assert taken(redis, username) == "m1"
+
+
+def test_a_device_that_just_failed_is_not_taken_again_for_its_session(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    username = "psx_a-mbl-us-sid-s"
+    assert taken(redis, username) == "m1"
+    later = NOW + 11 * 60_000
+    assert isinstance(take(redis, username, now=later, excluded=("m1",)), NoStock)
+    assert taken(redis, username, now=later) == "m1", "a window that is over keeps the only device there is"
+
+
+def test_a_window_that_is_over_does_not_leave_a_carrier_that_must_stay(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    username = "psx_a-mbl-us-carrier-lab_mobile-failover-samecarrier-sid-s"
+    assert taken(redis, username) == "m1"
+    run(redis, live.list_endpoint(modem("m2", carrier="another")))
+    assert {taken(redis, username, now=NOW + n * 11 * 60_000) for n in range(1, 5)} == {"m1"}
+
+
+@pytest.mark.parametrize(
+    ("isp", "wish", "matches"),
+    [("T-Mobile US", "t_mobile", True), ("AT&T", "at_t", True), ("AT&T", "verizon", False)],
+)
+def test_a_networks_name_matches_by_its_letters(redis: SyncRedis, isp: str, wish: str, matches: bool) -> None:
+    run(redis, live.list_endpoint(modem("m1", isp=isp)))
+    assert isinstance(take(redis, f"psx_a-mbl-us-isp-{wish}"), Acquired) is matches
+
+
 def test_excluded_and_paused_endpoints_are_left_out(redis: SyncRedis) -> None:
     run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(3)))
     run(redis, live.pause(Pool.MBL, EndpointId("m0"), 10))
@@ -339,7 +411,7 @@ def test_a_device_whose_id_a_username_cannot_carry_is_pinned_by_its_letters_and_
     assert isinstance(own, Acquired)
     assert own.endpoint.endpoint_id == ident
     assert isinstance(pin(redis, f"psx_a-{username}", Pool.PEER), NoStock)
-    redis.run(live.drop_presence(DeviceId(ident), RelayId("r1")))
+    redis.run(live.drop_presences([DeviceId(ident)], RelayId("r1")))
     assert isinstance(pin(redis, f"psx_farm-{username}", Pool.PEER), NoStock)
 
 
@@ -392,7 +464,7 @@ def test_a_revoked_generation_is_told_when_a_device_arrives(redis: SyncRedis) ->
     assert redis.run(live.put_presence(presence("d1"))) == (3, 0)
     assert redis.run(live.put_presence(presence("d1"), 3)) == (3, 0)
     run(redis, *live.revoke_account(presence("d1").account_id, 2))
-    run(redis, live.drop_presence(DeviceId("d1"), RelayId("r1")))
+    run(redis, live.drop_presences([DeviceId("d1")], RelayId("r1")))
     assert redis.run(live.put_presence(presence("d1"), 3, 1)) == (3, 2)
     assert redis.run(live.read_presence(DeviceId("d1"))) is None
     assert redis.run(live.put_presence(presence("d1"), 3, 2)) == (3, 2)

@@ -18,14 +18,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(lo
 LISTED_TIMEOUT_S = 40
 STREAM_BYTES = 12_000_000
 GROWTH_MAX_MB = 25
+PEERS_STARTED = 8
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def net() -> AsyncIterator[LocalNetwork]:
     async with LocalNetwork() as made:
-        await asyncio.gather(*(made.start_peer(plan) for plan in lab.PEERS[:8]))
+        await asyncio.gather(*(made.start_peer(plan) for plan in lab.PEERS[:PEERS_STARTED]))
         async with asyncio.timeout(LISTED_TIMEOUT_S):
-            while (await made.cloud.fire("list_exits"))["listed"] < 8:
+            while (await made.cloud.fire("list_exits"))["listed"] < PEERS_STARTED:
                 await asyncio.sleep(0.25)
         yield made
 
@@ -68,6 +69,26 @@ async def test_memory_comes_back_after_load(net: LocalNetwork) -> None:
     } == {}
 
 
+async def settled(net: LocalNetwork, finished: list[Any]) -> None:
+    """What a rolling update waits for before the next node: every device is connected, and customers are served."""
+    async with asyncio.timeout(LISTED_TIMEOUT_S):
+        while await connected(net) < PEERS_STARTED:
+            await asyncio.sleep(0.1)
+        enough = len(finished) + 4
+        while len(finished) < enough:
+            await asyncio.sleep(0.1)
+
+
+async def connected(net: LocalNetwork) -> int:
+    """Devices that the relays count."""
+    count = 0
+    for port in net.ports.relay_private.values():
+        text = (await call(f"http://127.0.0.1:{port}/metrics")).body
+        line = next(line for line in text.splitlines() if line.startswith("psx_relay_devices "))
+        count += int(float(line.split()[1]))
+    return count
+
+
 async def test_restarting_both_relays_costs_no_stream_and_no_request(net: LocalNetwork) -> None:
     secret, ca = (await key(net))["key"], str(net.files.ca)
     proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
@@ -85,11 +106,11 @@ async def test_restarting_both_relays_costs_no_stream_and_no_request(net: LocalN
             (finished if done.status == 200 else failed).append(done)
 
     asking = asyncio.create_task(requests())
-    await asyncio.sleep(1)
     for region in lab.RELAY_NAMES:
+        await settled(net, finished)
         await net.supervisor.stop_part(f"relay-{region}", signal.SIGTERM)
         await net.start_relay(region)
-        await asyncio.sleep(1)
+    await settled(net, finished)
     done = await asyncio.gather(*streams)
     stop.set()
     await asyncio.gather(asking)

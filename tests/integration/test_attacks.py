@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.request import Request, urlopen
@@ -57,6 +58,8 @@ class Node:
                     answer["result"] = node.fault(json.loads(body)["method"], answer.get("result"))
                 except PermissionError:
                     self.send_error(429)
+                    return
+                except ConnectionError:  # it hangs up
                     return
                 raw = json.dumps(answer).encode()
                 self.send_response(200)
@@ -127,12 +130,15 @@ def transfer_from(payer: str, amount: int = DUE) -> str:
     return "0x23b872dd" + sides + word(amount)
 
 
-def statement(paid: str, due: int = DUE, url: str = "https://api.example/v1/x402/pool") -> Statement:
-    return Statement("base", paid, f"pool for {due} micro-USDC", url)
+def statement(shop: Functions, paid: str, due: int = DUE, url: str = "", network: str = "base") -> Statement:
+    """What the payer of pool access signs, perhaps with something wrong in it."""
+    order = Order(Product.POOL, "pool", 10**8, due)
+    told = shop.sale_wiring.counter.statement(order, network, paid)
+    return replace(told, url=url or told.url)
 
 
-def to_sign(paid: str, **change: Any) -> SignableMessage:
-    return encode_defunct(text=proof_text(statement(paid, **change)))
+def to_sign(shop: Functions, paid: str, **change: Any) -> SignableMessage:
+    return encode_defunct(text=proof_text(statement(shop, paid, **change)))
 
 
 def raw(wallet: LocalAccount, data: str, to: str = USDC, nonce: int = 0) -> str:
@@ -160,6 +166,14 @@ def test_what_is_no_payment_buys_nothing(
     answer = shop.claim(shop.anvil.send(wallet, to, data))
     assert answer.status == 402, answer.body
     assert "no_transfer_of_usdc_to_us" in answer.body["error"]
+
+
+def test_money_that_we_move_between_our_own_pockets_pays_for_nothing(shop: Shop) -> None:
+    shop.anvil.call("anvil_setBalance", RECIPIENT, hex(10**18))
+    shop.anvil.set_balance(USDC, RECIPIENT, DUE)
+    shop.anvil.call("anvil_impersonateAccount", RECIPIENT)
+    moved = shop.anvil.call("eth_sendTransaction", {"from": RECIPIENT, "to": USDC, "data": transfer()})
+    assert "no_transfer_of_usdc_to_us" in shop.claim(moved).body["error"]
 
 
 def test_bridged_usdc_is_not_usdc(shop: Shop) -> None:
@@ -206,7 +220,7 @@ def test_a_payment_on_behalf_of_somebody_is_that_somebodys(shop: Shop) -> None:
     payer, sender = shop.anvil.new_wallet(), shop.anvil.new_wallet()
     shop.anvil.send(payer, USDC, approve(sender.address, DUE))
     paid = shop.anvil.send(sender, USDC, transfer_from(payer.address))
-    text = to_sign(paid)
+    text = to_sign(shop, paid)
     by_sender = shop.claim(paid, THIEF, proof=sender.sign_message(text).signature.hex())
     assert by_sender.status == 403
     by_payer = shop.claim(paid, THIEF, proof=payer.sign_message(text).signature.hex())
@@ -280,7 +294,7 @@ def test_a_payer_who_proves_the_payment_later_takes_back_what_a_thief_got(shop: 
     stolen = shop.claim(paid, THIEF, proof="0x" + "11" * 65)
     assert stolen.status == 200, "a bare hash is the weak case"
     assert shop.claim(paid).status == 403
-    text = to_sign(paid)
+    text = to_sign(shop, paid)
     proof = payer.sign_message(text).signature.hex()
     mine = shop.claim(paid, proof=proof)
     assert mine.status == 200, mine.body
@@ -316,7 +330,7 @@ def test_a_payment_that_is_older_than_a_quote_lives_needs_its_payer(shop: Shop) 
     object.__setattr__(counter, "now_ms", lambda: now_ms() + hour_ms + 10_000)
     old = shop.claim(paid)
     assert (old.status, old.body["code"]) == (403, "PAYMENT_TOO_OLD")
-    proof = payer.sign_message(to_sign(paid)).signature.hex()
+    proof = payer.sign_message(to_sign(shop, paid)).signature.hex()
     assert shop.claim(paid, proof=proof).status == 200
     object.__setattr__(counter, "now_ms", now_ms)
 
@@ -382,12 +396,42 @@ def test_fifty_claims_at_once_mint_one_key(shop: Shop) -> None:
     assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1
 
 
+def both_claim(shop: Functions, network: str, paid: str) -> list[str]:
+    """What two who had both asked before it was paid get, who show a bare hash in the same moment."""
+    counter, gate = shop.sale_wiring.counter, threading.Barrier(2)
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    offers = [Offer(pool_order(terms, prices), prices)]
+
+    def claim(source: str) -> str:
+        gate.wait()
+        got = counter.buy(offers, Payment(network, paid), source)
+        return "bought" if isinstance(got, Bought) else got.problem.value
+
+    with ThreadPoolExecutor(2) as pool:
+        return sorted(pool.map(claim, (BUYER, THIEF)))
+
+
+def test_of_two_claimants_at_once_one_is_served(shop: Shop) -> None:
+    shop.call(QUERY, source=THIEF)
+    for _ in range(5):
+        paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
+        assert both_claim(shop, "base", paid) == ["PAYMENT_NOT_PROVEN_YOURS", "bought"]
+
+
 def test_another_country_is_the_same_purchase(shop: Shop) -> None:
     paid = shop.anvil.send(shop.anvil.new_wallet(), USDC, transfer())
     assert shop.claim(paid, query=QUERY.replace("us", "de")).status == 200
 
 
+def hang_up(method: str, result: Any) -> Any:
+    raise ConnectionError
+
+
 LIES: list[tuple[str, Callable[[str, Any], Any]]] = [
+    ("down", hang_up),
     ("null", lambda m, r: None),
     ("no receipt", lambda m, r: None if m == "eth_getTransactionReceipt" else r),
     ("behind", lambda m, r: "0x0" if m == "eth_blockNumber" else r),

@@ -60,8 +60,8 @@ def show(shop: Shop, paid: str, secret: str, source: str = THIEF, query: str = Q
     return shop.call(query, headers={"payment-signature": paid, "x-quote-secret": secret}, source=source)
 
 
-def signature(wallet: LocalAccount, paid: str, **change: Any) -> str:
-    return wallet.sign_message(to_sign(paid, **change)).signature.hex()
+def signature(shop: Shop, wallet: LocalAccount, paid: str, **change: Any) -> str:
+    return wallet.sign_message(to_sign(shop, paid, **change)).signature.hex()
 
 
 def works(shop: Shop, reply: Reply) -> bool:
@@ -107,7 +107,7 @@ def test_a_signature_ends_what_a_bare_hash_had_bought(shop: Shop) -> None:
     paid = shop.anvil.send(wallet, USDC, transfer())
     stolen = shop.claim(paid, BUYER)
     assert stolen.status == 200, "a bare hash behind a shared address is the weak case"
-    mine = shop.claim(paid, THIEF, proof=signature(wallet, paid))
+    mine = shop.claim(paid, THIEF, proof=signature(shop, wallet, paid))
     assert mine.status == 200
     assert (works(shop, stolen), works(shop, mine)) == (False, True)
     assert shop.claim(paid, BUYER).status == 403
@@ -146,7 +146,7 @@ def test_somebody_elses_tag_behind_a_transfer_from_proves_nothing(shop: Shop) ->
 def test_typed_data_counts_as_the_text_does(shop: Shop) -> None:
     payer = shop.anvil.new_wallet()
     paid = shop.anvil.send(payer, USDC, transfer())
-    typed = encode_typed_data(full_message=proof_typed_data(statement(paid), 8453))
+    typed = encode_typed_data(full_message=proof_typed_data(statement(shop, paid), 8453))
     assert shop.claim(paid, THIEF, proof=payer.sign_message(typed).signature.hex()).status == 200
 
 
@@ -155,16 +155,16 @@ def test_a_signature_is_for_one_transaction_and_one_purchase_at_one_url(shop: Sh
     paid = shop.anvil.send(payer, USDC, transfer())
     other = "0x" + "12" * 32
     for wrong in (
-        signature(payer, other),
-        signature(payer, paid, due=DUE + 1),
-        signature(payer, paid, url="https://api.example/v1/x402/proxy"),
-        signature(shop.anvil.new_wallet(), paid),
+        signature(shop, payer, other),
+        signature(shop, payer, paid, due=DUE + 1),
+        signature(shop, payer, paid, url="https://api.example/v1/x402/proxy"),
+        signature(shop, shop.anvil.new_wallet(), paid),
         "0x",
         "zz",
         "00" * 4000,
     ):
         assert shop.claim(paid, THIEF, proof=wrong).status == 403
-    assert shop.claim(paid, THIEF, proof=signature(payer, paid)).status == 200
+    assert shop.claim(paid, THIEF, proof=signature(shop, payer, paid)).status == 200
 
 
 def test_the_text_to_sign_is_told_by_the_402_and_by_the_refusal(shop: Shop) -> None:
@@ -174,10 +174,10 @@ def test_the_text_to_sign_is_told_by_the_402_and_by_the_refusal(shop: Shop) -> N
     from shared.sale.rules import proof_text
 
     assert text.replace("<network>", "base").replace("<transaction hash>", paid) == proof_text(
-        statement(paid)
+        statement(shop, paid)
     )
     refused = shop.claim(paid, "127.20.0.55")
-    assert proof_text(statement(paid)).replace("\n", "\\n") in refused.body["message"]
+    assert proof_text(statement(shop, paid)).replace("\n", "\\n") in refused.body["message"]
 
 
 def contract_wallet(shop: Shop, owner: LocalAccount) -> str:
@@ -194,8 +194,8 @@ def test_a_contract_wallet_proves_its_payment_by_its_own_word(shop: Shop) -> Non
     wallet = contract_wallet(shop, owner)
     call = encode(["address", "bytes"], [USDC, bytes.fromhex(transfer()[2:])]).hex()
     paid = shop.anvil.send(owner, wallet, "0x1cff79cd" + call)
-    assert shop.claim(paid, THIEF, proof=signature(other, paid)).status == 403
-    proof = signature(owner, paid)
+    assert shop.claim(paid, THIEF, proof=signature(shop, other, paid)).status == 403
+    proof = signature(shop, owner, paid)
     mine = shop.claim(paid, THIEF, proof=proof)
     assert mine.status == 200, mine.body
     assert shop.claim(paid, "127.20.0.98", proof=proof).body["proxy"] == mine.body["proxy"]
@@ -213,10 +213,10 @@ def test_a_wallet_that_cannot_be_asked_makes_us_wait(shop: Shop) -> None:
         return result
 
     shop.node.fault = fault
-    waiting = shop.claim(paid, THIEF, proof=signature(owner, paid))
+    waiting = shop.claim(paid, THIEF, proof=signature(shop, owner, paid))
     assert (waiting.status, "do not pay again" in waiting.body["message"]) == (503, True)
     shop.node.fault = lambda method, result: result
-    assert shop.claim(paid, THIEF, proof=signature(owner, paid)).status == 200
+    assert shop.claim(paid, THIEF, proof=signature(shop, owner, paid)).status == 200
 
 
 # Several payers in one transaction
@@ -236,8 +236,8 @@ def test_each_of_several_payers_gets_what_they_paid_for_and_only_by_their_signat
     paid = collected(shop, payers)
     bare = shop.claim(paid)
     assert (bare.status, "several payers" in bare.body["message"]) == (403, True)
-    assert shop.claim(paid, THIEF, proof=signature(shop.anvil.new_wallet(), paid)).status == 403
-    proofs = [signature(payer, paid) for payer in payers]
+    assert shop.claim(paid, THIEF, proof=signature(shop, shop.anvil.new_wallet(), paid)).status == 403
+    proofs = [signature(shop, payer, paid) for payer in payers]
     bought = [shop.claim(paid, THIEF, proof=proof) for proof in proofs]
     assert [b.status for b in bought] == [200] * 3
     assert len({b.body["proxy"]["password"] for b in bought}) == 3

@@ -1,9 +1,11 @@
-"""Signed transfers (`exact`) on a real EVM node: paid once, sold once, whoever sends them and whatever is tried."""
+"""Signed transfers (`exact`) on a real EVM node: paid once, sold once, whoever sends them and whatever is tried.
+
+What crashes and crowds do to them stands in `test_exact_recovery.py`.
+"""
 
 import base64
 import json
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +23,9 @@ from local.bootstrap import HOUSE
 from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
 from shared.access import table as access
 from shared.chain.eip3009 import read_authorization, transfer_calldata
-from shared.chain.model import SHALLOW
-from shared.guard.table import open_incidents
-from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
-from shared.sale import exact_table as rows
-from shared.sale.exact_table import Stage, Transfer
-from shared.sale.model import Bought, Offer, Payment, Terms
-from shared.sale.owed import LATE_MS
-from shared.sale.owed_table import Owed, owe_item
-from shared.sale.rules import read_prices, read_terms
-from shared.sale.service import pool_order
+from shared.runtime.dynamo import SyncDynamo
 from tests.support.chain import Anvil, encoded, header
-from tests.support.functions import PREFIX, Functions, Reply, serve_owed, validate_sale
+from tests.support.functions import PREFIX, Functions, Reply, validate_sale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us"
@@ -319,167 +311,6 @@ def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop:
     assert answer.status == 402, answer.body
     assert "transfer_was_reverted" in answer.body["error"]
     assert "transfer_was_reverted" in shop.buy(payload).body["error"]
-
-
-def test_many_requests_with_one_signed_transfer_mint_one_key(shop: Shop) -> None:
-    wallet = shop.anvil.new_wallet()
-    answers = buy_in_parallel(shop, [signed(wallet)] * 30)
-    assert all(isinstance(a, Bought) for a in answers)
-    assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1
-    assert (shop.minted(), shop.anvil.balance_of(wallet.address)) == (1, 10_000_000 - DUE)
-    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == "0x1"
-
-
-def test_many_buyers_at_once_are_all_served_once(shop: Shop) -> None:
-    wallets = [shop.anvil.new_wallet() for _ in range(40)]
-    before = shop.anvil.balance_of(RECIPIENT)
-    answers = buy_in_parallel(shop, [signed(w) for w in wallets])
-    assert all(isinstance(a, Bought) for a in answers), answers
-    assert len({a.secret for a in answers if isinstance(a, Bought)}) == 40
-    assert shop.anvil.balance_of(RECIPIENT) - before == 40 * DUE
-    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == hex(40)
-
-
-def buy_in_parallel(shop: Shop, payloads: list[dict[str, Any]]) -> list[Any]:
-    """Many instances at once: every call is a thread of its own on the same stores."""
-    counter = shop.sale_wiring.counter
-    prices = read_prices(shop.sale_wiring.live.get("prices"))
-    assert prices is not None
-    terms = read_terms({"traffic": "0.1"}, prices)
-    assert isinstance(terms, Terms)
-    gate = threading.Barrier(min(len(payloads), 20), timeout=30)
-
-    def buy(payload: dict[str, Any]) -> Any:
-        gate.wait()
-        payment = Payment("base", "", "", read_authorization(payload))
-        for _ in range(10):
-            try:
-                return counter.buy([Offer(pool_order(terms, prices), prices)], payment, "127.20.0.1")
-            except StoreUnavailable:
-                time.sleep(0.05)
-        return None
-
-    size = len(payloads) - len(payloads) % gate.parties
-    with ThreadPoolExecutor(gate.parties) as pool:
-        return list(pool.map(buy, payloads[:size]))
-
-
-# Crashes
-
-
-def test_an_instance_that_died_after_reserving_is_gone_on_from(shop: Shop) -> None:
-    transfer = reserved(shop, lease_ms=-1)
-    answer = shop.buy(payload_of(transfer))
-    assert answer.status == 200, answer.body
-
-
-def test_a_nonce_that_was_taken_and_never_used_holds_nobody_up(shop: Shop) -> None:
-    rail, wallet = shop.sale_wiring.counter.exact, shop.gas_address.lower()
-    rail.dynamo.run(rows.start_nonces(rail.table, wallet, 0))
-    assert rail.dynamo.run(rows.next_nonce(rail.table, wallet)) == 0  # and the instance is killed here
-    answer = shop.buy(signed(shop.anvil.new_wallet()))
-    assert answer.status == 200, answer.body
-    assert shop.anvil.call("eth_getTransactionCount", wallet, "latest") == "0x2"
-
-
-def test_a_transaction_that_was_stored_and_never_sent_is_sent_by_the_next_request(shop: Shop) -> None:
-    rail = shop.sale_wiring.counter.exact
-    transfer = reserved(shop, lease_ms=5_000)
-    settler = rail.settler()
-    rail.dynamo.run(rows.start_nonces(rail.table, settler.address, 1))
-    made = settler.sign(transfer.authorization, 0)
-    stored = rows.store_sent(
-        rail.table, settler.address, transfer, made.raw, made.tx_hash, 0, made.max_fee_wei
-    )
-    assert rail.dynamo.run(stored) is None
-    answer = shop.buy(payload_of(transfer))
-    assert answer.status == 200, answer.body
-    assert answer.body["payment"]["txHash"] == made.tx_hash
-
-
-def test_a_settled_transfer_that_was_not_minted_is_minted_by_the_next_request(shop: Shop) -> None:
-    rail = shop.sale_wiring.counter.exact
-    transfer = reserved(shop, lease_ms=-1)
-    rail.settle(transfer.authorization, owed_for(shop, transfer), SHALLOW)
-    assert shop.minted() == 0
-    assert shop.buy(payload_of(transfer)).status == 200
-    assert shop.minted() == 1
-
-
-def test_a_wallet_that_somebody_else_used_goes_on_from_where_the_chain_stands(shop: Shop) -> None:
-    rail, wallet = shop.sale_wiring.counter.exact, shop.gas_address.lower()
-    rail.dynamo.run(rows.start_nonces(rail.table, wallet, 0))
-    settler = rail.settler()
-    for nonce in range(3):
-        settler.send(settler.sign(None, nonce).raw)
-    assert shop.buy(signed(shop.anvil.new_wallet())).status == 200
-
-
-def test_a_fee_that_became_too_low_is_raised(shop: Shop) -> None:
-    rail = shop.sale_wiring.counter.exact
-    transfer = reserved(shop, lease_ms=5_000)
-    settler = rail.settler()
-    made = settler.sign(transfer.authorization, 0)
-    rail.dynamo.run(rows.start_nonces(rail.table, settler.address, 1))
-    stored = rows.store_sent(
-        rail.table, settler.address, transfer, made.raw, made.tx_hash, 0, made.max_fee_wei
-    )
-    rail.dynamo.run(stored)
-    shop.anvil.call("anvil_setNextBlockBaseFeePerGas", hex(made.max_fee_wei * 3))
-    shop.anvil.call("evm_mine")
-    answer = shop.buy(payload_of(transfer))
-    assert answer.status == 200, answer.body
-    assert answer.body["payment"]["txHash"] != made.tx_hash
-
-
-def reserved(shop: Shop, lease_ms: int) -> Transfer:
-    """What an instance leaves that was killed right after it had taken a transfer on."""
-    authorization = read_authorization(signed(shop.anvil.new_wallet()))
-    assert authorization is not None
-    counter, now = shop.sale_wiring.counter, now_ms()
-    transfer = Transfer(
-        authorization, counter.requester("127.20.0.1"), "pool", Stage.RESERVED, now, now + lease_ms, 0
-    )
-    kept = rows.reserve_item(counter.exact.table, transfer)
-    owed = owe_item(counter.exact.table, owed_for(shop, transfer))
-    assert counter.exact.dynamo.run(transact([kept, owed])) is None
-    return transfer
-
-
-def owed_for(shop: Shop, transfer: Transfer) -> Owed:
-    prices = read_prices(shop.sale_wiring.live.get("prices"))
-    assert prices is not None
-    terms = read_terms({"traffic": "0.1", "country": "us"}, prices)
-    assert isinstance(terms, Terms)
-    order = pool_order(terms, prices)
-    return Owed("base", transfer.authorization.key, "", transfer.requester, order, now_ms() - LATE_MS)
-
-
-def payload_of(transfer: Transfer) -> dict[str, Any]:
-    found = transfer.authorization
-    return {
-        "signature": found.signature,
-        "authorization": {
-            "from": found.payer,
-            "to": found.recipient,
-            "value": str(found.amount_micro),
-            "validAfter": str(found.valid_after_s),
-            "validBefore": str(found.valid_before_s),
-            "nonce": found.nonce,
-        },
-    }
-
-
-def test_a_buyer_who_never_asks_again_is_served_by_the_job(shop: Shop) -> None:
-    transfer = reserved(shop, lease_ms=-1)
-    report = serve_owed(shop.sale_wiring)
-    assert (report["late"], report["served"], report["unknown"]) == (1, 1, 0), report
-    assert shop.minted() == 1
-    (incident,) = shop.dynamo.run(open_incidents(f"{PREFIX}guard", 10)).rows
-    assert (incident.kind, incident.closed_at_ms is not None) == ("paid_not_served", True)
-    assert serve_owed(shop.sale_wiring)["waiting"] == 0
-    assert shop.buy(payload_of(transfer)).status == 200
-    assert shop.minted() == 1
 
 
 # When the chain cannot say

@@ -12,10 +12,11 @@ from shared.access.prepaid import get_prepaid
 from shared.chain.model import Network, Valid
 from shared.guard.model import Versions
 from shared.guard.settings import PROMISE_S
-from shared.guard.table import read_versions, replace_setting
+from shared.guard.table import read_versions, replace_setting, write_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
 from shared.sale.model import Statement
+from tests.integration.test_ports import list_modems
 from tests.support.functions import PREFIX, RECIPIENT, SOLANA_RECIPIENT, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -101,21 +102,63 @@ def test_the_secret_of_a_quote_carries_its_terms_to_another_address(functions: F
     assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
 
 
-def test_a_signature_of_the_old_text_is_still_the_payers(
+def signs(functions: Functions, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    """The payer signs this line of a text; what was tried against it."""
+    tried = list[str]()
+
+    def proves(statement: Statement, *_: object) -> bool:
+        tried.append(f"quote: {statement.quote}")
+        return tried[-1] == text
+
+    monkeypatch.setattr(functions.chain, "proves", proves)
+    return tried
+
+
+def told_line(reply: Reply) -> str:
+    """The line of a 402's text to sign that names the terms."""
+    text = str(reply.body["paymentRequirement"]["extra"]["textToSign"])
+    return next(line for line in text.splitlines() if line.startswith("quote: "))
+
+
+@pytest.mark.parametrize("source", ["127.20.0.1", ELSEWHERE])
+def test_who_signs_the_text_of_a_402_gets_its_terms_wherever_they_are(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    line = told_line(functions.call(QUERY))
+    change(functions, priced(price_micro_per_gb=5_000_000))
+    tried = signs(functions, monkeypatch, line)
+    pay(functions, 400_000)
+    bought = claim(functions, source=source, x_payment_proof="signed")
+    assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
+    assert len(tried) == 2
+    again = claim(functions, source="127.20.0.78", x_payment_proof="signed")
+    assert again.body["proxy"] == bought.body["proxy"]
+
+
+def test_who_signs_a_size_that_went_off_sale_gets_it_wherever_they_are(
     functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = told_line(functions.call(QUERY))
+    change(functions, priced(min_bytes=10**9))
+    signs(functions, monkeypatch, line)
+    pay(functions, 400_000)
+    assert claim(functions, source=ELSEWHERE).status == 403
+    assert claim(functions, source=ELSEWHERE, x_payment_proof="signed").status == 200
+
+
+@pytest.mark.parametrize(
+    "line", ["quote: pool for 400000 micro-USDC", "quote: pool for 400000 micro-USDC, 00"]
+)
+def test_nobody_signs_terms_of_their_own_making(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     functions.call(QUERY)
     change(functions, priced(price_micro_per_gb=5_000_000))
-    asked = list[str]()
-
-    def proves(statement: Statement, *_: object) -> bool:
-        asked.append(statement.quote)
-        return "400000" in statement.quote
-
-    monkeypatch.setattr(functions.chain, "proves", proves)
+    functions.call(QUERY, source=ELSEWHERE)
+    signs(functions, monkeypatch, line)
     pay(functions, 400_000)
-    assert claim(functions, x_payment_proof="signed").status == 200
-    assert asked == ["pool for 500000 micro-USDC", "pool for 400000 micro-USDC"]
+    refused = claim(functions, source=ELSEWHERE, x_payment_proof="signed")
+    assert (refused.status, refused.body["error"].split(":")[0]) == (402, "PAYMENT_TOO_SMALL")
 
 
 def test_the_tolerance_of_a_quote_holds_too(functions: Functions) -> None:
@@ -136,6 +179,42 @@ def test_what_went_off_sale_is_sold_to_who_was_quoted_it(functions: Functions) -
     assert (stranger.status, stranger.body["code"]) == (403, "PAYMENT_NOT_PROVEN_YOURS")
     assert claim(functions).status == 200
     assert claim(functions).body["credit"]["allocatedBytes"] == 10**8
+
+
+def test_a_port_that_went_off_sale_is_sold_to_who_was_quoted_it(functions: Functions) -> None:
+    query = "/v1/x402/proxy?traffic=0.1&country=us&tier=private"
+    list_modems(functions, "m1")
+    assert functions.call(query).status == 402
+    assert change(functions, {k: v for k, v in PRICES.items() if k != "ports"}).status == 200
+    assert functions.call(query).status == 503
+    pay(functions, 800_000)
+    assert claim(functions, query, ELSEWHERE).body["code"] == "PAYMENT_NOT_PROVEN_YOURS"
+    bought = claim(functions, query)
+    assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
+
+
+def test_who_paid_for_a_tier_of_peers_that_was_turned_off_since_is_told_to_keep_the_payment(
+    functions: Functions,
+) -> None:
+    peers = {"price_micro_per_gb": 2_000_000, "min_bytes": 10**8, "max_bytes": 10**12, "quality": "standard"}
+    tiers = {**PRICES["tiers"], "res": {**peers, "ip_type": "residential"}}
+    query = QUERY + "&tier=res"
+
+    def turn(on: bool) -> None:
+        flag = {"on": on, "tested": ["residential"]}
+        functions.dynamo.run(write_setting(f"{PREFIX}guard", "peer_tiers", flag, now_ms()))
+        forget(functions)
+
+    change(functions, {**PRICES, "tiers": tiers})
+    turn(True)
+    assert functions.call(query).status == 402
+    turn(False)
+    pay(functions, 200_000)
+    waiting = claim(functions, query)
+    assert (waiting.status, "do not pay again" in waiting.body["message"]) == (503, True)
+    assert (functions.call(query).status, functions.chain.asked) == (400, 0)
+    turn(True)
+    assert claim(functions, query).status == 200
 
 
 def test_too_little_for_what_went_off_sale_is_kept_for_a_human_and_asks_for_no_payment(

@@ -13,11 +13,13 @@ from functions.idempotency import _caller
 from local import lab
 from shared.access import idempotency as rows
 from shared.access.idempotency import Operation
+from shared.access.people import NOBODY, TOKEN_LIFE_S, Person, issue, person_item
 from shared.access.secrets import token_hash
 from shared.access.table import end_api_key_items, find_api_key, list_paks
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, SyncDynamo, scan, transact
+from shared.runtime.signing import CLOCK_LEEWAY_S
 from shared.sale.live import NAMED_LIMIT
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -182,12 +184,69 @@ def test_nothing_is_kept_for_who_calls_too_often_or_has_no_valid_key(functions: 
     assert kept(functions) == 2 + NAMED_LIMIT.calls
 
 
-def test_a_key_that_ended_reads_none_of_its_first_responses(functions: Functions) -> None:
-    first = create(functions)
-    key = token_hash(functions.keys.reseller)
-    found = functions.dynamo.run(find_api_key(TABLE, key))
+def end_key(functions: Functions, text: str) -> None:
+    found = functions.dynamo.run(find_api_key(TABLE, token_hash(text)))
     assert found is not None
     assert functions.dynamo.run(transact(end_api_key_items(TABLE, found, now_ms()))) is None
+
+
+def test_a_key_that_ended_reads_none_of_its_first_responses(functions: Functions) -> None:
+    first = create(functions)
+    end_key(functions, functions.keys.reseller)
     again = create(functions)
     assert (again.status, again.body["code"]) == (401, "API_KEY_INVALID")
     assert first.body["key"] not in str(again.body)
+
+
+def test_a_registration_is_told_again_while_its_key_lives(functions: Functions) -> None:
+    def register() -> Reply:
+        body = {"name": "rig", "apiKey": functions.keys.supplier}
+        return functions.call("/v1/peer/agents/register", "POST", body, {"idempotency-key": "rig-00001"})
+
+    first = register()
+    assert (first.status, register().body["refreshToken"]) == (200, first.body["refreshToken"])
+    end_key(functions, functions.keys.supplier)
+    again = register()
+    assert (again.status, again.body["code"]) == (401, "API_KEY_INVALID")
+
+
+def test_a_device_token_that_was_revoked_reads_none_of_its_first_responses(functions: Functions) -> None:
+    body = {"name": "rig", "apiKey": functions.keys.supplier}
+    device = functions.call("/v1/peer/agents/register", "POST", body).body
+    path = f"/v1/peer/agents/{device['deviceId']}/wallet"
+    headers = {"authorization": f"Bearer {device['jwt']}", "idempotency-key": "wallet-0001"}
+    wallet = {"walletAddress": "0x" + "22" * 20}
+    assert [functions.call(path, "PUT", wallet, headers).status for _ in range(2)] == [200, 200]
+    owner = {"x-api-key": functions.keys.supplier}
+    functions.call(f"/v1/peer/my-devices/{device['deviceId']}/revoke", "POST", {}, owner)
+    again = functions.call(path, "PUT", wallet, headers)
+    assert (again.status, again.body["code"]) == (401, "TOKEN_INVALID")
+
+
+def keep_response(functions: Functions, authorization: str, body: Any) -> None:
+    """As if this caller had had a response to `create` under the key order-0001."""
+    said = rows.fingerprint("POST", f"{KEYS}?", json.dumps(body).encode())
+    ident, now = rows.operation_id(f"authorization:{authorization}", "order-0001"), now_ms()
+    mine = Operation(ident, said, now, now)
+    assert functions.dynamo.run(rows.claim(TABLE, mine))
+    sealed = functions.api_wiring.box.seal('{"key": "told"}', f"idem#{ident}")
+    functions.dynamo.run(rows.finish(TABLE, mine, 200, "application/json", sealed))
+
+
+@pytest.mark.parametrize(
+    ("generation", "issued_ago_s", "status"),
+    [(1, 0, 200), (0, 0, 401), (1, TOKEN_LIFE_S + CLOCK_LEEWAY_S + 1, 401)],
+)
+def test_a_sign_in_that_is_over_reads_none_of_its_first_responses(
+    functions: Functions, generation: int, issued_ago_s: int, status: int
+) -> None:
+    person = Person("owner@example.org", AccountId("psx_reseller1"), NOBODY, 1, 0)
+    functions.dynamo.run(transact([person_item(TABLE, person)]))
+    private = functions.api_wiring.settings.jwt_private_key.get_secret_value()
+    token = issue(replace(person, generation=generation), private, now_ms() - issued_ago_s * 1000)
+    authorization, body = f"Bearer {token}", {"label": "one", "trafficCapGB": 1}
+    keep_response(functions, authorization, body)
+    headers = {"authorization": authorization, "idempotency-key": "order-0001"}
+    again = functions.call(KEYS, "POST", body, headers)
+    assert (again.status, "idempotency-replayed" in again.headers) == (status, status == 200)
+    assert count(functions) == 0

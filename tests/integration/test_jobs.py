@@ -31,7 +31,7 @@ from shared.guard.table import write_setting
 from shared.kernel.ids import UNKNOWN_COUNTRY, PakId
 from shared.metering.table import put_batch
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import SyncDynamo, put, transact
 from shared.runtime.redis import SyncRedis, command
 from shared.supply.model import Kind
 from shared.upkeep.customer import Fetched
@@ -39,7 +39,7 @@ from shared.upkeep.history import Span, newest
 from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
 from tests.support.permissions import as_function
 from tests.unit.access.test_access import GOOD
-from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint
+from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint, spoil
 
 pytestmark = pytest.mark.slow
 BUCKET = "psx-test-ip-data"
@@ -147,6 +147,11 @@ def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
     first, second = (run("roll-up", roll_up.handler) for _ in range(2))
     assert (first["applied"], first["proven"]) == (1, 1)
     assert (second["applied"], second["proven"]) == (0, 0)
+    dynamo.run(put("psx-test-usage", spoil(lines="")))
+    dynamo.run(put_batch("psx-test-usage", batch(1, line("d1", 10, 20))))
+    with pytest.raises(roll_up.SpoiledBatches, match="batch#evil"):
+        run("roll-up", roll_up.handler)
+    assert run("roll-up", roll_up.handler)["applied"] == 0
 
 
 def test_ghosts_are_dropped_within_the_jobs_role(

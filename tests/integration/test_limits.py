@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from functions.api.limits import PER_OBJECT, ROUTES
+from functions.x402 import sale
 from local import lab
+from shared.access.live import Limit
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from tests.support.functions import Functions
@@ -102,6 +104,28 @@ def test_without_redis_a_price_is_told_and_no_payment_taken(functions: Functions
     refused = functions.call(pool, headers=shown)
     assert (refused.status, refused.body["code"]) == (503, "TEMPORARILY_UNAVAILABLE")
     assert "do not pay again" in refused.body["message"]
+    away.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["sessions/wallet/0x1", "sessions/none/status", "manage/pool/credit", "manage/session"]
+)
+def test_sessions_are_looked_up_so_often_from_one_place_and_without_redis_too(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(sale, "LOOK_LIMIT", Limit("look", 2, 60))
+    headers = {"x-session-token": "x402s_" + "0" * 48}
+
+    def look(source: str) -> int:
+        return functions.call(f"/v1/x402/{path}", headers=headers, source=source).status
+
+    first = look("127.20.0.1")
+    assert first in {200, 401, 404}
+    assert [look("127.20.0.1") for _ in range(3)] == [first, 429, 429]
+    assert look("127.20.0.2") == first
+    away = SyncRedis("redis://127.0.0.1:9")
+    functions.sale_wiring = replace(functions.sale_wiring, redis=away)
+    assert look("127.20.0.1") == first
     away.close()
 
 

@@ -2,24 +2,31 @@
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
 import struct
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from gateway_node import lobby
 from gateway_node.http_front import HttpFront
 from gateway_node.listen import listen, tls_context
 from gateway_node.lobby import WAITING_PER_NETWORK_MAX
-from gateway_node.pipeline import CONNECTIONS_MAX
+from gateway_node.settings import networks
 from local import lab
 from shared.access import table as access
 from shared.access.secrets import SecretBox
-from shared.kernel.ids import AccountId, PakId
-from shared.pool.live import publish_revoke_pak
+from shared.guard.table import write_setting
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
+from shared.pool.live import list_endpoint, publish_revoke_pak
+from shared.pool.model import Endpoint
+from shared.pool.places import CONNECTIONS_MAX, hold_places
 from shared.runtime.clock import now_ms
-from shared.runtime.redis import command
+from shared.runtime.redis import AsyncRedis, command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
 from tests.support.stores import PREFIX
@@ -37,8 +44,9 @@ def proxied(address: str) -> bytes:
     return SIGNATURE + b"\x21\x11" + struct.pack("!H", len(body)) + body
 
 
-async def front(plane: Plane, *, tls: ssl.SSLContext | None = None, proxied: bool = False) -> int:
-    server = await listen(lambda: HttpFront(plane.pipeline), "127.0.0.1", 0, tls=tls, proxied=proxied)
+async def front(plane: Plane, *, tls: ssl.SSLContext | None = None, balancer: str = "") -> int:
+    balancers = networks(balancer)
+    server = await listen(lambda: HttpFront(plane.pipeline), "127.0.0.1", 0, tls=tls, balancers=balancers)
     plane.servers.append(server)
     return int(server.sockets[0].getsockname()[1])
 
@@ -66,7 +74,9 @@ async def test_tls_in_front_carries_tunnels(
     await plane.add_peer("p1")
     target = await plane.target(echo)
     port = await front(
-        plane, tls=tls_context(lab_files.target_cert, lab_files.target_cert), proxied=behind_balancer
+        plane,
+        tls=tls_context(lab_files.target_cert, lab_files.target_cert),
+        balancer="127.0.0.1/32" if behind_balancer else "",
     )
     reader, writer = await tls_client(
         port, client_context(lab_files), proxied("203.0.113.9") if behind_balancer else b""
@@ -79,7 +89,7 @@ async def test_tls_in_front_carries_tunnels(
 
 
 async def test_behind_a_balancer_bans_meet_the_customer_and_not_the_balancer(plane: Plane) -> None:
-    port = await front(plane, proxied=True)
+    port = await front(plane, balancer="127.0.0.1/32")
     wrong = connect(1).replace(CREDENTIALS.encode(), base64.b64encode(b"psx_other:pak_wrong"))
 
     async def ask(address: str) -> bytes:
@@ -96,24 +106,111 @@ async def test_behind_a_balancer_bans_meet_the_customer_and_not_the_balancer(pla
 
 
 async def test_behind_a_balancer_nobody_comes_in_without_its_header(plane: Plane) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", await front(plane, proxied=True))
+    port = await front(plane, balancer="127.0.0.1/32")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(connect(1))
     with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
         await reader.readuntil(b"\r\n\r\n")
     writer.close()
 
 
-async def test_an_account_has_so_many_connections_and_no_more(plane: Plane) -> None:
+@pytest.mark.parametrize(("network", "let_in"), [("10.0.0.0/8, 127.0.0.1/32", True), ("10.0.0.0/8", False)])
+async def test_a_header_is_believed_from_balancers_alone(plane: Plane, network: str, let_in: bool) -> None:
+    port = await front(plane, balancer=network)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        writer.write(proxied("203.0.113.9") + b"CONNECT a.example:443 HTTP/1.1\r\n\r\n")
+        answer = await reader.read(12)
+        assert (answer == b"HTTP/1.1 407") is let_in
+    writer.transport.abort()
+
+
+async def test_an_account_has_so_many_connections_over_all_gateways_and_no_more(plane: Plane) -> None:
     await plane.add_peer("p1")
     port = await plane.target(echo)
-    plane.pipeline._connections[ACCOUNT] = CONNECTIONS_MAX - 1
+    elsewhere = CONNECTIONS_MAX - 1
+    assert await plane.redis.run(hold_places(ACCOUNT, GatewayId("other"), elsewhere, elsewhere)) == elsewhere
     _, writer = await plane.tunnel(port)
     _, refused, head = await plane.connect(port)
     assert head.startswith("HTTP/1.1 429 ")
     assert "E_RATE_LIMITED_CONN" in head
     writer.close()
     refused.close()
-    await until(lambda: plane.pipeline._connections[ACCOUNT] == CONNECTIONS_MAX - 1)
+    await until(lambda: not plane.meter.all_tunnels())
+    _, writer = await plane.tunnel(port)
+    writer.close()
+
+
+async def test_a_filter_whose_value_is_unusable_is_never_sold_as_none(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    _, writer, head = await plane.connect(9, username=f"{ACCOUNT}-peer-us-iptype-residental")
+    writer.close()
+    assert head.startswith("HTTP/1.1 502 ")
+    assert "E_NO_STOCK_COUNTRY" in head
+    assert "iptype=unusable" in head
+
+
+async def test_a_key_has_no_place_of_a_tunnel_that_was_not_opened(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    for host in ("127.0.0.1", "10.0.0.1", "no.such.name.example"):
+        _, writer, head = await plane.connect(9, host=host)
+        assert not head.startswith("HTTP/1.1 200 ")
+        writer.close()
+    assert plane.pipeline._places.open_of(ACCOUNT) == 0
+
+
+async def test_a_domain_that_operators_closed_is_refused_and_stays_so_while_the_setting_cannot_be_read(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.names |= {"www.shop.example": "127.0.0.1", "shop.example.org": "127.0.0.1"}
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, open_one = await plane.tunnel(port, host="www.shop.example")
+    open_one.close()
+    await plane.dynamo.run(
+        write_setting(PREFIX + "guard", "domains", {"blocked": ["shop.example"]}, now_ms())
+    )
+    await plane.domains.read()
+    monkeypatch.setattr(plane.domains, "_table", "psx-test-nowhere")
+    await plane.domains.read()
+    _, writer, head = await plane.connect(port, host="WWW.shop.example.")
+    assert head.startswith("HTTP/1.1 403 ")
+    assert 'details="E_DOMAIN_BLOCKED"' in head
+    writer.close()
+    _, other = await plane.tunnel(port, host="shop.example.org")
+    other.close()
+
+
+def modem(name: str) -> Endpoint:
+    """A modem on sale whose port nobody listens on."""
+    return Endpoint(
+        EndpointId(name), Pool.MBL, AccountId("psx_farm"), Country("us"), "lab", 64601, "Lab", IpType.MOBILE,
+        SpeedTier.FAST, modem_host="127.0.0.1", modem_port=1,
+    )  # fmt: skip
+
+
+async def test_a_session_of_any_pool_stays_where_it_began(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    username = f"{ACCOUNT}-any-us-rot-sticky-sid-mine"
+    for _ in range(2):
+        _, writer = await plane.tunnel(port, username=username)
+        (tunnel,) = plane.meter.all_tunnels()
+        assert tunnel.acquired.endpoint.endpoint_id == "p1"
+        writer.close()
+        await until(lambda: not plane.meter.all_tunnels())
+        await plane.redis.run(list_endpoint(modem("m1")))  # modems come first for whoever is new
+
+
+async def test_a_pin_finds_its_device_in_any_pool(plane: Plane) -> None:
+    await plane.mint(SecretBox(bytes(32), bytes(32)), PakId("pak2"), "pak_owner", AccountId("psx_owner"))
+    await plane.redis.run(list_endpoint(modem("m1")))
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, writer, head = await plane.connect(port, username="psx_owner-any-us-pin-device-p1", secret="pak_owner")
+    assert head.startswith("HTTP/1.1 200 "), head
+    assert "pin=substituted" not in head
+    writer.close()
 
 
 async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> None:
@@ -124,6 +221,16 @@ async def test_corrections_and_request_id_come_with_the_200(plane: Plane) -> Non
     assert head.startswith("HTTP/1.1 200 ")
     assert "X-PSX-Corrections: ttl=60, foo=unknown" in head
     assert "X-Request-ID: " in head
+    writer.close()
+
+
+async def test_a_hard_wish_that_cannot_be_read_finds_nothing_and_is_told(plane: Plane) -> None:
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, writer, head = await plane.connect(port, username=f"{ACCOUNT}-peer-us-iptype-wifi")
+    assert head.startswith("HTTP/1.1 502 ")
+    assert 'details="E_NO_STOCK_COUNTRY"' in head
+    assert "X-PSX-Corrections: iptype=unusable" in head
     writer.close()
 
 
@@ -237,25 +344,45 @@ async def test_an_exit_that_drops_two_customers_is_kept_from_others_and_one_alon
             await asyncio.sleep(0.01)
 
 
-async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(plane: Plane) -> None:
+async def far_redis(plane: Plane, url: str) -> AsyncRedis:
+    """The same Redis behind a wire on which every answer takes a while."""
+    near = urlsplit(url)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        near_reader, near_writer = await asyncio.open_connection(near.hostname, near.port)
+
+        async def answers() -> None:
+            while data := await near_reader.read(65536):
+                await asyncio.sleep(0.05)
+                writer.write(data)
+
+        answering = asyncio.get_running_loop().create_task(answers())
+        while data := await reader.read(65536):
+            near_writer.write(data)
+        answering.cancel()
+        near_writer.close()
+        writer.close()
+
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    plane.servers.append(server)
+    return AsyncRedis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+async def test_customers_that_leave_while_an_exit_is_chosen_hold_no_place(
+    plane: Plane, valkey_url: str
+) -> None:
     await plane.add_peer("p1")
     port = await plane.target(echo)
-    real = plane.redis.run
-
-    async def slow(call: Any) -> Any:
-        answer = await real(call)
-        await asyncio.sleep(0.05)
-        return answer
-
-    plane.redis.run = slow  # type: ignore[method-assign]  # a far Redis
+    plane.leases.redis = far = await far_redis(plane, valkey_url)
     for _ in range(6):
         _, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
         writer.write(connect(port))
         await asyncio.sleep(0.03)
         writer.transport.abort()
     await asyncio.sleep(0.5)
-    plane.redis.run = real  # type: ignore[method-assign]
-    assert await real(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+    plane.leases.redis = plane.redis
+    assert await plane.redis.run(command("EXISTS", "{peer}:load:p1", parse=int)) == 0
+    await far.close()
 
 
 async def test_a_customer_that_never_reads_is_let_go(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +430,19 @@ async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
     assert head.startswith("HTTP/1.1 503 ")
     writer.close()
     plane.auth._table = table
+
+
+async def test_handshakes_of_one_address_cannot_fill_the_gateway(
+    plane: Plane, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lobby, "WAITING_PER_NETWORK_MAX", 2)
+    port = await front(plane, tls=tls_context(lab_files.target_cert, lab_files.target_cert))
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    for _, open_ in (*silent, (reader, writer)):
+        open_.transport.abort()
 
 
 async def test_strangers_of_one_address_cannot_fill_the_gateway(plane: Plane) -> None:

@@ -48,6 +48,7 @@ class Side:
 
     carries_eof = True
     unsent_bytes = 0
+    bare_socket = None
     held = False
 
     def send(self, data: Any) -> None: ...
@@ -138,6 +139,33 @@ async def test_a_life_that_ends_while_stores_are_away_is_finished_by_the_next(
     assert await second.flush()
     assert await plane.redis.run(read_used(PAK)) == await billed(plane) == 1010
     await second.stop()
+
+
+async def test_the_last_flush_is_tried_until_the_store_is_back(plane: Plane, tmp_path: Path) -> None:
+    pak = await minted(plane, None)
+    meter, redis, _ = await service(plane, tmp_path / "j")
+    tunnel_of(meter, pak).to_exit(bytes(1000))
+    redis.away = True
+    stopping = asyncio.create_task(meter.stop())
+    async with asyncio.timeout(20):
+        while meter.fault is None:
+            await asyncio.sleep(0.01)
+    redis.away = False
+    assert await stopping
+    assert await plane.redis.run(read_used(PAK)) == await billed(plane) == 1000
+
+
+async def test_a_gateway_that_cannot_write_its_counts_says_so_at_its_end(
+    plane: Plane, tmp_path: Path
+) -> None:
+    pak = await minted(plane, None)
+    meter, _, dynamo = await service(plane, tmp_path / "j")
+    tunnel_of(meter, pak).to_exit(bytes(1000))
+    dynamo.away = True
+    assert not await meter.stop(max_s=0.1)
+    second, _, _ = await service(plane, tmp_path / "j")
+    assert await second.stop()
+    assert await billed(plane) == 1000
 
 
 async def test_without_redis_an_open_tunnel_goes_on_to_what_was_left(plane: Plane) -> None:

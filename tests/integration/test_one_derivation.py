@@ -1,5 +1,6 @@
 """All surfaces read one derivation: asked at once while everything changes, no two of them disagree; and it is fresh."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from tests.support.routes import Tenant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 STOCK, LIVE, AVAILABILITY = (f"/v1/gateway/pool/{name}" for name in ("stock", "live", "availability"))
+ADMIN = "/v1/admin/network"
+STATUS_ROW = re.compile(r'<tr data-country="(..)"><td>..</td><td>(\d+)</td>')
 KEYS = "/v1/reseller/pool-keys"
 FRESH_WITHIN_S = 10.0
 
@@ -98,6 +101,11 @@ def test_stock_is_the_same_on_every_surface_while_devices_come_and_go(
         while (compared < 15 or len(seen) < 3) and time.monotonic() < deadline:
             first, asked = functions.call(STOCK).body, asked + 1
             answers = [functions.call(path).body for path in (LIVE, AVAILABILITY)]
+            operators = functions.call(ADMIN, headers={"x-api-key": functions.keys.admin}).body
+            page = functions.call("/status/").body
+            carriers = {
+                c: functions.call(f"/v1/gateway/pool/stock/carriers?country={c}").body for c in ("us", "de")
+            }
             sold = functions.call("/v1/x402/countries").body["countries"]
             quoted = functions.call(
                 "/v1/x402/pool?country=us&traffic=0.1", source=f"127.20.{1 + asked // 250}.{1 + asked % 250}"
@@ -111,6 +119,9 @@ def test_stock_is_the_same_on_every_surface_while_devices_come_and_go(
             assert answers[0]["stock"]["mbl"] == answers[0]["online"]["mbl"] == stock
             assert {c.lower(): row["modem"] for c, row in answers[1]["countries"].items()} == stock
             assert {c.lower(): count for c, count in sold.items()} == stock
+            assert {k: operators[k] for k in answers[0]} == answers[0]
+            assert {c.lower(): int(n) for c, n in STATUS_ROW.findall(page)} == stock
+            assert {c["updatedAt"] for c in carriers.values()} == {first["generatedAt"]}
             assert quoted.status == 402
             assert sum(stock.values()) == first["totals"]["all"]
     assert (compared >= 15, len(seen) >= 3, changing.changes > 100) == (True, True, True)

@@ -10,6 +10,7 @@ from local import lab
 from shared.access import table as access
 from shared.access.model import DisabledReason
 from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
+from shared.chain.rules import AUTHORIZATIONS_MAX
 from shared.guard.model import Incident
 from shared.guard.table import open_incidents
 from shared.kernel.ids import PakId
@@ -17,7 +18,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, update
 from shared.sale import owed_table
 from shared.sale.model import Order, Terms
-from shared.sale.owed import LATE_MS, TRIES_MAX
+from shared.sale.owed import LATE_MS, RUN_MAX_MS, TRIES_MAX, UNKNOWN_MAX_MS, OwedRun
 from shared.sale.owed_table import Owed, Refund
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order, top_up_order
@@ -46,12 +47,14 @@ def pool(functions: Functions) -> Order:
     return pool_order(terms, prices)
 
 
-def died(functions: Functions, order: Order, age_ms: int = LATE_MS, tries: int = 0) -> Owed:
+def died(
+    functions: Functions, order: Order, age_ms: int = LATE_MS, tries: int = 0, tx_hash: str = HASH
+) -> Owed:
     """An instance verified this payment, wrote that it is owed, and was killed."""
     requester = functions.sale_wiring.counter.requester("127.20.0.1")
-    owed = Owed("base", HASH, HASH, requester, order, now_ms() - age_ms, tries)
+    owed = Owed("base", tx_hash, tx_hash, requester, order, now_ms() - age_ms, tries)
     assert functions.dynamo.run(owed_table.owe(SALES, owed))
-    functions.chain.verdicts[HASH] = Valid(PAYER, 400_000, now_ms() // 1000)
+    functions.chain.verdicts[tx_hash] = Valid(PAYER, 400_000, now_ms() // 1000)
     return owed
 
 
@@ -185,6 +188,100 @@ def test_dust_makes_no_work(functions: Functions) -> None:
     functions.chain.verdicts[HASH] = Valid(PAYER, 9_999, now_ms() // 1000)
     assert claim(functions).status == 402
     assert refunds(functions) == ()
+
+
+LATER = "0x" + "ff" * 32
+
+
+def signed_often(count: int) -> Valid:
+    """A payment in a transaction in which its payer used this many signed transfers."""
+    keys = tuple(f"auth:{PAYER}:0x{n:064x}" for n in range(count))
+    return Valid(PAYER, 400_000, now_ms() // 1000, HASH, keys)
+
+
+def test_a_payment_with_more_names_than_can_be_claimed_is_for_a_human(functions: Functions) -> None:
+    functions.call(QUERY)
+    functions.chain.verdicts[HASH] = signed_often(AUTHORIZATIONS_MAX + 1)
+    answer = claim(functions)
+    assert (answer.status, answer.body["code"]) == (409, "PAYMENT_OF_TOO_MANY_TRANSFERS")
+    assert [(r.payer, r.amount_micro, r.state) for r in refunds(functions)] == [(PAYER, 400_000, "open")]
+    assert owed_rows(functions) == ()
+    functions.chain.verdicts[HASH] = signed_often(AUTHORIZATIONS_MAX)
+    assert claim(functions).status == 200
+
+
+def test_a_row_that_can_never_be_written_keeps_no_other_waiting(functions: Functions) -> None:
+    died(functions, pool(functions))
+    died(functions, pool(functions), tx_hash=LATER)
+    functions.chain.verdicts[HASH] = signed_often(50)
+    report = serve_owed(functions.sale_wiring)
+    assert (report["served"], report["refundable"], report["failures"]) == (1, 1, [])
+    assert (owed_rows(functions), len(refunds(functions))) == ((), 1)
+
+
+def test_a_fault_that_nobody_foresaw_counts_against_its_own_row(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owed = died(functions, pool(functions))
+    died(functions, pool(functions), tx_hash=LATER)
+    judge = functions.chain.judge
+
+    def broken(payment: Any, *rest: Any) -> Any:
+        if payment.tx_hash == HASH:
+            raise KeyError("https://node.example/key-of-ours")
+        return judge(payment, *rest)
+
+    monkeypatch.setattr(functions.chain, "judge", broken)
+    report = serve_owed(functions.sale_wiring)
+    assert (report["served"], report["failures"]) == (1, ["KeyError"])
+    assert owed_rows(functions) == (replace(owed, tries=1),)
+
+
+def test_what_no_node_can_tell_for_a_day_is_for_a_human_and_still_serves_its_payer(
+    functions: Functions,
+) -> None:
+    functions.call(QUERY)
+    died(functions, pool(functions), age_ms=UNKNOWN_MAX_MS)
+    paid, functions.chain.verdicts[HASH] = functions.chain.verdicts[HASH], Unknown(UnknownReason.NOT_FOUND)
+    report = serve_owed(functions.sale_wiring)
+    assert (report["unknown"], report["refundable"], owed_rows(functions)) == (1, 1, ())
+    assert [(r.amount_micro, UnknownReason.NOT_FOUND.value in r.reason) for r in refunds(functions)] == [
+        (0, True)
+    ]
+    functions.chain.verdicts[HASH] = paid
+    assert claim(functions).status == 200
+    assert refunds(functions) == ()
+
+
+def test_what_is_not_on_sale_any_more_becomes_refundable(functions: Functions) -> None:
+    died(functions, replace(pool(functions), tier="removed"), tries=TRIES_MAX - 2)
+    assert serve_owed(functions.sale_wiring)["refundable"] == 0
+    assert serve_owed(functions.sale_wiring)["refundable"] == 1
+    (found,) = refunds(functions)
+    assert (found.payer, found.amount_micro) == (PAYER, 400_000)
+
+
+def test_what_a_human_has_already_is_owed_no_more(functions: Functions) -> None:
+    owed = died(functions, replace(pool(functions), tier="removed"), tries=TRIES_MAX - 1)
+    known = Refund("base", HASH, HASH, PAYER, 400_000, "seen before", owed.seen_at_ms)
+    assert functions.dynamo.run(owed_table.refund(SALES, known))
+    serve_owed(functions.sale_wiring)
+    assert (owed_rows(functions), refunds(functions)) == ((), (known,))
+
+
+def test_a_run_ends_in_time_and_leaves_the_rest(functions: Functions) -> None:
+    for n in range(3):
+        died(functions, pool(functions), tx_hash=f"0x{n:064x}")
+    wiring, began, spent = functions.sale_wiring, now_ms(), list[int]()
+
+    def served(_: Order) -> Any:
+        spent.append(RUN_MAX_MS)
+        return read_prices(wiring.live.get("prices"))
+
+    run = OwedRun(wiring.counter, f"{PREFIX}guard", served, lambda: began + sum(spent))
+    first = run.run()
+    assert (first.late, first.served, first.left) == (3, 1, 2)
+    assert [run.run().served, run.run().served, owed_rows(functions)] == [1, 1, ()]
 
 
 def test_the_kill_switch_stops_the_job(functions: Functions) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from functions.x402 import app
 from functions.x402.validate import validate_sale
 from local import lab
 from local.bootstrap import HOUSE
@@ -19,10 +20,11 @@ from shared.access.model import DisabledReason
 from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
 from shared.guard.table import write_setting
 from shared.kernel.ids import PakId
-from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Offer, Payment, Refused, Terms
+from shared.runtime.dynamo import SyncDynamo, transact
+from shared.sale.model import Bought, Offer, Payment, Refused, Session, Terms
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
+from shared.sale.table import session_items
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -457,6 +459,33 @@ def test_sessions_are_public_without_anything_that_works_as_a_credential(functio
     assert body["sessionToken"] not in text
     assert body["proxy"]["password"] not in text
     assert functions.call("/v1/x402/sessions/none/status").status == 404
+
+
+def test_a_wallets_sessions_are_read_page_by_page(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "WALLET_SESSIONS_MAX", 2)
+    table, kept = PREFIX + "sales", [f"{n:024x}" for n in range(5)]
+    for name in kept:
+        session = Session(name, PakId("p"), "u", "", "base", "k", HASH, 1, PAYER, 0, 0)
+        assert functions.dynamo.run(transact(session_items(table, session, name))) is None
+    found, path = list[str](), f"/v1/x402/sessions/wallet/{PAYER}"
+    page = functions.call(path).body
+    while True:
+        assert page["count"] <= 2
+        found += [session["sessionId"] for session in page["sessions"]]
+        if page["nextCursor"] is None:
+            break
+        page = functions.call(f"{path}?cursor={page['nextCursor']}").body
+    assert found == kept
+    assert functions.call(f"{path}?cursor=x").status == 400
+
+
+@pytest.mark.parametrize("path", ["x402/sessions/wallet/{}", "x402/sessions/{}/status", "peer/devices/{}"])
+def test_a_path_that_no_key_of_a_store_could_hold_is_refused(functions: Functions, path: str) -> None:
+    assert functions.call("/v1/" + path.format("a" * 900)).status in {200, 404}
+    refused = functions.call("/v1/" + path.format("a" * 3000))
+    assert (refused.status, refused.body["code"]) == (404, "NOT_FOUND")
 
 
 def test_prices_and_countries_are_public(functions: Functions) -> None:

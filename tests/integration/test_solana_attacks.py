@@ -11,16 +11,15 @@ from solders.pubkey import Pubkey
 
 from local import lab
 from shared.runtime.dynamo import SyncDynamo
-from shared.sale.model import Bought, Offer, Payment, Statement, Terms
+from shared.sale.model import Bought, Offer, Payment, Terms
 from shared.sale.rules import proof_text, read_prices, read_terms
 from shared.sale.service import pool_order
-from tests.integration.test_attacks import BUYER, DUE, QUERY, THIEF, Node
+from tests.integration.test_attacks import BUYER, DUE, QUERY, THIEF, Node, both_claim, hang_up, statement
 from tests.support import solana
 from tests.support.functions import Functions, Reply
 from tests.support.solana import TOKEN_2022, USDC, Surfnet, account_of, transfer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-URL = "https://api.example/v1/x402/pool"
 
 
 def real_time(method: str, result: Any) -> Any:
@@ -73,12 +72,17 @@ def shop(
     made.close()
 
 
-def signature(wallet: Keypair, paid: str, url: str = URL) -> str:
-    statement = Statement("solana", paid, f"pool for {DUE} micro-USDC", url)
-    return str(wallet.sign_message(proof_text(statement).encode()))
+def signature(shop: Shop, wallet: Keypair, paid: str, url: str = "") -> str:
+    signed = proof_text(statement(shop, paid, url=url, network="solana"))
+    return str(wallet.sign_message(signed.encode()))
 
 
 # What is no payment
+
+
+@pytest.mark.parametrize("broken", ["1" * 85, "1" * 89, "0" * 88, "O" + "1" * 87, "1" * 87 + "l"])
+def test_what_is_no_signature_is_no_hash(shop: Shop, broken: str) -> None:
+    assert shop.claim(broken).status == 400
 
 
 def other_mint(shop: Shop, wallet: Keypair) -> str:
@@ -179,6 +183,13 @@ def test_every_shape_of_transaction_pays_alike(shop: Shop) -> None:
     assert [shop.claim(p).status for p in paid] == [200] * 3
 
 
+def test_several_transfers_of_one_payer_add_up(shop: Shop) -> None:
+    wallet = shop.net.new_wallet()
+    paid = shop.net.send([shop.move(wallet, DUE // 4), shop.move(wallet, DUE - DUE // 4)], wallet)
+    answer = shop.claim(paid)
+    assert (answer.status, answer.body["payment"]["amountUSDC"]) == (200, 0.4)
+
+
 def test_an_account_that_is_opened_by_the_payment_itself_held_nothing_before(shop: Shop) -> None:
     """Opening it runs inner instructions, and its balance before is absent."""
     wallet = shop.net.new_wallet()
@@ -216,6 +227,7 @@ def test_what_is_not_confirmed_yet_is_waited_for(shop: Shop) -> None:
 
 
 LIES: list[tuple[str, Callable[[str, Any], Any]]] = [
+    ("down", hang_up),
     ("null", lambda m, r: None),
     ("no transaction", lambda m, r: None if m == "getTransaction" else r),
     ("no status", lambda m, r: {"value": [None]} if m == "getSignatureStatuses" else real_time(m, r)),
@@ -247,7 +259,32 @@ def test_a_node_that_wants_fewer_questions_makes_us_wait(shop: Shop) -> None:
     assert shop.claim(paid).status == 200
 
 
+def test_what_is_forgotten_by_the_chain_after_it_was_claimed_buys_nothing_more(shop: Shop) -> None:
+    paid = shop.pay(shop.net.new_wallet())
+    first = shop.claim(paid)
+    shop.node.fault = lambda method, result: None
+    assert shop.claim(paid).body["proxy"] == first.body["proxy"]
+    assert shop.claim(paid, THIEF).status == 403
+
+
 # Whose it is
+
+
+def test_of_two_claimants_at_once_one_is_served(shop: Shop) -> None:
+    shop.call(QUERY, source=THIEF)
+    paid = shop.pay(shop.net.new_wallet())
+    assert both_claim(shop, "solana", paid) == ["PAYMENT_NOT_PROVEN_YOURS", "bought"]
+
+
+def test_a_victims_hash_against_another_quote_buys_nothing(shop: Shop) -> None:
+    """The thief had asked before the payment, but for another amount."""
+    large = QUERY.replace("0.1", "0.2")
+    shop.call(large, source=THIEF)
+    paid = shop.pay(shop.net.new_wallet(), 2 * DUE)
+    assert shop.claim(paid, THIEF).status == 403
+    victim = shop.pay(shop.net.new_wallet())
+    assert shop.call(large, headers={"payment-signature": victim}, source=THIEF).status == 402
+    assert shop.claim(victim).status == 200
 
 
 def test_a_stolen_hash_buys_nothing_before_or_after_its_owner_claims(shop: Shop) -> None:
@@ -270,15 +307,20 @@ def test_a_payment_that_is_older_than_a_quote_lives_needs_its_payer(shop: Shop) 
     paid = shop.pay(wallet)
     shop.node.fault = lambda m, r: r | {"blockTime": int(time.time()) - 3700} if m == "getTransaction" else r
     assert shop.claim(paid).status == 403
-    assert shop.claim(paid, THIEF, x_payment_proof=signature(wallet, paid)).status == 200
+    assert shop.claim(paid, THIEF, x_payment_proof=signature(shop, wallet, paid)).status == 200
 
 
 def test_a_signed_message_of_the_payer_is_honoured_and_nobody_elses(shop: Shop) -> None:
     wallet, other = shop.net.new_wallet(), Keypair()
     paid = shop.pay(wallet)
-    for wrong in (signature(other, paid), signature(wallet, paid, "https://api.example/"), "x", "1" * 88):
+    for wrong in (
+        signature(shop, other, paid),
+        signature(shop, wallet, paid, "https://api.example/"),
+        "x",
+        "1" * 88,
+    ):
         assert shop.claim(paid, THIEF, x_payment_proof=wrong).status == 403
-    assert shop.claim(paid, THIEF, x_payment_proof=signature(wallet, paid)).status == 200
+    assert shop.claim(paid, THIEF, x_payment_proof=signature(shop, wallet, paid)).status == 200
 
 
 def test_a_delegate_is_not_the_payer(shop: Shop) -> None:
@@ -286,8 +328,8 @@ def test_a_delegate_is_not_the_payer(shop: Shop) -> None:
     account = account_of(payer.pubkey())
     shop.net.send([solana.approve(account, delegate.pubkey(), payer.pubkey(), DUE)], payer)
     paid = shop.net.send([transfer(account, shop.ours, delegate.pubkey(), DUE)], delegate)
-    assert shop.claim(paid, THIEF, x_payment_proof=signature(delegate, paid)).status == 403
-    assert shop.claim(paid, THIEF, x_payment_proof=signature(payer, paid)).status == 200
+    assert shop.claim(paid, THIEF, x_payment_proof=signature(shop, delegate, paid)).status == 403
+    assert shop.claim(paid, THIEF, x_payment_proof=signature(shop, payer, paid)).status == 200
 
 
 @pytest.mark.parametrize("how", ["memo", "reference"])
@@ -325,7 +367,7 @@ def test_each_of_several_payers_gets_what_they_paid_for(shop: Shop) -> None:
     payers = [shop.net.new_wallet() for _ in range(2)]
     paid = shop.net.send([shop.move(payers[0]), shop.move(payers[1], 2 * DUE)], *payers)
     assert shop.claim(paid).status == 403
-    bought = [shop.claim(paid, THIEF, x_payment_proof=signature(p, paid)) for p in payers]
+    bought = [shop.claim(paid, THIEF, x_payment_proof=signature(shop, p, paid)) for p in payers]
     assert [b.body["credit"]["allocatedBytes"] for b in bought] == [10**8, 2 * 10**8]
     assert bought[0].body["proxy"]["password"] != bought[1].body["proxy"]["password"]
 

@@ -314,14 +314,23 @@ def test_every_alarm_tells_somebody_and_names_the_page_that_says_what_to_do(
 
 
 @pytest.mark.slow
-def test_the_alarm_of_the_closed_sale_counts_the_line_that_validation_writes(
-    compiled: dict[str, dict[str, Any]],
+@pytest.mark.parametrize(
+    ("name", "line", "written"),
+    [
+        ("SaleClosed", "sale closed", "functions/x402/validate.py"),
+        ("RatesMissing", "rates missing", "functions/jobs/roll_up.py"),
+    ],
+)
+def test_an_alarm_on_a_log_line_counts_the_line_that_is_written(
+    compiled: dict[str, dict[str, Any]], name: str, line: str, written: str
 ) -> None:
     resources = compiled["prod"]["Resources"]
-    counted = resources["SaleClosedLines"]["Properties"]
-    assert counted["FilterPattern"] == '{ $.event = "sale closed" }'
+    counted = resources[f"{name}Lines"]["Properties"]
+    assert counted["LogGroupName"]["Ref"] in resources
+    assert counted["FilterPattern"] == f'{{ $.event = "{line}" }}'
+    assert f'"{line}"' in (ROOT / written).read_text()
     (made,) = counted["MetricTransformations"]
-    alarm = resources["SaleClosed"]["Properties"]
+    alarm = resources[name]["Properties"]
     assert (alarm["Namespace"], alarm["MetricName"]) == (made["MetricNamespace"], made["MetricName"])
 
 

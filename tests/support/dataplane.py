@@ -31,6 +31,7 @@ from gateway_node.leases import Leases
 from gateway_node.links import RelayLinks
 from gateway_node.meter import MeterService
 from gateway_node.pipeline import Pipeline
+from gateway_node.places import Places
 from gateway_node.resolve import Resolver
 from gateway_node.socks_front import SocksFront
 from local import lab
@@ -188,6 +189,7 @@ class Plane:
     pipeline: Pipeline = field(init=False)
     auth: Authenticator = field(init=False)
     domains: BlockedDomains = field(init=False)
+    dialer: ExitDialer = field(init=False)
 
     async def start_relay(self, name: str = "relay-a") -> Relay:
         """A relay that peers may go to."""
@@ -207,7 +209,8 @@ class Plane:
     async def _start_gateway(self, loop: asyncio.AbstractEventLoop, box: SecretBox) -> None:
         self.meter = MeterService(self.dynamo, self.redis, lambda n: PREFIX + n, GatewayId("gw"), now_ms)
         await self.meter.start()
-        self.auth = Authenticator(self.dynamo, PREFIX + "access", box, loop.time, now_ms, self.meter.met)
+        table, met = PREFIX + "access", self.meter.met
+        self.auth = Authenticator(self.dynamo, table, box, loop.time, now_ms, met, redis=self.redis)
         self.leases = Leases(self.redis, GatewayId("gw"), now_ms)
         self.links = RelayLinks(
             MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
@@ -215,8 +218,9 @@ class Plane:
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
         self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
         resolver = Resolver(policy, self.names, self.domains.covers)
-        dialer = ExitDialer(MESH_TOKEN, box, self.links)
-        self.pipeline = Pipeline(self.auth, resolver, self.leases, dialer, self.meter, now_ms)
+        self.dialer = ExitDialer(MESH_TOKEN, box, self.links)
+        places = Places(self.redis, GatewayId("gw"))
+        self.pipeline = Pipeline(self.auth, resolver, self.leases, self.dialer, self.meter, places, now_ms)
         for front in (HttpFront, SocksFront):
             make = cast("Callable[[], asyncio.Protocol]", lambda front=front: front(self.pipeline))
             self.servers.append(await loop.create_server(make, "127.0.0.1", 0))

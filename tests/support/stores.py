@@ -3,6 +3,7 @@
 moto knows no locks and no atomic transactions under threads: races and money run on the embedded server (slow tests).
 """
 
+import functools
 import os
 import socket
 import subprocess
@@ -36,10 +37,16 @@ def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncDynamo]:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     with mock_aws():
-        client: Any = boto3.client("dynamodb")
+        client: Any = _session().client("dynamodb")
         for definition in table_definitions(STAGE):
             client.create_table(**definition)
         yield SyncDynamo(client)
+
+
+@functools.cache
+def _session() -> boto3.Session:
+    """One session for all tests: each new one reads and decodes megabytes of AWS's service descriptions again."""
+    return boto3.Session()
 
 
 def _valkey_command() -> str:
@@ -54,7 +61,7 @@ def _valkey_command() -> str:
 
 
 def _client(url: str) -> Any:
-    return boto3.client(
+    return _session().client(
         "dynamodb",
         endpoint_url=url,
         region_name="eu-central-1",

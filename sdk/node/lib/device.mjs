@@ -72,13 +72,18 @@ export class Device {
     while (!signal.aborted && !condition()) await pause(ALLOWED_CHECK_S, signal);
   }
 
-  /** One of the parallel sockets. */
+  /**
+   * One of the parallel sockets. It goes to another relay at once, but in a row to no more than there are: who is sent
+   * round waits like others.
+   */
   async line(signal) {
     let identity = await this.identify(null, signal);
     let hurried = false;
     let failures = 0;
+    let hops = 0;
     while (!signal.aborted) {
       const url = this.relay ?? identity.relay;
+      const began = performance.now();
       const socket = new RelaySocket(this, identity, url);
       this.sockets.add(socket);
       const code = await socket.run();
@@ -89,8 +94,10 @@ export class Device {
         this.log.say("relay not reached");
         this.moveOn(identity, url);
       }
-      if (socket.moveTo !== null) continue;
-      if (this.relay !== null && this.relay !== url && failures <= identity.relays.length) continue;
+      if (performance.now() - began > this.s.times.redial_max * 1000) hops = 0;
+      hops++;
+      if ((this.relay ?? identity.relay) !== url && Math.max(hops, failures) <= identity.relays.length) continue;
+      hops = 0;
       if (code === IDENTITY_INVALID || code === IDENTITY_REVOKED) identity = await this.identify(identity, signal);
       hurried = this.table.byToken.size > 0 && !hurried;
       await pause(this.redialIn(hurried, failures), signal);
@@ -106,9 +113,9 @@ export class Device {
     return low + Math.random() * Math.max(0, high - low);
   }
 
-  /** Only to relays that the API named, and once a while; the other sockets follow the first one. */
-  mayFollow(identity, target) {
-    if (target === "") return false;
+  /** Only elsewhere, to relays that the API named, once a while; other sockets follow the first one. A pinned relay is kept. */
+  mayFollow(identity, url, target) {
+    if (target === "" || target === url || this.s.relay) return false;
     if (target === this.relay) return true;
     const recent = this.redirectedMs !== null && performance.now() - this.redirectedMs < this.s.times.redirect * 1000;
     if (recent || !identity.relays.includes(target)) return false;
@@ -141,7 +148,7 @@ export class Device {
         if (fault instanceof Refused && !fault.passes) throw (this.over = fault);
         this.log.say(`API: ${fault instanceof Refused ? fault.message : "not reached"}`);
       }
-      await pause(waitS * (0.5 + Math.random()), signal);
+      await pause(2 * waitS * Math.random(), signal); // full jitter
     }
   }
 

@@ -5,7 +5,8 @@ import { performance } from "node:perf_hooks";
 import { WebSocket } from "ws";
 
 import {
-  Malformed, Mux, PROTOCOL_V2, Reason, TOKEN_BYTES, header, number, parseBinary, parseMux, parseOpen, parseText, reasonFrame,
+  Malformed, Mux, PROTOCOL_V2, Reason, TOKEN_BYTES, header, maskedMessage, number, parseBinary, parseMux, parseOpen, parseText,
+  reasonFrame,
 } from "./frames.mjs";
 import { printable } from "./log.mjs";
 import { VERSION } from "./settings.mjs";
@@ -26,7 +27,7 @@ const REDIRECTED = 4100;
 export class RelaySocket {
   constructor(device, identity, url) {
     Object.assign(this, { device, identity, url, s: device.s, log: device.log, table: device.table });
-    Object.assign(this, { ws: null, leaving: null, v2: false, stands: false, connected: false, unsent: 0, code: null, moveTo: null });
+    Object.assign(this, { ws: null, wire: null, leaving: null, v2: false, stands: false, connected: false, unsent: 0, code: null });
     this.tunnels = new Map();
     this.sessions = new Map();
     this.outbox = new Outbox((head, payload) => this.sendFrame(head, payload));
@@ -43,6 +44,7 @@ export class RelaySocket {
       localAddress: s.bind, followRedirects: false, autoPong: false,
     });
     this.ws = ws;
+    ws.on("upgrade", (response) => (this.wire = response.socket));
     ws.on("open", () => this.opened());
     ws.on("message", (data, isBinary) => this.message(data, isBinary));
     ws.on("ping", (data) => {
@@ -69,7 +71,7 @@ export class RelaySocket {
     const { s } = this;
     this.stands = true;
     this.text("device_info", {
-      country: s.country, carrier: "", currentIp: "auto", protocol: s.protocol, supportsRelayRedirect: true,
+      country: s.country, carrier: "", currentIp: "auto", protocol: s.protocol, supportsRelayRedirect: !s.relay,
       sdkVersion: `node-${VERSION}`, osVersion: process.platform,
     });
     this.hear();
@@ -162,10 +164,7 @@ export class RelaySocket {
         this.log.say(`relay says: ${printable(text("message"))}`);
         break;
       case "relay_redirect":
-        if (this.device.mayFollow(this.identity, text("relay"))) {
-          this.moveTo = text("relay");
-          this.finish(REDIRECTED, "redirect followed");
-        }
+        if (this.device.mayFollow(this.identity, this.url, text("relay"))) this.finish(REDIRECTED, "redirect followed");
         break;
       case "tunnel_connect":
         this.openSession(id, text("host"), payload.port);
@@ -253,8 +252,8 @@ export class RelaySocket {
   }
 
   sendFrame(head, payload) {
-    const data = payload === undefined ? head : Buffer.concat([head, payload]);
-    this.queue((sent) => this.ws.send(data, { mask: true }, sent));
+    if (payload === undefined) this.queue((sent) => this.ws.send(head, { mask: true }, sent));
+    else this.queue((sent) => this.wire.write(maskedMessage(head, payload), sent));
     if (this.ws.bufferedAmount > WRITE_HIGH_BYTES) this.outbox.paused = true;
   }
 

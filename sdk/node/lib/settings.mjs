@@ -15,7 +15,7 @@ export const VERSION = "0.1.0";
 const MAX_SOCKETS = 8;
 
 /** Waits in seconds; `dead` and one `tick` make the 45 s within which a dead path is noticed. Only a lab may shorten them. */
-const TIMES = {
+export const TIMES = {
   redial_min: 5, redial_max: 7, heartbeat: 30, dead: 40, streams_dead: 15, tick: 5, wake: 10, idle: 300, redirect: 60,
   resume: 20, dial: 8,
 };
@@ -113,7 +113,7 @@ function check(s, given, lab) {
   if (!s.api) throw new Wrong("-api is missing: the API's base URL");
   if (!s.api.startsWith("https://") && !lab)
     throw new Wrong("-api must begin with https://: the API key would travel in the clear");
-  if (!s.key && !s.wallet) throw new Wrong("no API key: set API_KEY or -key-file (or give -wallet alone)");
+  if (!s.key && !s.wallet && !s.withdraw) throw new Wrong("no API key: set API_KEY or -key-file (or give -wallet alone)");
   if (!/^\d+$/.test(given.connections) || s.connections < 1 || s.connections > MAX_SOCKETS)
     throw new Wrong("-connections must be 1 to 8");
   if (s.limitMbit !== null && !(s.limitMbit > 0 && s.limitMbit < 1e6))

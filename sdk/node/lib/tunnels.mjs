@@ -11,6 +11,7 @@ const WINDOWS_MAX_BYTES = 64 * 1024 * 1024;
 const TARGET_HIGH_BYTES = 256 * 1024;
 const SESSION_QUEUE_BYTES = 8 * 1024 * 1024;
 const FLUSH_MAX_MS = 30_000;
+const VIEW_MIN_BYTES = 16 * 1024;
 const BLOCKED_MAX_MS = 30_000;
 
 /** All tunnels of a device, whichever socket they are on. */
@@ -46,6 +47,11 @@ class Holds {
   drop(reason) {
     if (this.reasons.delete(reason) && this.reasons.size === 0) this.release();
   }
+}
+
+/** Bytes of a message, to be kept: a view of a few would keep all that was read from the socket with them. */
+function own(data) {
+  return data.length < VIEW_MIN_BYTES ? Buffer.from(data) : data;
 }
 
 function flushAndClose(target) {
@@ -142,7 +148,7 @@ export class Tunnel {
   receive({ type, body }) {
     if (this.target === null && type !== Mux.RESET && type !== Mux.CLOSE && type !== Mux.DATA) return;
     this.withRules(() => {
-      if (type === Mux.DATA) this.stream.onData(Buffer.from(body));
+      if (type === Mux.DATA) this.stream.onData(own(body));
       else if (type === Mux.WINDOW) this.stream.onWindow(number(body, 0), number(body, 8));
       else if (type === Mux.BLOCKED) this.stream.onBlocked(number(body, 0));
       else if (type === Mux.EOF) this.stream.onEof();
@@ -289,13 +295,13 @@ export class Session {
   toTarget(data) {
     this.moved(data.length, this.socket.reading);
     if (this.target === null) {
-      this.early.push(Buffer.from(data));
+      this.early.push(own(data));
       this.earlyBytes += data.length;
       if (this.earlyBytes > SESSION_QUEUE_BYTES) this.close();
       return;
     }
     if (this.target.destroyed || this.target.writableEnded) return;
-    this.target.write(Buffer.from(data));
+    this.target.write(own(data));
     if (this.target.writableLength > TARGET_HIGH_BYTES && this.blocked === null) {
       this.socket.reading.add(this); // v1 has no other way to slow the relay down
       this.blocked = setTimeout(() => this.abort(), BLOCKED_MAX_MS);

@@ -1,14 +1,18 @@
 // The JSON vectors of docs/protocol.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import test from "node:test";
 
 import { canonicalPair, egressVerdict } from "../lib/egress.mjs";
 import {
   Malformed, Mux, number, numbersFrame, parseBinary, parseMux, parseOpen, parseText, reasonFrame,
+  maskedMessage,
 } from "../lib/frames.mjs";
-import { Allowance, openAt, parseSchedule } from "../lib/limits.mjs";
+import { Allowance, onCharger, openAt, parseSchedule } from "../lib/limits.mjs";
+import { TIMES } from "../lib/settings.mjs";
 import { FlowViolation, Outbox, Stream, WindowBudget } from "../lib/stream.mjs";
 
 const load = (name) => JSON.parse(readFileSync(new URL(`../../../docs/protocol/${name}`, import.meta.url)));
@@ -81,6 +85,23 @@ test("types that nobody knows are ignored", () => {
   for (const row of v2.ignored) assert.equal(parseMux(hex(row.hex)), null);
 });
 
+test("a masked message is what a server reads", () => {
+  const unmasked = (frame) => {
+    const short = frame[1] & 0x7f;
+    const [at, size] =
+      short < 126 ? [2, short] : short === 126 ? [4, frame.readUInt16BE(2)] : [10, Number(frame.readBigUInt64BE(2))];
+    const body = frame.subarray(at + 4).map((byte, i) => byte ^ frame[at + (i & 3)]);
+    assert.deepEqual([frame[0], frame[1] & 0x80, body.length], [0x82, 0x80, size]);
+    return Buffer.from(body);
+  };
+  for (const size of [0, 1, 119, 120, 121, 122, 123, 65_529, 65_530, 65_531, 65_532, 200_003]) {
+    const [head, payload] = [Buffer.from([1, 2, 3, 4, 5]), Buffer.alloc(size, "psx-")];
+    const frame = maskedMessage(head, payload);
+    assert.deepEqual(unmasked(frame), Buffer.concat([head, payload]), `${size}`);
+    assert.notDeepEqual(maskedMessage(head, payload), frame, "a key of its own for each");
+  }
+});
+
 test("frames of v1", () => {
   const v1 = load("binary-v1.json");
   for (const row of v1.frames) {
@@ -98,6 +119,20 @@ test("verdicts on addresses", () => {
   assert.equal(egressVerdict("fe80::1%eth0", 443), "private_address");
   assert.equal(egressVerdict("0x7f000001", 443), "not_an_address");
   assert.equal(egressVerdict("0:0:0:0:0:0:0:1", 80, new Set([canonicalPair("[::1]:80")])), null);
+});
+
+test("waits and chargers", () => {
+  const { waits, chargers } = load("device.json");
+  assert.deepEqual(TIMES, waits);
+  for (const { name, supplies, charging } of chargers) {
+    const folder = mkdtempSync(join(tmpdir(), "psx-"));
+    for (const [path, text] of Object.entries(supplies)) {
+      mkdirSync(join(folder, dirname(path)), { recursive: true });
+      writeFileSync(join(folder, path), `${text}\n`);
+    }
+    assert.equal(onCharger(folder), charging, name);
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("hours of the day", () => {

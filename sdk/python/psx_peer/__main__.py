@@ -73,7 +73,8 @@ def main() -> int:
     devices = [options] if options.instances == 1 and not _is_fleet() else _fleet(options)
     if options.dry_run:
         sys.stdout.write(TERMS_TEXT)
-        sys.stdout.write(json.dumps([_plan(device) for device in devices], indent=2) + "\n")
+        plans = [_plan(device) for device in devices]
+        sys.stdout.write(json.dumps(plans if options.instances > 1 else plans[0], indent=2) + "\n")
         return 0
     if options.withdraw:
         return withdraw(devices)

@@ -88,18 +88,21 @@ class Peer:
         self._stopping.set()
 
     async def _line(self) -> None:
-        """One of the parallel sockets, for ever."""
+        """One of the parallel sockets, for ever.
+
+        It goes to another relay at once, but in a row to no more than there are: who is sent round waits like others.
+        """
         identity = await self._identity()
         hurried = False
-        failures = 0
+        failures = hops = 0
         while True:
-            url = self._relay or identity.relay
+            url, began_s = self._relay or identity.relay, time.monotonic()
             socket = RelaySocket(
                 self._options,
                 identity,
                 self._dialer,
                 self._table,
-                partial(self._may_follow, identity),
+                partial(self._may_follow, identity, url),
                 partial(self._move_on, identity, url),
             )
             self._sockets.add(socket)
@@ -112,10 +115,12 @@ class Peer:
             finally:
                 self._sockets.discard(socket)
             failures = 0 if socket.connected.is_set() else failures + 1
-            if socket.redirect_to is not None:
+            if time.monotonic() - began_s > self._options.times.redial_max:
+                hops = 0
+            hops += 1
+            if (self._relay or identity.relay) != url and max(hops, failures) <= len(identity.relays):
                 continue
-            if self._relay is not None and self._relay != url and failures <= len(identity.relays):
-                continue
+            hops = 0
             if code in {websocket.CloseCode.IDENTITY_INVALID, websocket.CloseCode.IDENTITY_REVOKED}:
                 identity = await self._identity(identity)
             hurried = bool(len(self._table)) and not hurried
@@ -131,8 +136,12 @@ class Peer:
             high = max(high, min(BACKOFF_MAX_S, times.redial_max * 2 ** min(failures - 1, 10)))
         return random.uniform(low, max(low, high))  # noqa: S311 - jitter, not a secret
 
-    def _may_follow(self, identity: Identity, target: str) -> bool:
-        """Only to relays that the API named, and once a minute; the other sockets follow the first one."""
+    def _may_follow(self, identity: Identity, url: str, target: str) -> bool:
+        """Only elsewhere, to relays that the API named, and once a minute; the other sockets follow the first one. A pinned
+        relay is kept.
+        """
+        if target == url or self._options.relay is not None:
+            return False
         if target == self._relay:
             return True
         now = time.monotonic()
@@ -166,5 +175,5 @@ class Peer:
                 log.warning("API: %s", refusal)
             except (OSError, http.client.HTTPException) as error:
                 log.warning("API not reached: %s", type(error).__name__)
-            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, 2 * wait_s))  # noqa: S311 - full jitter
             wait_s = min(wait_s * 2, API_RETRY_MAX_S)

@@ -122,7 +122,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
         parser.error("-api is missing: the API's base URL")
     if not given.api.startswith("https://") and not lab:
         parser.error("-api must begin with https://: the API key would travel in the clear")
-    if not api_key and not given.wallet:
+    if not api_key and not given.wallet and not given.withdraw:
         parser.error("no API key: set API_KEY or -key-file (or give -wallet alone)")
     instances = _whole(parser, "count", given.count, 1, MAX_INSTANCES) if fleet else 1
     if fleet and (given.random_name or not given.name):

@@ -36,6 +36,7 @@ LOGGED_MAX_CHARS: Final = 200
 UNSENT_MAX_BYTES: Final = 32 * 1024 * 1024
 """A relay that asks and asks but never reads is left before its answers fill the device's memory."""
 _ALLOWANCE: Final = "allowance"
+_BEGINNINGS: Final = frozenset({mux.MuxType.OPEN, mux.MuxType.RESUME})
 
 log = logging.getLogger("psx_peer")
 
@@ -46,7 +47,7 @@ def _printable(text: str) -> str:
 
 
 class RelaySocket(asyncio.Protocol):
-    """Await `run` for the close code; `redirect_to` holds the relay's wish when the code is 4100."""
+    """Await `run` for the close code."""
 
     def __init__(
         self,
@@ -80,7 +81,6 @@ class RelaySocket(asyncio.Protocol):
         self._paced_bytes = 0
         self._paced_s = self._loop.time()
         self.write_paused = False
-        self.redirect_to: str | None = None
         self.connected = asyncio.Event()
 
     async def run(self, url: str) -> int:
@@ -183,7 +183,7 @@ class RelaySocket(asyncio.Protocol):
             carrier="",
             currentIp="auto",
             protocol=self._options.protocol,
-            supportsRelayRedirect=True,
+            supportsRelayRedirect=self._options.relay is None,
             sdkVersion=f"python-{__version__}",
         )
         return rest
@@ -222,7 +222,6 @@ class RelaySocket(asyncio.Protocol):
             case peer.Type.TUNNEL_CLOSE if session_id in self._tunnels:
                 self._drop(self._tunnels[session_id])
             case peer.Type.RELAY_REDIRECT if self._allow_redirect(text.text("relay")):
-                self.redirect_to = text.text("relay")
                 self._finish(websocket.CloseCode.REDIRECTED, "redirect followed")
             case peer.Type.HEARTBEAT_ACK:
                 log.debug("[ACK]")
@@ -240,8 +239,11 @@ class RelaySocket(asyncio.Protocol):
 
     def _frame(self, frame: mux.Frame) -> None:
         target = self._streams.get(frame.tunnel)
-        if target is not None and frame.type not in {mux.MuxType.OPEN, mux.MuxType.RESUME}:
-            self._with_rules(target, lambda: target.receive(frame))
+        if target is not None and frame.type not in _BEGINNINGS:
+            try:
+                target.receive(frame)
+            except stream.FlowViolation as fault:
+                self._violated(target, fault)
             return
         match frame.type:
             case mux.MuxType.OPEN if target is None:
@@ -260,7 +262,8 @@ class RelaySocket(asyncio.Protocol):
 
     def _open(self, frame: mux.Frame) -> None:
         given = mux.read_open(frame.body)
-        log.debug("[TUNNEL_CONNECT] %s:%d", _printable(given.host), given.port)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("[TUNNEL_CONNECT] %s:%d", _printable(given.host), given.port)
         if self._table.full or self._table.find(given.token) is not None:
             self._send_frame(mux.refused_frame(frame.tunnel, mux.MuxReason.TOO_MANY_TUNNELS))
             return
@@ -275,14 +278,14 @@ class RelaySocket(asyncio.Protocol):
             self._send_frame(mux.refused_frame(frame.tunnel, mux.MuxReason.UNKNOWN_TUNNEL))
             return
         self._streams[frame.tunnel] = target
-        self._with_rules(target, lambda: target.resume(self, frame.tunnel, given.received, given.limit))
-
-    def _with_rules(self, target: StreamTarget, action: Callable[[], None]) -> None:
         try:
-            action()
+            target.resume(self, frame.tunnel, given.received, given.limit)
         except stream.FlowViolation as fault:
-            log.warning("tunnel ended: %s", fault)
-            target.violated()
+            self._violated(target, fault)
+
+    def _violated(self, target: StreamTarget, fault: stream.FlowViolation) -> None:
+        log.warning("tunnel ended: %s", fault)
+        target.violated()
 
     def _go_away(self) -> None:
         if not self._ended.done():

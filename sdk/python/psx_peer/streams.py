@@ -196,8 +196,9 @@ class StreamTarget(asyncio.Protocol):
         task = self._task
         self._leave()
         if self._transport is not None:
+            if self._transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(FLUSH_MAX_S, self._transport.abort)
             self._transport.close()
-            asyncio.get_running_loop().call_later(FLUSH_MAX_S, self._transport.abort)
         elif task is not None:
             task.cancel()
 

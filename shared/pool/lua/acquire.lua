@@ -5,17 +5,21 @@
 --       7 needs presence (1/0), 8 ip type, 9 asn, 10 isp, 11 carrier, 12 carrier is hard (1/0), 13 country ("" = any),
 --       14 session must keep its device (1/0), 15 pin kind ("" = none), 16 pin id, 17 pin is strict (1/0), 18 city,
 --       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
---       23.. endpoints to leave out
--- Answer: {endpoint, fields of its row, fields of its presence, how (0 fresh, 1 session, 2 pin, 3 instead of the pin)}
+--       23 whoever stands in for a session's lost device is in its country (1/0), 24.. endpoints to leave out
+-- Answer: {endpoint, fields of its row, fields of its presence, how (0 fresh, 1 session, 2 pin, 3 instead of the pin),
+--          how many sessions there are now if this began one, else 0}
 --         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
 local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local window, presence_needed, city = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[18]
 local least_stability, account = tonumber(ARGV[19]), ARGV[20]
 local pin_kind, pin_id, pin_strict = ARGV[15], ARGV[16], ARGV[17] == '1'
+local country, carrier, carrier_is_hard = ARGV[13], ARGV[11], ARGV[12] == '1'
+local free = KEYS[1]
 local lease = ''
 local absent = 0
+local crowded = false -- a device was left out for want of room alone
 local excluded = {}
-for i = 23, #ARGV do excluded[ARGV[i]] = true end
+for i = 24, #ARGV do excluded[ARGV[i]] = true end
 
 local function row(id)
   local fields = redis.call('HGETALL', prefix .. 'ep:' .. id)
@@ -38,8 +42,8 @@ local function matches(ep, with_carrier)
   if ARGV[8] ~= '' and ep.ip_type ~= ARGV[8] then return false end
   if ARGV[9] ~= '' and ep.asn ~= ARGV[9] then return false end
   if ARGV[10] ~= '' and not string.find(ep.isp_slug, ARGV[10], 1, true) then return false end
-  if ARGV[13] ~= '' and ep.country ~= ARGV[13] then return false end
-  if with_carrier and ARGV[11] ~= '' and ep.carrier ~= ARGV[11] then return false end
+  if country ~= '' and ep.country ~= country then return false end
+  if with_carrier and carrier ~= '' and ep.carrier ~= carrier then return false end
   if least_stability > 0 and (tonumber(ep.stability or '') or 0) < least_stability then return false end
   return true
 end
@@ -73,7 +77,7 @@ local function usable(id, with_carrier, pinned)
   if not ep and pinned == 'device' then ep, fields = unlisted(id) end
   if not ep then return nil end
   if pinned then -- a pin chooses the device; country and IP type (what a key is locked to) still hold
-    if ARGV[13] ~= '' and ep.country ~= ARGV[13] then return nil end
+    if country ~= '' and ep.country ~= country then return nil end
     if ARGV[8] ~= '' and ep.ip_type ~= ARGV[8] then return nil end
   elseif not matches(ep, with_carrier) then
     return nil
@@ -91,11 +95,14 @@ local function usable(id, with_carrier, pinned)
     end
   end
   local total = room(id, ep)
-  if not total then return nil end
+  if not total then
+    crowded = true
+    return nil
+  end
   return { id = id, ep = ep, fields = fields, live = live, total = total, near = city ~= '' and ep.city == city }
 end
 
-local function take(choice, reused)
+local function take(choice, reused, sessions)
   local id, ep = choice.id, choice.ep
   local load = prefix .. 'load:' .. id
   redis.call('HINCRBY', load, '#', 1)
@@ -106,12 +113,12 @@ local function take(choice, reused)
     redis.call('SREM', prefix .. 'free:any', id)
     redis.call('SREM', prefix .. 'free:' .. ep.country, id)
   end
-  return { id, choice.fields, choice.live, reused }
+  return { id, choice.fields, choice.live, reused, sessions or 0 }
 end
 
 local function least_loaded(count, with_carrier)
   local best
-  for _, id in ipairs(redis.call('SRANDMEMBER', KEYS[1], count)) do
+  for _, id in ipairs(redis.call('SRANDMEMBER', free, count)) do
     local choice = usable(id, with_carrier)
     if choice then
       local nearer = best and choice.near and not best.near
@@ -150,17 +157,26 @@ if pin_kind ~= '' then
   stood_in = 3
 end
 
-local session = sid ~= '' and redis.call('HMGET', KEYS[2], 'endpoint', 'picked') or { false, false }
+local session = sid ~= '' and redis.call('HMGET', KEYS[2], 'endpoint', 'picked', 'country', 'carrier') or {}
+local stays, before = false, nil
 if session[1] and (window == 0 or now - tonumber(session[2]) < window) then
+  crowded = false
   local choice = usable(session[1], false)
   if choice then
     redis.call('HSET', KEYS[2], 'seen', now)
     return take(choice, 1)
   end
   if ARGV[14] == '1' then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
-elseif session[1] then
+  stays = crowded -- a device that is full is not lost: this connection goes elsewhere, the session does not
+  if country == '' and ARGV[23] == '1' and session[3] then
+    country = session[3]
+    free = prefix .. 'free:' .. country
+  end
+  if carrier == '' and carrier_is_hard then carrier = session[4] or '' end
+elseif session[1] and not excluded[session[1]] then
   -- the window is over: the next device must be another one where there is another one
-  excluded[session[1]] = true
+  before = session[1]
+  excluded[before] = true
 end
 
 local sessions = prefix .. 'sessions:' .. ARGV[21]
@@ -171,21 +187,24 @@ end
 
 -- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
 local best = city == '' and least_loaded(-8, true) or least_loaded(256, true)
-if not best and ARGV[11] ~= '' and ARGV[12] == '0' then best = least_loaded(256, false) end
-if not best and session[1] then
-  excluded[session[1]] = nil
-  best = least_loaded(256, false)
+if not best and carrier ~= '' and not carrier_is_hard then best = least_loaded(256, false) end
+if not best and before then
+  excluded[before] = nil
+  best = least_loaded(256, carrier_is_hard)
 end
 if not best then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
-if sid ~= '' then
+local count = 0
+if sid ~= '' and not stays then
   local created = redis.call('EXISTS', KEYS[2]) == 0
-  redis.call('HSET', KEYS[2], 'endpoint', best.id, 'picked', now, 'seen', now)
+  redis.call('HSET', KEYS[2], 'endpoint', best.id, 'picked', now, 'seen', now, 'country', best.ep.country,
+    'carrier', best.ep.carrier)
   if created then
     local ttl = tonumber(ARGV[5])
     redis.call('HSET', KEYS[2], 'created', now)
     redis.call('EXPIRE', KEYS[2], ttl)
     redis.call('ZADD', sessions, now + ttl * 1000, pak .. ':' .. sid)
     redis.call('EXPIRE', sessions, 2592000)
+    count = redis.call('ZCARD', sessions)
   end
 end
-return take(best, stood_in)
+return take(best, stood_in, count)

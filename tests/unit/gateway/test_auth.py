@@ -1,5 +1,8 @@
 """Failed attempts are limited per address, for a while."""
 
+import pytest
+
+from gateway_node import auth
 from gateway_node.auth import FailureLimiter
 
 
@@ -29,3 +32,14 @@ def test_slow_failures_are_forgiven() -> None:
         now[0] += 10
         limiter.failed("a")
     assert not limiter.banned("a")
+
+
+def test_strangers_of_ever_new_addresses_use_up_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "TRACKED_MAX", 100)
+    limiter = FailureLimiter(lambda: 0.0)
+    for number in range(1000):
+        for _ in range(10):
+            limiter.failed(f"{number}")
+    assert len(limiter._tracked) == 100
+    assert limiter.banned("999"), "who failed last is remembered"
+    assert not limiter.banned("0")

@@ -13,11 +13,13 @@ from gateway_node.exits import ConnectExit
 from gateway_node.http_front import HttpFront
 from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
-from gateway_node.pipeline import Outcome
+from gateway_node.pipeline import Outcome, Pipeline
+from gateway_node.refusals import RefusedRequest
+from gateway_node.splice import Splices
 from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, Tunnel
 from shared.access.model import Pak, Quality
-from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.codes import IpType, Pool, Refusal, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.pool.model import Acquired, Endpoint, Selected
 from shared.runtime.deadlines import Deadlines
@@ -98,6 +100,9 @@ class Opens:
     def __init__(self) -> None:
         self.exit, self.deadlines, self.lobby = Exit(), Deadlines(), Lobby()
         self.cuts: list[bool] = []
+        self.kept: set[Any] = set()
+        self.draining = False
+        self.corrections: tuple[str, ...] = ()
 
     def tunnel(self, exit_: Any) -> Tunnel:
         acquired = Acquired(ENDPOINT, "", 0, "", "", Selected.FRESH)
@@ -105,7 +110,7 @@ class Opens:
 
     async def open(self, request: Any) -> Outcome:
         self.exit.tunnel = self.tunnel(self.exit)
-        return Outcome(self.exit.tunnel)
+        return Outcome(self.exit.tunnel, self.corrections)
 
 
 async def connected(pipeline: Any) -> tuple[HttpFront, Any]:
@@ -223,7 +228,7 @@ async def test_an_exit_that_was_full_before_its_tunnel_stood_says_so() -> None:
 
 async def test_an_exit_that_was_lost_before_its_tunnel_stood_cuts_it() -> None:
     pipeline = Opens()
-    exit_ = ConnectExit(b"", carries_eof=True)
+    exit_ = ConnectExit(b"", Splices(), carries_eof=True)
     wire: Any = Wire()
     exit_.connection_made(wire)
     exit_.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -242,3 +247,131 @@ async def test_a_protocol_that_nobody_asked_for_is_no_answer() -> None:
     )
     assert b" 101 " not in wire.written
     assert wire.closing or wire.ended
+
+
+def get(url: str = "http://example.com/", method: str = "GET") -> bytes:
+    return f"{method} {url} HTTP/1.1\r\nHost: x\r\n{CREDENTIALS}\r\n\r\n".encode()
+
+
+def answers(wire: Any) -> list[dict[str, str]]:
+    """Headers of every answer that a customer got."""
+    heads = wire.written.decode().split("HTTP/1.1 ")[1:]
+    fields = (head.partition("\r\n\r\n")[0].split("\r\n")[1:] for head in heads)
+    return [dict(field.split(": ", 1) for field in lines) for lines in fields]
+
+
+async def test_every_plain_answer_has_a_request_id_of_its_own_and_tells_of_corrections() -> None:
+    pipeline = Opens()
+    pipeline.corrections = ("ttl=60",)
+    front, wire = await connected(pipeline)
+    for _ in range(2):
+        front.data_received(get())
+        await turns()
+        pipeline.exit.tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    first, second = answers(wire)
+    assert first["X-Request-ID"] != second["X-Request-ID"]
+    assert {head["X-PSX-Corrections"] for head in (first, second)} == {"ttl=60"}
+    assert {head["X-PSX-Country"] for head in (first, second)} == {"US"}
+
+
+async def test_a_targets_own_request_id_stays_and_it_cannot_speak_as_the_gateway() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(get())
+    await turns()
+    pipeline.exit.tunnel.to_customer(
+        b"HTTP/1.1 200 OK\r\nX-Request-Id: theirs\r\nX-PSX-Country: ZZ\r\nContent-Length: 0\r\n\r\n"
+    )
+    (head,) = answers(wire)
+    assert head["X-Request-Id"] == "theirs"
+    assert len(head["X-PSX-Request-ID"]) == 36
+    assert head["X-PSX-Country"] == "US"
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "line"),
+    [
+        ("GET", "http://example.com", "GET / "),
+        ("GET", "http://example.com/?", "GET /? "),
+        ("GET", "http://example.com?a=1#b", "GET /?a=1 "),
+        ("GET", "http://example.com/a;b//c?d=/../e", "GET /a;b//c?d=/../e "),
+        ("OPTIONS", "http://example.com", "OPTIONS * "),
+        ("OPTIONS", "http://example.com/", "OPTIONS / "),
+    ],
+)
+async def test_a_target_is_asked_for_what_the_customer_wrote(method: str, url: str, line: str) -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    front.data_received(get(url, method))
+    await turns()
+    assert pipeline.exit.sent.decode().startswith(line + "HTTP/1.1\r\nHost: example.com\r\n")
+
+
+def drain(pipeline: Any) -> None:
+    Pipeline.drain(pipeline)
+
+
+async def test_a_gateway_that_drains_waits_for_the_request_under_way_and_for_no_idle_connection() -> None:
+    pipeline = Opens()
+    idle, idle_wire = await connected(pipeline)
+    idle.data_received(get())
+    await turns()
+    idle_tunnel = pipeline.exit.tunnel
+    idle_tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    busy, busy_wire = await connected(pipeline)
+    busy.data_received(get())
+    await turns()
+    opening, opening_wire = await connected(pipeline)
+    opening.data_received(get())  # its exit is being opened
+
+    drain(pipeline)
+    assert idle_wire.closing
+    assert not idle_tunnel.open
+    assert not busy_wire.closing
+    busy._tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")  # type: ignore[union-attr]
+    await turns()
+    opening._tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")  # type: ignore[union-attr]
+    for wire in (busy_wire, opening_wire):
+        assert b"Connection: close\r\n" in wire.written
+        assert wire.written.endswith(b"hi")
+        assert wire.closing
+    for front in (idle, busy, opening):
+        front.connection_lost(None)
+    assert not pipeline.kept
+
+
+async def test_a_drain_leaves_what_became_a_tunnel_alone() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(get().replace(b"Host: x", b"Connection: Upgrade\r\nUpgrade: websocket"))
+    await turns()
+    pipeline.exit.tunnel.to_customer(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n")
+    drain(pipeline)
+    assert pipeline.exit.tunnel.open
+    assert not wire.closing
+
+
+async def test_an_exit_that_pours_before_its_tunnel_stands_is_read_no_further() -> None:
+    pipeline = Opens()
+    exit_ = ConnectExit(b"", Splices(), carries_eof=True)
+    wire: Any = Wire()
+    exit_.connection_made(wire)
+    exit_.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1000))
+    assert not wire.paused
+    exit_.data_received(bytes(EARLY_MAX_BYTES))
+    assert wire.paused
+    exit_.attach(pipeline.tunnel(exit_))
+    assert not wire.paused
+
+
+async def test_a_refused_head_request_gets_no_body() -> None:
+    class Refuses(Opens):
+        async def open(self, request: Any) -> Outcome:
+            return Outcome(RefusedRequest(Refusal.AUTH_INVALID, "no"))
+
+    front, wire = await connected(Refuses())
+    front.data_received(get(method="HEAD"))
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 407 ")
+    assert wire.written.endswith(b"\r\n\r\n")
+    assert not wire.closing

@@ -93,6 +93,27 @@ def test_what_is_confirmed_is_not_cut_again(copied: Copied) -> None:
     assert life.lines() == ()
 
 
+def test_a_new_journal_under_an_id_with_a_history_survives_a_kill_before_its_first_cut(
+    copied: Copied,
+) -> None:
+    assert copied.journal.number_from(500)
+    copied.journal.line(key("a")).add(3, 4)
+    life = copied.next_life()
+    assert life.number_from(500)
+    assert life.cut(5)
+    assert counted(life.pending) == {"a": (3, 4)}
+    assert life.pending[0].sequence == 501
+
+
+def test_numbering_anew_leaves_a_pending_cut_pending(copied: Copied) -> None:
+    copied.journal.line(key("a")).add(3, 4)
+    copied.journal.cut(5)
+    life = copied.next_life()
+    assert life.number_from(-1)
+    copied.path = copied.folder / "life-1"
+    assert copied.next_life().pending == copied.journal.pending
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

@@ -8,7 +8,9 @@ import pytest
 from gateway_node.prober.service import SETTINGS_KEPT_MS, Parts, Prober
 from gateway_node.prober.settings import parse_targets
 from shared.grading.dialer import Seen
+from shared.grading.live import Leased
 from shared.grading.model import Failure, ProbeResult
+from shared.guard.model import Switch
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.supply.model import Device, Kind, Origin
@@ -22,20 +24,34 @@ class Settings:
 
     def __init__(self) -> None:
         self.value: dict[str, Any] | None = None
+        self.switch = Switch()
         self.reads = 0
 
     async def run(self, request: Any) -> Any:
+        if "switch" in str(request.params):
+            return self.switch
         self.reads += 1
         return self.value if "ip_classes" in str(request.params) else {"interval_s": 7}
 
 
-def prober(settings: Settings, now: list[int]) -> Prober:
+class Queue:
+    """A queue in which nothing is due, that tells how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def run(self, call: Any) -> Leased:
+        self.asked += 1
+        return Leased((), 0, 0)
+
+
+def prober(settings: Settings, now: list[int], queue: Any = None) -> Prober:
     nothing: Any = None
     dynamo: Any = settings
     return Prober(
         Parts(
             dynamo=dynamo,
-            redis=nothing,
+            redis=queue,
             table=str,
             box=nothing,
             mesh_token="",
@@ -64,6 +80,19 @@ async def test_an_operators_word_on_the_exits_own_address_decides_its_class() ->
     assert probing._classified(DEVICE, exit_seen).exit_ip_type is IpType.MOBILE
     elsewhere = probing._classified(DEVICE, Seen(ProbeResult(1), "203.0.113.7"))
     assert (elsewhere.exit_ip_type, elsewhere.exit_asn) == (IpType.RESIDENTIAL, 64999)
+
+
+async def test_the_kill_switch_stops_probing_within_the_age_of_settings_and_lets_it_go_on() -> None:
+    settings, now, queue = Settings(), [SETTINGS_KEPT_MS], Queue()
+    probing = prober(settings, now, queue)
+    for stopped, asked in ((False, 1), (True, 1), (False, 2)):
+        settings.switch = Switch(stopped)
+        now[0] += SETTINGS_KEPT_MS
+        assert await probing._take() == 0
+        assert queue.asked == asked
+    settings.switch = Switch(True)
+    await probing._take()
+    assert queue.asked == 3, "read a moment ago"
 
 
 async def test_a_probe_that_saw_no_exit_is_classed_as_nothing() -> None:

@@ -157,7 +157,9 @@ def test_grades_are_written_once_per_version(dynamo: SyncDynamo) -> None:
     stored = dynamo.run(grades.get_grade(TABLE, ID))
     assert stored == replace(grade, version=1)
     assert dynamo.run(grades.put_result(TABLE, after(FAIL, grade=stored)))
-    assert dynamo.run(grades.all_grades(TABLE, 10, None)).rows[0].failures == 1
+    failed = dynamo.run(grades.get_grade(TABLE, ID))
+    assert failed is not None
+    assert (failed.failures, failed.version) == (1, 2)
 
 
 ENDPOINT = Endpoint(
@@ -343,6 +345,13 @@ def test_probes_are_spread_and_an_absent_peer_waits_for_its_return() -> None:
     assert next_probe_ms(after(*[FAIL] * 6), 0, DEFAULTS, 0.5) == 60_000
     assert next_probe_ms(settled, DEFAULTS.bytes_per_day, DEFAULTS, 0.5) == 1_200_000
     assert next_probe_ms(after(ProbeResult(1, Failure.PEER_OFFLINE)), 0, DEFAULTS, 0.5) is None
+
+
+@pytest.mark.parametrize("reason", ["owner_said_no", "no_consent", "outside_the_owners_hours"])
+def test_what_its_owner_keeps_off_sale_is_hardly_probed(reason: str) -> None:
+    """Unless it has yet to prove itself: its owner may be about to agree."""
+    assert next_probe_ms(replace(after(PASS, US), reason=reason), 0, DEFAULTS, 0.5) == 3_600_000
+    assert next_probe_ms(replace(after(PASS), reason=reason), 0, DEFAULTS, 0.5) == 20_000
 
 
 def test_every_failure_says_what_to_do() -> None:

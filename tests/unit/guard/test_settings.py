@@ -43,3 +43,12 @@ def test_a_slip_is_named(name: str, path: list[Any], value: Any, field: str) -> 
     fault = setting_fault(name, altered)
     assert fault is not None
     assert fault.startswith(f"{field}:")
+
+
+@pytest.mark.parametrize("kind", ["mobile", "residential", "datacenter", "unknown"])
+def test_every_class_has_a_rate(kind: str) -> None:
+    fault = setting_fault("rates", {k: v for k, v in RATES.items() if k != kind})
+    assert fault is not None
+    assert fault.startswith(f"{kind}:")
+    own = {"overrides": {"psx_vip": {"mobile": 2 * RATES["mobile"]}}}
+    assert setting_fault("rates", {**RATES, **own}) is None

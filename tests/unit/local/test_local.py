@@ -19,6 +19,7 @@ def test_schedules_and_routes_come_from_serverless_yml() -> None:
         "roll_up": 60,
         "end_keys": 60,
         "test_peer_tiers": 60,
+        "buy_as_customer": 300,
         "refresh_ip_data": 3600,
         "drop_ghosts": 3600,
         "live_numbers": 60,

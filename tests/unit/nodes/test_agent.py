@@ -17,7 +17,9 @@ DEFINED = re.compile(r"\b(Gauge|Counter|Histogram)\(\s*\"(psx_[a-z_]+)\"(.*?)\)\
 
 
 def instance(role: str, cpus: int = 2) -> Instance:
-    return Instance(role, "dev", "r", "r", "eu", 0, "i-1", "10.0.0.1", "192.0.2.1", cpus, "s", "Fleet", "g")
+    return Instance(
+        role, "dev", "r", "r", "eu", 0, "i-1", "10.0.0.1", "10.0.0.0/16", "192.0.2.1", cpus, "s", "Fleet", "g"
+    )
 
 
 def defined() -> dict[str, str]:

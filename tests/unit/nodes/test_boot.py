@@ -57,8 +57,8 @@ RELAYS = json.dumps({"eu": {"url": "wss://relay.example/", "countries": ["*"]}})
 
 def instance(role: str) -> Instance:
     return Instance(
-        role, "dev", "eu-central-1", "eu-central-1", "eu", 0, "i-0123456789abcdef0", "10.40.0.9", "198.51.100.9", 2,
-        "psx-dev-relays", "Fleet", f"psx-dev-{role}s",
+        role, "dev", "eu-central-1", "eu-central-1", "eu", 0, "i-0123456789abcdef0", "10.40.0.9", "10.40.0.0/16",
+        "198.51.100.9", 2, "psx-dev-relays", "Fleet", f"psx-dev-{role}s",
     )  # fmt: skip
 
 
@@ -239,6 +239,7 @@ def test_user_data_says_what_the_start_reads(metadata: Metadata) -> None:
     said = dict(line.split("=", 1) for line in files["/etc/psx/instance.env"].splitlines())
     found = observe({**said, "PSX_NODE_ROLE": "relay"}, metadata)
     assert (found.instance_id, found.public_address) == ("instance-id", "public-ipv4")
+    assert found.vpc_network == "vpc-ipv4-cidr-block"
     with pytest.raises(BootRefused, match="PSX_NODE_STAGE"):
         observe({"PSX_NODE_ROLE": "relay"}, metadata)
     with pytest.raises(BootRefused, match="one of relay, gateway, target"):

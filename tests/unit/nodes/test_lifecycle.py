@@ -5,10 +5,20 @@ from typing import cast
 
 import pytest
 
+from gateway_node.settings import LAST_FLUSH_MAX_S, GatewaySettings
 from infra.mesh.model import Role
 from infra.mesh.table import read_node, register
 from infra.nodes.boot import Metadata
-from infra.nodes.lifecycle import is_leaving, leave, served_by, signal_ready, wait_until
+from infra.nodes.lifecycle import (
+    LEAVE_MAX_S,
+    is_leaving,
+    leave,
+    served_by,
+    signal_ready,
+    stop_flushed,
+    wait_until,
+)
+from local.deployment_files import NODES
 from shared.runtime.dynamo import SyncDynamo
 from tests.support.stores import PREFIX
 from tests.unit.mesh.world import node
@@ -80,3 +90,58 @@ def test_an_update_is_told_whether_the_node_serves(healthy: bool, status: str) -
     assert told == [
         {"StackName": "psx-dev-relays", "LogicalResourceId": "Fleet", "UniqueId": "i-1", "Status": status}
     ]
+
+
+class Machine:
+    """Units whose gateway fails to write its counts a few times; every turn takes a while."""
+
+    def __init__(self, fails: int, serves: bool = True) -> None:
+        self.fails, self.serves = fails, serves
+        self.done: list[str] = []
+        self.now_s = 0.0
+
+    def start(self, unit: str) -> None:
+        self.done.append(f"start {unit}")
+
+    def stop(self, unit: str) -> None:
+        self.done.append(f"stop {unit}")
+        self.now_s += 100
+        self.fails -= 1
+
+    def ended_well(self, unit: str) -> bool:
+        return self.fails < 0
+
+    def leave(self, unit: str) -> None:
+        stop_flushed(self, unit, lambda: self.serves, 450, lambda: self.now_s)
+
+
+@pytest.mark.parametrize(("fails", "turns"), [(0, 0), (2, 2), (9, 4)])
+def test_a_gateway_is_stopped_until_its_counts_are_written_and_no_longer_than_the_hook_waits(
+    fails: int, turns: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(fails)
+    machine.leave("psx-gateway")
+    assert machine.done == ["stop psx-gateway", *["start psx-gateway", "stop psx-gateway"] * turns]
+    assert ("lost with this machine" in caplog.text) is (fails == 9)
+
+
+def test_a_gateway_that_was_stopped_before_it_served_has_written_nothing() -> None:
+    machine = Machine(fails=1, serves=False)
+    machine.leave("psx-gateway")
+    assert machine.done.count("start psx-gateway") == 4
+
+
+def test_what_counts_nothing_is_stopped_once() -> None:
+    machine = Machine(fails=9)
+    machine.leave("psx-relay")
+    assert machine.done == ["stop psx-relay"]
+
+
+def test_systemd_waits_for_drain_and_last_flush_and_the_hook_for_both() -> None:
+    unit = (NODES / "units" / "psx-gateway.service").read_text()
+    stop_s = int(unit.partition("TimeoutStopSec=")[2].split()[0])
+    drain_s = max(
+        m.le for m in GatewaySettings.model_fields["gateway_drain_max_s"].metadata if hasattr(m, "le")
+    )
+    hook_s = int((NODES / "nodes.yml").read_text().partition("HeartbeatTimeout:")[2].split()[0])
+    assert drain_s + LAST_FLUSH_MAX_S < stop_s < LEAVE_MAX_S < hook_s

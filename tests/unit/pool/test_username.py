@@ -97,8 +97,8 @@ def test_hard_means_sticky() -> None:
         ("mbl-us-ttl-5", ("ttl=60",)),
         ("mbl-us-ttl-9999999999", ("ttl=2592000",)),
         ("mbl-us-ttl-abc", ("ttl=dropped",)),
-        ("mbl-us-asn-12345678", ("asn=dropped",)),
-        ("mbl-us-iptype-satellite", ("iptype=dropped",)),
+        ("mbl-us-asn-12345678", ("asn=unusable",)),
+        ("mbl-us-iptype-satellite", ("iptype=unusable",)),
         ("mbl-us-failover-maybe", ("failover=dropped",)),
         ("mbl-us-pin-moon-1", ("pin=dropped",)),
         ("mbl-us-pin", ("pin=dropped",)),
@@ -109,6 +109,27 @@ def test_hard_means_sticky() -> None:
 )
 def test_what_cannot_be_used_is_healed_and_told(tail: str, corrections: tuple[str, ...]) -> None:
     assert parse_username(f"psx_a-{tail}").corrections == corrections
+
+
+@pytest.mark.parametrize(
+    ("tail", "unusable"),
+    [
+        ("iptype-residental", ("iptype",)),
+        ("iptype", ("iptype",)),
+        ("asn-12345678", ("asn",)),
+        ("asn-lab", ("asn",)),
+        ("isp-späti", ("isp",)),
+        ("isp-" + "x" * 65, ("isp",)),
+        ("iptype-x-asn-x", ("asn", "iptype")),
+        ("iptype-mobile-iptype-x", ("iptype",)),
+        ("iptype-x-iptype-mobile", ()),
+        ("city-" + "x" * 65, ()),
+        ("carrier-" + "x" * 65, ()),
+        ("rot-never-ttl-x-failover-x-pin-moon-1", ()),
+    ],
+)
+def test_a_filter_that_must_hold_is_never_dropped(tail: str, unusable: tuple[str, ...]) -> None:
+    assert parse_username(f"psx_a-peer-us-{tail}").unusable == unusable
 
 
 @pytest.mark.parametrize("text", ["", "x" * 257])

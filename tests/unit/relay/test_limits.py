@@ -1,14 +1,19 @@
 """What strangers and peers cannot use up in a relay."""
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from relay_node import peers
+from relay_node import mesh, peers
+from relay_node import registry as registry_module
 from relay_node.mesh import MeshConnection
 from relay_node.peers import PARTIAL_FREE_BYTES, PeerSocket
 from relay_node.registry import Device, Hooks, Registry
-from shared.wire.websocket import Opcode, frame_header
+from relay_node.tunnel import SHARED_STALL_MAX_S, STALL_MAX_S
+from shared.wire.peer import Type, encode_text
+from shared.wire.websocket import Opcode, encode_frame, frame_header
 
 TOKEN = "t" * 32
 
@@ -19,6 +24,7 @@ class Wire:
     def __init__(self, address: str = "192.0.2.1") -> None:
         self.address, self.closing, self.paused = address, False, False
         self.written = b""
+        self.unsent_bytes = 0
 
     def get_extra_info(self, name: str) -> Any:
         return (self.address, 4000) if name == "peername" else None
@@ -34,6 +40,15 @@ class Wire:
 
     def pause_reading(self) -> None:
         self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
+
+    def abort(self) -> None:
+        self.closing = True
 
     def is_closing(self) -> bool:
         return self.closing
@@ -92,6 +107,28 @@ async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None
     mesh.connection_lost(None)
 
 
+async def test_ten_thousand_idle_peers_are_answered_and_kept_until_they_fall_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry_module, "HANDSHAKES_PER_S_MAX", 20_000)
+    here = registry()
+    heartbeat = encode_frame(Opcode.TEXT, encode_text(Type.HEARTBEAT), b"mask")
+    idle = [peer(here, f"2001:db8:0:{number:x}::1") for number in range(10_000)]
+    for socket, _ in idle:
+        socket._head, socket.ready = None, True
+        socket.data_received(heartbeat)
+    await asyncio.sleep(0)
+    assert all(b"heartbeat_ack" in wire.written for _, wire in idle)
+    now_s = asyncio.get_running_loop().time()
+    here.sweep(now_s + peers.IDLE_TIMEOUT_S - 5)
+    assert not any(wire.closing for _, wire in idle)
+    here.sweep(now_s + peers.IDLE_TIMEOUT_S + 5)
+    assert all(wire.closing for _, wire in idle)
+    for socket, _ in idle:
+        socket.connection_lost(None)
+    assert (here.sockets, here.per_address) == (set(), {})
+
+
 @pytest.mark.parametrize("token", ["", "X-PSX-Mesh-Token: wrong\r\n", f"X-PSX-Mesh-Token: {TOKEN}x\r\n"])
 @pytest.mark.parametrize(
     "request_", ["CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Device: d", "GET / HTTP/1.1\r\nUpgrade: psx-mux-2"]
@@ -105,3 +142,60 @@ async def test_without_the_mesh_token_there_is_neither_a_tunnel_nor_a_link(reque
     assert wire.closing
     assert not here.links
     mesh.connection_lost(None)
+
+
+def reads(wire: Wire) -> bool:
+    return not wire.paused
+
+
+def tunnel(here: Registry, session: str) -> tuple[MeshConnection, Wire]:
+    """A tunnel of v1 through device `d`, which says that it is connected."""
+    gateway, wire = MeshConnection(here, TOKEN, lambda: session), Wire()
+    gateway.connection_made(cast(Any, wire))
+    ask = f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n"
+    gateway.data_received(ask.encode())
+    here.devices["d"].sockets[0].tunnels[session].opened()
+    return gateway, wire
+
+
+@pytest.mark.parametrize(
+    ("others", "trickles", "ends"), [(0, False, True), (0, True, False), (1, True, True), (1, False, True)]
+)
+async def test_a_customer_that_does_not_read_holds_a_v1_socket_up_only_so_long(
+    others: int, trickles: bool, ends: bool
+) -> None:
+    now = [100.0]
+    looks: list[Any] = []
+    here = registry()
+    socket, peer_wire = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    stalled, wire = tunnel(here, "s1")
+    for _ in range(others):
+        tunnel(here, "s2")
+
+    class Loop:
+        def time(self) -> float:
+            return now[0]
+
+        def call_later(self, after_s: float, look: Any) -> Any:
+            looks.append(look)
+            return SimpleNamespace(cancel=looks.clear)
+
+    stalled._loop = cast(Any, Loop())
+    wire.unsent_bytes = 300_000
+    stalled.pause_writing()
+    assert not reads(peer_wire)
+    while looks and now[0] < 130:
+        now[0] += mesh.STALL_LOOK_S
+        wire.unsent_bytes -= 1000 if trickles else 0
+        looks.pop()()
+    waited_s = now[0] - 100
+    assert wire.closing is ends
+    assert reads(peer_wire) is ends
+    if ends:
+        assert waited_s == (SHARED_STALL_MAX_S if others else STALL_MAX_S)
+    else:
+        stalled.resume_writing()
+        assert reads(peer_wire)
+    stalled.connection_lost(None)

@@ -11,6 +11,7 @@ from shared.runtime.dynamo import (
     DynamoRequest,
     StoreUnavailable,
     SyncDynamo,
+    batch_get,
     get_item,
     marshal,
     marshal_value,
@@ -125,3 +126,31 @@ def test_a_failed_condition_nobody_expected_is_a_bug(dynamo: SyncDynamo) -> None
     assert dynamo.run(unexpected)
     with pytest.raises(Exception, match="conditional request failed"):
         dynamo.run(unexpected)
+
+
+def test_rows_of_large_reads_are_those_of_small_ones(dynamo: SyncDynamo) -> None:
+    """Whatever kind an attribute has: one row is read by botocore's parser, the page by ours."""
+    row: dict[str, object] = {
+        "pk": "dev#1",
+        "sk": "-",
+        "text": "ü",
+        "number": 10**20,
+        "yes": True,
+        "raw": bytes(range(256)),
+        "list": ["a", 1, {"B": "no bytes"}, b"\x00"],
+        "map": {"B": "text", "S": {"N": 1}},
+        "gone": None,
+    }
+    table = "psx-test-devices"
+    dynamo.run(put(table, row))
+    alone = dynamo.run(get_item(table, "dev#1", parse=dict))
+    page = dynamo.run(scan(table, "dev#", parse=dict, limit=10))
+    asked = dynamo.run(query(table, "pk = :pk", {":pk": "dev#1"}, parse=dict, limit=10))
+    batch = dynamo.run(batch_get(table, [("dev#1", "-"), ("dev#2", "-")], parse=dict))
+    assert alone == {name: value for name, value in row.items() if value is not None}
+    assert [list(found) for found in (page.rows, asked.rows, batch.rows)] == [[alone]] * 3
+
+
+def test_a_refused_large_read_is_told_as_any_other(dynamo: SyncDynamo) -> None:
+    with pytest.raises(StoreUnavailable, match="ResourceNotFoundException"):
+        dynamo.run(scan("psx-test-nothing", "x", parse=dict, limit=1))

@@ -1,11 +1,13 @@
 """What a node does with a Redis server that answers and is not the primary any more."""
 
 import asyncio
+from typing import cast
 
 import pytest
 
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, command
+from shared.runtime.redis_wire import Address, Connection, Server
 
 
 @pytest.mark.parametrize("answer", [b"-READONLY no\r\n", b"-LOADING no\r\n", b"-MASTERDOWN no\r\n"])
@@ -27,3 +29,38 @@ async def test_a_server_that_is_no_primary_is_left_and_its_name_asked_again(answ
     await redis.close()
     server.close()
     await asyncio.sleep(0.01)
+
+
+class Wire:
+    """A transport that takes what is written."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None: ...
+
+
+@pytest.mark.parametrize("when", ["before the answer", "before it was heard"])
+async def test_an_answer_to_one_who_was_cancelled_is_told_once(when: str) -> None:
+    connection, server, told = Connection(), Server(Address("redis://r"), "r", 1), list[int]()
+    connection.connection_made(cast(asyncio.Transport, Wire()))
+    server._connection = connection
+
+    async def ask() -> int:
+        return int(await server.call("INCR", "n", unheard=told.append))
+
+    asking, again = asyncio.create_task(ask()), asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    if when == "before the answer":
+        asking.cancel()
+        await asyncio.sleep(0)
+        connection.data_received(b":7\r\n")
+    else:
+        connection.data_received(b":7\r\n")
+        asking.cancel()
+    connection.data_received(b":8\r\n")
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert await again == 8
+    assert told == [7]
+    connection.connection_lost(None)

@@ -1,9 +1,14 @@
 """A peer starts only with its owner's agreement, a key that is not in its arguments, and TLS to the API."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from psx_peer.limits import on_charger
 from psx_peer.options import TERMS_VERSION, read_options
+from psx_peer.pulse import Times
 
 GOOD = ["--api", "https://api.example/", "--name", "rig", "--accept-terms", TERMS_VERSION]
 
@@ -61,3 +66,24 @@ def test_what_is_missing_is_said_in_one_line(
         read_options(arguments)
     assert exit_.value.code == 2
     assert said in capsys.readouterr().err
+
+
+DEVICE: dict[str, Any] = json.loads(Path("docs/protocol/device.json").read_text())
+
+
+def test_waits_are_those_of_the_vectors_and_a_dead_path_is_noticed_within_45_seconds() -> None:
+    assert asdict(Times()) == DEVICE["waits"]
+    assert DEVICE["waits"]["dead"] + DEVICE["waits"]["tick"] <= 45
+    assert (DEVICE["waits"]["heartbeat"], DEVICE["waits"]["idle"], DEVICE["waits"]["redirect"]) == (
+        30,
+        300,
+        60,
+    )
+
+
+@pytest.mark.parametrize("row", DEVICE["chargers"], ids=lambda row: str(row["name"]))
+def test_a_device_is_charging_when_its_vector_says(tmp_path: Path, row: dict[str, Any]) -> None:
+    for path, text in row["supplies"].items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(f"{text}\n")
+    assert on_charger(tmp_path) is row["charging"]

@@ -1,5 +1,6 @@
 """Served bytes become what suppliers are owed: exactly, once, at their rate."""
 
+import json
 from typing import Any, TypeVar
 
 import pytest
@@ -12,7 +13,8 @@ from shared.ledger.service import trial_balance
 from shared.ledger.table import post
 from shared.metering.model import FlushBatch, LineKey, UsageLine
 from shared.metering.table import put_batch, usage_days
-from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
+from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo, get_item, put
+from shared.settlement import service
 from shared.settlement.rules import RateMissing, accruals, rate_for
 from shared.settlement.service import RollUpReport, Tables, _apply, owed_micro, roll_up
 
@@ -129,12 +131,20 @@ def test_a_crash_between_accrual_and_application_is_finished_by_the_next_run(dyn
     assert trial_balance(dynamo, TABLES.ledger) == (7 * 1_200_000,) * 2
 
 
-def test_nothing_moves_while_a_rate_is_missing(dynamo: SyncDynamo) -> None:
+def test_a_batch_without_a_rate_waits_and_holds_up_no_other(
+    dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCHES_PER_PAGE", 2)
     mint(dynamo, "p1")
-    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 7, 0, IpType.UNKNOWN))))
-    with pytest.raises(RateMissing):
-        roll_up(dynamo, TABLES, RATES, NOW)
-    assert roll_up(dynamo, TABLES, {**RATES, "unknown": 1}, NOW).applied == 1
+    for sequence in range(3):
+        unrated = line("d1", 7, 0, IpType.UNKNOWN)
+        dynamo.run(put_batch(TABLES.usage, batch(sequence, line("d2", 1, 0), unrated)))
+    dynamo.run(put_batch(TABLES.usage, batch(3, line("d1", 5, 0))))
+    report = roll_up(dynamo, TABLES, RATES, NOW)
+    assert (report.applied, report.unrated, report.rates_missing) == (1, 3, {"unknown"})
+    assert trial_balance(dynamo, TABLES.ledger) == (5 * 1_200_000,) * 2
+    report = roll_up(dynamo, TABLES, {**RATES, "unknown": 1}, NOW)
+    assert (report.applied, report.unrated, report.total_bytes) == (3, 0, 24)
 
 
 def test_a_batch_that_another_run_applied_meanwhile_is_counted_as_repeated(dynamo: SyncDynamo) -> None:
@@ -178,3 +188,97 @@ def test_a_store_that_takes_nothing_ends_the_run(dynamo: SyncDynamo) -> None:
     with pytest.raises(StoreUnavailable):
         roll_up(busy, TABLES, RATES, NOW)
     assert roll_up(dynamo, TABLES, RATES, NOW).total_bytes == 24
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+class Mortal:
+    """A store whose caller dies around a request: before the store hears it, or before its answer is heard."""
+
+    def __init__(self, dynamo: SyncDynamo, requests: int, *, heard: bool) -> None:
+        self._dynamo, self._left, self._heard = dynamo, requests, heard
+
+    def run(self, request: DynamoRequest[T]) -> T:
+        """One request."""
+        self._left -= 1
+        if self._left == 0 and not self._heard:
+            raise Died
+        answer = self._dynamo.run(request)
+        if self._left == 0:
+            raise Died
+        return answer
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_roll_up_that_is_killed_at_any_step_adds_every_byte_once(dynamo: SyncDynamo, heard: bool) -> None:
+    mint(dynamo, "p1", "p2")
+    died, step = True, 0
+    while died:
+        step += 1
+        dynamo.run(put_batch(TABLES.usage, batch(step, line("d1", 10, 20), line("d2", 5, 0, pak="p2"))))
+        mortal: Any = Mortal(dynamo, step, heard=heard)
+        try:
+            roll_up(mortal, TABLES, RATES, NOW)
+            died = False
+        except Died:
+            roll_up(dynamo, TABLES, RATES, NOW)
+        paks = [dynamo.run(access.get_pak(TABLES.access, PakId(pak))) for pak in ("p1", "p2")]
+        assert [pak.used_bytes for pak in paks if pak] == [30 * step, 5 * step]
+        days = [dynamo.run(usage_days(TABLES.usage, f"dev#{d}", "2027-01-01", 5)).rows for d in ("d1", "d2")]
+        assert days == [(("2027-01-15", 10 * step, 20 * step),), (("2027-01-15", 5 * step, 0),)]
+        assert trial_balance(dynamo, TABLES.ledger) == (35 * step * 1_200_000,) * 2
+    assert step > 4
+
+
+GOOD_LINE = ["p1", "psx_a", "d1", "psx_s", "us", "peer", "mobile", 1, 2]
+
+
+def spoil(**fields: Any) -> dict[str, Any]:
+    """A row among the batches with something wrong in it."""
+    row = {"pk": "batch#evil", "sk": "000000000001", "pending": "1", "at_ms": NOW, "ttl": 1}
+    return {**row, "lines": json.dumps([GOOD_LINE]), **fields}
+
+
+def with_line(**places: Any) -> str:
+    """One line with something wrong at a place."""
+    return json.dumps([[places.get(f"at{place}", value) for place, value in enumerate(GOOD_LINE)]])
+
+
+SPOILED: list[dict[str, Any]] = [
+    {"lines": "["},
+    {"lines": "[" * 100_000},
+    {"lines": "5"},
+    {"lines": None},
+    {"lines": with_line(at7=-1)},
+    {"lines": with_line(at7=True)},
+    {"lines": with_line(at8=1.5)},
+    {"lines": with_line(at8=10**16)},
+    {"lines": with_line(at0="")},
+    {"lines": with_line(at2="d" * 3000)},
+    {"lines": with_line(at3=None)},
+    {"lines": with_line(at5="moon")},
+    {"lines": json.dumps([GOOD_LINE] * 21)},
+    {"at_ms": 10**18},
+    {"at_ms": "now"},
+    {"sk": "first"},
+]
+
+
+@pytest.mark.parametrize("fields", SPOILED, ids=lambda f: str(f)[:40])
+def test_what_is_no_batch_is_set_aside_and_holds_up_nobody(
+    dynamo: SyncDynamo, fields: dict[str, Any]
+) -> None:
+    mint(dynamo, "p1")
+    row = spoil(**fields)
+    dynamo.run(put(TABLES.usage, row))
+    dynamo.run(put_batch(TABLES.usage, batch(0, line("d1", 10, 0))))
+    report = roll_up(dynamo, TABLES, RATES, NOW)
+    assert (report.applied, report.total_bytes, len(report.spoiled)) == (1, 10, 1)
+    again = roll_up(dynamo, TABLES, RATES, NOW)
+    assert (again.applied, again.spoiled) == (0, [])
+    kept = dynamo.run(get_item(TABLES.usage, row["pk"], row["sk"], parse=lambda r: r))
+    assert kept is not None
+    assert kept["fault"]
+    assert not {"pending", "ttl"} & kept.keys()

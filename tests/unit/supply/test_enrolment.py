@@ -1,20 +1,24 @@
 """Who a device is: found again by its name, renewed by tokens that rotate, counted exactly, never believed."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
+from shared.guard.model import AuditEvent
+from shared.guard.rules import first_broken
+from shared.guard.table import entries
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply import service
 from shared.supply import table as devices
 from shared.supply.model import Consent, Device, Kind, Modem, Origin, parse_regions
 from shared.supply.owners import change_owner, receipts, revoke_owner
 from shared.supply.proving import prove_device
-from shared.supply.rules import FAMILIES_MAX
+from shared.supply.rules import FAMILIES_MAX, REFRESH_REPEAT_MAX_MS
 from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for
 from tests.support.lab import pem_keys
 
@@ -28,6 +32,9 @@ OWNER = AccountId("psx_s")
 CONSENT = Consent("2026-11", "sdk", 1)
 NOW_MS = 1_800_000_000_000
 TABLE = "psx-test-devices"
+AUDIT = "psx-test-audit"
+EVENT = AuditEvent("", "register", OWNER, NOW_MS)
+FARMS = AuditEvent(f"acct#{OWNER}", "modem", OWNER, NOW_MS)
 GERMAN = Origin(Country("de"), IpType.MOBILE, isp="Lab X")
 
 
@@ -49,7 +56,7 @@ def later(enrolment: Enrolment, ms: int) -> Enrolment:
 
 
 def arrival(name: str = "rig", key: str = "k", address: str = "de") -> Arrival:
-    return Arrival(OWNER, device_id_for(key, name), name, Kind.AGENT, address, True, CONSENT)
+    return Arrival(OWNER, device_id_for(key, name), name, Kind.AGENT, address, True, EVENT, CONSENT)
 
 
 def register(enrolment: Enrolment, name: str = "rig", key: str = "k", address: str = "de") -> Enrolled:
@@ -91,7 +98,7 @@ def test_the_same_name_is_the_same_device_even_after_the_key_was_rotated(enrolme
 
 def test_a_device_id_of_another_account_is_refused(enrolment: Enrolment) -> None:
     ident = register(enrolment).device.device_id
-    other = Arrival(AccountId("psx_t"), ident, "other", Kind.SDK, "a", True)
+    other = Arrival(AccountId("psx_t"), ident, "other", Kind.SDK, "a", True, EVENT)
     assert enrolment.register(other) is EnrolFault.NAME_TAKEN
 
 
@@ -113,6 +120,38 @@ def test_a_claimed_country_is_kept_only_where_it_differs(enrolment: Enrolment, d
         assert (device.origin.country, device.claimed_country) == ("de", kept)
 
 
+# Events
+
+
+def told(dynamo: SyncDynamo, stream: str) -> list[str]:
+    """What an unbroken stream tells."""
+    rows = dynamo.run(entries(AUDIT, stream, 10, forward=True)).rows
+    assert first_broken(rows) is None
+    return [row.event.action for row in rows]
+
+
+def test_a_device_and_its_event_are_written_together_also_where_its_stream_has_begun(
+    enrolment: Enrolment, dynamo: SyncDynamo
+) -> None:
+    ident = register(enrolment).device.device_id
+    assert told(dynamo, f"dev#{ident}") == ["register"]
+    register(enrolment)
+    assert dynamo.run(devices.drop_ghost(TABLE, stored(dynamo, ident)))
+    assert register(enrolment).created
+    assert told(dynamo, f"dev#{ident}") == ["register"] * 3
+
+
+def test_what_cannot_be_told_is_not_done(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
+    held = register(enrolment)
+    mute = replace(enrolment, table=lambda name: f"psx-{'test' if name != 'audit' else 'no'}-{name}")
+    for name in ("rig", "other"):
+        with pytest.raises(StoreUnavailable):
+            mute.register(arrival(name))
+    assert stored(dynamo, held.device.device_id).families.keys() == held.device.families.keys()
+    assert dynamo.run(devices.find_name(TABLE, OWNER, "other")) is None
+    assert counts(dynamo) == (1, 1)
+
+
 # Refresh tokens
 
 
@@ -123,9 +162,10 @@ def test_refresh_tokens_rotate_and_a_spent_one_revokes_the_device(
     ident = first.device.device_id
     second = refresh(enrolment, first)
     assert second.refresh_token != first.refresh_token
+    third = refresh(enrolment, second)
     assert enrolment.refresh(ident, "never issued", "de") is EnrolFault.REFRESH_INVALID
     assert enrolment.refresh(ident, first.refresh_token, "de") is EnrolFault.REFRESH_REUSED
-    assert enrolment.refresh(ident, second.refresh_token, "de") is EnrolFault.REFRESH_INVALID
+    assert enrolment.refresh(ident, third.refresh_token, "de") is EnrolFault.REFRESH_INVALID
     assert stored(dynamo, ident).generation == 1
     assert enrolment.refresh(DeviceId("nobody"), "x", "de") is EnrolFault.REFRESH_INVALID
 
@@ -138,6 +178,44 @@ def test_a_token_that_was_spent_long_ago_is_known_as_copied_too(enrolment: Enrol
     ident = first.device.device_id
     assert enrolment.refresh(ident, first.refresh_token, "de") is EnrolFault.REFRESH_REUSED
     assert enrolment.refresh(ident, held.refresh_token, "de") is EnrolFault.REFRESH_INVALID
+
+
+def test_a_lost_answer_may_be_asked_for_again_and_is_worth_nothing_then(
+    enrolment: Enrolment, dynamo: SyncDynamo
+) -> None:
+    held = register(enrolment)
+    ident = held.device.device_id
+    lost = refresh(enrolment, held)
+    again = refresh(later(enrolment, REFRESH_REPEAT_MAX_MS), held)
+    assert stored(dynamo, ident).generation == 0
+    refresh(enrolment, again)
+    assert enrolment.refresh(ident, lost.refresh_token, "de") is EnrolFault.REFRESH_REUSED
+
+
+def test_a_lost_answer_is_not_given_again_for_ever(enrolment: Enrolment) -> None:
+    held = register(enrolment)
+    for waited_ms in (0, REFRESH_REPEAT_MAX_MS):
+        refresh(later(enrolment, waited_ms), held)
+    late = later(enrolment, REFRESH_REPEAT_MAX_MS + 1)
+    found = late.refresh(held.device.device_id, held.refresh_token, "de")
+    assert found is EnrolFault.REFRESH_REUSED
+
+
+@dataclass
+class Repeating:
+    """A store whose client asks again because an answer was lost on its way: the repeat meets its own write."""
+
+    real: SyncDynamo
+
+    def run(self, request: Any) -> Any:
+        answer = self.real.run(request)
+        return self.real.run(request) if request.operation == "update_item" else answer
+
+
+def test_a_write_whose_answer_was_lost_is_no_theft(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
+    held = register(enrolment)
+    second = refresh(replace(enrolment, dynamo=Repeating(dynamo)), held)
+    assert refresh(enrolment, second).device.generation == 0
 
 
 def test_a_refresh_token_of_another_device_is_worth_nothing(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
@@ -169,7 +247,7 @@ def test_two_machines_with_one_identity_go_on_and_are_told_of(
 
 def test_a_copied_token_of_one_machine_leaves_the_other_its_own(enrolment: Enrolment) -> None:
     one, two = register(enrolment), register(later(enrolment, 10))
-    refresh(enrolment, one)
+    refresh(enrolment, refresh(enrolment, one))
     ident = one.device.device_id
     assert enrolment.refresh(ident, one.refresh_token, "de") is EnrolFault.REFRESH_REUSED
     assert refresh(enrolment, two).device.generation == 1
@@ -208,7 +286,8 @@ def test_devices_are_counted_once_however_often_they_register(
     for name in ("a", "b", "a", "a"):
         register(enrolment, name)
     assert counts(dynamo) == (2, 2)
-    enrolment.register(Arrival(AccountId("psx_t"), device_id_for("k", "a"), "a", Kind.SDK, "a", True))
+    stranger = Arrival(AccountId("psx_t"), device_id_for("k", "a"), "a", Kind.SDK, "a", True, EVENT)
+    assert enrolment.register(stranger) is EnrolFault.NAME_TAKEN
     assert counts(dynamo) == (2, 2)
 
 
@@ -297,15 +376,15 @@ def test_a_modem_is_found_again_by_its_name_and_is_counted(enrolment: Enrolment,
     def sealed(port: int) -> Callable[[DeviceId], Modem]:
         return lambda device_id: Modem("127.0.0.1", port, f"for {device_id}")
 
-    first = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(1))
-    again = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(2))
+    first = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(1), FARMS)
+    again = enrolment.add_modem(OWNER, "m1", Origin(), "lab", sealed(2), FARMS)
     assert isinstance(first, Device)
     assert isinstance(again, Device)
     assert again.device_id == first.device_id
     assert again.modem == Modem("127.0.0.1", 2, f"for {first.device_id}")
     assert counts(dynamo) == (1, 1)
     register(enrolment, "rig")
-    assert enrolment.add_modem(OWNER, "rig", Origin(), "lab", sealed(1)) is EnrolFault.NAME_TAKEN
+    assert enrolment.add_modem(OWNER, "rig", Origin(), "lab", sealed(1), FARMS) is EnrolFault.NAME_TAKEN
 
 
 def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
@@ -318,7 +397,7 @@ def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
 
 def test_a_wallet_is_kept_when_it_was_registered_first(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
     for wallet in ("0x1", "0x2"):
-        enrolment.register(Arrival(OWNER, DeviceId("d"), "d", Kind.SDK, "a", True, wallet=wallet))
+        enrolment.register(Arrival(OWNER, DeviceId("d"), "d", Kind.SDK, "a", True, EVENT, wallet=wallet))
     assert stored(dynamo, "d").wallet == "0x1"
 
 

@@ -8,12 +8,23 @@ import pytest
 from shared.kernel.ids import DeviceId
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import RedisCall, SyncRedis
-from shared.supply import ghosts
+from shared.supply import ghosts, service
 from shared.supply import table as devices
 from shared.supply.ghosts import GhostRun
-from shared.supply.model import Device, Family, Kind, Origin, Owner
+from shared.supply.model import Device, Family, Kind, Origin
+from shared.supply.owners import change_owner
 from shared.supply.rules import GHOST_AFTER_MS, is_ghost
-from tests.unit.supply.test_enrolment import NOW_MS, OWNER, TABLE, counts, enrolment, register, stored
+from shared.supply.service import EnrolFault, Enrolled
+from tests.unit.supply.test_enrolment import (
+    NOW_MS,
+    OWNER,
+    TABLE,
+    arrival,
+    counts,
+    enrolment,
+    register,
+    stored,
+)
 
 __all__ = ["enrolment"]
 LATE = NOW_MS + GHOST_AFTER_MS + 1
@@ -39,22 +50,20 @@ def device(**fields: Any) -> Device:
 
 
 @pytest.mark.parametrize(
-    ("found", "owner", "ghost"),
+    ("found", "ghost"),
     [
-        (device(), Owner(OWNER), True),
-        (device(created_at_ms=NOW_MS + 1), Owner(OWNER), False),
-        (device(families={"f": Family("h", NOW_MS, NOW_MS + 1, 0, True)}), Owner(OWNER), False),
-        (device(families={"f": Family("h", NOW_MS, NOW_MS, 0, True)}), Owner(OWNER), True),
-        (device(proven_at_ms=1), Owner(OWNER), False),
-        (device(kind=Kind.MODEM), Owner(OWNER), False),
-        (device(withdrawn_at_ms=NOW_MS), Owner(OWNER), False),
-        (device(), Owner(OWNER, withdrawn_at_ms=NOW_MS), False),
+        (device(), True),
+        (device(created_at_ms=NOW_MS + 1), False),
+        (device(families={"f": Family("h", NOW_MS, NOW_MS + 1, 0, True)}), False),
+        (device(families={"f": Family("h", NOW_MS, NOW_MS, 0, True)}), True),
+        (device(proven_at_ms=1), False),
+        (device(kind=Kind.MODEM), False),
+        (device(withdrawn_at_ms=NOW_MS), True),
+        (device(withdrawn_at_ms=NOW_MS + 1), False),
     ],
 )
-def test_a_ghost_never_served_was_not_seen_and_never_said_no(
-    found: Device, owner: Owner, ghost: bool
-) -> None:
-    assert is_ghost(found, owner, LATE) is ghost
+def test_a_ghost_never_served_and_was_not_seen(found: Device, ghost: bool) -> None:
+    assert is_ghost(found, LATE) is ghost
 
 
 def test_ghosts_leave_the_counts_and_may_come_back_as_new_devices(enrolment: Any, dynamo: SyncDynamo) -> None:
@@ -66,6 +75,64 @@ def test_ghosts_leave_the_counts_and_may_come_back_as_new_devices(enrolment: Any
     assert run(dynamo, Connected(held[1].device.device_id)).dropped == 0
     assert register(enrolment, "rig-2").created
     assert counts(dynamo) == (3, 2)
+
+
+def withdraw(dynamo: SyncDynamo, ident: str) -> None:
+    assert dynamo.run(devices.revoke(TABLE, DeviceId(ident), {"withdrawn_ms": NOW_MS})) is not None
+
+
+def test_withdrawn_ghosts_leave_the_counts_keep_their_no_and_are_counted_when_they_come_back(
+    enrolment: Any, dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idents = [register(enrolment, f"rig-{n}").device.device_id for n in range(3)]
+    for ident in idents[:2]:
+        withdraw(dynamo, ident)
+    assert proves(dynamo, stored(dynamo, idents[2]))
+    assert (run(dynamo, Connected()).released, counts(dynamo)) == (2, (1, 0))
+    assert run(dynamo, Connected()).released == 0, "a place is given back once"
+    assert enrolment.register(arrival("rig-0")) is EnrolFault.CONSENT_WITHDRAWN
+    dynamo.run(devices.change(TABLE, DeviceId(idents[0]), {}, ("withdrawn_ms",)))
+    again = register(enrolment, "rig-0")
+    assert (again.created, again.device.device_id, counts(dynamo)) == (False, idents[0], (2, 1))
+    register(enrolment, "rig-0")
+    assert counts(dynamo) == (2, 1), "and is taken once"
+    dynamo.run(devices.change(TABLE, DeviceId(idents[1]), {}, ("withdrawn_ms",)))
+    monkeypatch.setattr(devices, "UNPROVEN_MAX", 0)
+    monkeypatch.setattr(service, "UNPROVEN_MAX", 0)
+    assert enrolment.register(arrival("rig-1")) is EnrolFault.UNPROVEN_LIMIT, "nobody comes back over the cap"
+
+
+def test_a_released_ghost_that_may_serve_again_and_does_not_is_forgotten_and_counted_once(
+    enrolment: Any, dynamo: SyncDynamo
+) -> None:
+    ident = register(enrolment).device.device_id
+    withdraw(dynamo, ident)
+    run(dynamo, Connected())
+    dynamo.run(devices.change(TABLE, DeviceId(ident), {}, ("withdrawn_ms",)))
+    assert (run(dynamo, Connected()).dropped, counts(dynamo)) == (1, (0, 0))
+    assert register(enrolment).created
+
+
+def test_ghosts_of_an_owner_who_withdrew_for_all_leave_the_counts(enrolment: Any, dynamo: SyncDynamo) -> None:
+    register(enrolment)
+    dynamo.run(change_owner(TABLE, OWNER, {"withdrawn_ms": NOW_MS + 1}))
+    assert (run(dynamo, Connected()).released, counts(dynamo)) == (1, (0, 0))
+    given = {"terms_version": "2026-11", "accepted_at_ms": NOW_MS + 2, "accepted_by": "o", "devices": 0}
+    dynamo.run(change_owner(TABLE, OWNER, {"consent": given}))
+    assert isinstance(enrolment.register(arrival()), Enrolled)
+    assert counts(dynamo) == (1, 1)
+
+
+def test_a_withdrawn_device_that_came_back_since_it_was_read_keeps_its_place(
+    enrolment: Any, dynamo: SyncDynamo
+) -> None:
+    ident = register(enrolment).device.device_id
+    withdraw(dynamo, ident)
+    read = stored(dynamo, ident)
+    dynamo.run(devices.change(TABLE, DeviceId(ident), {}, ("withdrawn_ms",)))
+    register(enrolment)
+    assert not dynamo.run(devices.release_place(TABLE, read, LATE))
+    assert counts(dynamo) == (1, 1)
 
 
 def proves(dynamo: SyncDynamo, found: Device) -> bool:

@@ -12,7 +12,7 @@ from functions.jobs import refresh_ip_data
 from shared.guard.table import open_incidents
 from shared.kernel.codes import IpType
 from shared.runtime.dynamo import SyncDynamo
-from shared.supply.ip_data import FETCH_EVERY_S, IpDataMirror, IpDataStore
+from shared.supply.ip_data import FETCH_EVERY_S, IpDataMirror, IpDataStore, first_fetch
 from shared.supply.origin import CHECK_EVERY_S, OriginReader
 from tests.unit.supply.test_origin import HOME_NET, MAXMIND, PHONE_NET, classes, write
 
@@ -61,6 +61,23 @@ def test_what_is_published_reaches_a_running_process(store: IpDataStore, tmp_pat
     now[0] += FETCH_EVERY_S
     assert reader.lookup("203.0.113.1").ip_type is IpType.UNKNOWN
     assert store.publish()["asn"] == "unchanged"
+    reader.close()
+
+
+async def test_a_fresh_node_begins_with_what_is_published_and_without_it(
+    store: IpDataStore, tmp_path: Path
+) -> None:
+    files = tmp_path / "geo" / "asn.mmdb", tmp_path / "geo" / "country.mmdb"
+    assert await first_fetch("", *files) is None
+    assert await first_fetch(BUCKET, *files) is not None
+    early = OriginReader(*files, classes(tmp_path), late=True)
+    assert early.lookup("203.0.113.1").ip_type is IpType.UNKNOWN
+    early.close()
+    upload(store, "asn", write(tmp_path / "asn.mmdb", {PHONE_NET: MAXMIND[0], HOME_NET: MAXMIND[0]}))
+    assert store.publish()["asn"] == "published"
+    await first_fetch(BUCKET, *files)
+    reader = OriginReader(*files, classes(tmp_path), late=True)
+    assert reader.lookup("203.0.113.1").ip_type is IpType.MOBILE
     reader.close()
 
 

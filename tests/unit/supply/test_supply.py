@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, DeviceId
@@ -168,7 +170,14 @@ def kid_of(public: str) -> str:
         {"own": None},
         {"relays": "wss://a/"},
         {"sub": None},
+        {"sub": 7},
         {"exp": None},
+        {"exp": str(int(time.time()) + 60)},
+        {"exp": True},
+        {"aud": [AUDIENCE]},
+        {"iat": int(time.time()) + 3600},
+        {"nbf": int(time.time()) + 3600},
+        {"nbf": "0"},
     ],
 )
 def test_a_token_with_other_claims_is_refused(change: dict[str, object]) -> None:
@@ -201,6 +210,54 @@ def hmac_by_public_key(public: str, headers: dict[str, str]) -> str:
     return (signed + b"." + part(hmac.digest(public.encode(), signed, "sha256"))).decode()
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"alg": "none"},
+        {"alg": "HS256"},
+        {"crit": ["exp"]},
+        {"alg": None},
+        ["EdDSA"],
+        "EdDSA",
+    ],
+)
+def test_a_header_that_says_something_else_is_refused_although_its_signature_is_right(header: object) -> None:
+    private, public = pem_keys()
+    told = {"alg": "EdDSA", "kid": kid_of(public)} | header if isinstance(header, dict) else header
+    assert (verify(signed_as({"alg": "EdDSA", "kid": kid_of(public)}, private), public)) == Claims(
+        DeviceId("d"), AccountId("a"), 0
+    )
+    assert verify(signed_as(told, private), public) is TokenFault.INVALID
+
+
+def signed_as(header: object, private: str) -> str:
+    """A token whose header says what the test wants, signed by Ed25519 all the same."""
+    key = load_pem_private_key(private.encode(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    parts = [base64.urlsafe_b64encode(json.dumps(o).encode()).rstrip(b"=") for o in (header, payload())]
+    signature = base64.urlsafe_b64encode(key.sign(b".".join(parts))).rstrip(b"=")
+    return b".".join((*parts, signature)).decode()
+
+
+@pytest.mark.parametrize(
+    "spoil", [".", "..", "...", "a.b", "\u00e9.b.c", "W1tb" * 2000 + ".b.c", "=.=.=", "e30.e30.e30"]
+)
+def test_what_is_no_token_is_refused(spoil: str) -> None:
+    assert verify(spoil, pem_keys()[1]) is TokenFault.INVALID
+
+
+@given(at=st.integers(0, 10_000), flip=st.integers(1, 127))
+def test_no_changed_token_is_believed(at: int, flip: int) -> None:
+    """What the library refuses is refused here too; changed padding bits of the signature may pass with either."""
+    token, public = SIGNED
+    place = at % len(token)
+    changed = token[:place] + chr(ord(token[place]) ^ flip) + token[place + 1 :]
+    try:
+        jwt.decode(changed, public, algorithms=["EdDSA"], audience=AUDIENCE, issuer=ISSUER)
+    except jwt.InvalidTokenError:
+        assert verify(changed, public) is TokenFault.INVALID
+
+
 @pytest.mark.parametrize("kid", [None, "", "nobody", 7])
 def test_a_token_of_a_key_that_is_not_named_or_not_known_is_refused(kid: object) -> None:
     private, public = pem_keys()
@@ -212,6 +269,15 @@ def test_a_token_of_a_key_that_is_not_named_or_not_known_is_refused(kid: object)
     else:
         token = jwt.encode(payload(), private, algorithm="EdDSA", headers=headers)
     assert verify(token, public) is TokenFault.INVALID
+
+
+def signed_now() -> tuple[str, str]:
+    """A good token and its public key."""
+    private, public = pem_keys()
+    return issue(Claims(DeviceId("d"), OWNER, 0), private, int(time.time())), public
+
+
+SIGNED = signed_now()
 
 
 def test_keys_rotate_without_a_device_noticing() -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from functions.jobs.watchdog import _notifier
 from shared.guard.table import open_incidents
+from shared.kernel.money import BYTES_PER_GB
 from shared.runtime.dynamo import SyncDynamo
 from shared.upkeep.audit import audit_recipients, audit_recovery, audit_schedules
 from shared.upkeep.customer import BODY_BYTES, Door, Fetched
 from shared.upkeep.model import Check, Observation
+from shared.upkeep.rules import top_up_gb
 from shared.upkeep.watchdog import LABEL, SUSPENDED_LABEL, Plan, Watchdog, WatchReport
 
 GUARD = "psx-test-guard"
@@ -28,7 +30,7 @@ class Network:
         self.broken: set[str] = set()
         self.blind = False
         self.suspended_works = False
-        self.free = False
+        self.free = self.no_top_ups = False
         self.told: list[str] = []
         self.calls: list[tuple[str, str]] = []
 
@@ -42,12 +44,23 @@ class Network:
         if method == "POST" and not name:
             assert body is not None
             ident = f"k{len(self.keys)}"
-            self.keys[ident] = {"id": ident, "label": body["label"], "enabled": True, "trafficUsedMB": 0.0}
+            named = {"id": ident, "label": body["label"], "trafficCapGB": body["trafficCapGB"]}
+            self.keys[ident] = {**named, "enabled": True, "trafficUsedMB": 0.0}
             return 200, self.keys[ident]
+        if path.endswith("/topup"):
+            assert body is not None
+            if self.no_top_ups:
+                return 400, {"error": "no"}
+            self.keys[name]["trafficCapGB"] += body["addTrafficGB"]
+            return 200, self.keys[name]
         if method == "PATCH":
             self.keys[name] |= dict(body or {})
             return 200, self.keys[name]
         return 200, {**self.keys[name], "key": f"secret of {self.keys[name]['label']}"}
+
+    @property
+    def own_key(self) -> dict[str, Any]:
+        return next(k for k in self.keys.values() if k["label"] == LABEL)
 
     def fetch(self, door: Door | None, username: str, password: str, *, socks: bool = False) -> Fetched:
         if door is None:
@@ -56,7 +69,10 @@ class Network:
             return Fetched(fault="refused_407")
         if door.name in self.broken:
             return Fetched(fault="refused_502")
-        key = next(k for k in self.keys.values() if k["label"] == LABEL)
+        key = self.own_key
+        if key["trafficUsedMB"] >= key["trafficCapGB"] * 1000:
+            key["enabled"] = False
+            return Fetched(fault="refused_407")
         if not self.free:
             key["trafficUsedMB"] += (BODY_BYTES + 5_000) / 1_000_000
         return Fetched("198.51.100.1", body_bytes=BODY_BYTES)
@@ -123,6 +139,57 @@ def test_a_suspended_key_that_works_and_a_meter_that_does_not_count_are_found(
     watch(network, dynamo, 300_000)
     report = watch(network, dynamo, 600_000)
     assert set(report.findings) == {"fleet.suspended_key.", "fleet.billing."}
+
+
+def test_the_watchdog_fills_its_own_key_before_it_is_empty(network: Network, dynamo: SyncDynamo) -> None:
+    watch(network, dynamo, 0)
+    key = network.own_key
+    key["trafficUsedMB"] = key["trafficCapGB"] * 1000 - 1.0
+    for minute in range(1, 4):
+        watch(
+            network, dynamo, minute * 300_000
+        )  # the first bill is told wrong: the test spent what nobody carried
+    assert key["trafficCapGB"] * 1000 - key["trafficUsedMB"] > 100
+    assert [path for method, path in network.calls].count(f"/v1/reseller/pool-keys/{key['id']}/topup") == 1
+    assert standing(dynamo) == []
+
+
+def test_a_key_that_met_its_cap_is_filled_and_used_again(network: Network, dynamo: SyncDynamo) -> None:
+    watch(network, dynamo, 0)
+    network.own_key.update(trafficUsedMB=5000.0, enabled=False)
+    report = watch(network, dynamo, 300_000)
+    assert (network.own_key["enabled"], report.findings) == (True, ["fleet.billing."])
+
+
+def test_an_empty_key_of_its_own_is_the_watchdogs_fault_and_nobody_elses(
+    network: Network, dynamo: SyncDynamo
+) -> None:
+    watch(network, dynamo, 0)
+    network.own_key["trafficUsedMB"], network.no_top_ups = 1000.0, True
+    for minute in range(1, 3):
+        report = watch(network, dynamo, minute * 300_000)
+        assert report.findings == ["watchdog.own_key."]
+    assert standing(dynamo) == ["watchdog_watchdog"]
+    network.no_top_ups = False
+    watch(network, dynamo, 900_000)
+    assert standing(dynamo) == []
+
+
+@pytest.mark.parametrize(
+    ("left_bytes", "run_bytes", "more_gb"),
+    [
+        (288, 1, 0),
+        (287, 1, 1),
+        (-5 * BYTES_PER_GB, 1, 6),
+        (0, BYTES_PER_GB // 288, 2),
+        (0, BYTES_PER_GB, 576),
+        (10**12, 10**6, 0),
+    ],
+)
+def test_a_key_is_raised_when_less_than_a_day_is_left_of_it(
+    left_bytes: int, run_bytes: int, more_gb: int
+) -> None:
+    assert top_up_gb(left_bytes, run_bytes) == more_gb
 
 
 def test_a_failed_purchase_and_a_failed_audit_are_told(network: Network, dynamo: SyncDynamo) -> None:

@@ -224,12 +224,17 @@ class Device(
         lines.forEach { it.halt() }
     }
 
-    /** One of the parallel sockets, from dial to dial. */
+    /**
+     * One of the parallel sockets, from dial to dial. It goes to another relay at once, but in a row to no more than there are:
+     * who is sent round waits like others.
+     */
     private inner class Line {
         private var socket: RelaySocket? = null
         private var who: Identity? = null
         private var hurried = false
         private var failures = 0
+        private var hops = 0
+        private var beganNanos = 0L
         private var epoch = 0
         val idle get() = socket == null
 
@@ -250,6 +255,7 @@ class Device(
             val url = relay ?: found.relay
             val one = RelaySocket(this@Device, found, url)
             socket = one
+            beganNanos = System.nanoTime()
             one.start(http) { code -> gone(one, found, url, code) }
         }
 
@@ -266,11 +272,13 @@ class Device(
                 log.say("relay not reached")
                 moveOn(found, url)
             }
-            val elsewhere = relay != null && relay != url && failures <= found.relays.size
-            if (one.moveTo != null || elsewhere) {
+            if ((System.nanoTime() - beganNanos) / 1e9 > settings.times.redialMax) hops = 0
+            hops++
+            if ((relay ?: found.relay) != url && maxOf(hops, failures) <= found.relays.size) {
                 dial(found)
                 return
             }
+            hops = 0
             val invalid = code == IDENTITY_INVALID || code == IDENTITY_REVOKED
             withIdentity(if (invalid) found else null) { fresh ->
                 if (mine == epoch && fresh != null) {
@@ -289,9 +297,10 @@ class Device(
         return ((low + Random.nextDouble() * maxOf(0.0, high - low)) * 1000).toLong()
     }
 
-    /** Only to relays that the API named, and once a while; the other sockets follow the first one. */
-    fun mayFollow(who: Identity, target: String): Boolean {
-        if (target.isNotEmpty() && target == relay) return true
+    /** Only elsewhere, to relays that the API named, once a while; other sockets follow the first one. A pinned relay is kept. */
+    fun mayFollow(who: Identity, from: String, target: String): Boolean {
+        if (target.isEmpty() || target == from || settings.relay.isNotEmpty()) return false
+        if (target == relay) return true
         val now = System.nanoTime()
         val recent = redirectedNanos?.let { (now - it) / 1e9 < settings.times.redirect } ?: false
         if (recent || target !in who.relays) return false
@@ -379,7 +388,7 @@ class Device(
             return
         }
         log.say("API: ${if (fault is Refused) fault.message else "not reached"}")
-        loop.after((waitS * (0.5 + Random.nextDouble()) * 1000).toLong()) {
+        loop.after((2 * waitS * Random.nextDouble() * 1000).toLong()) { // full jitter
             if (!stopping) obtain(stale, minOf(2 * waitS, BACKOFF_MAX_S))
         }
     }

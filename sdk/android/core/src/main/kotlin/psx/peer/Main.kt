@@ -81,8 +81,8 @@ private fun help(): String {
 }
 
 /** Whether the machine has mains power; null where the platform does not say (Linux does). */
-private fun onCharger(): Boolean? {
-    fun words(name: (File) -> Boolean, file: String) = File("/sys/class/power_supply").listFiles(name).orEmpty()
+internal fun onCharger(folder: File = File("/sys/class/power_supply")): Boolean? {
+    fun words(name: (File) -> Boolean, file: String) = folder.listFiles(name).orEmpty()
         .map { File(it, file) }.filter { it.canRead() }.map { it.readText().trim() }
     val online = words({ true }, "online")
     if (online.isNotEmpty()) return "1" in online
@@ -103,7 +103,7 @@ private fun obtainConsent(given: String, kept: Consent?): Consent {
     return Consent(TERMS_VERSION, now, "terminal")
 }
 
-private fun times(text: String): Times {
+internal fun times(text: String): Times {
     val given = text.split(",").filter { '=' in it }.associate { it.substringBefore('=') to it.substringAfter('=').toDouble() }
     val usual = Times()
     return Times(
@@ -127,7 +127,7 @@ private fun check(given: Map<String, String>, lab: Boolean) {
     when {
         api.isEmpty() -> throw Wrong("-api is missing: the API's base URL")
         !api.startsWith("https://") && !lab -> throw Wrong("-api must begin with https://: the API key would travel in the clear")
-        given.getValue("key").isEmpty() && given.getValue("key-file").isEmpty() && given.getValue("wallet").isEmpty() ->
+        listOf("key", "key-file", "wallet").all { given.getValue(it).isEmpty() } && given["withdraw"] != "true" ->
             throw Wrong("no API key: set API_KEY or -key-file (or give -wallet alone)")
         count.toIntOrNull() !in 1..8 -> throw Wrong("-connections must be 1 to 8")
         limit.isNotEmpty() && limit.toDoubleOrNull()?.let { it > 0 && it < 1e6 } != true ->

@@ -104,8 +104,6 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
         private set
     var connected = false
         private set
-    var moveTo: String? = null
-        private set
 
     /** Holds the library's reader thread while a target of v1 holds the socket up. */
     private class Gate {
@@ -199,7 +197,8 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
         wallMs = System.currentTimeMillis()
         text(
             "device_info", "country" to settings.country, "carrier" to "", "currentIp" to "auto",
-            "protocol" to settings.protocol, "supportsRelayRedirect" to true, "sdkVersion" to settings.sdkVersion,
+            "protocol" to settings.protocol, "supportsRelayRedirect" to settings.relay.isEmpty(),
+            "sdkVersion" to settings.sdkVersion,
             "model" to settings.model, "osVersion" to settings.osVersion,
         )
         tickLater()
@@ -279,8 +278,7 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
             }
             "heartbeat_ack" -> log.verbose("[ACK]")
             "error" -> log.say("relay says: ${printable(given.text("message"))}")
-            "relay_redirect" -> if (device.mayFollow(identity, given.text("relay"))) {
-                moveTo = given.text("relay")
+            "relay_redirect" -> if (device.mayFollow(identity, url, given.text("relay"))) {
                 finish(REDIRECTED, "redirect followed")
             }
             "tunnel_connect" -> openSession(id, given.text("host"), given.integer("port"))

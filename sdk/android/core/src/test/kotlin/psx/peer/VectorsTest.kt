@@ -15,6 +15,7 @@ import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
+import org.junit.jupiter.api.io.TempDir
 
 /** The JSON vectors of docs/protocol. */
 class VectorsTest {
@@ -133,6 +134,24 @@ class VectorsTest {
         for (row in load("egress.json").rows("addresses")) {
             val found = policy.verdict(InetAddress.getByName(row.string("address")), row.get("port").asInt) ?: "allowed"
             assertEquals(row.string("verdict"), found, row.toString())
+        }
+    }
+
+    @Test
+    fun waitsAndChargersAreThoseOfTheVectors(@TempDir folder: Path) {
+        val file = load("device.json")
+        val waits = file.getAsJsonObject("waits").entrySet()
+        assertEquals(Times(), times(waits.joinToString(",") { "${it.key}=${it.value}" }))
+        assertEquals(Times::class.java.declaredFields.count { it.type == Double::class.java }, waits.size)
+        for ((number, row) in file.rows("chargers").withIndex()) {
+            val here = Files.createDirectory(folder.resolve("$number"))
+            for ((path, text) in row.getAsJsonObject("supplies").entrySet()) {
+                val at = here.resolve(path)
+                Files.createDirectories(at.parent)
+                Files.writeString(at, "${text.asString}\n")
+            }
+            val charging = row.get("charging").takeIf { !it.isJsonNull }?.asBoolean
+            assertEquals(charging, onCharger(here.toFile()), row.string("name"))
         }
     }
 

@@ -1,0 +1,92 @@
+"""The status page and the operators' view over stores: as fresh as the numbers, with what was, and no address."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from local import lab
+from shared.grading.live import ask_probe, device_mark, mark_changed
+from shared.guard.model import Incident
+from shared.guard.table import close_incident, open_incident, write_setting
+from shared.kernel.codes import Pool
+from shared.kernel.ids import DeviceId, EndpointId
+from shared.pool.live import list_endpoint, unlist_endpoint
+from shared.pool.numbers import derive, run
+from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import SyncDynamo
+from shared.upkeep.history import Point, Span, put_point, record
+from shared.upkeep.purchase import STATE, Purchases, purchases_row
+from tests.contract.test_pool_live import modem
+from tests.support.functions import PREFIX, Functions
+
+pytestmark = pytest.mark.slow
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    made = Functions(dynamo, valkey_url, lab_files)
+    yield made
+    made.close()
+
+
+def test_the_page_shows_stock_incidents_and_history_and_runs_no_script(functions: Functions) -> None:
+    now = now_ms()
+    functions.redis.run(list_endpoint(modem("m1", "us")))
+    numbers = run(functions.redis, derive())
+    assert record(functions.dynamo, PREFIX + "usage", numbers, now) == [Span.MINUTE]
+    begun = now // HOUR * HOUR
+    for back in (3, 2, 1):
+        mean = {"stock.mbl.us": back}
+        point = Point(begun - back * HOUR, mean, mean, mean, 60)
+        functions.dynamo.run(put_point(PREFIX + "usage", Span.HOUR, point))
+    functions.dynamo.run(open_incident(PREFIX + "guard", Incident("1#a", "k", "relay eu is away", now)))
+    functions.dynamo.run(open_incident(PREFIX + "guard", Incident("0#b", "k", "an old story", now)))
+    functions.dynamo.run(close_incident(PREFIX + "guard", "0#b", now))
+    reply = functions.call("/status/")
+    page = str(reply.body)
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "1 exits are on sale, 1 of them are connected now" in page
+    assert '<tr data-country="US"><td>US</td><td>1</td><td>0</td>' in page
+    assert "Open incidents: 1" in page
+    assert "relay eu is away" in page
+    assert "an old story" in page
+    assert page.count("<polyline") == 3
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script" not in page + policy
+    functions.redis.run(unlist_endpoint(Pool.MBL, EndpointId("m1")))
+    run(functions.redis, derive())
+    assert "0 exits are on sale" in str(functions.call("/status/").body), "nothing of it is kept"
+    hours = functions.call("/v1/gateway/pool/history?span=hour").body["points"]
+    assert [p["mean"]["stock.mbl.us"] for p in hours] == [3, 2, 1]
+
+
+def test_operators_see_the_queue_of_probes_the_purchases_and_who_stands(functions: Functions) -> None:
+    now, admin = now_ms(), {"x-api-key": functions.keys.admin}
+    functions.redis.run(ask_probe(DeviceId("a"), -5_000))
+    functions.redis.run(ask_probe(DeviceId("b"), 60_000))
+    functions.redis.run(ask_probe(DeviceId("c"), urgent=True))
+    functions.redis.run(mark_changed([device_mark(DeviceId("a"))]))
+    failed = Purchases(looked_ms=now, fault="the sale answers 503", day="2026-11-21", spent_micro=5)
+    functions.dynamo.run(write_setting(PREFIX + "guard", STATE, purchases_row(failed), now))
+    seen = functions.call("/v1/admin/network", headers=admin).body
+    probes = seen["probes"]
+    assert (probes["urgent"], probes["waiting"], probes["due"], probes["underWay"]) == (1, 2, 1, 0)
+    assert (probes["stalestLateMs"] >= 5_000, probes["marksForListing"]) == (True, 1)
+    assert (seen["purchases"]["fault"], seen["purchases"]["spentMicro"]) == ("the sale answers 503", 5)
+    live = functions.call("/v1/gateway/pool/live").body
+    assert {name: seen[name] for name in live} == live
+    assert functions.call("/v1/admin/network", headers={"x-api-key": functions.keys.reseller}).status == 403
+
+
+def test_the_operators_page_holds_nothing_and_may_run_its_own_script_alone(functions: Functions) -> None:
+    reply = functions.call("/admin/")
+    assert (reply.status, "psx network" in str(reply.body)) == (200, True)
+    (script,) = re.findall("<script>(.*?)</script>", str(reply.body), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = reply.headers["content-security-policy"]
+    assert f"script-src 'sha256-{digest}'; connect-src 'self'" in policy
