@@ -13,7 +13,7 @@ from local.paths import ROOT
 from tests.support.templates import Template
 
 ALARM = "AWS::CloudWatch::Alarm"
-DEFINED = re.compile(r"\b(Gauge|Counter|Histogram)\(\s*\"(psx_[a-z_]+)\"(.*?)\)\n", re.S)
+DEFINED = re.compile(r"\b(Gauge|Counter|Histogram)(?:MetricFamily)?\(\s*\"(psx_[a-z_]+)\"(.*?)\)\n", re.S)
 
 
 def instance(role: str, cpus: int = 2) -> Instance:
