@@ -69,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     first.add_argument(
         "--key-file", type=Path, required=True, metavar="FILE", help="new file for the API key"
     )
+    back = commands.add_parser(
+        "restore", help="bring back rows that a table lost, from a restored copy of it"
+    )
+    back.add_argument("stage", choices=("dev", "staging", "prod"))
+    back.add_argument("table", help="access, devices, grades, guard, sales or usage")
+    back.add_argument("--rows", required=True, metavar="PREFIX", help="how the keys of the rows begin")
+    back.add_argument("--write", action="store_true", help="write them; without it they are only named")
     commands.add_parser("costs", help="what a month costs in AWS: the table of docs/operations/costs.md")
     fleet = commands.add_parser(
         "fleet",
@@ -137,6 +144,10 @@ def _tool(given: argparse.Namespace) -> int:
             from local.admin import admin  # noqa: PLC0415
 
             return admin(given.stage, given.key_file)
+        case "restore":
+            from local.restore import restore  # noqa: PLC0415
+
+            return restore(given.stage, given.table, given.rows, write=given.write)
         case "costs":
             from local.costs import costs  # noqa: PLC0415
 

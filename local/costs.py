@@ -37,6 +37,8 @@ NODE_PER_HOUR: Final = 100_000
 BALANCER_PER_HOUR: Final = 27_000
 BALANCER_PER_UNIT_HOUR: Final = 6_000
 """A network balancer's unit: 1 GB an hour, or 100,000 open connections, whichever is more."""
+TARGET_PER_HOUR: Final = 24_000
+"""A probe target's machine (t3.small class), with its disk and public address."""
 NAT_PER_HOUR: Final = 57_000
 """A NAT gateway with its public address. What goes through it is little: tables and address data have endpoints."""
 CACHE_SMALL_PER_HOUR: Final = 31_000
@@ -52,6 +54,7 @@ WATCHING: Final = 25 * DOLLAR
 # Loads
 DEVICES_PER_RELAY: Final = 10_000
 TB_PER_GATEWAY: Final = 20
+TARGETS: Final = 2
 SPARE_NODES: Final = 2
 """One relay and one gateway: rolling updates and the loss of a machine."""
 SOCKETS_PER_DEVICE: Final = 4
@@ -88,6 +91,7 @@ class Month:
     listing: int
     api: int
     probes: int
+    targets: int
     fixed: int
 
     @property
@@ -113,6 +117,9 @@ def month(devices: int, terabytes: int) -> Month:
         listing=listing(devices),
         api=refreshes(devices),
         probes=probes_gb * (CROSSING_PER_GB + BALANCER_PER_UNIT_HOUR),
+        targets=TARGETS * HOURS * (BALANCER_PER_HOUR + TARGET_PER_HOUR)
+        + probes_gb * BALANCER_PER_UNIT_HOUR
+        + leaving(probes_gb),
         fixed=2 * HOURS * (NAT_PER_HOUR + cache) + steady + WATCHING,
     )
 

@@ -22,6 +22,7 @@ ENTRIES: Final = (
     "relay_node.__main__",
     "gateway_node.__main__",
     "gateway_node.prober.__main__",
+    "gateway_node.prober.target",
     "infra.mesh.__main__",
     "infra.nodes.boot",
     "infra.nodes.lifecycle",

@@ -24,7 +24,7 @@ from typing import Final
 from local.paths import ROOT, RUNS
 
 STOP_TIMEOUT_S: Final = 4.0
-READY_TIMEOUT_S: Final = 20.0
+READY_TIMEOUT_S: Final = 60.0
 READY_POLL_S: Final = 0.02
 LOG_TAIL_BYTES: Final = 2000
 _PORTS: Final = range(12_000, 32_000)

@@ -11,11 +11,11 @@ pytest_plugins = [
     "tests.support.stores",
     "tests.support.lab",
     "tests.support.chain",
+    "tests.support.permissions",
     "tests.support.dataplane",
     "tests.support.gateway",
     "tests.support.packages",
     "tests.support.cloud",
-    "tests.support.permissions",
     "tests.support.solana",
     "tests.support.tenants",
 ]

@@ -15,8 +15,9 @@ from shared.grading.dialer import Trust
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo
 from shared.runtime.log import configure
+from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
-from shared.runtime.settings import load_or_exit, secret_bytes
+from shared.runtime.settings import listen_address, load_or_exit, secret_bytes
 from shared.supply.ip_data import first_fetch, follow_bucket
 from shared.supply.origin import OriginReader
 
@@ -50,8 +51,12 @@ async def serve(settings: ProberSettings) -> None:
         )
         prober = Prober(parts)
         probing = loop.create_task(prober.run())
+        private = settings.probe_private_listen
+        told = await serve_private(*listen_address(private), lambda: None) if private else None
         logging.getLogger("psx.prober").info("prober ready")
         await stopping.wait()
+        if told is not None:
+            told.close()
         probing.cancel()
         following.cancel()
         await asyncio.gather(probing, following, return_exceptions=True)

@@ -1,7 +1,8 @@
 """`python -m gateway_node.prober.target`: a probe target. One runs in each of several places; probers hold public keys.
 
 Over TLS `/probe?nonce=&size=` answers a body that only the nonce decides; without TLS `/page?nonce=` a page. Both are
-signed, with the address that asked. Nobody's data is here, and nothing but these two is answered.
+signed, with the address that asked. Nobody's data is here, and nothing but these two is answered. TLS ends here, or at a
+balancer in front that keeps the address of whoever asks (no `PSX_TARGET_CERT`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import signal
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
@@ -44,7 +46,8 @@ class TargetSettings(Settings):
     target_place: str
     target_listen: str
     target_plain_listen: str
-    target_cert: Path
+    target_cert: Path | None = None
+    """Certificate and key, unless a balancer in front ends TLS."""
     target_signing_key: SecretStr
     redis_url: str = "redis://unused"
     table_prefix: str = ""
@@ -59,12 +62,14 @@ class TargetService:
         self._now_s = now_s
         self._open = 0
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, one answer. Closes it, whatever comes."""
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, balanced: bool = False
+    ) -> None:
+        """One connection, one answer. Closes it, whatever comes. `balanced`: a balancer in front ended its TLS."""
         self._open += 1
         try:
             if self._open <= CONNECTIONS_MAX:
-                await self._answer(reader, writer)
+                await self._answer(reader, writer, balanced=balanced)
         except (OSError, EOFError, TimeoutError, HeadError, ValueError, asyncio.LimitOverrunError):
             pass  # a prober that left, or somebody who is none
         finally:
@@ -73,7 +78,9 @@ class TargetService:
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), REQUEST_TIMEOUT_S)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, balanced: bool
+    ) -> None:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             raw = await reader.readuntil(b"\r\n\r\n")
         if len(raw) > REQUEST_MAX_BYTES:
@@ -81,7 +88,7 @@ class TargetService:
         head = take_request_head(bytearray(raw))
         if head is None or head.method != "GET":
             return
-        encrypted = writer.get_extra_info("ssl_object") is not None
+        encrypted = balanced or writer.get_extra_info("ssl_object") is not None
         nonce, body = _body(head.target, encrypted=encrypted)
         if body is None:
             writer.write(build_head("HTTP/1.1 404 Not Found", [("Connection", "close")]))
@@ -114,21 +121,29 @@ async def serve(settings: TargetSettings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.minimum_version = ssl.TLSVersion.TLSv1_2
-    tls.load_cert_chain(settings.target_cert)
+    tls = _tls(settings.target_cert)
     key = settings.target_signing_key.get_secret_value()
     service = TargetService(settings.target_place, key, lambda: now_ms() // 1000)
     host, port = listen_address(settings.target_listen)
     plain_host, plain_port = listen_address(settings.target_plain_listen)
+    probes = partial(service.serve, balanced=tls is None)
     servers = [
-        await asyncio.start_server(service.serve, host, port, ssl=tls, limit=REQUEST_MAX_BYTES),
+        await asyncio.start_server(probes, host, port, ssl=tls, limit=REQUEST_MAX_BYTES),
         await asyncio.start_server(service.serve, plain_host, plain_port, limit=REQUEST_MAX_BYTES),
     ]
     log.info("target ready", extra={"place": settings.target_place})
     await stopping.wait()
     for server in servers:
         server.close()
+
+
+def _tls(cert: Path | None) -> ssl.SSLContext | None:
+    if cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert)
+    return context
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Runs at the first boot, from the artefact that user data fetched and checked. Settings are in files below `/etc/psx`;
 secrets are in none of them: each process reads its own from Secrets Manager (`PSX_SECRETS`). Leaves out fetching the
-artefact (user data in `nodes.yml`) and leaving (`lifecycle.py`).
+artefact (user data in `nodes.yml`), leaving (`lifecycle.py`) and what is shipped to CloudWatch (`agent.py`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from infra.nodes.agent import agent_settings, scrape_settings
+
 METADATA_URL: Final = "http://169.254.169.254/latest/"
 METADATA_TIMEOUT_S: Final = 5
 METADATA_LIFE_S: Final = 300
 WIREGUARD_PORT: Final = 51820
-PRIVATE_PORTS: Final = {"relay": 9100, "gateway": 9110, "mesh": 9101}
+PRIVATE_PORTS: Final = {"relay": 9100, "mesh": 9101, "prober": 9102, "gateway": 9110}
+"""A gateway's workers count on from theirs."""
 PEER_PORT: Final = 7080
 GATEWAY_PORTS: Final = {"http": 7000, "socks": 7001}
+TARGET_PORTS: Final = {"probe": 7020, "page": 7021}
+HEALTH: Final[Mapping[str, str]] = {
+    "relay": f"http://127.0.0.1:{PRIVATE_PORTS['relay']}/health",
+    "gateway": f"http://127.0.0.1:{PRIVATE_PORTS['gateway']}/health",
+    "target": f"http://127.0.0.1:{TARGET_PORTS['page']}/page?nonce=health",
+}
+"""What the balancer asks too: a target answers nothing but probes, so one of these is its health."""
 UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("psx-firewall", "psx-mesh", "psx-relay", "psx-lifecycle"),
     "gateway": ("psx-firewall", "psx-mesh", "psx-gateway", "psx-prober", "psx-lifecycle"),
+    "target": ("psx-target", "psx-lifecycle"),
+}
+READS: Final[Mapping[str, frozenset[str]]] = {
+    "relay": frozenset({"network/redis-url", "relays", "nodes/jwt-public-key", "nodes/ip-data-bucket"}),
+    "gateway": frozenset(
+        {
+            "network/redis-url",
+            "house-account",
+            "nodes/ip-data-bucket",
+            "nodes/probe-targets",
+            "nodes/probe-target-keys",
+        }
+    ),
+    "target": frozenset(),
+}
+"""Parameters that each role cannot start without, by their names below `/psx/<stage>/`."""
+SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "relay": ("mesh",),
+    "gateway": ("credentials", "modems", "mesh"),
+    "target": ("probe-target",),
 }
 SETTINGS: Final = Path("/etc/psx")
 SYSTEMD: Final = Path("/etc/systemd/system")
 STATE: Final = Path("/var/lib/psx")
+AGENT: Final = Path("/opt/aws/amazon-cloudwatch-agent/etc")
 
 
 class BootRefused(Exception):
@@ -94,21 +125,16 @@ def parameters(client: Any, stage: str) -> dict[str, str]:
 
 def settings(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """File below `/etc/psx` -> its variables: `node` for all, one more for each process. Raises BootRefused."""
-    wanted = {"network/redis-url", "relays", "house-account", "nodes/jwt-public-key", "nodes/ip-data-bucket"}
-    if instance.role == "gateway":
-        wanted |= {"nodes/probe-targets", "nodes/probe-target-keys"}
-    missing = sorted(name for name in wanted if not given.get(name))
+    missing = sorted(name for name in READS[instance.role] if not given.get(name))
     if missing:
         raise BootRefused(f"missing parameters of {instance.stage}: {', '.join(missing)}")
     files = {
         "node": {
             "PSX_STAGE": instance.stage,
             "PSX_TABLE_PREFIX": f"psx-{instance.stage}-",
-            "PSX_REDIS_URL": given["network/redis-url"],
             "AWS_REGION": instance.home_region,
             "AWS_DEFAULT_REGION": instance.home_region,
         },
-        "mesh": _mesh(instance),
         "lifecycle": {
             "PSX_NODE_ROLE": instance.role,
             "PSX_NODE_REGION": instance.region,
@@ -118,7 +144,15 @@ def settings(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
             "PSX_NODE_GROUP_NAME": instance.group_name,
         },
     }
+    if instance.role == "target":
+        return files | _target(instance)
+    files["node"]["PSX_REDIS_URL"] = given["network/redis-url"]
+    files["mesh"] = _mesh(instance)
     return files | (_relay(instance, given) if instance.role == "relay" else _gateway(instance, given))
+
+
+def _secrets(instance: Instance) -> str:
+    return ",".join(f"psx/{instance.stage}/{name}" for name in SECRETS[instance.role])
 
 
 def _mesh(instance: Instance) -> dict[str, str]:
@@ -155,13 +189,12 @@ def _relay(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str, 
             "PSX_RELAY_DRAIN_MAX_S": "600",
             "PSX_RELAYS": given["relays"],
             "PSX_JWT_PUBLIC_KEY": given["nodes/jwt-public-key"],
-            "PSX_SECRETS": f"psx/{instance.stage}/mesh",
+            "PSX_SECRETS": _secrets(instance),
         }
     }
 
 
 def _gateway(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    secrets = ",".join(f"psx/{instance.stage}/{name}" for name in ("credentials", "modems", "mesh"))
     return {
         "gateway": {
             "PSX_GATEWAY_ID": instance.instance_id,
@@ -173,14 +206,26 @@ def _gateway(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
             "PSX_GATEWAY_DRAIN_MAX_S": "600",
             "PSX_GATEWAY_JOURNAL_DIR": str(STATE / "journal"),
             "PSX_HOUSE_ACCOUNT": given["house-account"],
-            "PSX_SECRETS": secrets,
+            "PSX_SECRETS": _secrets(instance),
         },
         "prober": {
             **_addresses(given),
             "PSX_PROBE_TARGETS": given["nodes/probe-targets"],
             "PSX_PROBE_TARGET_KEYS": given["nodes/probe-target-keys"],
-            "PSX_SECRETS": secrets,
+            "PSX_PROBE_PRIVATE_LISTEN": f"127.0.0.1:{PRIVATE_PORTS['prober']}",
+            "PSX_SECRETS": _secrets(instance),
         },
+    }
+
+
+def _target(instance: Instance) -> dict[str, dict[str, str]]:
+    return {
+        "target": {
+            "PSX_TARGET_PLACE": instance.region_name,
+            "PSX_TARGET_LISTEN": f"0.0.0.0:{TARGET_PORTS['probe']}",
+            "PSX_TARGET_PLAIN_LISTEN": f"0.0.0.0:{TARGET_PORTS['page']}",
+            "PSX_SECRETS": _secrets(instance),
+        }
     }
 
 
@@ -210,12 +255,36 @@ def install(role: str, units: Path, systemd: Path) -> list[str]:
     return names
 
 
+def figures_of(instance: Instance) -> list[int]:
+    """Ports of this node's programs that answer `/metrics`."""
+    match instance.role:
+        case "relay":
+            return [PRIVATE_PORTS["relay"], PRIVATE_PORTS["mesh"]]
+        case "gateway":
+            first = PRIVATE_PORTS["gateway"]
+            workers = range(first, first + max(instance.cpus, 1))
+            return [*workers, PRIVATE_PORTS["mesh"], PRIVATE_PORTS["prober"]]
+        case _:
+            return []
+
+
+def tell_agent(instance: Instance, folder: Path) -> bool:
+    """Say what the CloudWatch agent ships, where the image brought one; answers whether it did."""
+    if not folder.is_dir():
+        return False
+    units = UNITS[instance.role]
+    (folder / "amazon-cloudwatch-agent.json").write_text(agent_settings(instance.role, instance.stage, units))
+    scraped = scrape_settings(instance.role, instance.instance_id, figures_of(instance))
+    (folder / "prometheus.yml").write_text(scraped)
+    return True
+
+
 def observe(environment: Mapping[str, str], metadata: Metadata) -> Instance:
     """This machine. Raises BootRefused."""
     try:
         role = environment["PSX_NODE_ROLE"]
         if role not in UNITS:
-            raise BootRefused("PSX_NODE_ROLE must be relay or gateway")
+            raise BootRefused(f"PSX_NODE_ROLE must be one of {', '.join(UNITS)}")
         return Instance(
             role=role,
             stage=environment["PSX_NODE_STAGE"],
@@ -242,13 +311,18 @@ def main() -> int:
 
     try:
         instance = observe(os.environ, Metadata())
-        given = parameters(boto3.client("ssm", region_name=instance.home_region), instance.stage)
+        given = {}
+        if READS[instance.role]:
+            given = parameters(boto3.client("ssm", region_name=instance.home_region), instance.stage)
         write(settings(instance, given), SETTINGS)
     except (BootRefused, OSError, ValueError) as refused:
         sys.stderr.write(json.dumps({"event": "not a node", "reason": str(refused)}) + "\n")
         return 2
     names = install(instance.role, Path(__file__).parent / "units", SYSTEMD)
-    for command in (["daemon-reload"], ["enable", "--now", "--no-block", *names]):
+    commands = [["daemon-reload"], ["enable", "--now", "--no-block", *names]]
+    if tell_agent(instance, AGENT):
+        commands.append(["restart", "--no-block", "amazon-cloudwatch-agent"])
+    for command in commands:
         subprocess.run(["systemctl", *command], check=True)
     return 0
 

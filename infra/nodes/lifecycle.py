@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from infra.mesh.model import Role
 from infra.mesh.table import read_node, remove
-from infra.nodes.boot import PRIVATE_PORTS, UNITS, Metadata
+from infra.nodes.boot import HEALTH, UNITS, Metadata
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, SyncDynamo
 from shared.runtime.log import configure
@@ -45,10 +45,12 @@ def served_by(role: str) -> tuple[str, ...]:
 
 
 def leave(role: str, node_id: str, table: str, dynamo: RunsDynamo, stop: Callable[[str], None]) -> None:
-    """Drain, then be no part of the mesh any more. Raises StoreUnavailable."""
+    """Drain, then be no part of the mesh any more, if it was one. Raises StoreUnavailable."""
     for unit in served_by(role):
         log.info("draining", extra={"unit": unit})
         stop(unit)
+    if "psx-mesh" not in UNITS[role]:
+        return
     node = dynamo.run(read_node(table, Role(role), node_id))
     if node is not None and not node.removed:
         dynamo.run(remove(table, node, now_ms()))
@@ -104,12 +106,12 @@ def wait_until(
     return False
 
 
-def target_state(metadata: Metadata) -> str:
-    """What auto scaling wants of this instance; empty when it says nothing."""
+def is_leaving(metadata: Callable[[], Metadata] = Metadata) -> bool:
+    """Whether auto scaling wants this instance to go; a silent metadata service wants nothing."""
     try:
-        return metadata.get("autoscaling/target-lifecycle-state")
+        return metadata().get("autoscaling/target-lifecycle-state") == LEAVING
     except (urllib.error.URLError, OSError):
-        return ""
+        return False
 
 
 def signal_ready(client: Any, environment: Mapping[str, str], healthy: bool) -> None:
@@ -119,6 +121,16 @@ def signal_ready(client: Any, environment: Mapping[str, str], healthy: bool) -> 
         LogicalResourceId=environment["PSX_NODE_GROUP"],
         UniqueId=environment["PSX_NODE_INSTANCE"],
         Status="SUCCESS" if healthy else "FAILURE",
+    )
+
+
+def complete_leaving(client: Any, environment: Mapping[str, str]) -> None:
+    """Tell auto scaling that it need not wait any longer."""
+    client.complete_lifecycle_action(
+        LifecycleHookName=HOOK,
+        AutoScalingGroupName=environment["PSX_NODE_GROUP_NAME"],
+        InstanceId=environment["PSX_NODE_INSTANCE"],
+        LifecycleActionResult="CONTINUE",
     )
 
 
@@ -148,30 +160,27 @@ def main() -> int:
     configure("lifecycle")
     environment = os.environ
     role, node_id, region = (environment[f"PSX_NODE_{name}"] for name in ("ROLE", "INSTANCE", "REGION"))
-    health = f"http://127.0.0.1:{PRIVATE_PORTS[role]}/health"
-    healthy = wait_until(lambda: is_healthy(health), READY_TIMEOUT_S)
+    wait_until(lambda: is_healthy(HEALTH[role]) or is_leaving(), READY_TIMEOUT_S)
+    healthy = is_healthy(HEALTH[role])
     log.info("node serves" if healthy else "node does not serve", extra={"node": node_id})
     try:
         signal_ready(boto3.client("cloudformation", region_name=region), environment, healthy)
     except failures.ClientError as error:  # no update waits for it: the usual case when the group grows
         log.info("no update waits", extra={"code": error.response["Error"]["Code"]})
-    while target_state(Metadata()) != LEAVING:
-        time.sleep(POLL_S)
+    while not wait_until(is_leaving, READY_TIMEOUT_S):
+        pass  # as long as the machine serves: asked every few seconds, never twice at once
     units, give_up_s = Systemd(), time.monotonic() + LEAVE_MAX_S
 
     def stop(unit: str) -> None:
-        stop_flushed(units, unit, lambda: wait_until(lambda: is_healthy(health), REPEAT_READY_S), give_up_s)
+        stop_flushed(
+            units, unit, lambda: wait_until(lambda: is_healthy(HEALTH[role]), REPEAT_READY_S), give_up_s
+        )
 
     try:
         leave(role, node_id, f"{environment['PSX_TABLE_PREFIX']}mesh", SyncDynamo(), stop)
     except StoreUnavailable as error:
         log.warning("not removed from the mesh", extra={"reason": str(error)})
-    boto3.client("autoscaling", region_name=region).complete_lifecycle_action(
-        LifecycleHookName=HOOK,
-        AutoScalingGroupName=environment["PSX_NODE_GROUP_NAME"],
-        InstanceId=node_id,
-        LifecycleActionResult="CONTINUE",
-    )
+    complete_leaving(boto3.client("autoscaling", region_name=region), environment)
     return 0
 
 

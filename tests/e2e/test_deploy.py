@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from local.admin import house_account, make_admin
 from local.bootstrap import CONFIRMATIONS, HOUSE, PRICES, RATES
-from local.configure import create_secrets, write_parameters
+from local.configure import create_secrets, publish_keys, write_parameters
 from local.lab import LabFiles, relays_setting
 from local.network import LocalNetwork
 from local.packaging import Artefact
@@ -62,7 +62,9 @@ def configure(emulator: Emulator, net: LocalNetwork) -> None:
     }
     parameters = emulator.client("ssm")
     write_parameters(parameters, STAGE, given)
+    publish_keys(emulator.client("secretsmanager"), parameters, STAGE)
     published = {
+        "vpc": "vpc-1",
         "private-subnets": "subnet-1,subnet-2",
         "functions-security-group": "sg-1",
         "redis-url": net.redis_url,

@@ -16,8 +16,8 @@ from local.paths import ROOT
 from local.supervisor import clean_environment
 from tests.support.machines import in_a_lab, missing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
-STORY_TIMEOUT_S: Final = 170
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(350), pytest.mark.asyncio(loop_scope="module")]
+STORY_TIMEOUT_S: Final = 330
 DROPPED: Final = "TimeoutError"
 NOBODY_LISTENS: Final = "ConnectionRefusedError"
 
@@ -70,6 +70,11 @@ async def test_a_relay_is_reached_by_gateways_through_the_mesh_and_by_nobody_els
 
 async def test_it_is_the_firewall_that_keeps_strangers_from_the_mesh_address(told: dict[str, Any]) -> None:
     assert told["only_the_mesh"]["outside_without_firewall"] == "403"
+
+
+async def test_a_relay_that_was_taken_over_reaches_no_port_of_a_gateway(told: dict[str, Any]) -> None:
+    assert told["only_the_mesh"]["relay_to_gateway"] == DROPPED
+    assert told["only_the_mesh"]["relay_to_gateway_without_firewall"] == NOBODY_LISTENS
 
 
 async def test_a_link_that_is_cut_comes_back_below_its_tunnels(told: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ async def test_the_controller_and_the_nodes_own_programs_are_in_it(unpacked: Pat
     assert "remove" in (tmp_path / "mesh.log").read_text()
     for module in ("boot", "lifecycle"):
         assert (unpacked / "infra" / "nodes" / f"{module}.py").exists()
-    assert len(list((unpacked / "infra" / "nodes" / "units").iterdir())) == 6
+    assert len(list((unpacked / "infra" / "nodes" / "units").iterdir())) == 7
     for service in ("autoscaling", "cloudformation", "dynamodb", "s3", "secretsmanager", "ssm"):
         assert (unpacked / "botocore" / "data" / service).is_dir()
 

@@ -35,6 +35,7 @@ from shared.upkeep.customer import BODY_BYTES, Door, Fetched, fetch
 from tests.support.dataplane import ACCOUNT, MESH_TOKEN, SECRET, Plane, echo
 from tests.support.functions import PREFIX
 from tests.support.lab import pem_keys
+from tests.support.permissions import as_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 PRIVATE, PUBLIC = pem_keys()
@@ -77,7 +78,8 @@ class Bed:
             concurrency=16,
             now_ms=now_ms,
         )
-        self._probing = asyncio.get_running_loop().create_task(Prober(parts).run())
+        with as_node("gateway"):
+            self._probing = asyncio.get_running_loop().create_task(Prober(parts).run())
 
     async def stop_prober(self) -> None:
         if self._probing is not None:

@@ -24,6 +24,7 @@ from local.configure import (
     ConfigureRefused,
     create_secrets,
     parameter_names,
+    publish_keys,
     write_parameters,
 )
 from local.lab import LabFiles, relays_setting
@@ -154,7 +155,30 @@ def test_configuring_twice_changes_no_secret_and_says_what_is_missing(
         wrong = {("relay" if name == "relays" else name): "x" for name in parameter_names()}
         with pytest.raises(ConfigureRefused, match="missing: relays; unknown: relay"):
             write_parameters(ssm, STAGE, wrong)
+        with pytest.raises(ConfigureRefused, match=r"relays: .*exactly one region"):
+            write_parameters(ssm, STAGE, {**PARAMETERS, "relays": {}})
+        alone = [{"place": "eu", "name": "p.example", "address": "192.0.2.9", "port": 443, "plainPort": 80}]
+        with pytest.raises(ConfigureRefused, match="nodes/probe-targets: must name targets in at least 2"):
+            write_parameters(ssm, STAGE, {**PARAMETERS, "nodes/probe-targets": alone})
         assert ssm.describe_parameters()["Parameters"] == []
+
+
+def test_public_keys_are_published_and_follow_a_rotation_and_private_ones_never_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        client, ssm = boto3.client("secretsmanager"), boto3.client("ssm")
+        create_secrets(client, STAGE, NODES)
+        names = publish_keys(client, ssm, STAGE)
+        told = [ssm.get_parameter(Name=name)["Parameter"]["Value"] for name in names]
+        assert all("PUBLIC KEY" in value and "PRIVATE" not in value for value in told)
+        rotated = json.dumps({"PSX_JWT_PRIVATE_KEY": "new", "PSX_JWT_PUBLIC_KEY": "old and new"})
+        client.put_secret_value(SecretId=f"psx/{STAGE}/device-tokens", SecretString=rotated)
+        publish_keys(client, ssm, STAGE)
+        key = ssm.get_parameter(Name=f"/psx/{STAGE}/nodes/jwt-public-key")["Parameter"]["Value"]
+        assert key == "old and new"
 
 
 def test_the_network_stack_publishes_what_the_functions_read_of_it() -> None:
@@ -316,6 +340,12 @@ def test_roles_name_what_they_allow_wherever_it_has_a_name(compiled: dict[str, d
     statements = [
         s for role in roles for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]
     ]
+    denied = [s for s in statements if s["Effect"] == "Deny"]
+    assert {json.dumps(s["Condition"]) for s in denied} == {
+        json.dumps({"StringNotEquals": {"aws:SourceVpc": {"Ref": "Vpc"}}})
+    }
+    assert len(denied) == len(roles), "tables are reached through the VPC's endpoint alone"
+    statements = [s for s in statements if s["Effect"] == "Allow"]
     nameless = {
         a
         for s in statements

@@ -54,6 +54,7 @@ from shared.runtime.redis import AsyncRedis
 from shared.supply.model import Origin
 from shared.supply.tokens import Claims, issue, verify
 from shared.wire.egress import EgressPolicy
+from tests.support.permissions import as_node, assert_allowed
 from tests.support.stores import PREFIX
 
 MESH_TOKEN: Final = "mesh-" + "m" * 40
@@ -202,6 +203,10 @@ class Plane:
         loop = asyncio.get_running_loop()
         box = SecretBox(bytes(32), bytes(32))
         await self.mint(box, PakId("pak1"), SECRET)
+        with as_node("gateway"):
+            await self._start_gateway(loop, box)
+
+    async def _start_gateway(self, loop: asyncio.AbstractEventLoop, box: SecretBox) -> None:
         self.meter = MeterService(self.dynamo, self.redis, lambda n: PREFIX + n, GatewayId("gw"), now_ms)
         await self.meter.start()
         table, met = PREFIX + "access", self.meter.met
@@ -360,6 +365,7 @@ async def plane(
             yield made
         finally:
             await made.close()
+        assert_allowed("gateway-node")
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

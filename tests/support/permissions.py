@@ -1,15 +1,18 @@
-"""What functions do in AWS while tests drive them, held against the roles that they are deployed with.
+"""What functions and nodes do in AWS while tests drive them, held against the roles that they are deployed with.
 
-Every call of an AWS client made in the name of a function is recorded as (action, resource). A call that its role does not
-allow fails the test; after a whole run (`./psx test`), so does a grant that no test used.
+Every call of an AWS client made in the name of a function, or of a node's role (`relay-node`), is recorded as (action,
+resource). A call that the role does not allow fails the test; after a whole run (`./psx test`), so does a grant that no
+test used. Of nodes also the kind of row is recorded: their roles name the rows that they may touch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from fnmatch import fnmatchcase
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,17 +23,24 @@ import yaml
 
 from local.paths import ROOT
 from local.tables import read_serverless, tables
+from shared.runtime.dynamo import AsyncDynamo, DynamoRequest
+from tests.support.templates import Template
 
+NODES_FILE: Final = ROOT / "infra" / "nodes" / "nodes.yml"
+NODE_ROLES: Final = ("relay-node", "gateway-node", "target-node")
 ROLES_FILE: Final = ROOT / "infra" / "functions" / "roles.yml"
 STAGE: Final = "test"
 Use = tuple[str, str]
-"""An IAM action and what it is done to: `access`, `access/by_account`, `IpData/incoming`, `psx/test/credentials`."""
+"""An IAM action and what it is done to: `access`, `access/by_account`, `IpData/incoming`, `psx/test/credentials`; for nodes
+`access|pak#`, and in a grant a pattern of it."""
 
 _used: dict[str, set[Use]] = {}
+_told: set[tuple[str, Use]] = set()  # one test fails for it, not every later one
 _current: ContextVar[str | None] = ContextVar("function", default=None)  # follows a call into its threads
 _latest: list[str] = []  # except into those of S3's transfers, which know no context
 _client: Any = botocore.client.BaseClient
 _call_api = _client._make_api_call
+_run_async: Any = AsyncDynamo.run
 _OBJECTS: Final = {"HeadObject": "GetObject", "UploadPart": "PutObject"}
 _TRANSACT: Final = {
     "Put": "PutItem",
@@ -41,44 +51,125 @@ _TRANSACT: Final = {
 }
 
 
-def uses(service: str, operation: str, params: Mapping[str, Any]) -> set[Use]:
-    """The IAM actions that one API call needs. Source: Service Authorization Reference, Amazon DynamoDB and Amazon S3."""
-    if service == "kms":  # by alias, or by nothing: what was encrypted names its key
-        return {(f"kms:{operation}", "AccessKey")}
-    if service == "s3":
-        folder = str(params["Key"]).partition("/")[0]
-        return {(f"s3:{_OBJECTS.get(operation, operation)}", f"IpData/{folder}")}
-    if service == "sns":
-        return {(f"sns:{operation}", "Alarms")}
-    if service == "events":
-        return {(f"events:{operation}", "rules")}
-    if service != "dynamodb":
-        return {(f"{service}:{operation}", str(params.get("SecretId") or "*"))}
+def uses(service: str, operation: str, params: Mapping[str, Any], *, rows: bool = False) -> set[Use]:
+    """The IAM actions that one API call needs; `rows`: with the kind of row. Source: Service Authorization Reference."""
+    action = f"{service}:{operation}"
+    match service:
+        case "kms":  # by alias, or by nothing: what was encrypted names its key
+            return {(action, "AccessKey")}
+        case "s3":
+            folder = str(params["Key"]).partition("/")[0]
+            bucket = "Artefacts" if folder == "nodes" else "IpData"
+            return {(f"s3:{_OBJECTS.get(operation, operation)}", f"{bucket}/{folder}")}
+        case "sns":
+            return {(action, "Alarms")}
+        case "events":
+            return {(action, "rules")}
+        case "dynamodb":
+            return _table_uses(operation, params, rows)
+        case "ssm":
+            return {(action, str(params["Path"]).strip("/"))}
+        case "autoscaling":
+            return {(action, str(params["AutoScalingGroupName"]))}
+        case "cloudformation":
+            return {(action, "<AWS::StackId>")}
+    return {(action, str(params.get("SecretId") or "*"))}
+
+
+def _table_uses(operation: str, params: Mapping[str, Any], rows: bool) -> set[Use]:
     if operation in {"TransactWriteItems", "TransactGetItems"}:
         parts = [next(iter(item.items())) for item in params["TransactItems"]]
-        return {(f"dynamodb:{_TRANSACT[kind]}", _table(part)) for kind, part in parts}
+        return {(f"dynamodb:{_TRANSACT[kind]}", _table(part, rows)) for kind, part in parts}
     if operation in {"BatchWriteItem", "BatchGetItem"}:
-        return {(f"dynamodb:{operation}", _table({"TableName": name})) for name in params["RequestItems"]}
-    return {(f"dynamodb:{operation}", _table(params))}
+        return {
+            (f"dynamodb:{operation}", _table({"TableName": name}, rows)) for name in params["RequestItems"]
+        }
+    return {(f"dynamodb:{operation}", _table(params, rows))}
 
 
-def _table(params: Mapping[str, Any]) -> str:
+def _table(params: Mapping[str, Any], rows: bool) -> str:
     name = str(params["TableName"]).split("-", 2)[2]
-    return f"{name}/{params['IndexName']}" if "IndexName" in params else name
+    named = f"{name}/{params['IndexName']}" if "IndexName" in params else name
+    return f"{named}|{_kind(_leading_key(params))}" if rows else named
+
+
+def _leading_key(params: Mapping[str, Any]) -> str:
+    """The partition key that a call names, as IAM's `dynamodb:LeadingKeys` has it."""
+    row = params.get("Key") or params.get("Item")
+    if row is not None:
+        return str(row["pk"]["S"])
+    asked = re.match(r"\w+ = (:\w+)", params.get("KeyConditionExpression", ""))
+    return str(params["ExpressionAttributeValues"][asked[1]]["S"]) if asked else "?"
+
+
+def _kind(leading_key: str) -> str:
+    """`pak#` of `pak#123`; rows of the mesh are apart by role."""
+    kind, hash_, _ = leading_key.partition("#")
+    return leading_key if kind == "node" else kind + hash_
 
 
 @functools.cache
 def granted(function: str) -> frozenset[Use]:
-    """What the role of a function allows on tables, secrets, keys and the bucket of address data."""
+    """What the role of a function or node allows on tables, secrets, keys and the bucket of address data."""
+    if function in NODE_ROLES:
+        return _granted_to_node(function.removesuffix("-node"))
     names = {logical: p["TableName"].split("-", 2)[2] for logical, p in tables(STAGE).items()}
     text = ROLES_FILE.read_text("utf-8").replace("${sls:stage}", STAGE)
     role = yaml.safe_load(text)[function]["Properties"]
     found: set[Use] = set()
     for policy in role["Policies"]:
         for statement in policy["PolicyDocument"]["Statement"]:
+            if statement["Effect"] == "Deny":
+                continue
             for resource in _list(statement["Resource"]):
                 found |= {(action, _resource(resource, names)) for action in _list(statement["Action"])}
     return frozenset(found)
+
+
+def node_statements(role: str) -> list[dict[str, Any]]:
+    """Every statement of a node's role, as `nodes.yml` makes it for that role."""
+    given = {"Role": role, "Stage": STAGE, "IpDataBucket": "IpData", "ArtefactBucket": "Artefacts"}
+    template = Template(NODES_FILE, given)
+    policies = [p for r in template.resources("AWS::IAM::Role").values() for p in r["Policies"]]
+    policies += template.resources("AWS::IAM::Policy").values()
+    return [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+
+
+def _granted_to_node(role: str) -> frozenset[Use]:
+    found: set[Use] = set()
+    for statement in node_statements(role):
+        if statement["Effect"] == "Deny":
+            continue
+        rows = (
+            statement.get("Condition", {}).get("ForAllValues:StringLike", {}).get("dynamodb:LeadingKeys", "*")
+        )
+        for resource in _list(statement["Resource"]):
+            named = _node_resource(resource)
+            for action in _list(statement["Action"]):
+                found |= (
+                    {(action, f"{named}|{row}") for row in _list(rows)}
+                    if action.startswith("dynamodb:")
+                    else {(action, named)}
+                )
+    return frozenset(found)
+
+
+def _node_resource(arn: str) -> str:
+    """What an ARN of a node's policy names, as `uses` does."""
+    for before in (f":table/psx-{STAGE}-", ":parameter/", ":secret:", ":s3:::", ":autoScalingGroupName/"):
+        if before in arn:
+            return arn.partition(before)[2].removesuffix("-??????").removesuffix("/*")
+    return arn
+
+
+def allows(grant: Use, use: Use) -> bool:
+    """Whether a grant covers a use."""
+    return grant[0] == use[0] and (grant[1] == use[1] or fnmatchcase(use[1], grant[1]))
+
+
+def beyond(name: str) -> list[Use]:
+    """What was done in a name and its role does not allow."""
+    return sorted(u for u in _used.get(name, set()) if not any(allows(g, u) for g in granted(name)))
 
 
 def _list(value: Any) -> Sequence[Any]:
@@ -111,8 +202,25 @@ def as_function(name: str) -> Iterator[None]:
     finally:
         _current.reset(token)
         _latest.remove(name)
-    beyond = _used.get(name, set()) - granted(name)
-    assert not beyond, f"the role of {name} (infra/functions/roles.yml) does not allow {sorted(beyond)}"
+    assert_allowed(name)
+
+
+def assert_allowed(name: str) -> None:
+    """What was done in a name so far is what its role allows. For nodes, whose work goes on in tasks of their own."""
+    found = [use for use in beyond(name) if (name, use) not in _told]
+    _told.update((name, use) for use in found)
+    file = NODES_FILE if name in NODE_ROLES else ROLES_FILE
+    assert not found, f"the role of {name} ({file.relative_to(ROOT)}) does not allow {found}"
+
+
+@contextlib.contextmanager
+def as_node(role: str) -> Iterator[None]:
+    """What begins in the block (tasks, listeners) is done in the name of a node's role: see `assert_allowed`."""
+    token = _current.set(f"{role}-node")
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def call_as(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -127,7 +235,7 @@ def _recorded(client: Any, operation: str, params: Mapping[str, Any]) -> Any:
     if function is None:
         return _call_api(client, operation, params)
     used = _used.setdefault(function, set())
-    used.update(uses(service, operation, params))
+    used.update(uses(service, operation, params, rows=function in NODE_ROLES))
     try:
         return _call_api(client, operation, params)
     except botocore.exceptions.ClientError as error:
@@ -136,12 +244,23 @@ def _recorded(client: Any, operation: str, params: Mapping[str, Any]) -> Any:
         raise
 
 
+async def _recorded_async(self: AsyncDynamo, request: DynamoRequest[Any]) -> Any:
+    """The nodes' executor."""
+    name = _current.get()
+    if name is not None:
+        operation = "".join(part.title() for part in request.operation.split("_"))
+        used = _used.setdefault(name, set())
+        used.update(uses("dynamodb", operation, request.params, rows=name in NODE_ROLES))
+    return await _run_async(self, request)
+
+
 def unused() -> dict[str, list[Use]]:
     """Function -> grants on data, secrets and keys that nothing made use of."""
-    data = ("dynamodb:", "kms:", "s3:", "secretsmanager:")
+    data = ("dynamodb:", "kms:", "s3:", "secretsmanager:", "ssm:Get", "autoscaling:", "cloudformation:")
     found = {}
-    for name in read_serverless(STAGE)["functions"]:
-        rest = {use for use in granted(name) - _used.get(name, set()) if use[0].startswith(data)}
+    for name in (*read_serverless(STAGE)["functions"], *NODE_ROLES):
+        used = _used.get(name, set())
+        rest = {g for g in granted(name) if g[0].startswith(data) and not any(allows(g, u) for u in used)}
         if rest:
             found[name] = sorted(rest)
     return found
@@ -155,11 +274,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Record from now on."""
     _client._make_api_call = _recorded
+    AsyncDynamo.run = _recorded_async  # type: ignore[method-assign]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave the client as it was."""
     _client._make_api_call = _call_api
+    AsyncDynamo.run = _run_async  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -15,6 +15,7 @@ from infra.mesh.settings import MeshSettings
 from infra.mesh.table import forget, publish, read_node, register, remove
 from shared.runtime.dynamo import AsyncDynamo, DynamoRequest, StoreUnavailable, SyncDynamo, put
 from shared.runtime.settings import Stage
+from tests.support.permissions import as_function
 from tests.support.stores import PREFIX
 from tests.unit.mesh.world import FakeWireGuard, World, node
 
@@ -28,14 +29,15 @@ class Store:
         self.dynamo = dynamo
         self.away: set[str] = set()
 
-    def for_node(self, name: str) -> AsyncDynamo:
-        """One node's way to the table."""
+    def for_node(self, name: str, role: Role) -> AsyncDynamo:
+        """One node's way to the table, with what its role may do there."""
 
         class Way:
             async def run(_, request: DynamoRequest[Any]) -> Any:
                 if name in self.away:
                     raise StoreUnavailable("query: EndpointConnectionError")
-                return self.dynamo.run(request)
+                with as_function(f"{role}-node"):
+                    return self.dynamo.run(request)
 
         return cast("AsyncDynamo", Way())
 
@@ -61,7 +63,7 @@ class Mesh:
         wireguard = self.nodes[name][1] if name in self.nodes else self.world.join(name)
         controller = Controller(
             self.settings(name, role, number),
-            self.store.for_node(name),
+            self.store.for_node(name, role),
             wireguard,
             lambda: self.world.now_ms,
             self.nudged.extend,

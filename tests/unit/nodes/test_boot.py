@@ -1,7 +1,9 @@
 """What a machine is told at its start is what its programs read; what the image fetches is what was named."""
 
 import hashlib
+import inspect
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,10 +17,12 @@ import yaml
 from pydantic_settings import BaseSettings
 
 from gateway_node.prober.settings import ProberSettings
+from gateway_node.prober.target import TargetSettings
 from gateway_node.settings import GatewaySettings
 from infra.mesh.settings import MeshSettings
-from infra.nodes import boot
+from infra.nodes import boot, lifecycle
 from infra.nodes.boot import (
+    READS,
     BootRefused,
     Instance,
     Metadata,
@@ -28,16 +32,19 @@ from infra.nodes.boot import (
     parameters,
     settings,
 )
+from local.configure import PROBE_TARGETS, PUBLISHED, fresh_values, parameter_names
+from local.configure import SECRETS as CONFIGURED
 from local.deployment_files import EXPOSURE_MAX, NODES, user_data
+from local.paths import ROOT
 from relay_node.settings import RelaySettings
 from tests.support.lab import pem_keys
 
 USER_DATA_MAX_BYTES = 16 * 1024
 UNITS = NODES / "units"
+FRESH = fresh_values()
 SECRETS = {
-    "psx/dev/mesh": {"PSX_MESH_TOKEN": "m" * 32},
-    "psx/dev/credentials": {"PSX_SECRET_PEPPER": "00" * 32},
-    "psx/dev/modems": {"PSX_SEALING_KEY": "00" * 32},
+    f"psx/dev/{secret}": {name: FRESH[name] for name in CONFIGURED[secret]}
+    for secret in ("mesh", "credentials", "modems", "probe-target")
 }
 TARGETS = json.dumps(
     [
@@ -83,6 +90,7 @@ def sourced(path: Path) -> dict[str, str]:
         ("relay", "relay", RelaySettings),
         ("gateway", "gateway", GatewaySettings),
         ("gateway", "prober", ProberSettings),
+        ("target", "target", TargetSettings),
         ("relay", "mesh", MeshSettings),
         ("gateway", "mesh", MeshSettings),
     ],
@@ -101,14 +109,14 @@ def test_a_program_starts_from_its_files_and_its_secrets(
     for variable, value in variables.items():
         if variable.startswith("PSX_"):
             monkeypatch.setenv(variable, value)
-    assert kind()
+    assert kind()  # whatever it needs is set
     known = {f"PSX_{field.upper()}" for field in kind.model_fields}
     own = set(settings(instance(role), given())[name]) - {"PSX_SECRETS"}
     assert own <= known
 
 
 def test_no_settings_file_holds_a_secret_and_no_one_else_reads_them(tmp_path: Path) -> None:
-    for role in ("relay", "gateway"):
+    for role in boot.UNITS:
         boot.write(settings(instance(role), given()), tmp_path)
     names = {variable for values in SECRETS.values() for variable in values}
     for path in tmp_path.iterdir():
@@ -124,11 +132,52 @@ def test_values_survive_quoting(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(BootRefused, match="nodes/probe-targets, relays"):
-        settings(
-            instance("gateway"),
-            {k: v for k, v in given().items() if k not in {"relays", "nodes/probe-targets"}},
-        )
+    without = {k: v for k, v in given().items() if k not in {"house-account", "nodes/probe-targets"}}
+    with pytest.raises(BootRefused, match="house-account, nodes/probe-targets"):
+        settings(instance("gateway"), without)
+
+
+@pytest.mark.parametrize("role", boot.UNITS)
+def test_a_role_reads_the_parameters_that_it_names_and_no_others(role: str) -> None:
+    names: set[str] = set()
+
+    class Read(dict[str, str]):
+        def __getitem__(self, name: str) -> str:
+            names.add(name)
+            return super().__getitem__(name)
+
+    settings(instance(role), Read(given()))
+    assert names == READS[role]
+
+
+def test_what_nodes_read_is_written_by_configure_or_by_a_stack_and_the_other_way_round() -> None:
+    template = (ROOT / "serverless.yml").read_text()
+    stacks = set(re.findall(r"/psx/\$\{sls:stage\}/(nodes/[a-z-]+)", template))
+    read = {name for names in READS.values() for name in names if name.startswith("nodes/")}
+    assert read == {PROBE_TARGETS, *PUBLISHED} | stacks
+    assert {PROBE_TARGETS, *PUBLISHED}.isdisjoint(stacks)
+    others = {name for names in READS.values() for name in names} - read
+    network = re.findall(r"/psx/\$\{Stage\}/(network/[a-z-]+)", (ROOT / "infra" / "network.yml").read_text())
+    assert others <= {*parameter_names(), *network}
+
+
+def test_a_node_reads_no_secret_that_another_role_alone_needs() -> None:
+    assert not set(boot.SECRETS["target"]) & {*boot.SECRETS["relay"], *boot.SECRETS["gateway"]}
+    assert set(boot.SECRETS["relay"]) == {"mesh"}
+    for role, names in boot.SECRETS.items():
+        written = {v.get("PSX_SECRETS") for v in settings(instance(role), given()).values()} - {None}
+        assert written == {",".join(f"psx/dev/{name}" for name in names)}
+
+
+@pytest.mark.parametrize("role", boot.UNITS)
+def test_the_end_of_a_node_knows_from_its_files_what_it_needs(role: str) -> None:
+    source = inspect.getsource(lifecycle)
+    needed = {
+        f"PSX_NODE_{name}" for name in re.findall(r'"([A-Z]+)"', source.partition("for name in (")[2][:60])
+    }
+    needed |= set(re.findall(r'environment\[f?"(PSX_NODE_[A-Z_]+)"\]', source))
+    assert needed >= {"PSX_NODE_ROLE", "PSX_NODE_INSTANCE", "PSX_NODE_GROUP_NAME"}
+    assert set(settings(instance(role), given())["lifecycle"]) == needed
 
 
 def test_every_unit_is_of_a_role_and_has_a_kept_score(tmp_path: Path) -> None:
@@ -193,7 +242,7 @@ def test_user_data_says_what_the_start_reads(metadata: Metadata) -> None:
     assert found.vpc_network == "vpc-ipv4-cidr-block"
     with pytest.raises(BootRefused, match="PSX_NODE_STAGE"):
         observe({"PSX_NODE_ROLE": "relay"}, metadata)
-    with pytest.raises(BootRefused, match="relay or gateway"):
+    with pytest.raises(BootRefused, match="one of relay, gateway, target"):
         observe({**said, "PSX_NODE_ROLE": "other"}, metadata)
 
 

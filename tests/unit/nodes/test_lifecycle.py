@@ -1,13 +1,23 @@
 """A node's end: programs drained first, then out of the mesh."""
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from gateway_node.settings import LAST_FLUSH_MAX_S, GatewaySettings
 from infra.mesh.model import Role
 from infra.mesh.table import read_node, register
-from infra.nodes.lifecycle import LEAVE_MAX_S, leave, served_by, signal_ready, stop_flushed, wait_until
+from infra.nodes.boot import Metadata
+from infra.nodes.lifecycle import (
+    LEAVE_MAX_S,
+    is_leaving,
+    leave,
+    served_by,
+    signal_ready,
+    stop_flushed,
+    wait_until,
+)
 from local.deployment_files import NODES
 from shared.runtime.dynamo import SyncDynamo
 from tests.support.stores import PREFIX
@@ -45,6 +55,26 @@ def test_waiting_ends_when_it_holds_and_when_it_takes_too_long() -> None:
     assert wait_until(lambda: next(answers), 60, slept.append)
     assert len(slept) == 2
     assert not wait_until(lambda: False, 60, slept.append)
+
+
+def test_a_probe_target_leaves_without_a_mesh(dynamo: SyncDynamo) -> None:
+    stopped: list[str] = []
+    leave("target", "i-3", TABLE, dynamo, stopped.append)
+    assert stopped == ["psx-target"]
+
+
+@pytest.mark.parametrize(("said", "leaves"), [("InService", False), ("Terminated", True), (None, False)])
+def test_a_node_leaves_when_auto_scaling_says_so_and_never_because_nobody_answers(
+    said: str | None, leaves: bool
+) -> None:
+    class Service:
+        def get(self, path: str) -> str:
+            assert path == "autoscaling/target-lifecycle-state"
+            if said is None:
+                raise TimeoutError
+            return said
+
+    assert is_leaving(cast("type[Metadata]", Service)) is leaves
 
 
 @pytest.mark.parametrize(("healthy", "status"), [(True, "SUCCESS"), (False, "FAILURE")])
