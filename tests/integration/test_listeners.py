@@ -143,7 +143,8 @@ async def test_an_account_has_so_many_connections_over_all_gateways_and_no_more(
 
 async def test_a_filter_whose_value_is_unusable_is_never_sold_as_none(plane: Plane) -> None:
     await plane.add_peer("p1")
-    _, writer, head = await plane.connect(9, username=f"{ACCOUNT}-peer-us-iptype-residental")
+    port = await plane.target(echo)
+    _, writer, head = await plane.connect(port, username=f"{ACCOUNT}-peer-us-iptype-residental")
     writer.close()
     assert head.startswith("HTTP/1.1 502 ")
     assert "E_NO_STOCK_COUNTRY" in head
