@@ -1,10 +1,12 @@
 """Who enrols as what, how fast, and what a token of one device is worth with another."""
 
+from functools import partial
 from typing import Any, Final
 
 import pytest
 
 from functions.api import enrolling
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply.live import read_regions
@@ -135,6 +137,7 @@ def test_bad_input_is_a_400_that_names_the_field(functions: Functions) -> None:
 def test_a_fleet_behind_one_address_waits_and_one_subscriber_of_ipv6_is_one_source(
     functions: Functions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(enrolling, "now_ms", partial(int, now_ms()))
     answers = [
         register(functions, f"v6-{n}", f"2001:db8:1:1::{n:x}").status
         for n in range(functions.api_wiring.settings.registrations_per_minute + 1)
