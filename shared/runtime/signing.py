@@ -92,8 +92,11 @@ def _base64url(raw: bytes) -> str:
 
 
 def _bytes_of(text: str) -> bytes:
-    """Base64url without padding. Raises ValueError."""
-    return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
+    """Base64url without padding, in the one spelling that it has. Raises ValueError."""
+    raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if _base64url(raw) != text:
+        raise ValueError("not base64url")
+    return raw
 
 
 @lru_cache(maxsize=HEADERS_KEPT)

@@ -95,9 +95,7 @@ def test_random_names_are_warned_of(functions: Functions) -> None:
     assert "warning" not in register(functions).body
 
 
-def test_registrations_are_limited_per_address(
-    functions: Functions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_registrations_are_limited_per_address(functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolling, "now_ms", partial(int, now_ms()))
     statuses = [register(functions).status for _ in range(62)]
     assert statuses.count(429) == 2

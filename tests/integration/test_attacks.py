@@ -328,6 +328,7 @@ def test_a_payment_that_is_older_than_a_quote_lives_needs_its_payer(shop: Shop) 
     paid = shop.anvil.send(payer, USDC, transfer())
     counter, hour_ms = shop.sale_wiring.counter, 3_600_000
     object.__setattr__(counter, "now_ms", lambda: now_ms() + hour_ms + 10_000)
+    shop.validated_at(counter.now_ms())
     old = shop.claim(paid)
     assert (old.status, old.body["code"]) == (403, "PAYMENT_TOO_OLD")
     proof = payer.sign_message(to_sign(shop, paid)).signature.hex()

@@ -26,6 +26,7 @@ from shared.pool.live import list_endpoint, publish_revoke_pak
 from shared.pool.model import Endpoint
 from shared.pool.places import CONNECTIONS_MAX, hold_places
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
@@ -416,12 +417,19 @@ async def test_a_flood_of_unpaid_requests_ends_with_the_connection(plane: Plane)
     writer.close()
 
 
-async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
+class Away:
+    """A store that does not answer."""
+
+    async def run(self, request: object) -> None:
+        raise StoreUnavailable("away")
+
+
+async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     await plane.add_peer("p1")
     port = await plane.target(echo)
     _, writer = await plane.tunnel(port)
     writer.close()
-    table, plane.auth._table = plane.auth._table, "no-such-table"
+    monkeypatch.setattr(plane.auth, "_dynamo", Away())
     for entry in plane.auth._cache.values():
         entry.read_s -= 120
     _, writer, head = await plane.connect(port)
@@ -430,7 +438,6 @@ async def test_known_keys_go_on_while_dynamodb_is_away(plane: Plane) -> None:
     _, writer, head = await plane.connect(port, secret="pak_unknown")
     assert head.startswith("HTTP/1.1 503 ")
     writer.close()
-    plane.auth._table = table
 
 
 async def test_handshakes_of_one_address_cannot_fill_the_gateway(

@@ -259,6 +259,7 @@ def test_free_time_holds_a_device_no_longer_than_the_catalogue_allows_after_it_w
     later = functions.sale_wiring.counter.now_ms() + 80 * 86_400_000
     counter = replace(functions.sale_wiring.counter, now_ms=lambda: later)
     functions.sale_wiring = replace(functions.sale_wiring, counter=counter)
+    functions.validated_at(later)
     again = functions.call(path, "POST", {"addDurationSeconds": most}, headers)
     assert (again.status, again.body["credit"]["expiresAt"]) == (200, longest)
 

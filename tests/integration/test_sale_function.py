@@ -276,11 +276,7 @@ def test_the_sale_is_closed_until_it_is_validated(functions: Functions) -> None:
 
 def test_the_sale_closes_when_its_validation_stands_still(functions: Functions) -> None:
     assert functions.call("/health").body["sale"] == {"open": True, "faults": []}
-    live = functions.sale_wiring.live
-    found = {**live.get("sale"), "at_ms": now_ms() - VALIDATED_MAX_MS - 1}
-    functions.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
-    live._kept.clear()
-    functions.api_wiring.live._kept.clear()
+    functions.validated_at(now_ms() - VALIDATED_MAX_MS - 1)
     answer = functions.call(QUERY)
     assert (answer.status, answer.body["code"]) == (503, "SALE_NOT_VALIDATED")
     assert functions.call("/health").body["sale"] == {"open": False, "faults": [STALE]}
