@@ -30,6 +30,7 @@ from local.supervisor import free_port
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW
 from shared.guard.table import write_setting
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.runtime.settings import load
@@ -101,7 +102,8 @@ def _open(dynamo: SyncDynamo) -> None:
 
     settings = load(SaleSettings)
     redis = SyncRedis(settings.redis_url)
-    found = {"ok": True, "rails": validated_rails(wire(settings, dynamo, redis).rails)}
+    rails = validated_rails(wire(settings, dynamo, redis).rails)
+    found = {"ok": True, "rails": rails, "at_ms": now_ms()}
     dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
     redis.close()
 
