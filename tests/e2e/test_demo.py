@@ -82,7 +82,7 @@ def demo() -> Iterator[Running]:
     running.process.communicate()
 
 
-def test_all_nine_steps_hold(tmp_path: Path) -> None:
+def test_all_steps_hold(tmp_path: Path) -> None:
     report = tmp_path / "demo.json"
     running = Running("--json", str(report))
     output, _ = running.process.communicate(timeout=DEMO_BOUND_S)

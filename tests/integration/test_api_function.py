@@ -1,7 +1,6 @@
 """The API through its function: devices, resellers, inventory, operations."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,32 +10,19 @@ import pytest
 from functions.api import enrolling
 from functions.jobs import list_exits, roll_up
 from functions.jobs import wiring as jobs
-from local import lab
 from local.bootstrap import RATES
 from shared.guard.rules import first_broken
 from shared.guard.table import entries
 from shared.kernel.ids import DeviceId
 from shared.pool.live import put_presence
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.settings import Settings, Stage
 from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.supply import PHONE, functions, register
 
+__all__ = ["functions"]
 pytestmark = pytest.mark.slow
-PHONE = "127.10.1.7"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
-
-
-def register(functions: Functions, name: str = "rig-1", source: str = PHONE, **more: Any) -> Reply:
-    body = {"name": name, "type": "custom", "apiKey": functions.keys.supplier, **more}
-    return functions.call("/v1/peer/agents/register", "POST", body, source=source)
 
 
 def supplier(functions: Functions) -> dict[str, str]:
