@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from shared.grading.live import report_fault
+from gateway_node.fared import FaredBook
+from shared.grading.live import count_conduct, report_fault
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId, EndpointId, GatewayId, PakId
 from shared.pool import live
@@ -28,6 +29,7 @@ GATHER_S: Final = 0.005
 """What ends within this time is given back in one call."""
 RELEASE_BATCH: Final = 500
 WAITING_MAX: Final = 100_000
+FARED_BATCH: Final = 500
 
 log = logging.getLogger("psx.gateway")
 
@@ -37,6 +39,7 @@ class Leases:
 
     def __init__(self, redis: AsyncRedis, gateway_id: GatewayId, now_ms: Callable[[], int]) -> None:
         self.redis = redis
+        self.fared = FaredBook()
         self._gateway_id = gateway_id
         self._now_ms = now_ms
         self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
@@ -159,9 +162,15 @@ class Leases:
                     for gateway_id in await self.redis.run(live.gateways(pool)):
                         if gateway_id != self._gateway_id:
                             await self._reap(pool, gateway_id)
+                await self.tell_fared()
             except StoreUnavailable as error:
                 log.warning("heartbeat missed", extra={"reason": str(error)})
             await asyncio.sleep(BEAT_S)
+
+    async def tell_fared(self) -> None:
+        """Tell all gateways' count how customers fared here. What a Redis that is away misses is lost: it is no money."""
+        while told := self.fared.take(FARED_BATCH):
+            await self.redis.run(count_conduct(told))
 
     async def _own_leftovers(self) -> None:
         """A restart under the same id: nothing that the last life held is real any more."""

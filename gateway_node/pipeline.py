@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,6 +75,11 @@ class Request:
     address: str
     socks: bool
     request_id: str
+
+    @property
+    def target(self) -> str:
+        """Where it is to go."""
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +223,7 @@ class Pipeline:
                 self._leases.give_back(acquired, pak.pak_id)
                 return side
             if not isinstance(side, ExitFailed):
-                return await self._admit(pak, acquired, side, route, began_ms)
+                return await self._admit(request, pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
@@ -230,7 +236,7 @@ class Pipeline:
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
             else:
-                self._leases.report_target(acquired, f"{request.host}:{request.port}")
+                self._leases.report_target(acquired, request.target)
         if either:
             return RefusedRequest(
                 Refusal.TARGET_REFUSED, "the target could not be reached from any exit tried"
@@ -246,16 +252,26 @@ class Pipeline:
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
         slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
+        began_s = time.monotonic()
         try:
-            return await self._dialer.open(acquired, target, request.request_id)
+            side = await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
             self._leases.give_back(acquired, pak.pak_id)
+            if time.monotonic() - began_s >= SLOW_OPEN_S:  # nobody waits for ever: the customer left
+                self._fared(acquired, pak, request.target)
             raise
         finally:
             slow.cancel()
+        if isinstance(side, RefusedRequest) or (isinstance(side, ExitFailed) and not side.moving):
+            self._fared(acquired, pak, request.target)
+        return side
+
+    def _fared(self, acquired: Acquired, pak: Pak, failed_target: str = "") -> None:
+        """A customer was served, or failed by what may be the exit as well as the target: others' word will tell."""
+        self._leases.fared.note(acquired, pak.account_id, self._limited_as(pak), failed_target)
 
     async def _admit(
-        self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
+        self, request: Request, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
     ) -> Tunnel | RefusedRequest:
         """Let bytes through what was dialled, unless the key ended while it was."""
         current: Pak | Refusal | None = None
@@ -267,7 +283,7 @@ class Pipeline:
                 self._leases.give_back(acquired, pak.pak_id)
         if isinstance(current, Refusal):
             return RefusedRequest(current, _AUTH_MESSAGES[current])
-        return self._opened(current, acquired, side, route, began_ms)
+        return self._opened(request, current, acquired, side, route, began_ms)
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
         if route.unusable:
@@ -311,8 +327,11 @@ class Pipeline:
         busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
         return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
 
-    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int) -> Tunnel:
-        tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
+    def _opened(
+        self, request: Request, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
+    ) -> Tunnel:
+        budget, ended = self._meter.budget(pak.pak_id), partial(self._ended, request.target)
+        tunnel = Tunnel(pak, acquired, side, budget, ended, lambda it: self._fared(it.acquired, it.pak))
         self._meter.opened(tunnel)
         _OPENED_IN[acquired.endpoint.pool].inc()
         OPEN.inc()
@@ -320,7 +339,7 @@ class Pipeline:
             self._sessions.opened(tunnel, route, began_ms)
         return tunnel
 
-    def _ended(self, tunnel: Tunnel, exit_broke: bool) -> None:
+    def _ended(self, target: str, tunnel: Tunnel, exit_broke: bool) -> None:
         self._meter.closed(tunnel)
         if self._sessions is not None:
             self._sessions.closed(tunnel)
@@ -338,6 +357,8 @@ class Pipeline:
         if drops:
             del self._barren[endpoint_id]
         exit_broke = exit_broke or tunnel.barren
+        if exit_broke and not tunnel.down_bytes:
+            self._fared(tunnel.acquired, tunnel.pak, target)
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
             self._leases.report(tunnel.acquired, suspect=drops)
