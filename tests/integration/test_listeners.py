@@ -167,12 +167,18 @@ async def test_a_domain_that_operators_closed_is_refused_and_stays_so_while_the_
     plane.names |= {"www.shop.example": "127.0.0.1", "shop.example.org": "127.0.0.1"}
     await plane.add_peer("p1")
     port = await plane.target(echo)
-    _, open_one = await plane.tunnel(port, host="www.shop.example")
-    open_one.close()
+    closed, open_one = await plane.tunnel(port, host="www.shop.example")
+    other, open_other = await plane.tunnel(port, host="shop.example.org")
     await plane.dynamo.run(
         write_setting(PREFIX + "guard", "domains", {"blocked": ["shop.example"]}, now_ms())
     )
     await plane.domains.read()
+    with pytest.raises(ConnectionResetError):
+        await closed.read()
+    open_other.write(b"still here")
+    assert await other.readexactly(10) == b"still here"
+    open_one.close()
+    open_other.close()
     monkeypatch.setattr(plane.domains, "_table", "psx-test-nowhere")
     await plane.domains.read()
     _, writer, head = await plane.connect(port, host="WWW.shop.example.")
