@@ -13,6 +13,7 @@ class Reason(StrEnum):
     """Why a socket was closed or a tunnel refused or ended; each happening is counted once."""
 
     PEER_CLOSED = "peer_closed"
+    PEER_STOPPED = "peer_stopped"
     TARGET_CLOSED = "target_closed"
     GATEWAY_CLOSED = "gateway_closed"
     PEER_GONE = "peer_gone"

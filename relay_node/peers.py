@@ -274,7 +274,8 @@ class PeerSocket(asyncio.Protocol):
             case Opcode.PING:
                 self._write(encode_frame(Opcode.PONG, message.payload))
             case Opcode.CLOSE:
-                self.close(CloseCode.NORMAL, "", Reason.PEER_CLOSED)
+                stops = message.close_code() == CloseCode.NORMAL
+                self.close(CloseCode.NORMAL, "", Reason.PEER_STOPPED if stops else Reason.PEER_CLOSED)
 
     def _binary_frame(self, frame: Binary) -> None:
         tunnel = self.tunnels.get(frame.session_id)
@@ -431,7 +432,8 @@ class PeerSocket(asyncio.Protocol):
         self._transport.close()
 
     def go_away(self, reconnect_in_ms: int, try_for_ms: int) -> None:
-        """This relay drains: a peer of v2 comes back elsewhere and its tunnels are resumed there."""
+        """This relay drains: a peer of v2 comes back elsewhere and its tunnels are resumed there, however it leaves."""
+        self.lost_reason = Reason.DRAIN
         self._send_frame(mux.goaway_frame(reconnect_in_ms, try_for_ms))
 
     def sweep(self, now_s: float) -> None:
