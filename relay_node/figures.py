@@ -24,6 +24,7 @@ class Reason(StrEnum):
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - a reason, not a secret
     REVOKED = "revoked"
+    NOT_OWNED = "owner_is_here"
     TOO_MANY_SOCKETS = "too_many_sockets"
     TOO_MANY_TUNNELS = "too_many_tunnels"
     UNKNOWN_DEVICE = "unknown_device"

@@ -27,6 +27,7 @@ _RELAYS_SAY: Final = frozenset(
 """Of paths and devices relays speak. A gateway holds none of these against an exit, so no exit may hide behind them."""
 _WHEN_LOST: Final = {
     Reason.REVOKED: MuxReason.STOPPED,
+    Reason.NOT_OWNED: MuxReason.STOPPED,
     Reason.PEER_STOPPED: MuxReason.STOPPED,
     Reason.PEER_GONE: MuxReason.PEER_GONE,
 }
