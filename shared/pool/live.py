@@ -498,16 +498,21 @@ def leftover(
 ) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
     """Up to `REAP_BATCH` entries that a dead (or restarted) gateway still holds; give them to `release`."""
     prefix = _prefix(pool)
-
-    def parse(answer: Any) -> tuple[tuple[EndpointId, PakId, int], ...]:
-        entries = []
-        for name, count in _text_map(answer).items():
-            endpoint_id, _, pak_id = name.partition("|")
-            entries.append((EndpointId(endpoint_id), PakId(pak_id), int(count)))
-        return tuple(entries)
-
     keys = [f"{prefix}lease:{gateway_id}", f"{prefix}alive:{gateway_id}"]
-    return RedisCall(parse, script=_REAP, keys=keys, args=[int(restarted), REAP_BATCH])
+    return RedisCall(_held, script=_REAP, keys=keys, args=[int(restarted), REAP_BATCH])
+
+
+def held(pool: Pool, gateway_id: GatewayId) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
+    """All that a gateway holds: what it took and has not given back, as far as this server knows."""
+    return command("HGETALL", f"{_prefix(pool)}lease:{gateway_id}", parse=_held)
+
+
+def _held(answer: Any) -> tuple[tuple[EndpointId, PakId, int], ...]:
+    entries = []
+    for name, count in _text_map(answer).items():
+        endpoint_id, _, pak_id = name.partition("|")
+        entries.append((EndpointId(endpoint_id), PakId(pak_id), int(count)))
+    return tuple(entries)
 
 
 # Revocations
