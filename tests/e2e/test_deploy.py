@@ -48,6 +48,13 @@ def configure(emulator: Emulator, net: LocalNetwork) -> None:
     emulator.client("secretsmanager").put_secret_value(
         SecretId=f"psx/{STAGE}/chains", SecretString=json.dumps(lab)
     )
+    for (
+        user,
+        password,
+    ) in net.secrets.cache.items():  # in AWS the network's stack gives the cache what was made
+        emulator.client("secretsmanager").put_secret_value(
+            SecretId=f"psx/{STAGE}/cache-{user}", SecretString=json.dumps({"PSX_REDIS_PASSWORD": password})
+        )
     given = {
         "api-base-url": "https://api.example",
         "api-certificate": "none",
