@@ -24,7 +24,7 @@ from local.tables import table_definitions
 from shared.guard.table import write_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
-from shared.runtime.redis import SyncRedis
+from shared.runtime.redis import SyncRedis, command
 
 STAGE: Final = "local"
 PREFIX: Final = "psx-local-"
@@ -82,6 +82,12 @@ class LocalStores:
         await self.supervisor.stop()
         self.redis.close()
         self.folder.remove()
+
+    def refused(self) -> list[str]:
+        """What the cache refused to whom, so far: with users that are right, nothing."""
+        rows: list[dict[bytes, Any]] = self.redis.run(command("ACL", "LOG", parse=list))
+        facts = (b"username", b"context", b"object")
+        return [" ".join(row[fact].decode() for fact in facts) for row in rows]
 
     def store_settings(self) -> dict[str, str]:
         """What every process needs: where the stores are."""

@@ -7,14 +7,21 @@ import pytest
 import redis
 
 from local.cache_users import access_list, access_strings
-from shared.kernel.codes import Pool
-from shared.kernel.ids import DeviceId, EndpointId, PakId, RelayId
+from shared.access.live import first_in
+from shared.grading.live import report_fault
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
 from shared.metering import live as metering
 from shared.pool import live
-from shared.pool.sessions import CLOSED
+from shared.pool.model import Endpoint, Presence
+from shared.pool.numbers import derive
+from shared.pool.numbers import run as run_steps
+from shared.pool.sessions import CLOSED, close_session, closings
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, SyncRedis
+from shared.supply.live import put_regions
 from tests.support.cache_use import PASSWORDS, REFUSED
+from tests.support.permissions import as_function, as_node
 
 NODES = ("relay", "gateway", "prober")
 FUNCTIONS = ("api", "x402", "jobs")
@@ -122,3 +129,41 @@ async def test_a_wrong_password_is_unavailable_and_is_not_said(valkey_url: str) 
     assert not any("hunter2" in str(found.value) for found in (told, told_nodes))
     sync.close()
     await nodes.close()
+
+
+async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_url: str) -> None:
+    nodes = AsyncRedis(valkey_url)
+    gateway = GatewayId("g")
+    device = Presence(
+        device_id=DeviceId("d-1"), account_id=AccountId("a"), relay_id=RelayId("r"), mesh_host="127.0.0.1", mesh_port=1,
+        protocol="binary-v2", ip="192.0.2.1", country=Country("us"), ip_type=IpType.MOBILE, asn=1, isp="Lab",
+        connected_at_ms=1,
+    )  # fmt: skip
+    with as_node("relay"):
+        assert await nodes.run(live.put_presence(device)) == (0, 0)
+        assert await nodes.run(live.renew_presence([device.device_id], device.relay_id)) == [True]
+    with as_node("gateway"):
+        for call in (
+            *live.beat(Pool.PEER, gateway),
+            live.publish_revoke_pak(PakId("pak1")),
+            report_fault(device.device_id, doubtful=True),
+        ):
+            await nodes.run(call)
+        assert await nodes.run(live.gateways(Pool.PEER)) == {gateway}
+        await nodes.run(live.forget_gateway(Pool.PEER, gateway))
+        assert await nodes.run(first_in("pak1:told", 60))
+        assert not await nodes.run(close_session(Pool.PEER, AccountId("a"), PakId("pak1"), "s", 1))
+        assert await nodes.run(closings(Pool.PEER, ["key:pak1"])) == {}
+    await nodes.close()
+    functions = SyncRedis(valkey_url)
+    functions.run(live.list_endpoint(Endpoint(
+        EndpointId("d-1"), Pool.PEER, AccountId("a"), Country("us"), "lab", 1, "Lab", IpType.MOBILE, SpeedTier.FAST,
+    )))  # fmt: skip
+    with as_function("x402"):
+        assert functions.run(live.listed_ids(Pool.PEER)) == {"d-1"}
+        assert functions.run(live.read_presence(device.device_id)) == device
+    with as_function("live-numbers"):
+        assert run_steps(functions, derive()).stock["peer"] == {"us": 1}
+    with as_function("list-exits"):
+        functions.run(put_regions({}))
+    functions.close()

@@ -46,6 +46,12 @@ def users_file() -> str:
     return access_list(PASSWORDS)
 
 
+def login_settings(user: str, url: str) -> dict[str, str]:
+    """Environment of a process that is one of the users, on a server that has them."""
+    named = {"PSX_REDIS_USER": user, "PSX_REDIS_PASSWORD": PASSWORDS[user]}
+    return named if url in known_servers else {}
+
+
 def user_of(name: str | None, stage: str) -> str | None:
     """The user of a function or of a node; None for nobody, and for who has none."""
     if name is None:
