@@ -123,7 +123,6 @@ def _import(stacks: Any, stack: str, template: Mapping[str, Any], wanted: list[d
         ChangeSetType="IMPORT",
         TemplateBody=json.dumps(template),
         ResourcesToImport=wanted,
-        Tags=[{"Key": "psx-stage", "Value": stack.removeprefix("psx-")}],
     )
     waited = {"Delay": POLL_S, "MaxAttempts": POLLS_MAX}
     named = {"StackName": stack, "ChangeSetName": CHANGE_SET}

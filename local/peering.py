@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network, ip_network
 from typing import Any, Final
 
@@ -104,22 +105,16 @@ def add_routes(ec2: Any, own: Side, other: Side, ident: str) -> list[str]:
     """Send what is for the other side through the peering; answers the tables."""
     tables = route_tables(ec2, own.subnets)
     for table in tables:
-        _once(
-            lambda table=table: ec2.create_route(
-                RouteTableId=table, DestinationCidrBlock=other.cidr, VpcPeeringConnectionId=ident
-            ),
-            "RouteAlreadyExists",
-        )
+        route = {"DestinationCidrBlock": other.cidr, "VpcPeeringConnectionId": ident}
+        _once(partial(ec2.create_route, RouteTableId=table, **route), "RouteAlreadyExists")
     return tables
 
 
 def remove_routes(ec2: Any, own: Side, other: Side) -> None:
     """The opposite."""
     for table in route_tables(ec2, own.subnets):
-        _once(
-            lambda table=table: ec2.delete_route(RouteTableId=table, DestinationCidrBlock=other.cidr),
-            "InvalidRoute.NotFound",
-        )
+        gone = partial(ec2.delete_route, RouteTableId=table, DestinationCidrBlock=other.cidr)
+        _once(gone, "InvalidRoute.NotFound")
 
 
 def _opening(cidr: str) -> list[dict[str, Any]]:
