@@ -50,7 +50,7 @@ _WINDOW_MS: Final = {
 
 _ACQUIRE: Final = Script.load("shared.pool", "acquire")
 _RELEASE: Final = Script.load("shared.pool", "release")
-_REAP: Final = Script.load("shared.pool", "reap")
+_REAP: Final = Script.load("shared.pool", "reap", reads=True)
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _RENEW_PRESENCE: Final = Script.load("shared.pool", "renew_presence")
@@ -58,7 +58,7 @@ _PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
 _RESERVE: Final = Script.load("shared.pool", "reserve")
 _UNRESERVE: Final = Script.load("shared.pool", "unreserve")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
-_PRESENCES: Final = Script.load("shared.pool", "presences")
+_PRESENCES: Final = Script.load("shared.pool", "presences", reads=True)
 _BEAT_RELAY: Final = Script.load("shared.pool", "beat_relay")
 _TRIP: Final = Script.load("shared.pool", "trip")
 RELAY_BEAT_S: Final = 1.0
@@ -123,7 +123,7 @@ def put_presences(relay_id: RelayId, arrivals: Sequence[Arrival]) -> RedisCall[l
     args: list[str | int] = [PRESENCE_TTL_S, relay_id, 0]
     for arrival in arrivals:
         args += _arrival(arrival)
-        keys += _arrival_keys(arrival.presence)
+        keys.append(f"{_prefix(Pool.PEER)}live:{arrival.presence.device_id}")
     args[2] = (len(args) - 3) // len(arrivals)
     return RedisCall(
         lambda answer: [RevokedBelow(int(told[1]), int(told[2])) for told in answer],
@@ -133,17 +133,19 @@ def put_presences(relay_id: RelayId, arrivals: Sequence[Arrival]) -> RedisCall[l
     )
 
 
-def _arrival_keys(presence: Presence) -> tuple[str, str, str, str]:
+def _other_keys(presence: Presence) -> tuple[str, str, str]:
+    """Where it stands what of a device, and of its account, is revoked, and what pins call it by."""
     device_id, prefix = presence.device_id, _prefix(Pool.PEER)
-    key, alias = f"{prefix}live:{device_id}", pin_id(device_id)
-    pin = f"{prefix}pin:{presence.account_id}:{alias}" if alias != device_id else key
-    return key, _revoked_key(device_id), _revoked_account_key(presence.account_id), pin
+    alias = pin_id(device_id)
+    pin = f"{prefix}pin:{presence.account_id}:{alias}" if alias != device_id else f"{prefix}live:{device_id}"
+    return _revoked_key(device_id), _revoked_account_key(presence.account_id), pin
 
 
 def _arrival(arrival: Arrival) -> tuple[str | int, ...]:
     presence = arrival.presence
     return (
-        presence.connected_at_ms, arrival.generation, arrival.account_generation, presence.device_id,
+        presence.connected_at_ms, arrival.generation, arrival.account_generation,
+        *_other_keys(presence), presence.device_id,
         "account_id", presence.account_id,
         "relay_id", presence.relay_id,
         "mesh_host", presence.mesh_host,

@@ -89,6 +89,10 @@ class Relay:
 
     async def start(self) -> None:
         """Listen; on the ports of its last life when it had one."""
+        with as_node("relay"):
+            await self._start()
+
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         peers = await loop.create_server(lambda: PeerSocket(self.registry), "127.0.0.1", self.peer_port)
         mesh = await loop.create_server(self._mesh_connection, "127.0.0.1", self.mesh_port)
@@ -366,6 +370,7 @@ async def plane(
         finally:
             await made.close()
         assert_allowed("gateway-node")
+        assert_allowed("relay-node")
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
