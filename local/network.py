@@ -454,6 +454,7 @@ class LocalNetwork:
             "list-exits": self._common(),
             "roll-up": self._common(),
             "end-keys": self._common(),
+            "keep-leases": self._common(),
             "live-numbers": self._common(),
             "refresh-ip-data": self._common(),
             "drop-ghosts": self._common(),
