@@ -31,6 +31,8 @@ const add = (to, kind, text = "") => {
 };
 const time = (ms) => ms ? new Date(ms).toISOString().slice(0, 16).replace("T", " ") + " UTC" : "never";
 const usdc = (micro) => (micro / 1e6).toFixed(2) + " USDC";
+const size = (bytes) => bytes < 1e9 ? (bytes / 1e6).toFixed(1) + " MB" : (bytes / 1e9).toFixed(1) + " GB";
+const pools = {mbl: "Modems", peer: "Peers"};
 const words = (name) => name.replaceAll("_", " ");
 function table(title, heads, rows, none) {
   add(place, "h2", title);
@@ -45,7 +47,8 @@ function exits(told) {
   for (const [pool, countries] of Object.entries(told.stock)) {
     for (const country of Object.keys(countries).sort()) {
       const of = (counts) => (counts[pool] || {})[country] || 0, tiers = (told.quality[pool] || {})[country] || {};
-      rows.push([pool + " " + country.toUpperCase(), of(told.stock), of(told.online), of(told.openConnections),
+      const name = (pools[pool] || pool) + " " + country.toUpperCase();
+      rows.push([name, of(told.stock), of(told.online), of(told.openConnections),
         ...["fast", "medium", "slow", "unknown", "paused"].map((name) => tiers[name] || 0)]);
     }
   }
@@ -66,12 +69,12 @@ function show(told) {
   table("All devices, and why they are on sale or not", ["Verdict", "Devices"], counted(told.fleet, "verdict"),
     "Nothing was counted in the last hour.");
   table("Speed of all devices", ["Tier", "Devices"], counted(told.fleet, "tier"), "Nothing was counted in the last hour.");
-  table("Probes", ["Waiting for", "Number"], [["after a report", told.probes.urgent], ["their time", told.probes.waiting],
-    ["a prober, due by now", told.probes.due], ["an answer, under way", told.probes.underWay],
-    ["the stalest is late by", (told.probes.stalestLateMs / 1000).toFixed(1) + " s"],
-    ["the listing run", told.probes.marksForListing]], "");
-  table("Traffic", ["Carried", "Now"], [[(told.traffic.totalBytes / 1e9).toFixed(3) + " GB",
-    (told.traffic.bytesPerSecond / 1e6).toFixed(3) + " MB/s"]], "");
+  table("Probes", ["Devices", "Number"], [["reported by customers, probed next", told.probes.urgent],
+    ["due by now", told.probes.due], ["being probed", told.probes.underWay],
+    ["waiting for their time or due", told.probes.waiting],
+    ["how late the stalest one is", (told.probes.stalestLateMs / 1000).toFixed(1) + " s"],
+    ["marked for the listing run", told.probes.marksForListing]], "");
+  table("Traffic", ["Carried", "Now"], [[size(told.traffic.totalBytes), size(told.traffic.bytesPerSecond) + "/s"]], "");
   table("The synthetic customer", ["Last bought", "Spent that day", "Fault"], [[time(told.purchases.lastBoughtAt),
     usdc(told.purchases.spentMicro), told.purchases.fault || "none"]], "");
   add(add(place, "p"), "small", "Counted at " + time(told.generatedAt) + ".");

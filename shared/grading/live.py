@@ -34,10 +34,10 @@ _TAKE: Final = Script.load("shared.grading", "take_due")
 _FINISH: Final = Script.load("shared.grading", "finish_probe")
 _ASK: Final = Script.load("shared.grading", "ask_probe")
 _REPORT: Final = Script.load("shared.grading", "report_fault")
-_NEXT: Final = Script.load("shared.grading", "next_probe")
-_LENGTHS: Final = Script.load("shared.grading", "queue_lengths")
+_NEXT: Final = Script.load("shared.grading", "next_probe", reads=True)
+_LENGTHS: Final = Script.load("shared.grading", "queue_lengths", reads=True)
 _MARK: Final = Script.load("shared.grading", "mark_changed")
-_READ_CHANGED: Final = Script.load("shared.grading", "read_changed")
+_READ_CHANGED: Final = Script.load("shared.grading", "read_changed", reads=True)
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
 _COUNT_CONDUCT: Final = Script.load("shared.grading", "count_conduct")
 _ACCUSE: Final = Script.load("shared.grading", "accuse")
@@ -223,10 +223,12 @@ def settle_changed(marks: Iterable[tuple[str, int]]) -> RedisCall[int]:
 
 def count_conduct(told: Sequence[Fared]) -> RedisCall[int]:
     """What a gateway saw since it told last. Answers how many exits the next listing run has to look at."""
-    args: list[str | int] = [_PREFIX, WINDOW_S, CUSTOMERS_MIN, CUSTOMERS_KEPT_MAX]
+    keys: list[str] = [_CHANGED]
+    args: list[str | int] = [WINDOW_S, CUSTOMERS_MIN, CUSTOMERS_KEPT_MAX]
     for one in told:
+        keys += [conduct_key(one.device_id), f"{_PREFIX}customer:{one.customer}"]
         args += [one.device_id, one.customer, one.served, one.failed, ",".join(one.targets)]
-    return RedisCall(int, script=_COUNT_CONDUCT, keys=[_CHANGED], args=args)
+    return RedisCall(int, script=_COUNT_CONDUCT, keys=keys, args=args)
 
 
 def conduct_key(device_id: DeviceId) -> str:

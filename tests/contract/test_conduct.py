@@ -31,6 +31,7 @@ from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import AsyncRedis, SyncRedis, command
 from tests.contract.test_listing import NOW, PASS, US, enrol
 from tests.contract.test_pool_live import peer
+from tests.support.permissions import as_function, as_node
 
 pytestmark = pytest.mark.slow
 LIAR, GOOD = DeviceId("liar"), DeviceId("good")
@@ -97,7 +98,8 @@ def test_a_liar_is_barred_by_its_customers_told_why_and_comes_back_by_itself(
     assert (first.barred, first.listed) == ([], 2), "a probe has its chance first"
     assert redis.run(take_due(60_000, 1)).device_ids == (LIAR,), "it is probed before all others"
     time_passes(redis)
-    report = listing.run(NOW, sweep=False)
+    with as_function("list-exits"):
+        report = listing.run(NOW, sweep=False)
     assert (report.barred, report.delisted, report.listed) == ([LIAR], ["liar: lets_customers_down"], 1)
     barred = grade(listing)
     assert (barred.listed, barred.bar) == (False, Bar(1, NOW + HOLD_MS))
@@ -198,7 +200,8 @@ async def test_a_gateway_tells_what_it_saw_and_an_owner_is_no_witness(
     leases.fared.note(acquired(), buyer, "two")
     leases.fared.note(acquired(Selected.PIN), buyer, "pins", "a:443")
     leases.fared.note(acquired(), AccountId("psx_s"), "owner", "a:443")
-    await leases.tell_fared()
+    with as_node("gateway"):
+        await leases.tell_fared()
     assert leases.fared.take(10) == []
     (said,) = redis.run(read_conduct([LIAR]))
     assert ({(c.served, c.failed) for c in said.customers}, said.targets) == ({(0, 2), (1, 0)}, 2)
