@@ -26,6 +26,8 @@ AFTER_CUSTOMER_ENDED_MAX_S: Final = 30.0
 AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
 """The same where the target cannot be told of the end (binary-v1): most customers that end have left."""
 IDLE_MAX_S: Final = 900.0
+UNUSED_MAX_S: Final = 60.0
+"""The same for a tunnel that never carried a byte: it costs nothing, and takes an exit's place from others."""
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -93,7 +95,7 @@ class ExitPath(Path, Protocol):
 
 
 class Tunnel:
-    """`ended` is called once, with whether the exit broke the tunnel."""
+    """`ended` is called once, with whether the exit broke the tunnel. `host` is the target as the customer wrote it."""
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class Tunnel:
         endpoint = acquired.endpoint
         self.pak = pak
         self.acquired = acquired
+        self.host = ""
         self.exit = exit_path
         self.customer: CustomerPath | None = None
         self.budget = budget
@@ -257,7 +260,7 @@ class Tunnel:
         carried = self.up_bytes + self.down_bytes
         self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
         self._seen_bytes = carried
-        limit_s = IDLE_MAX_S
+        limit_s = IDLE_MAX_S if carried else UNUSED_MAX_S
         if self._exit_ended:
             limit_s = AFTER_EXIT_ENDED_MAX_S
         elif self._customer_ended:

@@ -309,6 +309,7 @@ class LocalNetwork(LocalStores):
             "list-exits": self.cache_settings("jobs"),
             "roll-up": self.store_settings(),
             "end-keys": self.cache_settings("jobs"),
+            "keep-leases": self.cache_settings("jobs"),
             "live-numbers": self.cache_settings("jobs"),
             "refresh-ip-data": self.store_settings(),
             "drop-ghosts": self.cache_settings("jobs"),

@@ -229,9 +229,8 @@ class MeshConnection(asyncio.Protocol):
         self._tunnel = None
         if reason is not None:
             count("tunnel", reason)
-        fields = [("X-PSX-Reason", detail[:64].encode("ascii", "replace").decode()), ("Content-Length", "0")]
-        with contextlib.suppress(ValueError):  # a peer's reason with a line break in it is not passed on
-            self.write(build_head(f"HTTP/1.1 {status} refused", [*fields, ("Connection", "close")]))
+        fields = [("X-PSX-Reason", detail), ("Content-Length", "0"), ("Connection", "close")]
+        self.write(build_head(f"HTTP/1.1 {status} refused", fields))
         self.finish()
 
     def _cancel_timer(self) -> None:

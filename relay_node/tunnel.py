@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from relay_node.figures import DOWN, TUNNELS, UP, Reason, count
-from shared.wire.peer import DATA_PAYLOAD_BYTES, FrameType, Type, binary_prefix
+from shared.wire.peer import DATA_PAYLOAD_BYTES, FrameType, OpenFailure, Type, binary_prefix
 
 if TYPE_CHECKING:
     from relay_node.mesh import MeshConnection
@@ -24,6 +24,8 @@ SHARED_STALL_MAX_S: Final = 2.0
 """So long a customer may make others of the same socket wait: with `HELD_MAX_BYTES` it has to take some 100 KB a second."""
 HELD_MAX_BYTES: Final = 256 * 1024
 """Held for one tunnel before its socket is read no further; it is read again when three quarters are gone."""
+
+_FAILURES: Final = frozenset(OpenFailure)
 
 
 class State(Enum):
@@ -61,10 +63,10 @@ class Tunnel:
             self.mesh.tunnel_opened()
 
     def open_failed(self, reason: str) -> None:
-        """The peer could not dial the target."""
+        """The peer could not dial the target. Words that are not of the protocol go no further."""
         if self.state is State.OPENING:
             self._leave(Reason.OPEN_FAILED)
-            self.mesh.tunnel_refused(reason)
+            self.mesh.tunnel_refused(reason if reason in _FAILURES else OpenFailure.UNKNOWN)
 
     def to_peer(self, data: bytes) -> None:
         """Bytes of the customer, in frames that the slowest peer can take."""
@@ -87,7 +89,7 @@ class Tunnel:
     def closed_by_peer(self, error: str) -> None:
         """The peer ended the session: a failed open (older peers say it so), or the target's end."""
         if self.state is State.OPENING:
-            self.open_failed(error or "unknown")
+            self.open_failed(error)
         elif self.state is State.OPEN:
             self._leave(Reason.TARGET_CLOSED)
             self.mesh.finish()

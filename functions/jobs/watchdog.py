@@ -49,6 +49,7 @@ SCHEDULES: Final = (
     "refresh-ip-data",
     "drop-ghosts",
     "end-keys",
+    "keep-leases",
     "watchdog",
 )
 log = logging.getLogger("psx.jobs")

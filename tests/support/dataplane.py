@@ -41,6 +41,7 @@ from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.regions import RegionTable
 from relay_node.registry import Device, Hooks, Registry
+from relay_node.rotation import RotationTeller
 from shared.access import table as access
 from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox
@@ -99,6 +100,7 @@ class Relay:
         self.peer_port = peers.sockets[0].getsockname()[1]
         self.mesh_port = mesh.sockets[0].getsockname()[1]
         self.presence = PresenceWriter(self.redis, self.name, ("127.0.0.1", self.mesh_port))
+        teller = RotationTeller(self.redis)
         self.registry = Registry(
             Hooks(
                 verify=lambda token: verify(token, self._public_key),
@@ -107,12 +109,14 @@ class Relay:
                 arrived=self.presence.arrived,
                 left=self.presence.left,
                 redirect_for=self._redirect_for,
+                rotated=teller.rotated,
             )
         )
         self.presence.revoke = self.registry.revoke
         self._servers = [peers, mesh]
         self._tasks = [
             loop.create_task(self.presence.run()),
+            loop.create_task(teller.run()),
             loop.create_task(self.presence.beat_for_ever(self.registry)),
             loop.create_task(follow_orders(self.redis, self.registry, self.presence, self.name)),
             loop.create_task(sweep_for_ever(self.registry, self.presence)),
@@ -220,7 +224,7 @@ class Plane:
             MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
-        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
+        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard", self.meter.all_tunnels)
         resolver = Resolver(policy, self.names, self.domains.covers)
         self.dialer = ExitDialer(MESH_TOKEN, box, self.links)
         places = Places(self.redis, GatewayId("gw"))

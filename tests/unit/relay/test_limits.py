@@ -2,16 +2,25 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pytest
 
 from relay_node import mesh, peers
 from relay_node import registry as registry_module
 from relay_node.mesh import MeshConnection
-from relay_node.peers import PARTIAL_FREE_BYTES, PeerSocket
-from relay_node.registry import Device, Hooks, Registry
+from relay_node.peers import UNFINISHED_FREE_BYTES, PeerSocket
+from relay_node.registry import (
+    HANDSHAKES_PER_S_MAX,
+    HANDSHAKES_PER_S_PER_ADDRESS_MAX,
+    Device,
+    Hooks,
+    Registry,
+    Unfinished,
+)
 from relay_node.tunnel import SHARED_STALL_MAX_S, STALL_MAX_S
+from shared.supply.tokens import TokenFault
+from shared.wire.http1 import take_response_head
 from shared.wire.peer import Type, encode_text
 from shared.wire.websocket import Opcode, encode_frame, frame_header
 
@@ -27,7 +36,8 @@ class Wire:
         self.unsent_bytes = 0
 
     def get_extra_info(self, name: str) -> Any:
-        return (self.address, 4000) if name == "peername" else None
+        bare_socket = SimpleNamespace(setsockopt=lambda *option: None)
+        return {"peername": (self.address, 4000), "socket": bare_socket}.get(name)
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
@@ -58,7 +68,17 @@ class Wire:
 
 
 def registry() -> Registry:
-    return Registry(cast(Hooks, None))
+    """All of a relay's devices; what it asks of its process has no effect."""
+    return Registry(
+        Hooks(
+            verify=lambda token: TokenFault.INVALID,
+            origin=lambda address: cast(Any, address),
+            now_ms=lambda: 1,
+            arrived=lambda device: None,
+            left=lambda device: None,
+            redirect_for=lambda device: None,
+        )
+    )
 
 
 def peer(of: Registry, address: str = "192.0.2.1") -> tuple[PeerSocket, Wire]:
@@ -78,18 +98,97 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one() -> None:
     assert not here.per_address
 
 
-async def test_messages_that_never_end_cannot_use_up_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "PARTIAL_MAX_BYTES", 3 * PARTIAL_FREE_BYTES)
+def speaks(here: Registry, protocol: str | None) -> tuple[PeerSocket, Wire]:
+    """A peer that has said what it speaks, or has not yet."""
+    socket, wire = peer(here)
+    socket._head = None
+    socket.device = Device("d", "a", cast(Any, None), "", 0, sockets=[socket])
+    if protocol is not None:
+        info = encode_text(Type.DEVICE_INFO, protocol=protocol)
+        socket.data_received(encode_frame(Opcode.TEXT, info, b"mask"))
+    return socket, wire
+
+
+LONG: Final = encode_frame(Opcode.BINARY, b"\x01\x01s" + bytes(100_000), b"mask")
+BEGINS, ENDS = LONG[: UNFINISHED_FREE_BYTES + 1], LONG[UNFINISHED_FREE_BYTES + 1 :]
+
+
+async def test_of_messages_that_do_not_end_the_oldest_gives_way() -> None:
     here = registry()
-    unfinished = frame_header(Opcode.BINARY, 4_000_000, b"mask") + bytes(PARTIAL_FREE_BYTES + 1)
-    sockets = [peer(here) for _ in range(4)]
-    for socket, _ in sockets:
-        socket._head = None
-        socket.data_received(unfinished)
-    assert [wire.closing for _, wire in sockets] == [False, False, True, True]
-    for socket, _ in sockets:
+    here.unfinished = Unfinished(3 * len(BEGINS))
+    honest, hoards, drips, *others = (speaks(here, "binary-v1") for _ in range(5))
+    for socket, _ in (honest, hoards, drips):
+        socket.data_received(BEGINS)
+    honest[0].data_received(ENDS + BEGINS)  # it ends what it began, and has begun something since
+    for socket, _ in others:
+        socket.data_received(BEGINS)
+    assert [wire.closing for _, wire in (honest, hoards, drips, *others)] == [False, True, True, False, False]
+    for socket, _ in (honest, hoards, drips, *others):
         socket.connection_lost(None)
-    assert here.partial_bytes == 0
+    assert here.unfinished.held_bytes == 0
+
+
+@pytest.mark.parametrize("protocol", [None, "binary-v2", "binary-v1"])
+async def test_only_a_peer_of_v1_may_send_long_messages(protocol: str | None) -> None:
+    here = registry()
+    socket, wire = speaks(here, protocol)
+    socket.data_received(frame_header(Opcode.BINARY, peers.MESSAGE_MAX_BYTES, b"mask"))
+    assert not wire.closing
+    socket, wire = speaks(here, protocol)
+    socket.data_received(frame_header(Opcode.BINARY, peers.MESSAGE_MAX_BYTES + 1, b"mask"))
+    assert wire.closing is (protocol != "binary-v1")
+
+
+async def test_an_address_that_hammers_uses_up_its_own_handshakes_and_nobody_elses() -> None:
+    here = registry()
+    passed = sum(here.may_shake_hands("192.0.2.66", 100.0) for _ in range(2 * HANDSHAKES_PER_S_MAX))
+    assert passed == HANDSHAKES_PER_S_PER_ADDRESS_MAX
+    others = sum(here.may_shake_hands(f"network {number}", 100.9) for number in range(HANDSHAKES_PER_S_MAX))
+    assert passed + others == HANDSHAKES_PER_S_MAX
+    assert here.may_shake_hands("192.0.2.66", 101.0), "the next second is another one"
+
+
+async def test_an_address_has_so_many_sockets_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MAX_SOCKETS_PER_ADDRESS", 3)
+    here = registry()
+    kept = [peer(here) for _ in range(3)]
+    late, wire = peer(here)
+    assert wire.written.startswith(b"HTTP/1.1 429 ")
+    assert not any(wire.closing for _, wire in kept)
+    late.connection_lost(None)
+    kept[0][0].connection_lost(None)
+    assert not peer(here)[1].closing
+
+
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [
+        ("connection_refused", "connection_refused"),
+        ("timeout", "timeout"),
+        ("", "unknown"),
+        ("peer_gone", "unknown"),
+        ("made\nup", "unknown"),
+        ("made\r\nX-Made: up", "unknown"),
+        ("\0", "unknown"),
+        ("x" * 900, "unknown"),
+    ],
+)
+async def test_a_refused_open_is_always_answered_and_in_words_of_the_protocol(
+    said: str, passed_on: str
+) -> None:
+    here = registry()
+    socket, _ = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    gateway, wire = asks(here, "s1")
+    socket._head = None
+    failed = encode_text(Type.TUNNEL_OPEN_FAILED, sessionId="s1", reason=said)
+    socket.data_received(encode_frame(Opcode.TEXT, failed, b"mask"))
+    head = take_response_head(bytearray(wire.written))
+    assert head is not None
+    assert head.status == (504 if said == "timeout" else 502)
+    assert head.header("x-psx-reason") == passed_on
+    gateway.connection_lost(None)
 
 
 async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None:
@@ -98,11 +197,7 @@ async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None
     socket.ready = True
     here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
     socket.pause_writing()
-    mesh, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
-    mesh.connection_made(cast(Any, wire))
-    mesh.data_received(
-        f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n".encode()
-    )
+    mesh, wire = asks(here, "s1")
     assert wire.paused
     mesh.connection_lost(None)
 
@@ -150,11 +245,17 @@ def reads(wire: Wire) -> bool:
 
 def tunnel(here: Registry, session: str) -> tuple[MeshConnection, Wire]:
     """A tunnel of v1 through device `d`, which says that it is connected."""
+    gateway, wire = asks(here, session)
+    here.devices["d"].sockets[0].tunnels[session].opened()
+    return gateway, wire
+
+
+def asks(here: Registry, session: str) -> tuple[MeshConnection, Wire]:
+    """A gateway that asks for a tunnel through device `d`."""
     gateway, wire = MeshConnection(here, TOKEN, lambda: session), Wire()
     gateway.connection_made(cast(Any, wire))
     ask = f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n"
     gateway.data_received(ask.encode())
-    here.devices["d"].sockets[0].tunnels[session].opened()
     return gateway, wire
 
 

@@ -1,0 +1,103 @@
+"""What a gateway is told of a tunnel whose peer's socket ended, and what a peer cannot tell it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from relay_node import peers
+from relay_node.figures import Reason
+from relay_node.links import LinkConnection
+from relay_node.peers import PeerSocket
+from relay_node.registry import Device, Registry
+from shared.wire import mux
+from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
+from shared.wire.websocket import CloseCode, Opcode, encode_close, encode_frame
+from tests.unit.relay.test_limits import Wire, peer, registry
+
+LINK_ID = 7
+
+
+class Path:
+    """A device with one socket of v2, and a gateway's link with one tunnel through it."""
+
+    def __init__(self) -> None:
+        self.registry: Registry = registry()
+        self.socket, self.wire = peer(self.registry)
+        self.socket._head, self.socket.ready, self.socket.v2 = None, True, True
+        self.device = Device("d", "a", cast(Any, None), "", 0, sockets=[self.socket])
+        self.registry.devices["d"] = self.device
+        self.link_wire = Wire()
+        self.link = LinkConnection(self.registry, cast(Any, self.link_wire))
+        ask = mux.for_device(mux.open_frame(LINK_ID, bytes(16), 1, "a.example", 80), "d")
+        self.link.data_received(mux.link_header(len(ask)) + ask)
+        (self.peer_id,) = self.socket.ends
+
+    def says(self, frame: bytes) -> None:
+        """A frame of the peer."""
+        self.socket.data_received(encode_frame(Opcode.BINARY, frame, b"mask"))
+
+    async def told(self) -> Frame:
+        """What the gateway hears of its tunnel."""
+        await asyncio.sleep(0)
+        (frame,) = LinkReader().receive(self.link_wire.written)
+        assert frame.tunnel == LINK_ID
+        return frame
+
+
+def closes(code: int) -> Callable[[PeerSocket], None]:
+    return lambda socket: socket.data_received(encode_close(code, "", b"mask"))
+
+
+def closes_bare(socket: PeerSocket) -> None:
+    socket.data_received(encode_frame(Opcode.CLOSE, b"", b"mask"))
+
+
+def falls_silent(socket: PeerSocket) -> None:
+    socket.sweep(asyncio.get_running_loop().time() + peers.DEAD_WITH_TUNNELS_AFTER_S + 1)
+
+
+def is_sent_away(socket: PeerSocket) -> None:
+    socket.go_away(0, 1000)
+
+
+def is_revoked(socket: PeerSocket) -> None:
+    socket.close(CloseCode.IDENTITY_INVALID, "", Reason.REVOKED)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        (lambda socket: None, MuxReason.PEER_GONE),
+        (closes(1000), MuxReason.STOPPED),
+        (closes(1001), MuxReason.PATH_LOST),
+        (closes(4100), MuxReason.PATH_LOST),
+        (closes_bare, MuxReason.PATH_LOST),
+        (falls_silent, MuxReason.PATH_LOST),
+        (is_sent_away, MuxReason.PATH_LOST),
+        (is_revoked, MuxReason.STOPPED),
+    ],
+    ids=["hangs up", "stops", "leaves", "follows", "says nothing of it", "is silent", "is sent away", "is revoked"],
+)  # fmt: skip
+async def test_a_gateway_is_told_what_a_lost_socket_lets_it_hope_for(
+    before: Callable[[PeerSocket], None], told: MuxReason
+) -> None:
+    path = Path()
+    before(path.socket)
+    path.socket.connection_lost(ConnectionResetError())
+    frame = await path.told()
+    assert (frame.type, mux.read_reason(frame.body)) == (MuxType.RESET, told)
+
+
+@pytest.mark.parametrize("reason", list(MuxReason))
+@pytest.mark.parametrize("kind", [MuxType.RESET, MuxType.REFUSED])
+async def test_a_peer_cannot_speak_of_paths_and_devices_as_if_it_were_the_relay(
+    kind: MuxType, reason: MuxReason
+) -> None:
+    path = Path()
+    path.says(mux.header(kind, path.peer_id) + bytes((reason,)))
+    frame = await path.told()
+    own = {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
+    assert frame.type is kind
+    assert mux.read_reason(frame.body) is (MuxReason.UNKNOWN if reason in own else reason)
