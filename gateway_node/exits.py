@@ -110,7 +110,7 @@ class ConnectExit(asyncio.Protocol):
         if self._ended:
             tunnel.finish()
         else:
-            tunnel.cut(exit_broke=True)
+            tunnel.exit_reset(by_target=False)
 
     # long transfers
 

@@ -195,46 +195,45 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
+        doubts = _Doubts(self._leases, self._limited_as(pak), request.host)
         began_ms = self._now_ms()
-        either, moves, busy, missing = False, 0, 0, NoStockReason.STOCK
+        patience, missing = _Patience(), NoStockReason.STOCK
         attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
         while attempts:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
                 missing = acquired.reason
-                if moves or missing is NoStockReason.ABSENT:
-                    wait_s, moves = MOVING_RETRY_S, moves + 1
-                    excluded.clear()
-                else:
-                    wait_s, busy = BUSY_RETRY_S, busy + 1
-                waits = missing in _MAY_COME and moves <= MOVING_RETRIES_MAX and busy <= BUSY_RETRIES_MAX
-                if not waits:
+                wait_s = None if doubts.verdict is not None else patience.until_stock(missing)
+                if wait_s is None:
                     break
+                if patience.moves:
+                    excluded.clear()
                 await asyncio.sleep(wait_s)
                 continue
             side = await self._dial(acquired, pak, target, request)
-            if isinstance(side, RefusedRequest):
-                self._leases.give_back(acquired, pak.pak_id)
-                return side
-            if not isinstance(side, ExitFailed):
+            if not isinstance(side, ExitFailed | RefusedRequest):
+                doubts.are_the_exits()
                 return await self._admit(pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
+            if isinstance(side, RefusedRequest):
+                doubts.add(acquired)
+                if doubts.verdict is not None or not _wants_a_second_word(route, side):
+                    return doubts.verdict or side
+                doubts.verdict, attempts = side, 1
+                continue
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
-            either = either or side.fault is Fault.EITHER
-            if side.moving and moves < MOVING_RETRIES_MAX:
-                moves += 1
+            if side.moving and patience.moves < MOVING_RETRIES_MAX:
+                patience.moves += 1
                 await asyncio.sleep(MOVING_RETRY_S if route.failover in _ONE_DEVICE else 0)
                 continue
             attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
             else:
-                self._leases.report_target(acquired, f"{request.host}:{request.port}")
-        if either:
-            return RefusedRequest(
-                Refusal.TARGET_REFUSED, "the target could not be reached from any exit tried"
-            )
+                doubts.add(acquired)
+        if doubts:
+            return doubts.answer()
         if excluded:
             return RefusedRequest(
                 Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry"
@@ -245,7 +244,7 @@ class Pipeline:
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
-        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
+        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.doubt, device_id))
         try:
             return await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
@@ -347,6 +346,61 @@ class Pipeline:
         return pak.pak_id if pak.account_id == self._house_account else pak.account_id
 
 
+class _Patience:
+    """How often one request waits: for devices on their way to another relay, and for places that come free."""
+
+    def __init__(self) -> None:
+        self.moves = self._busy = 0
+
+    def until_stock(self, missing: NoStockReason) -> float | None:
+        """Seconds to wait for an exit that there is none of now; None when that is no use."""
+        wait_s = BUSY_RETRY_S
+        if self.moves or missing is NoStockReason.ABSENT:
+            self.moves, wait_s = self.moves + 1, MOVING_RETRY_S
+        else:
+            self._busy += 1
+        waits = missing in _MAY_COME and self.moves <= MOVING_RETRIES_MAX and self._busy <= BUSY_RETRIES_MAX
+        return wait_s if waits else None
+
+
+class _Doubts:
+    """Exits through which a target was not reached. That is held against them when another exit reaches it, and against the
+    target when none does. `verdict` is what the first one said, if that is an answer.
+    """
+
+    def __init__(self, leases: Leases, owner: str, host: str) -> None:
+        self._leases, self._owner, self._host = leases, owner, host
+        self._exits: list[Acquired] = []
+        self.verdict: RefusedRequest | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._exits)
+
+    def add(self, acquired: Acquired) -> None:
+        """Not reached through this one."""
+        self._exits.append(acquired)
+
+    def are_the_exits(self) -> None:
+        """Another exit reaches the target."""
+        for acquired in self._exits:
+            self._leases.report_target(acquired, self._owner, self._host)
+
+    def answer(self) -> RefusedRequest:
+        """No exit reached it. One exit alone may be broken: a probe tells."""
+        if len(self._exits) == 1:
+            self._leases.doubt(DeviceId(self._exits[0].endpoint.endpoint_id))
+        message = "the target could not be reached from any exit tried"
+        return self.verdict or RefusedRequest(Refusal.TARGET_REFUSED, message)
+
+
+def _wants_a_second_word(route: Route, refused: RefusedRequest) -> bool:
+    """Whether another exit is asked before a customer is told what one said of its target: not where the customer is to
+    stay on its device, and not when the answer took long already.
+    """
+    bound = route.failover in _ONE_DEVICE or route.session_id is not None or route.pin is not None
+    return refused.code in _QUICKLY_SAID and not bound
+
+
 def new_request_id() -> str:
     """A UUID, as the contract has it: customers quote it, and clients look for its form."""
     return str(uuid.uuid4())
@@ -377,6 +431,7 @@ _KNOWN_REASONS: Final = frozenset(
     }
 )
 """Reasons that become a metric's label; what a peer makes up does not."""
+_QUICKLY_SAID: Final = frozenset({Refusal.TARGET_REFUSED, Refusal.TARGET_DNS, Refusal.SSRF_BLOCKED})
 _MAY_COME: Final = frozenset({NoStockReason.STOCK, NoStockReason.ABSENT})
 _ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {

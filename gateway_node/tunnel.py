@@ -212,6 +212,11 @@ class Tunnel:
         if self.customer is not None and not self._waits:
             self.customer.release()
 
+    def exit_reset(self, *, by_target: bool) -> None:
+        """The exit broke it off, or says that the target did: what took bytes and gave none is suspicious either way."""
+        self._exit_ended = True
+        self.cut(exit_broke=not by_target)
+
     # the meter
 
     def wait(self) -> None:

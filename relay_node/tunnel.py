@@ -21,7 +21,11 @@ OPEN_TIMEOUT_S: Final = 10.0
 ASSUME_OPEN_AFTER_S: Final = 0.75
 STALL_MAX_S: Final = 5.0
 SHARED_STALL_MAX_S: Final = 2.0
-"""So long a customer may make others of the same socket wait: with `HELD_MAX_BYTES` it has to take some 100 KB a second."""
+"""So long a customer may make others of the same socket wait, and a second longer for each `STALL_EARNED_BYTES` that it has
+taken since, up to `STALL_MAX_S`. Kernels between the relay and a customer hold some 2 MB before a slow one is felt here, and
+let go of them at once: whoever takes 500 KB a second or more is never given up.
+"""
+STALL_EARNED_BYTES: Final = 100_000
 HELD_MAX_BYTES: Final = 256 * 1024
 """Held for one tunnel before its socket is read no further; it is read again when three quarters are gone."""
 

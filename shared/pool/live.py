@@ -66,8 +66,11 @@ RELAY_ALIVE_TTL_MS: Final = 4_000
 """A relay that is lost takes its devices out of the pool within this time."""
 BREAKER_PAUSE_S: Final = 10
 BREAKER_PAUSE_MAX_S: Final = 120
-BREAKER_TARGETS: Final = 3
-"""So many different targets that fail through one exit are the exit's fault, and not theirs."""
+BREAKER_HOSTS: Final = 3
+BREAKER_OWNERS: Final = 2
+"""So many different hosts, wanted by so many different owners, that fail through one exit are the exit's fault, and neither
+theirs nor an owner's who names dead ones.
+"""
 BREAKER_MEMORY_S: Final = 60
 
 
@@ -329,13 +332,24 @@ def unpause(pool: Pool, endpoint_id: EndpointId) -> RedisCall[None]:
     return command("DEL", *keys, parse=ok)
 
 
-def trip(pool: Pool, endpoint_id: EndpointId, target: str = "") -> RedisCall[int]:
+class Doubt(NamedTuple):
+    """Whose tunnel failed, and to where: digests, because they are only told apart."""
+
+    owner: str
+    host: str
+
+
+def trip(pool: Pool, endpoint_id: EndpointId, about: Doubt | None = None) -> RedisCall[int]:
     """An exit failed a customer: keep selection away for a while, longer each time until a probe passes.
 
-    With a `target` (any digest of it) the fault may be that target's: only several different ones open the breaker. Answers
-    for how many seconds it is open.
+    With a doubt the fault may be the target's: only several different ones open the breaker. Answers for how many seconds
+    it is open.
     """
-    args: list[str | int] = [target, BREAKER_TARGETS, BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S, BREAKER_MEMORY_S]
+    owner, host = about or ("", "")
+    args: list[str | int] = [
+        *(BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S, BREAKER_MEMORY_S),
+        *(owner, BREAKER_OWNERS, host, BREAKER_HOSTS),
+    ]
     return RedisCall(int, script=_TRIP, keys=_breaker_keys(pool, endpoint_id), args=args)
 
 

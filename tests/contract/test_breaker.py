@@ -8,7 +8,7 @@ import pytest
 from shared.kernel.codes import Pool
 from shared.kernel.ids import DeviceId, EndpointId, RelayId
 from shared.pool import live
-from shared.pool.live import BREAKER_PAUSE_MAX_S, BREAKER_PAUSE_S, BREAKER_TARGETS
+from shared.pool.live import BREAKER_HOSTS, BREAKER_OWNERS, BREAKER_PAUSE_MAX_S, BREAKER_PAUSE_S, Doubt
 from shared.pool.numbers import derive, run
 from shared.runtime.redis import SyncRedis, command
 from tests.contract.test_pool_live import presence
@@ -47,11 +47,18 @@ def test_faults_of_many_customers_at_once_count_once(redis: SyncRedis) -> None:
 
 
 def test_a_dead_target_is_never_held_against_an_exit_and_several_are(redis: SyncRedis) -> None:
-    for _ in range(50):
-        assert redis.run(live.trip(Pool.PEER, EXIT, "one")) == 0
-    assert redis.run(live.trip(Pool.PEER, EXIT, "two")) == 0
-    assert BREAKER_TARGETS == 3
-    assert redis.run(live.trip(Pool.PEER, EXIT, "three")) == BREAKER_PAUSE_S
+    assert (BREAKER_HOSTS, BREAKER_OWNERS) == (3, 2)
+    for owner in ("o1", "o2", "o3"):
+        assert redis.run(live.trip(Pool.PEER, EXIT, Doubt(owner, "one"))) == 0
+    assert redis.run(live.trip(Pool.PEER, EXIT, Doubt("o1", "two"))) == 0
+    assert redis.run(live.trip(Pool.PEER, EXIT, Doubt("o1", "three"))) == BREAKER_PAUSE_S
+
+
+def test_one_owner_cannot_open_a_breaker_by_naming_dead_targets(redis: SyncRedis) -> None:
+    for number in range(50):
+        assert redis.run(live.trip(Pool.PEER, EXIT, Doubt("o1", f"h{number}"))) == 0
+    assert redis.run(command("SCARD", f"{{peer}}:suspects:{EXIT}", parse=int)) == BREAKER_HOSTS + 1
+    assert redis.run(live.trip(Pool.PEER, EXIT, Doubt("o2", "h0"))) == BREAKER_PAUSE_S
 
 
 def test_a_longer_pause_of_the_prober_is_never_shortened(redis: SyncRedis) -> None:

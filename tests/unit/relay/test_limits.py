@@ -300,3 +300,57 @@ async def test_a_customer_that_does_not_read_holds_a_v1_socket_up_only_so_long(
         stalled.resume_writing()
         assert reads(peer_wire)
     stalled.connection_lost(None)
+
+
+@pytest.mark.parametrize(("rate_bytes_per_s", "ends"), [(50_000, True), (500_000, False), (5_000_000, False)])
+async def test_a_customer_that_keeps_reading_is_not_given_up_because_kernels_hold_much(
+    rate_bytes_per_s: int, ends: bool
+) -> None:
+    behind_bytes = (
+        2_000_000  # what kernels take before this side is full, and what they let go of before it is not
+    )
+    now, looks = [100.0], list[Any]()
+    here = registry()
+    socket, peer_wire = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    slow, wire = tunnel(here, "s1")
+    tunnel(here, "s2")
+    later = lambda after_s, look: looks.append(look) or SimpleNamespace(cancel=looks.clear)  # noqa: E731
+    slow._loop = cast(Any, SimpleNamespace(time=lambda: now[0], call_later=later))
+    for _ in range(10):
+        for _ in range(20):
+            slow.write(bytes(behind_bytes // 20))
+        slow.pause_writing()
+        full_until_s = now[0] + behind_bytes / rate_bytes_per_s
+        while now[0] < full_until_s and not wire.closing:
+            now[0] += mesh.STALL_LOOK_S
+            wire.unsent_bytes = 300_000 - int(now[0])
+            looks.pop()()
+        if wire.closing:
+            break
+        slow.resume_writing()
+        assert reads(peer_wire)
+    assert wire.closing is ends
+    slow.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        encode_frame(Opcode.PING, b"p" * 125, b"mask"),
+        encode_frame(Opcode.TEXT, encode_text(Type.HEARTBEAT), b"mask"),
+    ],
+)
+async def test_a_peer_that_asks_and_does_not_read_is_owed_nothing(ask: bytes) -> None:
+    socket, wire = speaks(registry(), "binary-v1")
+    await asyncio.sleep(0)
+    before = len(wire.written)
+    socket.pause_writing()
+    socket.data_received(ask * 10_000)
+    await asyncio.sleep(0)
+    assert len(wire.written) == before
+    socket.resume_writing()
+    socket.data_received(ask)
+    await asyncio.sleep(0)
+    assert len(wire.written) > before, "it is answered again once it reads"
