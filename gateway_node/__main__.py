@@ -67,7 +67,7 @@ async def serve(settings: GatewaySettings) -> None:
         table = settings.table("access")
         auth = Authenticator(dynamo, table, box, loop.time, now_ms, meter.met, house, history, redis)
         leases = Leases(redis, gateway_id, now_ms)
-        domains = BlockedDomains(dynamo, settings.table("guard"))
+        domains = BlockedDomains(dynamo, settings.table("guard"), meter.all_tunnels)
         policy = EgressPolicy(lab_allow=settings.lab_endpoints())
         resolver = Resolver(policy, settings.lab_names(), domains.covers)
         mesh_token = settings.mesh_token.get_secret_value()

@@ -159,6 +159,7 @@ class HttpFront(CustomerSide):
         trace = trace_headers(request.request_id, outcome.corrections, country)
         answer = build_head("HTTP/1.1 200 Connection established", trace)
         early, self._buffer = bytes(self._buffer), bytearray()
+        self._pipeline.kept.discard(self)
         self.attach(tunnel, answer, early)
 
     # plain requests

@@ -171,12 +171,17 @@ class Pipeline:
             return RefusedRequest(Refusal.RATE_LIMITED_CONN, message)
         opened = False
         try:
-            target = await self._resolver.resolve(request.host, request.port)
+            target = await self._resolver.resolve(request.host, request.port, owner)
             if isinstance(target, RefusedRequest):
                 return target
             result = await self._through_some_exit(request, lock_quality(route, pak), pak, target)
-            opened = not isinstance(result, RefusedRequest)
-            return result
+            if isinstance(result, RefusedRequest):
+                return result
+            opened, result.host = True, request.host
+            closed = self._resolver.closed(request.host)  # it may have been since
+            if closed is not None:
+                result.cut()
+            return closed or result
         finally:
             if not opened:
                 self._places.give(owner)

@@ -93,7 +93,7 @@ class ExitPath(Path, Protocol):
 
 
 class Tunnel:
-    """`ended` is called once, with whether the exit broke the tunnel."""
+    """`ended` is called once, with whether the exit broke the tunnel. `host` is the target as the customer wrote it."""
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class Tunnel:
         endpoint = acquired.endpoint
         self.pak = pak
         self.acquired = acquired
+        self.host = ""
         self.exit = exit_path
         self.customer: CustomerPath | None = None
         self.budget = budget

@@ -29,12 +29,12 @@ PRIVATE_PORTS: Final = {"relay": 9100, "mesh": 9101, "prober": 9102, "gateway": 
 PEER_PORT: Final = 7080
 GATEWAY_PORTS: Final = {"http": 7000, "socks": 7001}
 TARGET_PORTS: Final = {"probe": 7020, "page": 7021}
-HEALTH: Final[Mapping[str, str]] = {
-    "relay": f"http://127.0.0.1:{PRIVATE_PORTS['relay']}/health",
-    "gateway": f"http://127.0.0.1:{PRIVATE_PORTS['gateway']}/health",
+READY: Final[Mapping[str, str]] = {
+    "relay": f"http://127.0.0.1:{PRIVATE_PORTS['relay']}/ready",
+    "gateway": f"http://127.0.0.1:{PRIVATE_PORTS['gateway']}/ready",
     "target": f"http://127.0.0.1:{TARGET_PORTS['page']}/page?nonce=health",
 }
-"""What the balancer asks too: a target answers nothing but probes, so one of these is its health."""
+"""What a fresh node has to answer well once. A target answers nothing but probes, so one of these tells of it."""
 UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("psx-firewall", "psx-mesh", "psx-relay", "psx-lifecycle"),
     "gateway": ("psx-firewall", "psx-mesh", "psx-gateway", "psx-prober", "psx-lifecycle"),

@@ -47,6 +47,19 @@ async def test_gateways_together_open_so_many_and_no_more(redis: AsyncRedis) -> 
     assert await other.take(OWNER)
 
 
+async def test_what_one_gateway_no_longer_needs_another_one_has_within_its_wait(redis: AsyncRedis) -> None:
+    before, after = Places(redis, GatewayId("gw1")), Places(redis, GatewayId("gw2"))
+    running = [asyncio.create_task(gateway.run()) for gateway in (before, after)]
+    taken = await asyncio.gather(*(before.take(OWNER) for _ in range(CONNECTIONS_MAX)))
+    assert all(taken)
+    for _ in taken:
+        before.give(OWNER)
+    assert all(await asyncio.gather(*(after.take(OWNER) for _ in range(20)))), "none is open any more"
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
 async def test_what_is_given_back_is_free_and_what_a_dead_gateway_held_is_free_later(
     redis: AsyncRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,7 +216,7 @@ class Plane:
             MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
-        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
+        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard", self.meter.all_tunnels)
         resolver = Resolver(policy, self.names, self.domains.covers)
         self.dialer = ExitDialer(MESH_TOKEN, box, self.links)
         places = Places(self.redis, GatewayId("gw"))

@@ -60,15 +60,16 @@ local function unlisted(id)
   return map, fields
 end
 
+-- Connections that an endpoint has now, and its customers with this one if it is new there (0 if not); nil when it is full.
 local function room(id, ep)
   local load = prefix .. 'load:' .. id
-  local total = tonumber(redis.call('HGET', load, '#') or '0')
+  local held = redis.call('HMGET', load, '#', pak)
+  local total = tonumber(held[1] or '0')
   if total >= tonumber(ep.max_connections) then return nil end
-  if redis.call('HEXISTS', load, pak) == 0 then
-    local customers = redis.call('HLEN', load) - (total > 0 and 1 or 0)
-    if customers >= tonumber(ep.max_customers) then return nil end
-  end
-  return total
+  if held[2] then return total, 0 end
+  local customers = total > 0 and redis.call('HLEN', load) or 1 -- one field is the sum
+  if customers > tonumber(ep.max_customers) then return nil end
+  return total, customers
 end
 
 local function usable(id, with_carrier, pinned)
@@ -94,12 +95,13 @@ local function usable(id, with_carrier, pinned)
       return nil
     end
   end
-  local total = room(id, ep)
+  local total, customers = room(id, ep)
   if not total then
     crowded = true
     return nil
   end
-  return { id = id, ep = ep, fields = fields, live = live, total = total, near = city ~= '' and ep.city == city }
+  return { id = id, ep = ep, fields = fields, live = live, total = total, customers = customers,
+    near = city ~= '' and ep.city == city }
 end
 
 local function take(choice, reused, sessions)
@@ -108,8 +110,7 @@ local function take(choice, reused, sessions)
   redis.call('HINCRBY', load, '#', 1)
   redis.call('HINCRBY', load, pak, 1)
   redis.call('HINCRBY', KEYS[3], id .. '|' .. pak, 1)
-  local customers = redis.call('HLEN', load) - 1
-  if choice.total + 1 >= tonumber(ep.max_connections) or customers >= tonumber(ep.max_customers) then
+  if choice.total + 1 >= tonumber(ep.max_connections) or choice.customers >= tonumber(ep.max_customers) then
     redis.call('SREM', prefix .. 'free:any', id)
     redis.call('SREM', prefix .. 'free:' .. ep.country, id)
   end

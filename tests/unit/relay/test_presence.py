@@ -1,12 +1,13 @@
 """Arrivals and departures reach Redis a hundred devices a call, and none is lost while it is away."""
 
-from typing import Any
+import asyncio
+from typing import Any, cast
 
 import pytest
 
 from relay_node import presence
 from relay_node.presence import BATCH, PresenceWriter
-from relay_node.registry import Device
+from relay_node.registry import Device, Hooks, Registry
 from shared.runtime.dynamo import StoreUnavailable
 from shared.supply.model import Origin
 
@@ -23,6 +24,8 @@ class Recorder:
         if self.away:
             self.away -= 1
             raise StoreUnavailable("away")
+        if call.script is None:
+            return True
         name = call.script.name
         self.scripts.append((name, len(call.keys)))
         if name == "put_presence":
@@ -71,6 +74,20 @@ async def test_what_redis_did_not_take_is_told_again_but_for_what_changed_meanwh
         ("put_presence", 4), ("ask_probe", 3), ("mark_changed", 2), ("drop_presence", 1), ("mark_changed", 2),
     ]  # fmt: skip
     assert told.fault is None
+
+
+async def test_a_fault_lasts_until_the_same_duty_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay_node.presence.RELAY_BEAT_S", 0.01)
+    told, here = writer(Recorder(away=1)), Registry(cast(Hooks, None))
+    faults = [told.fault]
+    beating = asyncio.create_task(told.beat_for_ever(here))
+    async with asyncio.timeout(5):
+        while faults[-1] is not None or len(faults) < 3:
+            await asyncio.sleep(0)
+            if told.fault != faults[-1]:
+                faults.append(told.fault)
+    assert faults == [None, "away", None]
+    beating.cancel()
 
 
 async def test_a_device_that_is_renewed_is_not_probed_for_it_and_a_revoked_one_is_let_go() -> None:
