@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import Final, cast
 
 from gateway_node.splice import AFTER_BYTES, Over, Splice, Splices
-from gateway_node.tunnel import Tunnel, reset
+from gateway_node.tunnel import Tunnel, bound_kernel, reset
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 
@@ -57,6 +58,8 @@ class ConnectExit(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        if not self.carries_eof:
+            bound_kernel(transport, socket.SO_RCVBUF)
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:

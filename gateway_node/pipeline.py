@@ -200,7 +200,7 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
-        doubts = _Doubts(self._leases, self._limited_as(pak), request.host)
+        doubts = _Doubts(self._leases, self._limited_as(pak), target)
         began_ms = self._now_ms()
         patience, missing = _Patience(), NoStockReason.STOCK
         attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
@@ -370,11 +370,12 @@ class _Patience:
 
 class _Doubts:
     """Exits through which a target was not reached. That is held against them when another exit reaches it, and against the
-    target when none does. `verdict` is what the first one said, if that is an answer.
+    target when none does; against nobody when the target has IPv6 alone, which most homes have not. `verdict` is what the
+    first one said, if that is an answer.
     """
 
-    def __init__(self, leases: Leases, owner: str, host: str) -> None:
-        self._leases, self._owner, self._host = leases, owner, host
+    def __init__(self, leases: Leases, owner: str, target: Target) -> None:
+        self._leases, self._owner, self._target = leases, owner, target
         self._exits: list[Acquired] = []
         self.verdict: RefusedRequest | None = None
 
@@ -387,12 +388,14 @@ class _Doubts:
 
     def are_the_exits(self) -> None:
         """Another exit reaches the target."""
+        if ":" in self._target.address:
+            return
         for acquired in self._exits:
-            self._leases.report_target(acquired, self._owner, self._host)
+            self._leases.report_target(acquired, self._owner, self._target.host)
 
     def answer(self) -> RefusedRequest:
         """No exit reached it. One exit alone may be broken: a probe tells."""
-        if len(self._exits) == 1:
+        if len(self._exits) == 1 and ":" not in self._target.address:
             self._leases.doubt(DeviceId(self._exits[0].endpoint.endpoint_id))
         message = "the target could not be reached from any exit tried"
         return self.verdict or RefusedRequest(Refusal.TARGET_REFUSED, message)

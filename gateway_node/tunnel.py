@@ -25,6 +25,8 @@ AFTER_CUSTOMER_ENDED_MAX_S: Final = 30.0
 """How long a target may take, silent, to answer a customer that has ended its side."""
 AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
 """The same where the target cannot be told of the end (binary-v1): most customers that end have left."""
+UNTOLD_KERNEL_BYTES: Final = 256 * 1024
+"""What kernels hold for a tunnel of v1 on each of its connections here."""
 IDLE_MAX_S: Final = 900.0
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
@@ -271,6 +273,16 @@ class Tunnel:
             limit_s = AFTER_CUSTOMER_ENDED_MAX_S if told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
         if self._silent_s >= limit_s:
             self.finish()
+
+
+def bound_kernel(transport: asyncio.Transport | None, option: int) -> None:
+    """Let the kernel hold little in one direction (`SO_SNDBUF` or `SO_RCVBUF`): others wait for a slow customer of a v1
+    peer, so it is to be felt early and for short (`relay_node/tunnel.py`).
+    """
+    raw = None if transport is None else transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, option, UNTOLD_KERNEL_BYTES)
 
 
 def reset(transport: asyncio.Transport | None) -> None:

@@ -24,6 +24,8 @@ from relay_node.tunnel import (
     ASSUME_OPEN_AFTER_S,
     HELD_MAX_BYTES,
     OPEN_TIMEOUT_S,
+    SEND_BUFFER_BYTES,
+    SHARED_STALL_EARNED_MAX_S,
     SHARED_STALL_MAX_S,
     STALL_EARNED_BYTES,
     STALL_MAX_S,
@@ -90,7 +92,8 @@ class MeshConnection(asyncio.Protocol):
         if self._tunnel is not None and self._transport is not None:
             self._blocked_s = self._progress_s = self._loop.time()
             earned_s = self._taken_bytes // STALL_EARNED_BYTES
-            self._may_block_s, self._taken_bytes = min(self._may_block_s + earned_s, STALL_MAX_S), 0
+            self._may_block_s = min(self._may_block_s + earned_s, SHARED_STALL_EARNED_MAX_S)
+            self._taken_bytes = 0
             self._unsent_bytes = self._transport.get_write_buffer_size()
             self._tunnel.block()
             self._timer = self._loop.call_later(STALL_LOOK_S, self._look_at_stall)
@@ -212,6 +215,7 @@ class MeshConnection(asyncio.Protocol):
             tunnel = Tunnel(self._new_session_id(), peer_socket, self)
             if self._transport is not None:
                 self._transport.set_write_buffer_limits(high=HELD_MAX_BYTES)
+                _bound_kernel(self._transport)
             peer_socket.tunnels[tunnel.session_id] = tunnel
             if not device.confirms_open:
                 self._timer = self._loop.call_later(ASSUME_OPEN_AFTER_S, tunnel.opened)
@@ -244,3 +248,11 @@ class MeshConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _bound_kernel(transport: asyncio.Transport) -> None:
+    """Let the kernel hold so much for the gateway, and not what it finds best."""
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -103,12 +103,14 @@ class Opens:
         self.kept: set[Any] = set()
         self.draining = False
         self.corrections: tuple[str, ...] = ()
+        self.asked: list[Any] = []
 
     def tunnel(self, exit_: Any) -> Tunnel:
         acquired = Acquired(ENDPOINT, "", 0, "", "", Selected.FRESH)
         return Tunnel(PAK, acquired, exit_, Budget(lambda: None), lambda _, broke: self.cuts.append(broke))
 
     async def open(self, request: Any) -> Outcome:
+        self.asked.append(request)
         self.exit.tunnel = self.tunnel(self.exit)
         return Outcome(self.exit.tunnel, self.corrections)
 
@@ -305,6 +307,68 @@ async def test_a_target_is_asked_for_what_the_customer_wrote(method: str, url: s
     front.data_received(get(url, method))
     await turns()
     assert pipeline.exit.sent.decode().startswith(line + "HTTP/1.1\r\nHost: example.com\r\n")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "CONNECT example.com:80 HTTP/1.1\r\nContent-Length: 5",
+        "CONNECT example.com:80 HTTP/1.1\r\nTransfer-Encoding: chunked",
+        "POST http://example.com/ HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
+        "POST http://example.com/ HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6",
+        "POST http://example.com/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "POST http://example.com/ HTTP/1.1\r\nTransfer-Encoding : chunked",
+        "GET http://example.com/ HTTP/1.1\r\nX: a\r\n folded",
+        "GET http://example.com/ HTTP/1.1\r\nX: a\n\nGET http://b.example/ HTTP/1.1",
+        "GET http://example.com@b.example/ HTTP/1.1",
+        "GET http://example.com\\@b.example/ HTTP/1.1",
+        "GET http://b.example:80:80/ HTTP/1.1",
+        "GET //example.com/ HTTP/1.1",
+    ],
+)
+async def test_a_request_that_two_programs_could_read_differently_goes_nowhere(head: str) -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(f"{head}\r\n{CREDENTIALS}\r\n\r\nhello".encode() + get("http://b.example/"))
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 400 ")
+    assert wire.written.count(b"HTTP/1.1 ") == 1
+    assert wire.ended
+    assert pipeline.asked == []
+
+
+async def test_what_follows_a_407_as_a_body_is_never_read_as_a_request() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    hidden = get("http://b.example/")
+    head = f"POST http://example.com/ HTTP/1.1\r\nHost: example.com\r\nContent-Length: {len(hidden)}\r\n\r\n"
+    front.data_received(head.encode() + hidden)
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 407 ")
+    assert wire.written.count(b"HTTP/1.1 ") == 1
+    assert pipeline.asked == []
+
+
+async def test_the_target_is_whom_the_url_names_whatever_host_says() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    others = "Host: b.example\r\nhost: c.example\r\nConnection: Host"
+    front.data_received(f"GET http://example.com/ HTTP/1.1\r\n{others}\r\n{CREDENTIALS}\r\n\r\n".encode())
+    await turns()
+    assert (pipeline.asked[0].host, pipeline.asked[0].port) == ("example.com", 80)
+    lines = pipeline.exit.sent.decode().lower().split("\r\n")
+    assert [line for line in lines if line.startswith("host:")] == ["host: example.com"]
+
+
+async def test_a_kept_tunnel_serves_no_request_of_somebody_else() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    other = "Proxy-Authorization: Basic " + base64.b64encode(b"psx_b-peer-us:s").decode()
+    for credentials in (CREDENTIALS, CREDENTIALS, other):
+        front.data_received(f"GET http://example.com/ HTTP/1.1\r\nHost: x\r\n{credentials}\r\n\r\n".encode())
+        await turns()
+        pipeline.exit.tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert [request.username for request in pipeline.asked] == ["psx_a-peer-us", "psx_b-peer-us"]
 
 
 def drain(pipeline: Any) -> None:

@@ -22,15 +22,15 @@ LINK_ID = 7
 class Path:
     """A device with one socket of v2, and a gateway's link with one tunnel through it."""
 
-    def __init__(self) -> None:
-        self.registry: Registry = registry()
+    def __init__(self, here: Registry | None = None, device_id: str = "d") -> None:
+        self.registry = here or registry()
         self.socket, self.wire = peer(self.registry)
         self.socket._head, self.socket.ready, self.socket.v2 = None, True, True
-        self.device = Device("d", "a", cast(Any, None), "", 0, sockets=[self.socket])
-        self.registry.devices["d"] = self.device
+        self.device = Device(device_id, "a", cast(Any, None), "", 0, sockets=[self.socket])
+        self.registry.devices[device_id] = self.device
         self.link_wire = Wire()
         self.link = LinkConnection(self.registry, cast(Any, self.link_wire))
-        ask = mux.for_device(mux.open_frame(LINK_ID, bytes(16), 1, "a.example", 80), "d")
+        ask = mux.for_device(mux.open_frame(LINK_ID, bytes(16), 1, "a.example", 80), device_id)
         self.link.data_received(mux.link_header(len(ask)) + ask)
         (self.peer_id,) = self.socket.ends
 
@@ -101,3 +101,26 @@ async def test_a_peer_cannot_speak_of_paths_and_devices_as_if_it_were_the_relay(
     own = {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
     assert frame.type is kind
     assert mux.read_reason(frame.body) is (MuxReason.UNKNOWN if reason in own else reason)
+
+
+@pytest.mark.parametrize("kind", [MuxType.OPENED, MuxType.DATA, MuxType.WINDOW, MuxType.EOF, MuxType.RESET])
+async def test_a_peer_reaches_no_tunnel_of_another_device(kind: MuxType) -> None:
+    theirs = Path()
+    ours = Path(theirs.registry, "other")
+    theirs.socket.ends[99] = theirs.socket.ends[theirs.peer_id]
+    body = {MuxType.DATA: b"x", MuxType.WINDOW: bytes(16), MuxType.OPENED: bytes(8), MuxType.RESET: b"\0"}
+    ours.says(mux.header(kind, 99) + body.get(kind, b""))
+    await asyncio.sleep(0)
+    assert theirs.link_wire.written == ours.link_wire.written == b""
+    assert not ours.wire.closing, "an unknown id is ignored: it may have ended a moment ago"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [(MuxType.OPEN, 40), (MuxType.RESUME, 32), (MuxType.CLOSE, 0), (MuxType.GOAWAY, 8)]
+)
+async def test_a_peer_that_speaks_as_a_gateway_is_left(kind: MuxType, size: int) -> None:
+    path = Path()
+    path.says(mux.header(kind, path.peer_id) + bytes(size))
+    assert path.wire.closing
+    await asyncio.sleep(0)
+    assert path.link_wire.written == b""
