@@ -28,6 +28,8 @@ AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
 UNTOLD_KERNEL_BYTES: Final = 256 * 1024
 """What kernels hold for a tunnel of v1 on each of its connections here."""
 IDLE_MAX_S: Final = 900.0
+UNUSED_MAX_S: Final = 60.0
+"""The same for a tunnel that never carried a byte: it costs nothing, and takes an exit's place from others."""
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -265,7 +267,7 @@ class Tunnel:
         carried = self.up_bytes + self.down_bytes
         self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
         self._seen_bytes = carried
-        limit_s = IDLE_MAX_S
+        limit_s = IDLE_MAX_S if carried else UNUSED_MAX_S
         if self._exit_ended:
             limit_s = AFTER_EXIT_ENDED_MAX_S
         elif self._customer_ended:

@@ -301,6 +301,8 @@ class PeerSocket(asyncio.Protocol):
                 self._device_info(frame)
             case Type.HEARTBEAT:
                 self._heartbeat()
+            case Type.ROTATION_COMPLETE:
+                self.registry.answer_rotation(self, frame)
             case _:
                 tunnel = self.tunnels.get(frame.text("sessionId"))
                 if tunnel is not None:

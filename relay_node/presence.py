@@ -26,6 +26,7 @@ from shared.pool.live import (
     renew_presence,
 )
 from shared.pool.model import Presence
+from shared.pool.rotation import ROTATE_DEVICE
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 
@@ -194,17 +195,21 @@ class PresenceWriter:
 async def follow_orders(
     redis: AsyncRedis, registry: Registry, presence: PresenceWriter, relay_id: str
 ) -> None:
-    """Close devices as they are revoked, and move peers as operators say. A subscription that was lost and stands again
-    is followed by a refresh of every device, which tells what was revoked meanwhile.
+    """Close devices as they are revoked, move peers as operators say, and ask devices for another address. A subscription
+    that was lost and stands again is followed by a refresh of every device, which tells what was revoked meanwhile.
     """
     while True:
         try:
-            async for channel, text in redis.messages(REVOKE_DEVICE, REVOKE_ACCOUNT, MOVE_PEERS):
+            async for channel, text in redis.messages(
+                REVOKE_DEVICE, REVOKE_ACCOUNT, MOVE_PEERS, ROTATE_DEVICE
+            ):
                 name, _, rest = text.partition(" ")
                 if channel == REVOKE_DEVICE and rest.isdecimal():
                     registry.revoke(name, int(rest))
                 elif channel == REVOKE_ACCOUNT and rest.isdecimal():
                     registry.revoke_account(name, int(rest))
+                elif channel == ROTATE_DEVICE and rest:
+                    registry.ask_rotation(name, rest)
                 elif channel == MOVE_PEERS and name == relay_id:
                     for socket in list(registry.sockets):
                         socket.redirect(rest, "operator")

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from relay_node.figures import DEVICES, Reason
 from relay_node.forward import Buffers
+from relay_node.rotation import Rotations
+from shared.pool.rotation import Outcome
 from shared.supply.model import Origin
 from shared.supply.tokens import Claims, TokenFault
 from shared.wire import mux, peer
+from shared.wire.peer import Text
 from shared.wire.websocket import CloseCode
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class Hooks:
     arrived: Callable[[Device], None]
     left: Callable[[Device], None]
     redirect_for: Callable[[Device], str | None]
+    rotated: Callable[[str, str, Outcome], None] = lambda device_id, request_id, outcome: None
 
 
 class Unfinished:
@@ -123,6 +127,7 @@ class Registry:
         self._handshakes: dict[str, int] = {}
         self._handshakes_total = 0
         self._relay_lists: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.rotations = Rotations()
 
     def may_shake_hands(self, address: str, now_s: float) -> bool:
         """Count a handshake of this second; False when there were too many, of this address or of all.
@@ -206,6 +211,23 @@ class Registry:
             del self.devices[device.device_id]
             DEVICES.set(len(self.devices))
             self.hooks.left(device)
+
+    def ask_rotation(self, device_id: str, request_id: str) -> None:
+        """Send a device that is here what it is asked; remember it for one that comes here to answer."""
+        device = self.devices.get(device_id)
+        socket = device.least_loaded() if device else None
+        self.rotations.asked(device_id, request_id, socket.address if socket else "", self.hooks.now_ms())
+        if socket is not None:
+            socket.send_text(peer.Type.ROTATE_IP_REQUEST, requestId=request_id)
+
+    def answer_rotation(self, socket: PeerSocket, said: Text) -> None:
+        """What a device says of a rotation; told on when it was asked for."""
+        if socket.device is None:
+            return
+        device_id, request_id = socket.device.device_id, said.text("requestId")
+        outcome = self.rotations.answered(device_id, request_id, said, socket.address, self.hooks.now_ms())
+        if outcome is not None:
+            self.hooks.rotated(device_id, request_id, outcome)
 
     def revoke_account(self, account_id: str, generation: int) -> None:
         """Close every socket of an account whose tokens before `generation` ended."""

@@ -29,10 +29,10 @@ _TAKE: Final = Script.load("shared.grading", "take_due")
 _FINISH: Final = Script.load("shared.grading", "finish_probe")
 _ASK: Final = Script.load("shared.grading", "ask_probe")
 _REPORT: Final = Script.load("shared.grading", "report_fault")
-_NEXT: Final = Script.load("shared.grading", "next_probe")
-_LENGTHS: Final = Script.load("shared.grading", "queue_lengths")
+_NEXT: Final = Script.load("shared.grading", "next_probe", reads=True)
+_LENGTHS: Final = Script.load("shared.grading", "queue_lengths", reads=True)
 _MARK: Final = Script.load("shared.grading", "mark_changed")
-_READ_CHANGED: Final = Script.load("shared.grading", "read_changed")
+_READ_CHANGED: Final = Script.load("shared.grading", "read_changed", reads=True)
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
 
 

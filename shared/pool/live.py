@@ -14,13 +14,13 @@ from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId, pin_id
 from shared.pool.model import (
     PRESENCE_TTL_S,
+    ROTATION_WINDOW_MS,
     Acquired,
     Endpoint,
     Failover,
     NoStock,
     NoStockReason,
     Presence,
-    Reservation,
     Rotation,
     Route,
     Selected,
@@ -39,26 +39,16 @@ ENDPOINTS_KEPT: Final = 8192
 SESSIONS_MAX: Final = 250
 """Sessions with a name that one account (or key of a shared account) has at once."""
 STRICT_STABILITY_MIN: Final = 40
-_WINDOW_MS: Final = {
-    Rotation.AUTO5: 5 * 60_000,
-    Rotation.AUTO10: 10 * 60_000,
-    Rotation.AUTO20: 20 * 60_000,
-    Rotation.AUTO60: 60 * 60_000,
-    Rotation.STICKY: 0,
-    Rotation.ON_DEMAND: 0,
-}
 
 _ACQUIRE: Final = Script.load("shared.pool", "acquire")
 _RELEASE: Final = Script.load("shared.pool", "release")
-_REAP: Final = Script.load("shared.pool", "reap")
+_REAP: Final = Script.load("shared.pool", "reap", reads=True)
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _RENEW_PRESENCE: Final = Script.load("shared.pool", "renew_presence")
 _PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
-_RESERVE: Final = Script.load("shared.pool", "reserve")
-_UNRESERVE: Final = Script.load("shared.pool", "unreserve")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
-_PRESENCES: Final = Script.load("shared.pool", "presences")
+_PRESENCES: Final = Script.load("shared.pool", "presences", reads=True)
 _BEAT_RELAY: Final = Script.load("shared.pool", "beat_relay")
 _TRIP: Final = Script.load("shared.pool", "trip")
 RELAY_BEAT_S: Final = 1.0
@@ -126,7 +116,7 @@ def put_presences(relay_id: RelayId, arrivals: Sequence[Arrival]) -> RedisCall[l
     args: list[str | int] = [PRESENCE_TTL_S, relay_id, 0]
     for arrival in arrivals:
         args += _arrival(arrival)
-        keys += _arrival_keys(arrival.presence)
+        keys.append(f"{_prefix(Pool.PEER)}live:{arrival.presence.device_id}")
     args[2] = (len(args) - 3) // len(arrivals)
     return RedisCall(
         lambda answer: [RevokedBelow(int(told[1]), int(told[2])) for told in answer],
@@ -136,17 +126,19 @@ def put_presences(relay_id: RelayId, arrivals: Sequence[Arrival]) -> RedisCall[l
     )
 
 
-def _arrival_keys(presence: Presence) -> tuple[str, str, str, str]:
+def _other_keys(presence: Presence) -> tuple[str, str, str]:
+    """Where it stands what of a device, and of its account, is revoked, and what pins call it by."""
     device_id, prefix = presence.device_id, _prefix(Pool.PEER)
-    key, alias = f"{prefix}live:{device_id}", pin_id(device_id)
-    pin = f"{prefix}pin:{presence.account_id}:{alias}" if alias != device_id else key
-    return key, _revoked_key(device_id), _revoked_account_key(presence.account_id), pin
+    alias = pin_id(device_id)
+    pin = f"{prefix}pin:{presence.account_id}:{alias}" if alias != device_id else f"{prefix}live:{device_id}"
+    return _revoked_key(device_id), _revoked_account_key(presence.account_id), pin
 
 
 def _arrival(arrival: Arrival) -> tuple[str | int, ...]:
     presence = arrival.presence
     return (
-        presence.connected_at_ms, arrival.generation, arrival.account_generation, presence.device_id,
+        presence.connected_at_ms, arrival.generation, arrival.account_generation,
+        *_other_keys(presence), presence.device_id,
         "account_id", presence.account_id,
         "relay_id", presence.relay_id,
         "mesh_host", presence.mesh_host,
@@ -357,31 +349,6 @@ def _breaker_keys(pool: Pool, endpoint_id: EndpointId) -> list[str]:
     return [f"{_prefix(pool)}{name}:{endpoint_id}" for name in ("pause", "breaker", "suspects")]
 
 
-# Reservations (private-pool leases): a device held for one account
-
-
-def reserve(pool: Pool, held: Reservation, now_ms: int) -> RedisCall[bool]:
-    """Hold an endpoint for an account, or move or extend a hold. False when another one has it."""
-    prefix = _prefix(pool)
-    keys = [f"{prefix}reserved:{held.lease_id}", f"{prefix}ep:{held.endpoint_id}"]
-    args: list[str | int] = [
-        prefix,
-        held.lease_id,
-        held.endpoint_id,
-        held.account_id,
-        held.expires_at_ms,
-        now_ms,
-        int(held.private),
-    ]
-    return RedisCall(bool, script=_RESERVE, keys=keys, args=args)
-
-
-def unreserve(pool: Pool, lease_id: str) -> RedisCall[bool]:
-    """End a hold: its credentials fail closed from now on. False when there was none."""
-    prefix = _prefix(pool)
-    return RedisCall(bool, script=_UNRESERVE, keys=[f"{prefix}reserved:{lease_id}"], args=[prefix, lease_id])
-
-
 # Selection
 
 
@@ -411,7 +378,7 @@ def acquire(
         sid,
         now_ms,
         route.ttl_s,
-        _WINDOW_MS[route.rotation],
+        ROTATION_WINDOW_MS[route.rotation],
         int(pool is Pool.PEER),
         route.ip_type.value if route.ip_type else "",
         "" if route.asn is None else str(route.asn),
@@ -512,16 +479,21 @@ def leftover(
 ) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
     """Up to `REAP_BATCH` entries that a dead (or restarted) gateway still holds; give them to `release`."""
     prefix = _prefix(pool)
-
-    def parse(answer: Any) -> tuple[tuple[EndpointId, PakId, int], ...]:
-        entries = []
-        for name, count in _text_map(answer).items():
-            endpoint_id, _, pak_id = name.partition("|")
-            entries.append((EndpointId(endpoint_id), PakId(pak_id), int(count)))
-        return tuple(entries)
-
     keys = [f"{prefix}lease:{gateway_id}", f"{prefix}alive:{gateway_id}"]
-    return RedisCall(parse, script=_REAP, keys=keys, args=[int(restarted), REAP_BATCH])
+    return RedisCall(_held, script=_REAP, keys=keys, args=[int(restarted), REAP_BATCH])
+
+
+def held(pool: Pool, gateway_id: GatewayId) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
+    """All that a gateway holds: what it took and has not given back, as far as this server knows."""
+    return command("HGETALL", f"{_prefix(pool)}lease:{gateway_id}", parse=_held)
+
+
+def _held(answer: Any) -> tuple[tuple[EndpointId, PakId, int], ...]:
+    entries = []
+    for name, count in _text_map(answer).items():
+        endpoint_id, _, pak_id = name.partition("|")
+        entries.append((EndpointId(endpoint_id), PakId(pak_id), int(count)))
+    return tuple(entries)
 
 
 # Revocations

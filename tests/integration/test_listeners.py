@@ -30,6 +30,7 @@ from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
+from tests.support.permissions import as_node
 from tests.support.stores import PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -282,7 +283,8 @@ async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
 async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) -> None:
     from gateway_node.revocation import follow_revocations
 
-    follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
+    with as_node("gateway"):
+        follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
     plane.tasks.append(follower)
     await plane.add_peer("p1")
     reader, writer = await plane.tunnel(await plane.target(echo))

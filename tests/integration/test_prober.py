@@ -78,7 +78,7 @@ class Bed:
             concurrency=16,
             now_ms=now_ms,
         )
-        with as_node("gateway"):
+        with as_node("gateway", "prober"):
             self._probing = asyncio.get_running_loop().create_task(Prober(parts).run())
 
     async def stop_prober(self) -> None:

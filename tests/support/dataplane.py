@@ -41,6 +41,7 @@ from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.regions import RegionTable
 from relay_node.registry import Device, Hooks, Registry
+from relay_node.rotation import RotationTeller
 from shared.access import table as access
 from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox
@@ -89,12 +90,17 @@ class Relay:
 
     async def start(self) -> None:
         """Listen; on the ports of its last life when it had one."""
+        with as_node("relay"):
+            await self._start()
+
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         peers = await loop.create_server(lambda: PeerSocket(self.registry), "127.0.0.1", self.peer_port)
         mesh = await loop.create_server(self._mesh_connection, "127.0.0.1", self.mesh_port)
         self.peer_port = peers.sockets[0].getsockname()[1]
         self.mesh_port = mesh.sockets[0].getsockname()[1]
         self.presence = PresenceWriter(self.redis, self.name, ("127.0.0.1", self.mesh_port))
+        teller = RotationTeller(self.redis)
         self.registry = Registry(
             Hooks(
                 verify=lambda token: verify(token, self._public_key),
@@ -103,12 +109,14 @@ class Relay:
                 arrived=self.presence.arrived,
                 left=self.presence.left,
                 redirect_for=self._redirect_for,
+                rotated=teller.rotated,
             )
         )
         self.presence.revoke = self.registry.revoke
         self._servers = [peers, mesh]
         self._tasks = [
             loop.create_task(self.presence.run()),
+            loop.create_task(teller.run()),
             loop.create_task(self.presence.beat_for_ever(self.registry)),
             loop.create_task(follow_orders(self.redis, self.registry, self.presence, self.name)),
             loop.create_task(sweep_for_ever(self.registry, self.presence)),
@@ -366,6 +374,7 @@ async def plane(
         finally:
             await made.close()
         assert_allowed("gateway-node")
+        assert_allowed("relay-node")
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
