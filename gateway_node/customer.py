@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from prometheus_client import Counter
 
 from gateway_node.pipeline import Pipeline
-from gateway_node.tunnel import Tunnel, bound_kernel, reset
+from gateway_node.tunnel import Tunnel, hold_little, reset
 from shared.runtime.deadlines import Deadline
 from shared.wire.mux import Bytes
 
@@ -189,7 +189,7 @@ class CustomerSide(asyncio.Protocol):
     def tell_if_full(self, tunnel: Tunnel) -> None:
         """A tunnel that begins while the customer does not read must know it. One of v1 wants little to lie between."""
         if not tunnel.exit.carries_eof:
-            bound_kernel(self._transport, socket.SO_SNDBUF)
+            hold_little(self._transport, socket.SO_SNDBUF)
         if self._full:
             tunnel.customer_full()
 

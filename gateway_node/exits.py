@@ -8,7 +8,7 @@ import socket
 from typing import Final, cast
 
 from gateway_node.splice import AFTER_BYTES, Over, Splice, Splices
-from gateway_node.tunnel import Tunnel, bound_kernel, reset
+from gateway_node.tunnel import Tunnel, hold_little, reset
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 
@@ -59,7 +59,7 @@ class ConnectExit(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         if not self.carries_eof:
-            bound_kernel(transport, socket.SO_RCVBUF)
+            hold_little(transport, socket.SO_RCVBUF)
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:

@@ -24,6 +24,15 @@ from gateway_node.places import Places
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
 from gateway_node.sessions import SessionKeeper
+from gateway_node.tries import (
+    EXIT_ATTEMPTS_MAX,
+    MOVING_RETRIES_MAX,
+    MOVING_RETRY_S,
+    ONE_DEVICE,
+    Doubts,
+    Patience,
+    wants_a_second_word,
+)
 from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal
@@ -37,13 +46,6 @@ from shared.runtime.deadlines import Deadlines
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire.mux import MuxReason
 
-EXIT_ATTEMPTS_MAX: Final = 3
-MOVING_RETRIES_MAX: Final = 12
-MOVING_RETRY_S: Final = 0.25
-"""Devices that change relays are back within a second or so; so long a request waits rather than fails."""
-BUSY_RETRIES_MAX: Final = 3
-BUSY_RETRY_S: Final = 0.05
-"""A connection that its customer just closed gives its place back a moment later."""
 OPEN_TOTAL_MAX_S: Final = 25.0
 SLOW_OPEN_S: Final = 3.0
 """An exit that has not answered by then is probed while its customer goes on waiting: whoever comes next need not."""
@@ -200,10 +202,10 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
-        doubts = _Doubts(self._leases, self._limited_as(pak), target)
+        doubts = Doubts(self._leases, self._limited_as(pak), target)
         began_ms = self._now_ms()
-        patience, missing = _Patience(), NoStockReason.STOCK
-        attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
+        patience, missing = Patience(), NoStockReason.STOCK
+        attempts = 1 if route.failover in ONE_DEVICE else EXIT_ATTEMPTS_MAX
         while attempts:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
@@ -223,14 +225,14 @@ class Pipeline:
             excluded.append(acquired.endpoint.endpoint_id)
             if isinstance(side, RefusedRequest):
                 doubts.add(acquired)
-                if doubts.verdict is not None or not _wants_a_second_word(route, side):
+                if doubts.verdict is not None or not wants_a_second_word(route, side):
                     return doubts.verdict or side
                 doubts.verdict, attempts = side, 1
                 continue
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
             if side.moving and patience.moves < MOVING_RETRIES_MAX:
                 patience.moves += 1
-                await asyncio.sleep(MOVING_RETRY_S if route.failover in _ONE_DEVICE else 0)
+                await asyncio.sleep(MOVING_RETRY_S if route.failover in ONE_DEVICE else 0)
                 continue
             attempts -= 1
             if side.fault is Fault.EXIT:
@@ -351,64 +353,6 @@ class Pipeline:
         return pak.pak_id if pak.account_id == self._house_account else pak.account_id
 
 
-class _Patience:
-    """How often one request waits: for devices on their way to another relay, and for places that come free."""
-
-    def __init__(self) -> None:
-        self.moves = self._busy = 0
-
-    def until_stock(self, missing: NoStockReason) -> float | None:
-        """Seconds to wait for an exit that there is none of now; None when that is no use."""
-        wait_s = BUSY_RETRY_S
-        if self.moves or missing is NoStockReason.ABSENT:
-            self.moves, wait_s = self.moves + 1, MOVING_RETRY_S
-        else:
-            self._busy += 1
-        waits = missing in _MAY_COME and self.moves <= MOVING_RETRIES_MAX and self._busy <= BUSY_RETRIES_MAX
-        return wait_s if waits else None
-
-
-class _Doubts:
-    """Exits through which a target was not reached. That is held against them when another exit reaches it, and against the
-    target when none does; against nobody when the target has IPv6 alone, which most homes have not. `verdict` is what the
-    first one said, if that is an answer.
-    """
-
-    def __init__(self, leases: Leases, owner: str, target: Target) -> None:
-        self._leases, self._owner, self._target = leases, owner, target
-        self._exits: list[Acquired] = []
-        self.verdict: RefusedRequest | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._exits)
-
-    def add(self, acquired: Acquired) -> None:
-        """Not reached through this one."""
-        self._exits.append(acquired)
-
-    def are_the_exits(self) -> None:
-        """Another exit reaches the target."""
-        if ":" in self._target.address:
-            return
-        for acquired in self._exits:
-            self._leases.report_target(acquired, self._owner, self._target.host)
-
-    def answer(self) -> RefusedRequest:
-        """No exit reached it. One exit alone may be broken: a probe tells."""
-        if len(self._exits) == 1 and ":" not in self._target.address:
-            self._leases.doubt(DeviceId(self._exits[0].endpoint.endpoint_id))
-        message = "the target could not be reached from any exit tried"
-        return self.verdict or RefusedRequest(Refusal.TARGET_REFUSED, message)
-
-
-def _wants_a_second_word(route: Route, refused: RefusedRequest) -> bool:
-    """Whether another exit is asked before a customer is told what one said of its target: not where the customer is to
-    stay on its device, and not when the answer took long already.
-    """
-    bound = route.failover in _ONE_DEVICE or route.session_id is not None or route.pin is not None
-    return refused.code in _QUICKLY_SAID and not bound
-
-
 def new_request_id() -> str:
     """A UUID, as the contract has it: customers quote it, and clients look for its form."""
     return str(uuid.uuid4())
@@ -439,9 +383,6 @@ _KNOWN_REASONS: Final = frozenset(
     }
 )
 """Reasons that become a metric's label; what a peer makes up does not."""
-_QUICKLY_SAID: Final = frozenset({Refusal.TARGET_REFUSED, Refusal.TARGET_DNS, Refusal.SSRF_BLOCKED})
-_MAY_COME: Final = frozenset({NoStockReason.STOCK, NoStockReason.ABSENT})
-_ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {
     Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",
     Refusal.CAP_EXCEEDED: "the key has used all of its traffic; top it up to go on",

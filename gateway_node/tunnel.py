@@ -26,7 +26,8 @@ AFTER_CUSTOMER_ENDED_MAX_S: Final = 30.0
 AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
 """The same where the target cannot be told of the end (binary-v1): most customers that end have left."""
 UNTOLD_KERNEL_BYTES: Final = 256 * 1024
-"""What kernels hold for a tunnel of v1 on each of its connections here."""
+UNTOLD_WRITE_HIGH_BYTES: Final = 128 * 1024
+"""What the kernel and what this process hold for a tunnel of v1 on each of its connections."""
 IDLE_MAX_S: Final = 900.0
 UNUSED_MAX_S: Final = 60.0
 """The same for a tunnel that never carried a byte: it costs nothing, and takes an exit's place from others."""
@@ -277,11 +278,14 @@ class Tunnel:
             self.finish()
 
 
-def bound_kernel(transport: asyncio.Transport | None, option: int) -> None:
-    """Let the kernel hold little in one direction (`SO_SNDBUF` or `SO_RCVBUF`): others wait for a slow customer of a v1
-    peer, so it is to be felt early and for short (`relay_node/tunnel.py`).
+def hold_little(transport: asyncio.Transport | None, option: int) -> None:
+    """Hold little for one connection, and let the kernel hold little in one direction (`SO_SNDBUF` or `SO_RCVBUF`): others
+    wait for a slow customer of a v1 peer, so it is to be felt early and for short (`relay_node/tunnel.py`).
     """
-    raw = None if transport is None else transport.get_extra_info("socket")
+    if transport is None:
+        return
+    transport.set_write_buffer_limits(high=UNTOLD_WRITE_HIGH_BYTES)
+    raw = transport.get_extra_info("socket")
     if raw is not None:
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.SOL_SOCKET, option, UNTOLD_KERNEL_BYTES)

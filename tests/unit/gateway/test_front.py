@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway_node import http_front
+from gateway_node import http_front, socks_front
 from gateway_node.customer import EARLY_MAX_BYTES
 from gateway_node.exits import ConnectExit
 from gateway_node.http_front import HttpFront
@@ -15,6 +15,7 @@ from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Outcome, Pipeline
 from gateway_node.refusals import RefusedRequest
+from gateway_node.socks_front import SocksFront
 from gateway_node.splice import Splices
 from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, Tunnel
@@ -369,6 +370,22 @@ async def test_a_kept_tunnel_serves_no_request_of_somebody_else() -> None:
         await turns()
         pipeline.exit.tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     assert [request.username for request in pipeline.asked] == ["psx_a-peer-us", "psx_b-peer-us"]
+
+
+@pytest.mark.parametrize("front", [HttpFront, SocksFront])
+async def test_a_head_that_comes_byte_by_byte_has_so_long_and_no_longer(
+    front: type[HttpFront] | type[SocksFront], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_front, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(socks_front, "HANDSHAKE_TIMEOUT_S", 0.05)
+    slow, wire = front(Opens()), Wire()  # type: ignore[arg-type]
+    slow.connection_made(wire)  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        for byte in bytes((5, 255)) + b"C" * 100_000:
+            slow.data_received(bytes((byte,)) if front is SocksFront else b"C")
+            await asyncio.sleep(0.002)
+            if wire.closing:
+                return
 
 
 def drain(pipeline: Any) -> None:
