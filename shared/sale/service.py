@@ -109,7 +109,7 @@ class Counter(Verifier):
 
         Raises Refunded, Suspended, StoreUnavailable.
         """
-        if not self.sells(prices.ip_type):
+        if not self.sells(prices.ip_type) and self.mint.claimed(payment) is None:
             raise Suspended(SUSPENDED)
         if order.terms is not None:
             terms = order.terms
