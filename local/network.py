@@ -78,6 +78,7 @@ class LocalNetwork(LocalStores):
     """All parts, and handles on what a person would use. A network on several machines has other addresses."""
 
     target_address = lab.TARGET_ADDRESS
+    gateway_host = "127.0.0.1"
 
     def __init__(self, ports: Ports | None = None) -> None:
         super().__init__()
@@ -269,7 +270,7 @@ class LocalNetwork(LocalStores):
     def _function_settings(self) -> Mapping[str, Mapping[str, str]]:
         public = {
             "PSX_API_BASE_URL": self.api_url,
-            "PSX_GATEWAY_HOST": self.host,
+            "PSX_GATEWAY_HOST": self.gateway_host,
             "PSX_GATEWAY_HTTP_PORT": str(self.ports.http),
             "PSX_GATEWAY_SOCKS_PORT": str(self.ports.socks),
         }

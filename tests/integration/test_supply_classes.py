@@ -13,7 +13,7 @@ from shared.guard.rules import first_broken
 from shared.guard.table import entries
 from shared.kernel.codes import IpType
 from shared.kernel.ids import DeviceId
-from shared.pool.live import put_presence
+from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import command
 from shared.supply.live import read_crowded

@@ -48,6 +48,7 @@ class MeshNetwork(LocalNetwork):
 
     host = VPC
     target_address = INTERNET
+    gateway_host = ADDRESSES["gw"]
     relay_addresses: Mapping[str, str] = {"eu": ADDRESSES["eu"], "us": ADDRESSES["us"]}
     networks = NETWORKS
 
