@@ -28,7 +28,7 @@ from gateway_node.socks_front import SocksFront
 from gateway_node.workers import run_workers
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import GatewayId
-from shared.pool.live import read_presence
+from shared.pool.presence import read_presence
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.duties import Duties
@@ -57,7 +57,7 @@ async def serve(settings: GatewaySettings) -> None:
     box = SecretBox(
         secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
     )
-    redis = AsyncRedis(settings.redis_url)
+    redis = AsyncRedis(settings.redis_url, settings.redis_login())
     async with AsyncDynamo() as dynamo:
         journal = open_journal(gateway_id, settings.gateway_journal_dir)
         meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms, journal)
@@ -67,7 +67,7 @@ async def serve(settings: GatewaySettings) -> None:
         table = settings.table("access")
         auth = Authenticator(dynamo, table, box, loop.time, now_ms, meter.met, house, history, redis)
         leases = Leases(redis, gateway_id, now_ms)
-        domains = BlockedDomains(dynamo, settings.table("guard"))
+        domains = BlockedDomains(dynamo, settings.table("guard"), meter.all_tunnels)
         policy = EgressPolicy(lab_allow=settings.lab_endpoints())
         resolver = Resolver(policy, settings.lab_names(), domains.covers)
         mesh_token = settings.mesh_token.get_secret_value()

@@ -1,4 +1,5 @@
-"""Domains that operators closed: the setting `domains`, followed, so that a name is closed everywhere within seconds.
+"""Domains that operators closed: the setting `domains`, followed, so that a name is closed everywhere within seconds,
+also to tunnels that are open.
 
 Before the first word nothing is closed; while the store is away what was known goes on to hold.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from shared.guard.table import read_setting
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
@@ -19,12 +21,26 @@ FOLLOW_EVERY_S: Final = 5.0
 log = logging.getLogger("psx.gateway")
 
 
-class BlockedDomains:
-    """The domains that are closed now."""
+class OpenTunnel(Protocol):
+    """A tunnel and what it was asked to lead to."""
 
-    def __init__(self, dynamo: AsyncDynamo, guard_table: str) -> None:
+    host: str
+
+    def cut(self) -> None: ...
+
+
+class BlockedDomains:
+    """The domains that are closed now. `open_tunnels` are looked through when that changes."""
+
+    def __init__(
+        self,
+        dynamo: AsyncDynamo,
+        guard_table: str,
+        open_tunnels: Callable[[], Iterable[OpenTunnel]] = tuple,
+    ) -> None:
         self._dynamo = dynamo
         self._table = guard_table
+        self._open_tunnels = open_tunnels
         self._now: frozenset[str] = frozenset()
 
     def covers(self, host: str) -> bool:
@@ -41,6 +57,12 @@ class BlockedDomains:
         """Take over what the operator said, if it can be understood."""
         try:
             value = await self._dynamo.run(read_setting(self._table, SETTING))
-            self._now = parse_domains(value or {"blocked": []})
+            blocked = parse_domains(value or {"blocked": []})
         except (StoreUnavailable, ValueError) as error:
             log.warning("blocked domains not read", extra={"reason": str(error)})
+            return
+        added, self._now = blocked - self._now, blocked
+        if added:
+            for tunnel in list(self._open_tunnels()):
+                if is_blocked_domain(tunnel.host, added):
+                    tunnel.cut()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final
+from weakref import WeakValueDictionary
 
 from gateway_node.refusals import RefusedRequest
 from shared.kernel.codes import Refusal
@@ -16,8 +17,12 @@ from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check
 RESOLVE_TIMEOUT_S: Final = 5.0
 FRESH_S: Final = 5.0
 NAMES_KEPT: Final = 10_000
-LOOKUP_THREADS: Final = 64
-LOOKUPS_MAX: Final = 2000
+LOOKUP_THREADS: Final = 256
+LOOKUPS_PER_OWNER: Final = 8
+"""At once. A thread waits for a name server until the system's resolver gives up, long after the customer has left."""
+
+
+UNANSWERED: Final = f"no name server told the target's address within {RESOLVE_TIMEOUT_S:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,50 +46,73 @@ class Resolver:
         self._hosts = hosts
         self._found: dict[str, tuple[float, list[str]]] = {}
         self._looking: dict[str, asyncio.Future[list[str]]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, "names")
 
-    async def _lookup(self, host: str, port: int) -> list[str]:
-        """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked.
+    async def _lookup(self, host: str, port: int, owner: str) -> list[str]:
+        """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked. Raises TimeoutError.
 
-        Lookups have threads of their own, one per name however many ask: a name server that does not answer holds up
-        those who ask for its names, and nobody else.
+        Lookups have threads of their own, one per name however many ask, and each owner has so many: names whose server
+        does not answer hold up whoever asks for them, and nobody else.
         """
-        loop = asyncio.get_running_loop()
-        found = self._found.get(host)
-        if found is not None and loop.time() - found[0] <= FRESH_S:
-            return found[1]
-        looking = self._looking.get(host)
-        if looking is None:
-            if len(self._looking) >= LOOKUPS_MAX:
-                return []
-            looking = loop.run_in_executor(self._threads, _addresses, host, port)
-            self._looking[host] = looking
-            looking.add_done_callback(partial(self._looked_up, host))
-        try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                return await asyncio.shield(looking)
-        except TimeoutError:
-            return []
+        found = self._fresh(host)
+        if found is not None:
+            return found
+        async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+            while (looking := self._looking.get(host)) is None:
+                turn = self._turns.get(owner)
+                if turn is None:
+                    turn = self._turns[owner] = asyncio.Semaphore(LOOKUPS_PER_OWNER)
+                await turn.acquire()
+                found = self._fresh(host)
+                if found is None and host not in self._looking:
+                    self._look(host, port, turn)
+                    continue
+                turn.release()  # somebody else asked meanwhile
+                if found is not None:
+                    return found
+            return await asyncio.shield(looking)
 
-    def _looked_up(self, host: str, looking: asyncio.Future[list[str]]) -> None:
+    def _fresh(self, host: str) -> list[str] | None:
+        found = self._found.get(host)
+        now_s = asyncio.get_running_loop().time()
+        return found[1] if found is not None and now_s - found[0] <= FRESH_S else None
+
+    def _look(self, host: str, port: int, turn: asyncio.Semaphore) -> None:
+        looking = asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port)
+        self._looking[host] = looking
+        looking.add_done_callback(partial(self._looked_up, host, turn))
+
+    def _looked_up(self, host: str, turn: asyncio.Semaphore, looking: asyncio.Future[list[str]]) -> None:
         del self._looking[host]
+        turn.release()
         if looking.cancelled() or looking.exception() is not None:
             return
         if len(self._found) >= NAMES_KEPT:
             self._found.clear()
         self._found[host] = (looking.get_loop().time(), looking.result())
 
-    async def resolve(self, host: str, port: int) -> Target | RefusedRequest:
-        """The target with an address that may be dialled, or why there is none."""
+    def closed(self, host: str) -> RefusedRequest | None:
+        """Why nobody may go to a name, if operators closed it."""
+        if not self._closed(host):
+            return None
+        return RefusedRequest(Refusal.DOMAIN_BLOCKED, "that domain is not open to anyone here")
+
+    async def resolve(self, host: str, port: int, owner: str) -> Target | RefusedRequest:
+        """The target with an address that may be dialled, or why there is none. `owner`: whose lookups count together."""
         if port in self._policy.blocked_ports:
             return RefusedRequest(Refusal.PORT_BLOCKED, f"port {port} is not open to anyone here")
-        if self._closed(host):
-            return RefusedRequest(Refusal.DOMAIN_BLOCKED, "that domain is not open to anyone here")
+        closed = self.closed(host)
+        if closed is not None:
+            return closed
         known = self._hosts.get(host.lower().rstrip("."))
         if known is None and not _is_address(host):
             if check_name(host) is not EgressVerdict.ALLOWED:
                 return RefusedRequest(Refusal.SSRF_BLOCKED, "that name belongs to a private network")
-            addresses = await self._lookup(host, port)
+            try:
+                addresses = await self._lookup(host, port, owner)
+            except TimeoutError:
+                return RefusedRequest(Refusal.TARGET_DNS, UNANSWERED)
             if not addresses:
                 return RefusedRequest(Refusal.TARGET_DNS, "the target's name does not resolve")
         else:

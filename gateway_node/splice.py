@@ -19,7 +19,10 @@ from typing import Final
 
 AFTER_BYTES: Final = 256 * 1024
 """A tunnel that carried so much will probably carry more; it costs four descriptors and some ten system calls to begin."""
-PIPE_BYTES: Final = 512 * 1024
+PIPE_BYTES: Final = 256 * 1024
+"""As much as one read: what an overdraft may be counts on it (decision 0009)."""
+PIPE_LEAST_BYTES: Final = 64 * 1024
+"""Beyond a user's share of pipes (`fs.pipe-user-pages-soft`) new ones hold two pages: copying is cheaper than that."""
 AT_ONCE_MAX: Final = 1000
 """So many at once in one process; the others are copied."""
 EVENTS_MAX: Final = 64
@@ -47,7 +50,7 @@ class Splices:
     def begin(
         self, source: int, sink: int, moved: Callable[[int], None], over: Callable[[Over], None]
     ) -> Splice:
-        """Raises OSError when there are no descriptors left, or too many splices already."""
+        """Raises OSError when there are no descriptors or pipes left, or too many splices already."""
         if self.open_count >= AT_ONCE_MAX:
             raise OSError("too many splices")
         if self._epoll is None:
@@ -106,8 +109,10 @@ class Splice:
         with contextlib.ExitStack() as opened:
             self._source, self._sink = (_own(opened, os.dup(fd)) for fd in (source, sink))
             self._out, self._in = (_own(opened, fd) for fd in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
-            with contextlib.suppress(OSError):  # beyond the user's share of pipes they are smaller
+            with contextlib.suppress(OSError):
                 fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            if fcntl.fcntl(self._in, fcntl.F_GETPIPE_SZ) < PIPE_LEAST_BYTES:
+                raise OSError("no pipes left")
             self._descriptors = opened.pop_all()
         self._watch()
 

@@ -17,7 +17,7 @@ CLOSED: Final = "closed"
 """The channel of closings; a message is a name of `closings_of`."""
 CLOSED_WORD_KEPT_S: Final = 3600
 _FIELDS: Final = 13
-_LIST: Final = Script.load("shared.pool", "sessions")
+_LIST: Final = Script.load("shared.pool", "sessions", reads=True)
 _CLOSE: Final = Script.load("shared.pool", "close_session")
 _TELL: Final = Script.load("shared.pool", "tell_sessions")
 

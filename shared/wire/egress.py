@@ -2,7 +2,8 @@
 
 The same policy runs in the gateway (on the name and on the resolved address) and in every SDK (on the address that is
 dialled). IPv4 inside IPv6 (mapped, NAT64, 6to4) is unwrapped and checked; a customer's literal of that kind is refused.
-Source: RFC 6890 and the IANA special-purpose registries (by `ipaddress`), RFC 6052, RFC 3056, RFC 6598.
+The list is written out, because what `ipaddress` takes for global differs between versions of Python.
+Source: the IANA special-purpose registries (RFC 6890), RFC 6052, RFC 3056, RFC 6598; vectors: docs/protocol/egress.json.
 """
 
 import ipaddress
@@ -20,8 +21,29 @@ DOMAINS_MAX: Final = 5_000
 """Of the setting `domains`: they stand in one row."""
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-_NAT64_LOCAL: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
-_CGNAT: Final = ipaddress.IPv4Network("100.64.0.0/10")
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_SPECIAL_4: Final = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # what Azure tells a machine of itself, at an address that looks public
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",
+        ),
+    )
+)
+_SPECIAL_6: Final = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "3fff::/20")))
 _DOMAIN: Final = re.compile(r"(?=.{4,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
 _PRIVATE_NAMES: Final = (
     ".local",
@@ -108,7 +130,7 @@ def _address_verdict(address: str) -> tuple[EgressVerdict, str]:
     except ValueError:
         return EgressVerdict.NOT_AN_ADDRESS, ""
     if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.scope_id is not None or parsed in _NAT64_LOCAL:
+        if parsed.scope_id is not None:
             return EgressVerdict.PRIVATE_ADDRESS, str(parsed)
         embedded = _embedded_ipv4(parsed)
         if embedded is not None:
@@ -121,18 +143,12 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
         return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
     if int(address) >> 32 == 0 and int(address) > 1:  # IPv4-compatible, RFC 4291 2.5.5.1
         return ipaddress.IPv4Address(int(address))
-    if address.teredo is not None:
-        return address.teredo[1]
     return address.ipv4_mapped or address.sixtofour
 
 
 def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> EgressVerdict:
-    private = (
-        not address.is_global
-        or address.is_multicast
-        or address.is_reserved
-        or address.is_unspecified
-        or (isinstance(address, ipaddress.IPv6Address) and address.is_site_local)
-        or (isinstance(address, ipaddress.IPv4Address) and address in _CGNAT)
-    )
+    if isinstance(address, ipaddress.IPv4Address):
+        private = any(address in network for network in _SPECIAL_4)
+    else:
+        private = address not in _GLOBAL_UNICAST or any(address in network for network in _SPECIAL_6)
     return EgressVerdict.PRIVATE_ADDRESS if private else EgressVerdict.ALLOWED

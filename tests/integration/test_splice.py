@@ -16,6 +16,7 @@ import pytest_asyncio
 from gateway_node import splice
 from gateway_node.splice import Over, Splices
 from gateway_node.tunnel import reset
+from shared.metering.model import OVERDRAFT_MAX_BYTES
 from tests.support.dataplane import WAIT_S, Plane, echo, pattern, until
 
 BLOCK: Final = pattern(65_521)
@@ -145,10 +146,18 @@ async def test_a_splice_that_cannot_begin_leaves_nothing_open(monkeypatch: pytes
             patched.setattr(splice, "AT_ONCE_MAX", 0)
             with pytest.raises(OSError, match="too many"):
                 Pair(source, sink)
+        with monkeypatch.context() as patched:
+            patched.setattr(splice, "PIPE_LEAST_BYTES", splice.PIPE_BYTES + 1)
+            with pytest.raises(OSError, match="no pipes left"):
+                Pair(source, sink)
         with pytest.raises(OSError, match="descriptor"):
             Splices().begin(source[1].fileno(), 1 << 30, lambda _: None, lambda _: None)
         assert descriptors() == inside
     assert descriptors() == held
+
+
+def test_what_a_splice_moves_at_once_keeps_an_overdraft_within_its_bound() -> None:
+    assert OVERDRAFT_MAX_BYTES + splice.PIPE_BYTES <= 1 << 20  # decision 0009
 
 
 # In a gateway

@@ -49,6 +49,7 @@ from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId
 from shared.pool import live
 from shared.pool.model import Endpoint
+from shared.pool.presence import read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo, SyncDynamo
 from shared.runtime.redis import AsyncRedis
@@ -90,6 +91,10 @@ class Relay:
 
     async def start(self) -> None:
         """Listen; on the ports of its last life when it had one."""
+        with as_node("relay"):
+            await self._start()
+
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         peers = await loop.create_server(lambda: PeerSocket(self.registry), "127.0.0.1", self.peer_port)
         mesh = await loop.create_server(self._mesh_connection, "127.0.0.1", self.mesh_port)
@@ -217,10 +222,10 @@ class Plane:
         self.auth = Authenticator(self.dynamo, table, box, loop.time, now_ms, met, redis=self.redis)
         self.leases = Leases(self.redis, GatewayId("gw"), now_ms)
         self.links = RelayLinks(
-            MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
+            MESH_TOKEN, lambda device: self.redis.run(read_presence(device)), self.leases.path_lost
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
-        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard")
+        self.domains = BlockedDomains(self.dynamo, PREFIX + "guard", self.meter.all_tunnels)
         resolver = Resolver(policy, self.names, self.domains.covers)
         self.dialer = ExitDialer(MESH_TOKEN, box, self.links)
         places = Places(self.redis, GatewayId("gw"))
@@ -295,7 +300,7 @@ class Plane:
         """Wait until a device is where gateways look."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                found = await self.redis.run(live.read_presence(DeviceId(name)))
+                found = await self.redis.run(read_presence(DeviceId(name)))
                 if found is not None and (relay is None or found.relay_id == relay.name):
                     return
                 await asyncio.sleep(0.01)
@@ -371,6 +376,7 @@ async def plane(
         finally:
             await made.close()
         assert_allowed("gateway-node")
+        assert_allowed("relay-node")
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
