@@ -54,11 +54,11 @@ OPERATED = [
 ]
 FORBIDDEN = {
     "relay": [*SOLD, *ROUTED, *COUNTED, *QUOTED, *HELD, *REVOKED, *TOLD, *ORDERS, "SUBSCRIBE closed"],
-    "gateway": [*SOLD, *QUOTED, *HELD, *REVOKED, "SET supply:regions {}", *PRESENT, ORDERS[1], ORDERS[2]],
+    "gateway": [*SOLD, *QUOTED, *REVOKED, "SET supply:regions {}", *PRESENT, ORDERS[1], ORDERS[2]],
     "prober": [*SOLD, *ROUTED, *COUNTED, *QUOTED, *HELD, *REVOKED, *TOLD, *ORDERS, *PRESENT],
-    "api": [*QUOTED, *HELD, "HSET {peer}:lease:g d|p 1", *PRESENT],
+    "api": [*QUOTED, "HSET {peer}:lease:g d|p 1", *PRESENT],
     "x402": [*ROUTED, *REVOKED, "SET supply:regions {}", *PRESENT, *ORDERS[1:]],
-    "jobs": [*ROUTED[:1], *QUOTED, *HELD, *REVOKED, *PRESENT, *ORDERS[1:]],
+    "jobs": [*ROUTED[:1], *QUOTED, *REVOKED, *PRESENT, *ORDERS[1:3]],
 }
 
 

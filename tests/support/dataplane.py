@@ -10,7 +10,7 @@ import base64
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -257,6 +257,7 @@ class Plane:
         sockets: int = 2,
         tier: SpeedTier = SpeedTier.FAST,
         token_age_s: int = 0,
+        rotate: Callable[[], Awaitable[None]] | None = None,
     ) -> Peer:
         """An SDK peer that is connected and on sale."""
         options = Options(
@@ -274,7 +275,7 @@ class Plane:
             token = issue(claims, self.private_key, now_ms() // 1000 - next(ages, 0))
             return Identity(name, token, "", urls[0], urls, 1.0)
 
-        peer = Peer(options, keeper=Keeper(identity))
+        peer = Peer(options, keeper=Keeper(identity), rotate=rotate)
         self.peers.append((peer, asyncio.get_running_loop().create_task(peer.run())))
         await self.list_peer(name, tier)
         await self.present(name)
