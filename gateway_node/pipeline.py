@@ -250,9 +250,13 @@ class Pipeline:
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
+        own = acquired.exit_ip, acquired.endpoint.modem_host
+        away = self._resolver.away_from(own, target)
+        if isinstance(away, RefusedRequest):
+            return away
         slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
         try:
-            return await self._dialer.open(acquired, target, request.request_id)
+            return await self._dialer.open(acquired, away, request.request_id)
         except BaseException:
             self._leases.give_back(acquired, pak.pak_id)
             raise
