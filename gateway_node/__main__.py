@@ -28,7 +28,7 @@ from gateway_node.socks_front import SocksFront
 from gateway_node.workers import run_workers
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import GatewayId
-from shared.pool.live import read_presence
+from shared.pool.presence import read_presence
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.duties import Duties

@@ -109,19 +109,26 @@ class Leases:
 
     def report(self, acquired: Acquired, *, suspect: bool) -> None:
         """The exit failed a customer: have it probed next. A stream that broke may be the target's doing or the last
-        word of a careless close, so only an exit that is plainly suspect is kept from others until the probe has spoken.
+        word of a careless close, so only an exit that is plainly suspect is kept from others until the probe has spoken;
+        others are probed for it once in a while.
         """
         endpoint = acquired.endpoint
         if suspect:
             self._later(live.trip(endpoint.pool, endpoint.endpoint_id))
-        self._later(report_fault(DeviceId(endpoint.endpoint_id)))
+        self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=not suspect))
 
-    def report_target(self, acquired: Acquired, target: str) -> None:
-        """A target could not be reached through this exit: only several different ones are the exit's fault for sure."""
+    def report_target(self, acquired: Acquired, owner: str, host: str) -> None:
+        """A target was not reached through this exit and was through another one. Several of several owners are the
+        exit's fault for sure.
+        """
         endpoint = acquired.endpoint
-        digest = hashlib.sha256(target.encode()).hexdigest()[:12]
-        self._later(live.trip(endpoint.pool, endpoint.endpoint_id, digest))
-        self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=True))
+        about = live.Doubt(_digest(owner), _digest(host))
+        self._later(live.trip(endpoint.pool, endpoint.endpoint_id, about))
+        self.doubt(DeviceId(endpoint.endpoint_id))
+
+    def doubt(self, device_id: DeviceId) -> None:
+        """An exit, or the target that it was to reach, is slow or does not answer: have it probed, once in a while."""
+        self._later(report_fault(device_id, doubtful=True))
 
     def path_lost(self, device_id: DeviceId) -> None:
         """A peer with open tunnels is gone and not back: have it probed next."""
@@ -209,3 +216,7 @@ class Leases:
         if held:
             await self.redis.run(live.release(pool, gateway_id, held))
             log.info("reaped", extra={"gateway": gateway_id, "entries": len(held)})
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]

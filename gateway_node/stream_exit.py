@@ -308,7 +308,7 @@ class StreamExit:
         if self._opening is not None and not self._opening.done():
             self._opening.set_exception(LinkRefused(MuxReason.UNKNOWN, "reset before the tunnel opened"))
         if self._tunnel is not None:
-            self._tunnel.cut(exit_broke=by_exit)
+            self._tunnel.exit_reset(by_target=not by_exit)
 
     def _say(self, frame: bytes) -> None:
         if self._link is not None:

@@ -271,7 +271,7 @@ class PeerSocket(asyncio.Protocol):
                 text = peer.parse_text(message.payload)
                 if text is not None:
                     self._text_frame(text)
-            case Opcode.PING:
+            case Opcode.PING if not self.outbox.paused:  # who asks and never reads is owed nothing
                 self._write(encode_frame(Opcode.PONG, message.payload))
             case Opcode.CLOSE:
                 stops = message.close_code() == CloseCode.NORMAL
@@ -309,7 +309,8 @@ class PeerSocket(asyncio.Protocol):
                     self._tunnel_frame(tunnel, frame)
 
     def _heartbeat(self) -> None:
-        self._write(_HEARTBEAT_ACK)
+        if not self.outbox.paused:
+            self._write(_HEARTBEAT_ACK)
         if self.ready and self.load == 0:
             self._offer_redirect()
 

@@ -14,7 +14,8 @@ from typing import Final
 from relay_node.registry import Device, Registry
 from shared.grading.live import ask_probes, device_mark, mark_changed, mark_left
 from shared.kernel.ids import AccountId, DeviceId, RelayId
-from shared.pool.live import (
+from shared.pool.model import Presence
+from shared.pool.presence import (
     MOVE_PEERS,
     RELAY_BEAT_S,
     REVOKE_ACCOUNT,
@@ -25,7 +26,6 @@ from shared.pool.live import (
     put_presences,
     renew_presence,
 )
-from shared.pool.model import Presence
 from shared.pool.rotation import ROTATE_DEVICE
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
@@ -135,7 +135,7 @@ class PresenceWriter:
     async def _put(self, devices: Sequence[Device]) -> None:
         if not devices:
             return
-        arrivals = [Arrival(self._presence(d), d.generation, d.account_generation) for d in devices]
+        arrivals = [Arrival(self._presence(d), d.generation, d.account_generation, d.owned) for d in devices]
         new: list[DeviceId] = []
         revocations = await self._redis.run(put_presences(self._relay_id, arrivals))
         for device, revoked in zip(devices, revocations, strict=True):

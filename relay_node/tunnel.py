@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 
 OPEN_TIMEOUT_S: Final = 10.0
 ASSUME_OPEN_AFTER_S: Final = 0.75
-STALL_MAX_S: Final = 5.0
+STALL_MAX_S: Final = 30.0
+"""So long a customer may take nothing where it alone waits for that."""
 SHARED_STALL_MAX_S: Final = 2.0
-"""So long a customer may make others of the same socket wait: with `HELD_MAX_BYTES` it has to take some 100 KB a second."""
+"""So long a customer may make others of the same socket wait; and a second longer for each `STALL_EARNED_BYTES` that it
+has taken since, up to `SHARED_STALL_EARNED_MAX_S`. What lies between the relay and a customer is let go of in pieces of
+some 400 KB: a customer that takes 100 KB a second blocks for some seconds at a time, and is never given up.
+"""
+STALL_EARNED_BYTES: Final = 64 * 1024
+SHARED_STALL_EARNED_MAX_S: Final = 10.0
+SEND_BUFFER_BYTES: Final = 128 * 1024
+"""Of the kernel, towards the gateway: a slow customer is felt here early, and again as soon as it has read a little."""
 HELD_MAX_BYTES: Final = 256 * 1024
 """Held for one tunnel before its socket is read no further; it is read again when three quarters are gone."""
 

@@ -26,8 +26,9 @@ from shared.pool import lease_table as rows
 from shared.pool import leases as rules
 from shared.pool.leases import Lease
 from shared.pool.leasing import Leasing
-from shared.pool.live import are_listed, read_presence
+from shared.pool.live import are_listed
 from shared.pool.model import Failover, Rotation
+from shared.pool.presence import read_presence
 from shared.pool.rotation import Outcome, RotationState, read_rotation
 from shared.pool.username import read_country
 from shared.runtime.clock import new_id, now_ms

@@ -87,8 +87,8 @@ class PortDesk:
 
     def calculate(self, request: Request) -> dict[str, Any]:
         """`GET /manage/session/topup/calculate`: what more traffic would cost; nothing is bought."""
-        session, pak, _ = self._port(request)
-        prices = self._sale.prices_of(session, pak)
+        _, _, port = self._port(request)
+        prices = self._sale.prices(port.tier)
         traffic = added_traffic(request.query_params.get("addTrafficGB"), prices)
         if isinstance(traffic, FieldFault):
             refuse_field(traffic)

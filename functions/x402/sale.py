@@ -16,7 +16,7 @@ from functions.x402.wiring import Wiring
 from shared.access.live import Limit
 from shared.access.model import Pak
 from shared.guard.settings import sale_faults
-from shared.kernel.codes import Pool
+from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import Country
 from shared.kernel.money import format_gb
 from shared.pool.numbers import known
@@ -36,10 +36,11 @@ from shared.sale.model import (
     Session,
 )
 from shared.sale.ports import PortLease
-from shared.sale.rules import lease_of, peer_tiers, read_prices, read_terms
+from shared.sale.rules import lease_of, peer_tiers, read_prices, read_terms, told_tier, types_on_sale
 from shared.sale.service import account_requester, pool_order, top_up_order
-from shared.sale.verifying import SHOWN_HASH, UNKNOWN_RETRY_S
+from shared.sale.verifying import SHOWN_HASH, SUSPENDED, UNKNOWN_RETRY_S
 
+PEER_TYPES: Final = frozenset(IpType) - {IpType.UNKNOWN}
 OFF_SALE: Final = "no longer on sale; what was bought stays"
 _STATUS: Final = {
     Problem.NOT_ON_SALE: 503,
@@ -100,12 +101,7 @@ class Sale:
 
     def peer_tiers(self) -> dict[str, str]:
         """Tiers of peers that are on sale, and their IP types; none while the flag is off."""
-        return peer_tiers(self.w.live.get("prices"), self.w.live.get("peer_tiers"))
-
-    def is_of_peers(self, tier: str) -> bool:
-        """Whether a tier is one of peers, on sale or not, or was told to be one."""
-        told = (setting.get("tiers", {}).get(tier, {}) for setting in self.w.live.versions("prices"))
-        return any(row.get("ip_type") for row in told)
+        return peer_tiers(self.w.live.get("prices"), types_on_sale(self.w.live.get("peer_tiers")))
 
     def sheet(self) -> dict[str, Any]:
         """The price sheet of pool access."""
@@ -121,20 +117,20 @@ class Sale:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
         self.open_prices()
         tier, query = request.query_params.get("tier", ""), request.query_params
-        flag, paying = self.w.live.get("peer_tiers"), pays(request.headers)
-        if paying and self.is_of_peers(tier) and tier not in self.peer_tiers():
-            _suspended()  # it failed its test since, and is sold again when it passes
+        paying, sold = pays(request.headers), types_on_sale(self.w.live.get("peer_tiers"))
 
         def read(setting: Mapping[str, Any]) -> Offer | FieldFault:
-            peers = peer_tiers(setting, flag)
-            prices = read_prices(setting, tier if tier in peers else "")
+            peers = peer_tiers(setting, sold)
+            # What failed its test since is owed to who was quoted it, until it passes or is given back.
+            known = peer_tiers(setting, PEER_TYPES) if paying else peers
+            prices = read_prices(setting, tier if tier in known else "")
             if prices is None:
                 return FieldFault("tier", "one that is on sale")
             terms = read_terms(query, prices)
             if isinstance(terms, FieldFault):
                 other = terms.field == "tier" and peers
                 return replace(terms, allowed=", ".join((prices.tier, *peers))) if other else terms
-            return Offer(pool_order(terms, prices), prices)
+            return Offer(pool_order(terms, prices), prices, current=prices.ip_type in sold)
 
         offers = self.offers("prices", read, paying=paying)
         terms = offers[0].order.terms
@@ -261,14 +257,6 @@ class Sale:
         lease_id = lease_of(username)
         return self.w.counter.mint.ports.find(lease_id) if lease_id else None
 
-    def prices_of(self, session: Session, pak: Pak, *, selling: bool = False) -> Prices:
-        """What more traffic costs in a session."""
-        port = self.port_of(session.username)
-        tier = port.tier if port else self.tier_of(pak)
-        if selling and pak.ip_type and tier not in self.peer_tiers():
-            _suspended()
-        return self.open_prices(tier) if selling else self.prices(tier)
-
     def held(self, session: Session, pak: Pak) -> Prices | Held:
         """What a session has, for answers that sell nothing: they are given when its tier is off sale, too."""
         port = self.port_of(session.username)
@@ -279,8 +267,7 @@ class Sale:
 
     def tier_of(self, pak: Pak) -> str:
         """The tier of peers that a key was bought in, whether or not it is on sale now; empty for modems."""
-        tiers = self.w.live.get("prices").get("tiers", {})
-        return next((n for n, row in tiers.items() if pak.ip_type and row.get("ip_type") == pak.ip_type), "")
+        return told_tier(self.w.live.versions("prices"), pak.ip_type) if pak.ip_type else ""
 
     def used(self, pak: Pak) -> int:
         """Bytes used, as the roll-up has them: the same that every other answer shows, at most 10 s old."""
@@ -301,9 +288,12 @@ class Sale:
         """`/manage/{pool,session}/topup`: more time is free, more traffic is paid for at its tier's price."""
         self.open_prices()
         session, pak, token = self.session(request)
-        prices, port = self.prices_of(session, pak, selling=True), self.port_of(session.username)
         payment, address = shown_payment(request.headers), source_address(request)
+        port = self.port_of(session.username)
         asking, tier = (TOP_UP_LIMIT, pak.pak_id), port.tier if port else self.tier_of(pak)
+        if pak.ip_type and (not tier or (payment is None and tier not in self.peer_tiers())):
+            _suspended()
+        prices = self.open_prices(tier)
         self.limit(request, *(asking if payment is None else (PAID_LIMIT, pak.pak_id)))
         seconds = added_seconds(body, prices)
         if not body.get("addTrafficGB"):
@@ -320,7 +310,8 @@ class Sale:
             )
             if found is None or isinstance(traffic, FieldFault):
                 return traffic if isinstance(traffic, FieldFault) else FieldFault("addTrafficGB", "none now")
-            return Offer(top_up_order(session, traffic, found, tier), found)
+            current = found.ip_type in types_on_sale(self.w.live.get("peer_tiers"))
+            return Offer(top_up_order(session, traffic, found, tier), found, current=current)
 
         offers = self.offers("prices", read, paying=payment is not None)
         what = f"{format_gb(offers[0].order.traffic_bytes)} GB more for key {pak.pak_id}"
@@ -350,7 +341,7 @@ class Sale:
 
 def _suspended() -> NoReturn:
     message = (
-        "this tier of peers is not on sale in this moment: do not pay now, and what is paid already do not pay again, but "
-        "repeat this request with the same payment later"
+        f"{SUSPENDED}: do not pay now, and what is paid already do not pay again, but repeat this request with the same "
+        "payment later"
     )
     raise ProblemError(503, Problem.NOT_ON_SALE.value, message, {"Retry-After": "60"})

@@ -21,7 +21,7 @@ from shared.sale.answers import Place
 from shared.sale.exact import ExactRail
 from shared.sale.minting import Mint
 from shared.sale.model import Rail
-from shared.sale.rules import read_depths
+from shared.sale.rules import read_depths, types_on_sale
 from shared.sale.service import Counter
 
 TEST_KEY_BYTES: Final = GAS_KEY_BYTES
@@ -103,10 +103,18 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
         redis=redis,
         quote_secret=secret_bytes(settings.quote_secret, KEY_BYTES),
         chain=lambda: chains,
-        exact=ExactRail(dynamo, settings.table("sales"), chains.settler, now_ms, lambda: ours(Network.BASE)),
+        exact=ExactRail(
+            dynamo,
+            settings.table("sales"),
+            chains.settler,
+            now_ms,
+            lambda: ours(Network.BASE),
+            lambda: live.get("sale").get("exact") is True,
+        ),
         exact_rail=lambda: rail_of(Network.BASE),
         depths=lambda network: read_depths(live.get("confirmations"), network),
         now_ms=now_ms,
+        sells=lambda ip_type: ip_type in types_on_sale(live.get("peer_tiers")),
         api_base_url=settings.api_base_url,
         clock_error_ms=settings.clock_error_ms,
     )

@@ -30,10 +30,12 @@ TIP_WEI: Final = 1_000_000
 REPLACEMENT_PERCENT: Final = 125
 """A node takes another transaction with the same nonce only when it pays at least a tenth more."""
 FEE_MAX_WEI: Final = 50 * 10**9
-"""What one unit of gas may cost when a transaction is sent again at a higher fee: a hundredth of an ether per transfer."""
+"""What one unit of gas may cost, whoever waits: a hundredth of an ether per transfer."""
 LOG_RANGE_BLOCKS: Final = 2_000
 """How far back a foreign transaction is looked for: an hour of two-second blocks, and what public nodes allow."""
 GAS_FLOOR_WEI: Final = 10**14
+GAS_FLOOR_TRANSFERS: Final = 20
+"""The wallet holds enough for so many transfers at the present fee, and never less than the floor, or the rail closes."""
 _SENT_ALREADY: Final = (
     "already known",
     "already imported",
@@ -133,17 +135,15 @@ class EvmSettler:
         params = [self.address, "latest"]
         return self._nodes.first(lambda n: int(evm_call(n, "eth_getBalance", params), 16))
 
-    def sign(
-        self, authorization: Authorization | None, gas_nonce: int, least_fee_wei: int = 0
-    ) -> SignedTransfer:
+    def sign(self, authorization: Authorization | None, gas_nonce: int) -> SignedTransfer:
         """The transaction that settles an authorization, or (None) one that only uses the nonce up. Raises ReadFailed."""
-        fee = max(2 * self._base_fee() + TIP_WEI, least_fee_wei)
+        fee = _fee_wei(self._base_fee())
         fields: dict[str, Any] = {
             "to": self._wallet.address,
             "value": 0,
             "gas": PLAIN_GAS,
             "maxFeePerGas": fee,
-            "maxPriorityFeePerGas": min(fee, max(TIP_WEI, least_fee_wei // 2)),
+            "maxPriorityFeePerGas": TIP_WEI,
             "nonce": gas_nonce,
             "chainId": self._chain_id,
         }
@@ -167,7 +167,7 @@ class EvmSettler:
         sent = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
         fee, base = int(sent["maxFeePerGas"]), self._base_fee()
         least = fee * REPLACEMENT_PERCENT // 100 + 1
-        raised = min(max(least, 2 * base + TIP_WEI), FEE_MAX_WEI)
+        raised = min(max(least, _fee_wei(base)), FEE_MAX_WEI)
         if base + TIP_WEI <= fee or raised < least:
             return None
         fields = {name: sent[name] for name in ("to", "value", "gas", "data", "nonce", "chainId")}
@@ -235,5 +235,15 @@ class EvmSettler:
 
     def faults(self) -> list[str]:
         """Why this rail may not be offered now; empty when it may. Raises ReadFailed."""
-        held = self.gas_wei()
-        return [] if held >= GAS_FLOOR_WEI else [f"gas wallet {self.address} is nearly empty: {held} wei"]
+        held, fee = self.gas_wei(), _fee_wei(self._base_fee())
+        needed = max(GAS_FLOOR_WEI, GAS_FLOOR_TRANSFERS * TRANSFER_GAS * fee)
+        if held >= needed:
+            return []
+        return [
+            f"gas wallet {self.address} is nearly empty: {held} wei of {needed} at today's {fee} wei of gas"
+        ]
+
+
+def _fee_wei(base_wei: int) -> int:
+    """What one unit of gas may cost: twice what the chain asks for now, and never above the bound."""
+    return min(2 * base_wei + TIP_WEI, FEE_MAX_WEI)

@@ -14,7 +14,8 @@ from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
 
 FAULT_DEBOUNCE_S: Final = 10
-DOUBT_DEBOUNCE_S: Final = 60
+DOUBT_DEBOUNCE_S: Final = 120
+"""720 light probes of 16 KB a day are within what probes may cost an owner's line (setting `grading`, 16 MB a day)."""
 DAY_KEPT_S: Final = 2 * 86_400
 EVERYTHING: Final = "*"
 """The mark that makes the listing run look at every device."""

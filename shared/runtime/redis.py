@@ -8,7 +8,7 @@ Cluster where it runs; keys that it computes itself have the same hash tag (`{po
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -175,3 +175,11 @@ def command(*parts: Argument, parse: Callable[[Any], T]) -> RedisCall[T]:
 
 def ok(_: object) -> None:
     """Parser of an answer nobody needs."""
+
+
+def text_map(answer: Any) -> dict[str, str]:
+    """A RESP3 map, or a flat list of names and values, as text."""
+    if isinstance(answer, Mapping):
+        return {k.decode(): v.decode() for k, v in answer.items()}
+    items = [part.decode() for part in answer or ()]
+    return dict(zip(items[::2], items[1::2], strict=True))

@@ -22,7 +22,7 @@ from shared.chain.model import (
     Verdict,
 )
 from shared.chain.rules import deepest
-from shared.chain.settler import LOG_RANGE_BLOCKS, REPLACEMENT_PERCENT, SignedTransfer
+from shared.chain.settler import LOG_RANGE_BLOCKS, SignedTransfer
 from shared.runtime.dynamo import RunsDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
@@ -48,9 +48,7 @@ class Settles(Protocol):
 
     def nonce_on_chain(self) -> int: ...
 
-    def sign(
-        self, authorization: Authorization | None, gas_nonce: int, least_fee_wei: int = 0
-    ) -> SignedTransfer: ...
+    def sign(self, authorization: Authorization | None, gas_nonce: int) -> SignedTransfer: ...
 
     def dearer(self, raw: str) -> SignedTransfer | None: ...
 
@@ -80,6 +78,8 @@ class ExactRail:
     settler: Callable[[], Settles]
     now_ms: Callable[[], int]
     recipients: Callable[[], Sequence[str]]
+    is_open: Callable[[], bool]
+    """Whether the gas wallet was found able to send: else nothing more is taken on."""
     wait_s: float = SETTLE_WAIT_S
 
     def settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
@@ -128,6 +128,8 @@ class ExactRail:
             return Settled(settler.outcome(authorization, "", height - LOG_RANGE_BLOCKS, depths), False)
         if fault is not None or refused is not None:
             return Settled(Invalid(fault or refused or InvalidReason.AUTH_TERMS), False)
+        if not self.is_open():
+            return Settled(Unknown(UnknownReason.RAIL_CLOSED), False)
         lease = now + rows.LEASE_MS
         transfer = Transfer(
             authorization, owed.requester, owed.order.subject, Stage.RESERVED, now, lease, height
@@ -245,10 +247,10 @@ class ExactRail:
             else:
                 self._push(settler, waiting_for, raw)
         elif waiting_for == transfer.gas_nonce:
-            taken = settler.send(transfer.raw)
-            wanted = settler.sign(transfer.authorization, transfer.gas_nonce)
-            if not taken or wanted.max_fee_wei > transfer.fee_wei:
-                self._raise_fee(settler, transfer)
+            settler.send(transfer.raw)
+            raised = settler.dearer(transfer.raw)
+            if raised is not None:
+                self._raise_fee(settler, transfer, raised)
 
     def _push(self, settler: Settles, nonce: int, raw: str) -> None:
         """Send what an earlier nonce does, at a higher fee when its own has become too low: nobody else may come for it."""
@@ -260,9 +262,7 @@ class ExactRail:
         if self.dynamo.run(kept) is not None:
             settler.send(raised.raw)
 
-    def _raise_fee(self, settler: Settles, transfer: Transfer) -> None:
-        least = transfer.fee_wei * REPLACEMENT_PERCENT // 100
-        dearer = settler.sign(transfer.authorization, transfer.gas_nonce, least)
-        request = rows.replace_sent(self.table, transfer, dearer.raw, dearer.tx_hash, dearer.max_fee_wei)
+    def _raise_fee(self, settler: Settles, transfer: Transfer, raised: SignedTransfer) -> None:
+        request = rows.replace_sent(self.table, transfer, raised.raw, raised.tx_hash, raised.max_fee_wei)
         if self.dynamo.run(request) is not None:
-            settler.send(dearer.raw)
+            settler.send(raised.raw)

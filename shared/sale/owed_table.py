@@ -21,6 +21,7 @@ from shared.runtime.dynamo import (
     put_new,
     query,
     transact,
+    transact_delete,
     transact_put,
     transact_update,
     update,
@@ -191,8 +192,8 @@ def _read_refund(row: Item) -> Refund:
 
 
 def give_up(table: str, owed: Owed, found: Refund) -> DynamoRequest[Conflict | None]:
-    """From owed to refundable, in one step."""
-    gone: TransactItem = {"Delete": {"TableName": table, "Key": key(_OWED, _sk(owed.network, owed.key))}}
+    """From owed to refundable, in one step; the first item fails when nothing is owed any more: it was served."""
+    gone = transact_delete(table, _OWED, _sk(owed.network, owed.key), condition="attribute_exists(pk)")
     return transact([gone, transact_put(table, _refund_row(found))])
 
 

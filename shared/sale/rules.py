@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -82,11 +82,23 @@ def read_prices(setting: Mapping[str, Any], tier: str = "") -> Prices | None:
         return None
 
 
-def peer_tiers(setting: Mapping[str, Any], flag: Mapping[str, Any]) -> dict[str, str]:
-    """Tiers of peers that are on sale, and their IP types: what the flag is on for, and was tested."""
-    tested = flag.get("tested", ()) if flag.get("on") is True else ()
+def types_on_sale(flag: Mapping[str, Any]) -> frozenset[str]:
+    """IP types that may be sold: modems ("") always, and of peers what the flag is on for, and was tested."""
+    return frozenset({"", *(flag.get("tested", ()) if flag.get("on") is True else ())})
+
+
+def peer_tiers(setting: Mapping[str, Any], types: Collection[str]) -> dict[str, str]:
+    """Tiers of peers of these IP types, and which one each is of."""
     tiers = setting.get("tiers", {})
-    return {name: row["ip_type"] for name, row in tiers.items() if row.get("ip_type") in tested}
+    return {
+        name: row["ip_type"] for name, row in tiers.items() if row.get("ip_type") and row["ip_type"] in types
+    }
+
+
+def told_tier(versions: Sequence[Mapping[str, Any]], ip_type: str) -> str:
+    """What peers of this type are sold as, or were told to be; "" when they are not."""
+    named = (name for setting in versions for name in peer_tiers(setting, {ip_type}))
+    return next(named, "")
 
 
 def read_terms(query: Mapping[str, str], prices: Prices) -> Terms | FieldFault:

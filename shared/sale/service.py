@@ -33,9 +33,13 @@ from shared.sale.model import (
 )
 from shared.sale.owed_table import Refund
 from shared.sale.rules import REEMIT_WINDOW_MS, due_micro, lease_id_of, lease_of, payment_fingerprint
-from shared.sale.verifying import Verified, Verifier
+from shared.sale.verifying import SUSPENDED, Verified, Verifier
 
 B = TypeVar("B", Bought, Claim)
+
+
+class Suspended(StoreUnavailable):
+    """What was paid for is not on sale in this moment: it is owed, and whoever serves it asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class Counter(Verifier):
             served = self.serve(found.order, found.prices, found.payment, found.paid, requester)
         except Refunded:
             return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
+        except Suspended as error:
+            return Refused(Problem.NOT_ON_SALE, f"{error}; this payment is kept for it, or given back")
         if isinstance(served, Claim):  # somebody else was faster, and what we wrote before is owed no more
             self.mint.dynamo.run(
                 owed_table.forget(self.mint.table("sales"), found.payment.network, found.payment.key)
@@ -101,8 +107,10 @@ class Counter(Verifier):
     ) -> Bought | Claim:
         """Mint what a verified payment is for; the claim, where it was served before or is a top-up.
 
-        Raises Refunded, StoreUnavailable.
+        Raises Refunded, Suspended, StoreUnavailable.
         """
+        if not self.sells(prices.ip_type) and self.mint.claimed(payment) is None:
+            raise Suspended(SUSPENDED)
         if order.terms is not None:
             terms = order.terms
             if order.product is Product.PORT:

@@ -76,6 +76,7 @@ _NOTHING: Final[Reading] = Unknown(UnknownReason.NOT_FOUND)
 NOT_QUOTED: Final = (
     "these terms are not on sale now, and nobody at this address was quoted them while they were"
 )
+SUSPENDED: Final = "this tier of peers is not on sale in this moment"
 SHOWN_HASH: Final = "<transaction hash>"
 
 
@@ -113,6 +114,8 @@ class Verifier:
     exact_rail: Callable[[], Rail]
     depths: Callable[[str], Sequence[Depth]]
     now_ms: Callable[[], int]
+    sells: Callable[[str], bool]
+    """Whether exits of an IP type are on sale now; what is not stays owed to who paid for it."""
     api_base_url: str
     clock_error_ms: int = 0
 
@@ -156,11 +159,15 @@ class Verifier:
         order = (told or offers)[0].order
         tag, first_hand = tag_for(self.quote_secret, payment.secret, order.subject), False
         if payment.authorization is not None:
-            order = meant(told, payment.authorization.amount_micro).order
+            offer = meant(told, payment.authorization.amount_micro)
+            order = offer.order
             other_terms = echo_fault(
                 payment.echo, self.exact_rail().asset, self.exact.recipients(), order.due_micro
             )
-            if other_terms and not self.exact.has_taken_on(payment.authorization):
+            suspended = not self.sells(offer.prices.ip_type)
+            if (other_terms or suspended) and not self.exact.has_taken_on(payment.authorization):
+                if suspended:
+                    return Refused(Problem.NOT_ON_SALE, f"{SUSPENDED}, and nothing was charged")
                 return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
             owed = self._owed(payment, order, requester)
             settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))

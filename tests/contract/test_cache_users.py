@@ -16,6 +16,14 @@ from shared.pool import live
 from shared.pool.model import Endpoint, Presence
 from shared.pool.numbers import derive
 from shared.pool.numbers import run as run_steps
+from shared.pool.presence import (
+    MOVE_PEERS,
+    REVOKE_DEVICE,
+    beat_relay,
+    put_presence,
+    read_presence,
+    renew_presence,
+)
 from shared.pool.sessions import CLOSED, close_session, closings
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, SyncRedis
@@ -32,9 +40,7 @@ QUOTED = ["GET quote:q", "SET quote:q 1"]
 HELD = ["HSET {peer}:reserved:l endpoint_id d"]
 REVOKED = ["SET {peer}:revoked:d 0", "DEL {peer}:revoked:d", "SET {peer}:revoked-account:a 9"]
 TOLD = ["SET supply:regions {}", "SET {live}:numbers 1", "DEL {peer}:closed:key:pak1"]
-ORDERS = [
-    f"PUBLISH {channel} x" for channel in (live.REVOKE_PAK, live.REVOKE_DEVICE, live.MOVE_PEERS, CLOSED)
-]
+ORDERS = [f"PUBLISH {channel} x" for channel in (live.REVOKE_PAK, REVOKE_DEVICE, MOVE_PEERS, CLOSED)]
 PRESENT = ["HSET {peer}:live:d relay_id r", "SET {peer}:relay:r life"]
 OPERATED = [
     "FLUSHALL",
@@ -48,11 +54,11 @@ OPERATED = [
 ]
 FORBIDDEN = {
     "relay": [*SOLD, *ROUTED, *COUNTED, *QUOTED, *HELD, *REVOKED, *TOLD, *ORDERS, "SUBSCRIBE closed"],
-    "gateway": [*SOLD, *QUOTED, *HELD, *REVOKED, "SET supply:regions {}", *PRESENT, ORDERS[1], ORDERS[2]],
+    "gateway": [*SOLD, *QUOTED, *REVOKED, "SET supply:regions {}", *PRESENT, ORDERS[1], ORDERS[2]],
     "prober": [*SOLD, *ROUTED, *COUNTED, *QUOTED, *HELD, *REVOKED, *TOLD, *ORDERS, *PRESENT],
-    "api": [*QUOTED, *HELD, "HSET {peer}:lease:g d|p 1", *PRESENT],
+    "api": [*QUOTED, "HSET {peer}:lease:g d|p 1", *PRESENT],
     "x402": [*ROUTED, *REVOKED, "SET supply:regions {}", *PRESENT, *ORDERS[1:]],
-    "jobs": [*ROUTED[:1], *QUOTED, *HELD, *REVOKED, *PRESENT, *ORDERS[1:]],
+    "jobs": [*ROUTED[:1], *QUOTED, *REVOKED, *PRESENT, *ORDERS[1:3]],
 }
 
 
@@ -104,8 +110,8 @@ async def test_executors_log_in_and_a_refusal_says_what_it_is(any_valkey_url: st
     sync, nodes = SyncRedis(any_valkey_url, login), AsyncRedis(any_valkey_url, login)
     allowed = metering.open_meter(PakId("pak1"), 5, None)
     assert (sync.run(allowed).used_bytes, (await nodes.run(allowed)).used_bytes) == (5, 5)
-    assert await nodes.run(live.read_presence(DeviceId("d"))) is None
-    assert sync.run(live.read_presence(DeviceId("d"))) is None
+    assert await nodes.run(read_presence(DeviceId("d"))) is None
+    assert sync.run(read_presence(DeviceId("d"))) is None
     assert sync.run(live.gateways(Pool.PEER)) == frozenset()
     refused = live.unlist_endpoint(Pool.PEER, EndpointId("d"))
     with pytest.raises(StoreUnavailable, match=f"^{REFUSED}$"):
@@ -122,7 +128,7 @@ async def test_executors_log_in_and_a_refusal_says_what_it_is(any_valkey_url: st
 async def test_a_wrong_password_is_unavailable_and_is_not_said(valkey_url: str) -> None:
     login = ("relay", "hunter2")
     sync, nodes = SyncRedis(valkey_url, login), AsyncRedis(valkey_url, login)
-    beat = live.beat_relay(RelayId("r"), "life")
+    beat = beat_relay(RelayId("r"), "life")
     with pytest.raises(StoreUnavailable) as told:
         sync.run(beat)
     with pytest.raises(StoreUnavailable) as told_nodes:
@@ -141,8 +147,8 @@ async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_
         connected_at_ms=1,
     )  # fmt: skip
     with as_node("relay"):
-        assert await nodes.run(live.put_presence(device)) == (0, 0)
-        assert await nodes.run(live.renew_presence([device.device_id], device.relay_id)) == [True]
+        assert await nodes.run(put_presence(device)) == (0, 0)
+        assert await nodes.run(renew_presence([device.device_id], device.relay_id)) == [True]
     with as_node("gateway"):
         for call in (*live.beat(Pool.PEER, gateway), live.publish_revoke_pak(PakId("pak1"))):
             await nodes.run(call)
@@ -159,7 +165,7 @@ async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_
     )))  # fmt: skip
     with as_function("x402"):
         assert functions.run(live.listed_ids(Pool.PEER)) == {"d-1"}
-        assert functions.run(live.read_presence(device.device_id)) == device
+        assert functions.run(read_presence(device.device_id)) == device
     with as_function("live-numbers"):
         assert run_steps(functions, derive()).stock["peer"] == {"us": 1}
     with as_function("list-exits"):

@@ -15,6 +15,7 @@ from shared.kernel.ids import EndpointId, GatewayId, PakId
 from shared.pool import live, places
 from shared.pool.model import Acquired, NoStock, NoStockReason
 from shared.pool.places import CONNECTIONS_MAX, SPARE_PLACES, hold_places
+from shared.pool.presence import put_presence
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable
@@ -122,7 +123,7 @@ async def test_sessions_count_over_both_pools(redis: AsyncRedis, monkeypatch: py
     for number in range(4):
         await redis.run(live.list_endpoint(modem(f"m{number}")))
         await redis.run(live.list_endpoint(peer(f"p{number}")))
-        await redis.run(live.put_presence(presence(f"p{number}")))
+        await redis.run(put_presence(presence(f"p{number}")))
     leases, pak = Leases(redis, GatewayId("gw"), now_ms), PakId("k")
 
     async def begin(pool: Pool, sid: str) -> Acquired | NoStock:

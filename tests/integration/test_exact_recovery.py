@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ import pytest
 from local import lab
 from local.evm import USDC
 from shared.chain.eip3009 import read_authorization
-from shared.chain.model import SHALLOW, InvalidReason
-from shared.chain.settler import FEE_MAX_WEI
+from shared.chain.model import SHALLOW, InvalidReason, Unknown, UnknownReason
+from shared.chain.settler import FEE_MAX_WEI, GAS_FLOOR_WEI
 from shared.guard.table import open_incidents
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
@@ -21,7 +22,7 @@ from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
 from shared.sale.model import Bought, Offer, Payment, Problem, Terms
 from shared.sale.owed import LATE_MS
-from shared.sale.owed_table import Owed, owe_item
+from shared.sale.owed_table import Owed, all_owed, owe_item
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
 from tests.integration.test_exact import DUE, RECIPIENT, Shop, signed
@@ -196,6 +197,43 @@ def test_a_fee_is_raised_when_it_is_too_low_and_never_above_its_bound(shop: Shop
     assert raised.max_fee_wei == FEE_MAX_WEI
     assert settler.dearer(raised.raw) is None
     next_base_fee(shop, 10**9)
+
+
+def test_an_empty_gas_wallet_raises_no_fee(shop: Shop) -> None:
+    rail, transfer = shop.sale_wiring.counter.exact, reserved(shop, lease_ms=5_000)
+    settler = rail.settler()
+    made = settler.sign(transfer.authorization, 0)
+    stored = rows.store_sent(
+        rail.table, settler.address, transfer, made.raw, made.tx_hash, 0, made.max_fee_wei
+    )
+    assert rail.dynamo.run(stored) is None
+    shop.anvil.call("anvil_setBalance", shop.gas_address, "0x1")
+    for _ in range(3):  # what the job does minute by minute
+        waiting = rail.dynamo.run(rows.get_transfer(rail.table, transfer.authorization.key))
+        assert waiting is not None
+        late = replace(waiting, reserved_at_ms=now_ms() - LATE_MS)
+        assert rail.finish(late, SHALLOW, 0.1) == Unknown(UnknownReason.NOT_SETTLED)
+        assert (waiting.raw, waiting.fee_wei) == (made.raw, made.max_fee_wei)
+    shop.anvil.call("anvil_setBalance", shop.gas_address, hex(10**18))
+    assert shop.buy(payload_of(transfer)).body["payment"]["txHash"] == made.tx_hash
+
+
+def test_nothing_more_is_taken_on_while_the_rail_is_closed(shop: Shop) -> None:
+    shop.open(exact=False)
+    shop.sale_wiring.live._kept.clear()
+    payload = signed(shop.anvil.new_wallet())
+    answer = shop.buy(payload)
+    assert (answer.status, "signed_transfers_are_not_taken_now" in answer.body["message"]) == (503, True)
+    assert shop.dynamo.run(all_owed(f"{PREFIX}sales", 1)).rows == ()
+
+
+def test_the_rail_closes_when_gas_is_dearer_than_its_wallet_can_pay(shop: Shop) -> None:
+    settler = shop.sale_wiring.chains.settler()
+    shop.anvil.call("anvil_setBalance", shop.gas_address, hex(GAS_FLOOR_WEI))
+    next_base_fee(shop, 10**6)
+    assert settler.faults() == []
+    next_base_fee(shop, 10**9)
+    assert "nearly empty" in settler.faults()[0]
 
 
 def next_base_fee(shop: Shop, wei: int) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from eth_account import Account
 
 from local import lab
 from local.bootstrap import PRICES, RESELLER
+from local.evm import sign_authorization
 from shared.access.prepaid import get_prepaid
 from shared.chain.model import Network, Valid
 from shared.guard.model import Versions
@@ -17,6 +19,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
 from shared.sale.model import Statement
 from tests.integration.test_ports import list_modems
+from tests.support.chain import header
 from tests.support.functions import PREFIX, RECIPIENT, SOLANA_RECIPIENT, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -193,28 +196,78 @@ def test_a_port_that_went_off_sale_is_sold_to_who_was_quoted_it(functions: Funct
     assert (bought.status, bought.body["credit"]["allocatedBytes"]) == (200, 10**8)
 
 
-def test_who_paid_for_a_tier_of_peers_that_was_turned_off_since_is_told_to_keep_the_payment(
-    functions: Functions,
-) -> None:
-    peers = {"price_micro_per_gb": 2_000_000, "min_bytes": 10**8, "max_bytes": 10**12, "quality": "standard"}
-    tiers = {**PRICES["tiers"], "res": {**peers, "ip_type": "residential"}}
-    query = QUERY + "&tier=res"
+RESIDENTIAL = {
+    "price_micro_per_gb": 2_000_000,
+    "min_bytes": 10**8,
+    "max_bytes": 10**12,
+    "quality": "standard",
+    "ip_type": "residential",
+}
+WITH_PEERS = {**PRICES, "tiers": {**PRICES["tiers"], "res": RESIDENTIAL}}
+OF_PEERS = QUERY + "&tier=res"
 
-    def turn(on: bool) -> None:
-        flag = {"on": on, "tested": ["residential"]}
-        functions.dynamo.run(write_setting(f"{PREFIX}guard", "peer_tiers", flag, now_ms()))
-        forget(functions)
 
-    change(functions, {**PRICES, "tiers": tiers})
-    turn(True)
-    assert functions.call(query).status == 402
-    turn(False)
+def turn(functions: Functions, *, on: bool) -> None:
+    """What the test of the peer tiers says of them."""
+    flag = {"on": on, "tested": ["residential"]}
+    functions.dynamo.run(write_setting(f"{PREFIX}guard", "peer_tiers", flag, now_ms()))
+    forget(functions)
+
+
+def waiting(functions: Functions) -> list[str]:
+    """Payments that are owed."""
+    headers = {"x-api-key": functions.keys.admin}
+    return [row["key"] for row in functions.call("/v1/x402/admin/owed", headers=headers).body["owed"]]
+
+
+def test_who_paid_for_a_tier_of_peers_that_was_turned_off_since_is_owed_it(functions: Functions) -> None:
+    change(functions, WITH_PEERS)
+    turn(functions, on=True)
+    assert functions.call(OF_PEERS).status == 402
+    turn(functions, on=False)
+    signed = functions.call(
+        OF_PEERS, headers=header(sign_authorization(Account.create(), RECIPIENT, 200_000))
+    )
+    assert (signed.status, "nothing was charged" in signed.body["message"], waiting(functions)) == (
+        503,
+        True,
+        [],
+    )
     pay(functions, 200_000)
-    waiting = claim(functions, query)
-    assert (waiting.status, "do not pay again" in waiting.body["message"]) == (503, True)
-    assert (functions.call(query).status, functions.chain.asked) == (400, 0)
-    turn(True)
-    assert claim(functions, query).status == 200
+    told = claim(functions, OF_PEERS)
+    assert (told.status, "do not pay again" in told.body["message"]) == (503, True)
+    assert (functions.call(OF_PEERS).status, waiting(functions)) == (400, [HASH])
+    turn(functions, on=True)
+    assert (claim(functions, OF_PEERS).status, waiting(functions)) == (200, [])
+
+
+def test_a_tier_of_peers_that_left_the_prices_is_sold_to_who_was_quoted_it(functions: Functions) -> None:
+    change(functions, WITH_PEERS)
+    turn(functions, on=True)
+    functions.call(OF_PEERS)
+    assert change(functions, PRICES).status == 200
+    pay(functions, 200_000)
+    assert claim(functions, OF_PEERS, ELSEWHERE).body["code"] == "PAYMENT_NOT_PROVEN_YOURS"
+    bought = claim(functions, OF_PEERS)
+    assert (bought.status, bought.body["proxy"]["allowed"]["ipTypes"]) == (200, ["residential"])
+    token = {"x-session-token": bought.body["sessionToken"]}
+    path, more = "/v1/x402/manage/pool/topup", {"addTrafficGB": 0.1}
+    unpaid = functions.call(path, "POST", more, token)
+    assert (unpaid.status, "do not pay now" in unpaid.body["message"]) == (503, True)
+
+
+def test_a_top_up_of_peers_that_left_the_prices_is_sold_to_who_was_quoted_it(functions: Functions) -> None:
+    change(functions, WITH_PEERS)
+    turn(functions, on=True)
+    functions.call(OF_PEERS)
+    pay(functions, 200_000)
+    token = {"x-session-token": claim(functions, OF_PEERS).body["sessionToken"]}
+    path, more, other = "/v1/x402/manage/pool/topup", {"addTrafficGB": 0.1}, "0x" + "cd" * 32
+    assert functions.call(path, "POST", more, token).body["amountUSDC"] == "0.2"
+    change(functions, PRICES)
+    functions.chain.verdicts[other] = Valid(PAYER, 200_000, int(time.time()))
+    topped = functions.call(path, "POST", more, {**token, "payment-signature": other})
+    assert (topped.status, topped.body["credit"]["allocatedBytes"]) == (200, 2 * 10**8)
 
 
 def test_too_little_for_what_went_off_sale_is_kept_for_a_human_and_asks_for_no_payment(

@@ -17,6 +17,7 @@ from shared.pool.lease_keeping import KeepLeases, Kept
 from shared.pool.leases import IDLE_MAX_S, MOVE_AFTER_MS, ROTATION_MAX_MS
 from shared.pool.leasing import Leasing
 from shared.pool.model import Acquired, NoStock, NoStockReason, Selected
+from shared.pool.presence import drop_presences, put_presence
 from shared.pool.rotation import Outcome, RotationState, tell_rotated
 from shared.pool.username import parse_username
 from shared.runtime import clock
@@ -52,7 +53,7 @@ class Bed:
     def peers(self, *names: str, ip_type: IpType = IpType.RESIDENTIAL) -> None:
         for name in names:
             self.run(live.list_endpoint(peer(name, ip_type=ip_type)))
-            self.run(live.put_presence(presence(name)))
+            self.run(put_presence(presence(name)))
 
     def run(self, call: Any) -> Any:
         return self.functions.redis.run(call)
@@ -183,7 +184,7 @@ def test_where_nothing_is_free_nothing_is_kept_and_a_lock_of_the_key_holds(bed: 
     )
     bed.run(live.list_endpoint(modem("m1")))
     assert bed.reserve(safe, ipType="mobile")["pool"] == "mbl"
-    bed.run(live.drop_presences([DeviceId("d1")], RelayId("r1")))
+    bed.run(drop_presences([DeviceId("d1")], RelayId("r1")))
     assert code(bed.call(path(pool), "POST", US)) == (409, "NO_DEVICE_FREE")
     bed.call(f"/v1/reseller/pool-keys/{pool}", "PATCH", {"enabled": False})
     assert code(bed.call(path(pool), "POST", US)) == (409, "KEY_NOT_ACTIVE")
@@ -256,7 +257,7 @@ def test_rotations_have_a_budget_for_the_hour_and_a_device_that_is_away_is_not_a
     spent = rotate(bed, lease)
     assert code(spent) == (409, "ROTATION_BUDGET_SPENT")
     assert int(spent.headers["retry-after"]) > 10
-    bed.run(live.drop_presences([DeviceId("d1")], RelayId("r1")))
+    bed.run(drop_presences([DeviceId("d1")], RelayId("r1")))
     assert code(rotate(bed, lease)) == (409, "DEVICE_AWAY")
 
 

@@ -20,6 +20,7 @@ from shared.sale import owed_table
 from shared.sale.model import Order, Terms
 from shared.sale.owed import LATE_MS, RUN_MAX_MS, TRIES_MAX, UNKNOWN_MAX_MS, OwedRun
 from shared.sale.owed_table import Owed, Refund
+from shared.sale.ports import NoDevice
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order, top_up_order
 from tests.support.functions import PREFIX, Functions, Reply, serve_owed
@@ -267,6 +268,27 @@ def test_what_a_human_has_already_is_owed_no_more(functions: Functions) -> None:
     assert functions.dynamo.run(owed_table.refund(SALES, known))
     serve_owed(functions.sale_wiring)
     assert (owed_rows(functions), refunds(functions)) == ((), (known,))
+
+
+def test_what_its_buyer_was_served_meanwhile_is_not_given_back(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functions.call(QUERY)
+    died(functions, pool(functions), tries=TRIES_MAX - 1)
+    monkeypatch.setattr(OwedRun, "_act", served_by_its_buyer(functions))
+    assert serve_owed(functions.sale_wiring)["refundable"] == 0
+    assert (owed_rows(functions), refunds(functions)) == ((), ())
+    assert claim(functions).status == 200
+
+
+def served_by_its_buyer(functions: Functions) -> Any:
+    """The job's last try fails, and in the same moment the buyer asks again."""
+
+    def act(*_: object) -> None:
+        assert claim(functions).status == 200
+        raise NoDevice("port: no device is free")
+
+    return act
 
 
 def test_a_run_ends_in_time_and_leaves_the_rest(functions: Functions) -> None:

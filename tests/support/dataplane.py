@@ -10,7 +10,7 @@ import base64
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -49,6 +49,7 @@ from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId
 from shared.pool import live
 from shared.pool.model import Endpoint
+from shared.pool.presence import read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo, SyncDynamo
 from shared.runtime.redis import AsyncRedis
@@ -221,7 +222,7 @@ class Plane:
         self.auth = Authenticator(self.dynamo, table, box, loop.time, now_ms, met, redis=self.redis)
         self.leases = Leases(self.redis, GatewayId("gw"), now_ms)
         self.links = RelayLinks(
-            MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
+            MESH_TOKEN, lambda device: self.redis.run(read_presence(device)), self.leases.path_lost
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
         self.domains = BlockedDomains(self.dynamo, PREFIX + "guard", self.meter.all_tunnels)
@@ -256,6 +257,7 @@ class Plane:
         sockets: int = 2,
         tier: SpeedTier = SpeedTier.FAST,
         token_age_s: int = 0,
+        rotate: Callable[[], Awaitable[None]] | None = None,
     ) -> Peer:
         """An SDK peer that is connected and on sale."""
         options = Options(
@@ -273,7 +275,7 @@ class Plane:
             token = issue(claims, self.private_key, now_ms() // 1000 - next(ages, 0))
             return Identity(name, token, "", urls[0], urls, 1.0)
 
-        peer = Peer(options, keeper=Keeper(identity))
+        peer = Peer(options, keeper=Keeper(identity), rotate=rotate)
         self.peers.append((peer, asyncio.get_running_loop().create_task(peer.run())))
         await self.list_peer(name, tier)
         await self.present(name)
@@ -298,7 +300,7 @@ class Plane:
         """Wait until a device is where gateways look."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                found = await self.redis.run(live.read_presence(DeviceId(name)))
+                found = await self.redis.run(read_presence(DeviceId(name)))
                 if found is not None and (relay is None or found.relay_id == relay.name):
                     return
                 await asyncio.sleep(0.01)

@@ -15,8 +15,9 @@ import boto3
 from functions.api.handler import create_app
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import GatewayId, PakId
-from shared.pool.live import acquire, list_endpoint, put_presence
+from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
+from shared.pool.presence import put_presence
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import put

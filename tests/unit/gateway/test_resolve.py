@@ -60,7 +60,7 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
             return "path"
 
     parts: Any = SimpleNamespace()
-    leases: Any = SimpleNamespace(path_lost=lambda device_id: None)
+    leases: Any = SimpleNamespace(doubt=lambda device_id: None)
     pipeline = Pipeline(
         parts, Resolver(EgressPolicy(), {}), leases, cast(ExitDialer, Dialer()), parts, parts, lambda: 0
     )

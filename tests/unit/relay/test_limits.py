@@ -1,6 +1,7 @@
 """What strangers and peers cannot use up in a relay."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -8,8 +9,10 @@ import pytest
 
 from relay_node import mesh, peers
 from relay_node import registry as registry_module
+from relay_node.figures import Reason
 from relay_node.mesh import MeshConnection
 from relay_node.peers import UNFINISHED_FREE_BYTES, PeerSocket
+from relay_node.presence import follow_orders
 from relay_node.registry import (
     HANDSHAKES_PER_S_MAX,
     HANDSHAKES_PER_S_PER_ADDRESS_MAX,
@@ -18,13 +21,15 @@ from relay_node.registry import (
     Registry,
     Unfinished,
 )
-from relay_node.tunnel import SHARED_STALL_MAX_S, STALL_MAX_S
+from relay_node.tunnel import OPEN_TIMEOUT_S, SHARED_STALL_MAX_S, STALL_MAX_S
+from shared.pool.presence import MOVE_PEERS
 from shared.supply.tokens import TokenFault
 from shared.wire.http1 import take_response_head
 from shared.wire.peer import Type, encode_text
 from shared.wire.websocket import Opcode, encode_frame, frame_header
 
 TOKEN = "t" * 32
+CONNECT = f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n".encode()
 
 
 class Wire:
@@ -98,13 +103,13 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one() -> None:
     assert not here.per_address
 
 
-def speaks(here: Registry, protocol: str | None) -> tuple[PeerSocket, Wire]:
+def speaks(here: Registry, protocol: str | None, *, follows: bool = False) -> tuple[PeerSocket, Wire]:
     """A peer that has said what it speaks, or has not yet."""
     socket, wire = peer(here)
     socket._head = None
     socket.device = Device("d", "a", cast(Any, None), "", 0, sockets=[socket])
     if protocol is not None:
-        info = encode_text(Type.DEVICE_INFO, protocol=protocol)
+        info = encode_text(Type.DEVICE_INFO, protocol=protocol, supportsRelayRedirect=follows)
         socket.data_received(encode_frame(Opcode.TEXT, info, b"mask"))
     return socket, wire
 
@@ -139,6 +144,38 @@ async def test_only_a_peer_of_v1_may_send_long_messages(protocol: str | None) ->
     assert wire.closing is (protocol != "binary-v1")
 
 
+async def test_a_handshake_that_comes_byte_by_byte_has_so_long_and_no_longer() -> None:
+    here = registry()
+    socket, wire = peer(here)
+    now_s = asyncio.get_running_loop().time()
+    for _ in range(100):
+        socket.data_received(b"G")
+    closed = []
+    for beyond_s in (-1, 1):
+        here.sweep(now_s + peers.HANDSHAKE_TIMEOUT_S + beyond_s)
+        closed.append(wire.closing)
+    assert closed == [False, True]
+    assert socket.lost_reason is Reason.HANDSHAKE_TIMEOUT
+
+
+async def test_peers_that_follow_are_sent_where_an_operator_says() -> None:
+    here = registry()
+    follows, stays = (speaks(here, "binary-v2", follows=follows)[1] for follows in (True, False))
+
+    class Orders:
+        async def messages(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
+            yield MOVE_PEERS, "r2 wss://not.for.us/"
+            yield MOVE_PEERS, "r1 wss://b.example/"
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await follow_orders(cast(Any, Orders()), here, cast(Any, None), "r1")
+    await asyncio.sleep(0)
+    assert b"not.for.us" not in follows.written
+    assert b'"relay":"wss://b.example/","reason":"operator"' in follows.written
+    assert b"relay_redirect" not in stays.written
+
+
 async def test_an_address_that_hammers_uses_up_its_own_handshakes_and_nobody_elses() -> None:
     here = registry()
     passed = sum(here.may_shake_hands("192.0.2.66", 100.0) for _ in range(2 * HANDSHAKES_PER_S_MAX))
@@ -158,6 +195,33 @@ async def test_an_address_has_so_many_sockets_and_no_more(monkeypatch: pytest.Mo
     late.connection_lost(None)
     kept[0][0].connection_lost(None)
     assert not peer(here)[1].closing
+
+
+async def test_an_open_that_nobody_answers_is_refused_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = registry()
+    socket, peer_wire = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    timers: list[tuple[float, Any]] = []
+    gateway, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
+
+    def call_later(after_s: float, *call: Any) -> Any:
+        timers.append((after_s, call))
+        return SimpleNamespace(cancel=lambda: None)
+
+    gateway._loop = cast(Any, SimpleNamespace(call_later=call_later))
+    gateway.connection_made(cast(Any, wire))
+    gateway.data_received(CONNECT)
+    after_s, (give_up, *args) = timers[-1]
+    assert after_s == OPEN_TIMEOUT_S
+    give_up(*args)
+    assert wire.written.startswith(b"HTTP/1.1 504 ")
+    assert wire.closing
+    await asyncio.sleep(0)
+    assert b"tunnel_close" in peer_wire.written
+    assert not socket.tunnels
 
 
 @pytest.mark.parametrize(
@@ -254,8 +318,7 @@ def asks(here: Registry, session: str) -> tuple[MeshConnection, Wire]:
     """A gateway that asks for a tunnel through device `d`."""
     gateway, wire = MeshConnection(here, TOKEN, lambda: session), Wire()
     gateway.connection_made(cast(Any, wire))
-    ask = f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n"
-    gateway.data_received(ask.encode())
+    gateway.data_received(CONNECT)
     return gateway, wire
 
 
@@ -287,7 +350,7 @@ async def test_a_customer_that_does_not_read_holds_a_v1_socket_up_only_so_long(
     wire.unsent_bytes = 300_000
     stalled.pause_writing()
     assert not reads(peer_wire)
-    while looks and now[0] < 130:
+    while looks and now[0] < 100 + 2 * STALL_MAX_S:
         now[0] += mesh.STALL_LOOK_S
         wire.unsent_bytes -= 1000 if trickles else 0
         looks.pop()()
@@ -300,3 +363,59 @@ async def test_a_customer_that_does_not_read_holds_a_v1_socket_up_only_so_long(
         stalled.resume_writing()
         assert reads(peer_wire)
     stalled.connection_lost(None)
+
+
+@pytest.mark.parametrize(("rate_bytes_per_s", "ends"), [(30_000, True), (100_000, False), (5_000_000, False)])
+async def test_a_customer_that_keeps_reading_is_not_given_up_because_kernels_hold_much(
+    rate_bytes_per_s: int, ends: bool
+) -> None:
+    behind_bytes = 400_000  # kernels take so much before this side is full, and give as much before it is not
+    now, looks = [100.0], list[Any]()
+    here = registry()
+    socket, peer_wire = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    slow, wire = tunnel(here, "s1")
+    tunnel(here, "s2")
+
+    def later(after_s: float, look: Any) -> Any:
+        looks.append(look)
+        return SimpleNamespace(cancel=looks.clear)
+
+    slow._loop = cast(Any, SimpleNamespace(time=lambda: now[0], call_later=later))
+    for _ in range(10):
+        for _ in range(20):
+            slow.write(bytes(behind_bytes // 20))
+        slow.pause_writing()
+        full_until_s = now[0] + behind_bytes / rate_bytes_per_s
+        while now[0] < full_until_s and not wire.closing:
+            now[0] += mesh.STALL_LOOK_S
+            wire.unsent_bytes = 300_000 - int(now[0])
+            looks.pop()()
+        if wire.closing:
+            break
+        slow.resume_writing()
+        assert reads(peer_wire)
+    assert wire.closing is ends
+    slow.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        encode_frame(Opcode.PING, b"p" * 125, b"mask"),
+        encode_frame(Opcode.TEXT, encode_text(Type.HEARTBEAT), b"mask"),
+    ],
+)
+async def test_a_peer_that_asks_and_does_not_read_is_owed_nothing(ask: bytes) -> None:
+    socket, wire = speaks(registry(), "binary-v1")
+    await asyncio.sleep(0)
+    before = len(wire.written)
+    socket.pause_writing()
+    socket.data_received(ask * 10_000)
+    await asyncio.sleep(0)
+    assert len(wire.written) == before
+    socket.resume_writing()
+    socket.data_received(ask)
+    await asyncio.sleep(0)
+    assert len(wire.written) > before, "it is answered again once it reads"
