@@ -223,7 +223,11 @@ class Pipeline:
                     excluded.clear()
                 await asyncio.sleep(wait_s)
                 continue
-            side = await self._dial(acquired, pak, target, request)
+            away = self._resolver.away_from((acquired.exit_ip, acquired.endpoint.modem_host), target)
+            if isinstance(away, RefusedRequest):  # its own address is nobody's fault
+                self._leases.give_back(acquired, pak.pak_id)
+                return away
+            side = await self._dial(acquired, pak, away, request)
             if not isinstance(side, ExitFailed | RefusedRequest):
                 doubts.are_the_exits()
                 return await self._admit(request, pak, acquired, side, route, began_ms)
