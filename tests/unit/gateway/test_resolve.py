@@ -10,7 +10,7 @@ from gateway_node.pipeline import Pipeline
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
 from shared.kernel.codes import Refusal
-from shared.pool.model import Acquired, Selected
+from shared.pool.model import Acquired, Failover, Selected
 from shared.wire.egress import EgressPolicy
 from tests.unit.gateway.test_front import ENDPOINT, PAK
 
@@ -59,15 +59,22 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
             dialled.append(target)
             return "path"
 
+    async def chooses(*_: Any) -> Acquired:
+        return Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
+
+    async def admits(*_: Any) -> str:
+        return "tunnel"
+
     parts: Any = SimpleNamespace()
-    leases: Any = SimpleNamespace(doubt=lambda device_id: None)
-    pipeline = Pipeline(
+    leases: Any = SimpleNamespace(doubt=lambda device_id: None, give_back=lambda *_: None)
+    pipeline: Any = Pipeline(
         parts, Resolver(EgressPolicy(), {}), leases, cast(ExitDialer, Dialer()), parts, parts, lambda: 0
     )
-    chosen = Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
-    asked: Any = SimpleNamespace(request_id="r")
-    refused = await pipeline._dial(chosen, PAK, Target(LINE, LINE, 80), asked)
+    pipeline._acquire, pipeline._admit = chooses, admits
+    asked, route = SimpleNamespace(request_id="r"), SimpleNamespace(failover=Failover.ANY)
+    refused = await pipeline._through_some_exit(asked, route, PAK, Target(LINE, LINE, 80))
     assert isinstance(refused, RefusedRequest)
     assert (refused.code, dialled) == (Refusal.SSRF_BLOCKED, [])
-    await pipeline._dial(chosen, PAK, Target("both.example", LINE, 80, ("1.1.1.1",)), asked)
+    target = Target("both.example", LINE, 80, ("1.1.1.1",))
+    assert await pipeline._through_some_exit(asked, route, PAK, target) == "tunnel"
     assert [target.address for target in dialled] == ["1.1.1.1"]
