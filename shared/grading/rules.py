@@ -42,6 +42,7 @@ class Listing(StrEnum):
     OWNER_SAID_NO = "owner_said_no"
     OUTSIDE_HOURS = "outside_the_owners_hours"
     NO_CONSENT = "no_consent"
+    REVOKED = "tokens_revoked"
     QUARANTINED = "quarantined"
     OFFLINE = "offline"
     NOT_PROBED = "not_probed"
@@ -57,7 +58,12 @@ class Listing(StrEnum):
 
 
 _UNWANTED: Final = frozenset(
-    {Listing.OWNER_SAID_NO.value, Listing.OUTSIDE_HOURS.value, Listing.NO_CONSENT.value}
+    {
+        Listing.OWNER_SAID_NO.value,
+        Listing.OUTSIDE_HOURS.value,
+        Listing.NO_CONSENT.value,
+        Listing.REVOKED.value,
+    }
 )
 
 
@@ -252,6 +258,7 @@ def decide_listing(
     consented: bool,
     online: bool,
     in_hours: bool = True,
+    revoked: bool = False,
     thresholds: Thresholds = DEFAULTS,
 ) -> Listing:
     """Whether a device is on sale. The owner's wish comes first; a listed device stays until three failures."""
@@ -261,6 +268,8 @@ def decide_listing(
         return Listing.OUTSIDE_HOURS
     if not consented:
         return Listing.NO_CONSENT
+    if revoked:
+        return Listing.REVOKED
     if grade is None or grade.latest is None:
         return Listing.NOT_PROBED
     if grade.quarantined:

@@ -33,8 +33,9 @@ from shared.kernel.ids import UNKNOWN_COUNTRY, EndpointId, PakId
 from shared.metering.table import put_batch
 from shared.pool.lease_table import create_items, get_lease
 from shared.pool.leasing import Leasing
-from shared.pool.live import list_endpoint, put_presence
+from shared.pool.live import list_endpoint
 from shared.pool.model import Rotation
+from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, put, transact
 from shared.runtime.redis import SyncRedis, command
