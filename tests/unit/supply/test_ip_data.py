@@ -11,7 +11,7 @@ import pytest
 from moto import mock_aws
 
 from functions.jobs import refresh_ip_data
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.kernel.codes import IpType
 from shared.runtime.dynamo import SyncDynamo
 from shared.supply import ip_data
@@ -145,7 +145,7 @@ def test_the_job_publishes_and_tells_of_what_it_refused(
     upload(store, "country", write(tmp_path / "c.mmdb", {PHONE_NET: MAXMIND[1]}))
     report = refresh_ip_data.handler({"job": "refresh_ip_data"}, None)
     assert report == {"asn": "refused: is no MMDB file", "country": "published"}
-    (incident,) = dynamo.run(open_incidents("psx-test-guard", 10)).rows
+    (incident,) = all_incidents(dynamo, "psx-test-guard")
     assert (incident.kind, "no MMDB" in incident.message) == ("ip_data_refused", True)
     monkeypatch.setenv("PSX_IP_DATA_BUCKET", "")
     assert "skipped" in refresh_ip_data.handler({"job": "refresh_ip_data"}, None)
