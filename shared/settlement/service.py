@@ -130,8 +130,13 @@ def _used_items(
 def _prove_served(
     dynamo: RunsDynamo, table: str, batch: FlushBatch, now_ms: int, report: RollUpReport
 ) -> None:
-    """Devices that served their first byte leave their account's unproven count."""
-    for device_id in {line.key.device_id for line in batch.lines if line.total_bytes} - report.served:
+    """Devices that served a first byte to others leave their account's unproven count: an owner's own proves nothing."""
+    served = {
+        line.key.device_id
+        for line in batch.lines
+        if line.total_bytes and line.key.account_id != line.key.supplier_id
+    }
+    for device_id in served - report.served:
         report.served.add(device_id)
         device = dynamo.run(get_device(table, device_id))
         if device is not None and device.proven_at_ms is None:
