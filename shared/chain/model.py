@@ -96,9 +96,10 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """Not a payment to us."""
+    """Not a payment to us. `amount_micro`: what came in all the same, where nobody can tell whose it is."""
 
     reason: InvalidReason
+    amount_micro: int = 0
 
 
 @dataclass(frozen=True, slots=True)
