@@ -20,8 +20,8 @@ from shared.grading.offer import endpoint_of
 from shared.grading.rules import add_result
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, RelayId
-from shared.pool import live
 from shared.pool.model import Presence
+from shared.pool.presence import put_presence
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply import table as devices
@@ -153,7 +153,7 @@ def _connect(redis: SyncRedis, fleet: Sequence[Device]) -> None:
             device.device_id, device.account_id, RelayId("r"), "127.0.0.1", 1, "192.0.2.1", Country("us"),
             IpType.MOBILE, 64601, "Lab", NOW,
         )  # fmt: skip
-        redis.run(live.put_presence(presence))
+        redis.run(put_presence(presence))
 
 
 def _rebuild(job: ListingRun, redis: SyncRedis, fleet: Sequence[Device]) -> Reading:

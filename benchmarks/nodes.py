@@ -28,6 +28,7 @@ from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.pool import live
 from shared.pool.model import Endpoint
+from shared.pool.presence import read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import SyncRedis, command, ok
 from shared.supply.tokens import Claims, issue
@@ -164,7 +165,7 @@ class Nodes:
     async def list_peer(self, device_id: DeviceId) -> None:
         """Put a connected device on sale, with caps that are not the bottleneck."""
         deadline = time.monotonic() + PRESENT_TIMEOUT_S
-        while self.redis.run(live.read_presence(device_id)) is None:
+        while self.redis.run(read_presence(device_id)) is None:
             if time.monotonic() > deadline:
                 raise PartFailed(f"{device_id} is not present")
             await asyncio.sleep(0.05)

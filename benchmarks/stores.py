@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import boto3
 
-from local.network import redis_command
 from local.paths import DYNOXIDE
+from local.stores import redis_command
 from local.supervisor import free_port
 from local.tables import table_definitions
 from shared.runtime.dynamo import SyncDynamo

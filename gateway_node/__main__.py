@@ -28,7 +28,7 @@ from gateway_node.socks_front import SocksFront
 from gateway_node.workers import run_workers
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import GatewayId
-from shared.pool.live import read_presence
+from shared.pool.presence import read_presence
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
 from shared.runtime.duties import Duties
@@ -57,7 +57,7 @@ async def serve(settings: GatewaySettings) -> None:
     box = SecretBox(
         secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)
     )
-    redis = AsyncRedis(settings.redis_url)
+    redis = AsyncRedis(settings.redis_url, settings.redis_login())
     async with AsyncDynamo() as dynamo:
         journal = open_journal(gateway_id, settings.gateway_journal_dir)
         meter = MeterService(dynamo, redis, settings.table, gateway_id, now_ms, journal)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
 from prometheus_client import Counter
 
 from gateway_node.pipeline import Pipeline
-from gateway_node.tunnel import Tunnel, reset
+from gateway_node.tunnel import Tunnel, hold_little, reset
 from shared.runtime.deadlines import Deadline
 from shared.wire.mux import Bytes
 
@@ -186,7 +187,9 @@ class CustomerSide(asyncio.Protocol):
             tunnel.customer_ended()
 
     def tell_if_full(self, tunnel: Tunnel) -> None:
-        """A tunnel that begins while the customer does not read must know it."""
+        """A tunnel that begins while the customer does not read must know it. One of v1 wants little to lie between."""
+        if not tunnel.exit.carries_eof:
+            hold_little(self._transport, socket.SO_SNDBUF)
         if self._full:
             tunnel.customer_full()
 

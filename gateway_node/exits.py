@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import Final, cast
 
 from gateway_node.splice import AFTER_BYTES, Over, Splice, Splices
-from gateway_node.tunnel import Tunnel, reset
+from gateway_node.tunnel import Tunnel, hold_little, reset
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 
@@ -57,6 +58,8 @@ class ConnectExit(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        if not self.carries_eof:
+            hold_little(transport, socket.SO_RCVBUF)
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -110,7 +113,7 @@ class ConnectExit(asyncio.Protocol):
         if self._ended:
             tunnel.finish()
         else:
-            tunnel.cut(exit_broke=True)
+            tunnel.exit_reset(by_target=False)
 
     # long transfers
 

@@ -19,12 +19,14 @@ from gateway_node.tunnel import Tunnel
 from shared.kernel.codes import Refusal
 from shared.wire.http1 import (
     HeadError,
+    HeadFault,
     RequestHead,
     basic_credentials,
     build_head,
     split_authority,
     take_request_head,
 )
+from shared.wire.http1_body import Framing, request_framing
 from shared.wire.mux import Bytes
 
 HEAD_TIMEOUT_S: Final = 30.0
@@ -107,7 +109,7 @@ class HttpFront(CustomerSide):
     def _request(self, head: RequestHead) -> None:
         try:
             plain = head.method != "CONNECT"
-            host, port = plain_target(head) if plain else split_authority(head.target)
+            host, port = plain_target(head) if plain else _connect_target(head)
             exchange = Exchange(head) if plain else None
         except (HeadError, ValueError):
             message = "send CONNECT host:port, or an absolute http:// URL"
@@ -159,6 +161,7 @@ class HttpFront(CustomerSide):
         trace = trace_headers(request.request_id, outcome.corrections, country)
         answer = build_head("HTTP/1.1 200 Connection established", trace)
         early, self._buffer = bytes(self._buffer), bytearray()
+        self._pipeline.kept.discard(self)
         self.attach(tunnel, answer, early)
 
     # plain requests
@@ -322,6 +325,15 @@ class HttpFront(CustomerSide):
         self.hold_if_stuffed(0)
         self.stop_timer()
         self._deadline = self._pipeline.deadlines.call_after(LINGER_S, self.finish)
+
+
+def _connect_target(head: RequestHead) -> tuple[str, int]:
+    """(host, port) of a CONNECT. Raises HeadError, also for one that announces a body: what follows it is the tunnel's,
+    and after a refusal it would be read as the next request (RFC 9110 section 9.3.6).
+    """
+    if request_framing(head)[0] is not Framing.NONE:
+        raise HeadError(HeadFault.BAD_FRAMING)
+    return split_authority(head.target)
 
 
 class PlainPath:

@@ -1,6 +1,7 @@
 """Connections held on endpoints: taken and given back in Redis, kept alive by a heartbeat, reaped from gateways that died.
 
-Giving back and reporting never block the byte path; what Redis could not take waits here and is sent again.
+Giving back and reporting never block the byte path; what Redis could not take waits here and is sent again. An answer that
+was lost after Redis acted leaves a place held for nobody: what is held is compared now and then with what is known here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, Final
 
 from shared.grading.live import report_fault
@@ -28,6 +30,9 @@ GATHER_S: Final = 0.005
 """What ends within this time is given back in one call."""
 RELEASE_BATCH: Final = 500
 WAITING_MAX: Final = 100_000
+COMPARE_EVERY_BEATS: Final = 3
+
+Hold = tuple[EndpointId, PakId]
 
 log = logging.getLogger("psx.gateway")
 
@@ -39,8 +44,10 @@ class Leases:
         self.redis = redis
         self._gateway_id = gateway_id
         self._now_ms = now_ms
-        self._waiting: deque[RedisCall[Any]] = deque(maxlen=WAITING_MAX)
-        self._returned: dict[Pool, Counter[tuple[EndpointId, PakId]]] = {pool: Counter() for pool in Pool}
+        self._waiting: deque[tuple[RedisCall[Any], Callable[[], None] | None]] = deque(maxlen=WAITING_MAX)
+        self._held: dict[Pool, Counter[Hold]] = {pool: Counter() for pool in Pool}
+        self._returned: dict[Pool, Counter[Hold]] = {pool: Counter() for pool in Pool}
+        self._excess: dict[Pool, Counter[Hold]] = {pool: Counter() for pool in Pool}
         self._wake = asyncio.Event()
 
     async def acquire(
@@ -83,11 +90,15 @@ class Leases:
         self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
     ) -> Acquired | NoStock:
         call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
-        return await self.redis.run(call, partial(self._unheard, pak_id))
+        acquired = await self.redis.run(call, partial(self._unheard, pak_id))
+        if isinstance(acquired, Acquired):
+            self._held[pool][acquired.endpoint.endpoint_id, pak_id] += 1
+        return acquired
 
     def _unheard(self, pak_id: PakId, acquired: Acquired | NoStock) -> None:
         """The customer left while the answer was on its way: it is held all the same."""
         if isinstance(acquired, Acquired):
+            self._held[acquired.endpoint.pool][acquired.endpoint.endpoint_id, pak_id] += 1
             self.give_back(acquired, pak_id)
 
     def give_back(self, acquired: Acquired, pak_id: PakId) -> None:
@@ -98,26 +109,33 @@ class Leases:
 
     def report(self, acquired: Acquired, *, suspect: bool) -> None:
         """The exit failed a customer: have it probed next. A stream that broke may be the target's doing or the last
-        word of a careless close, so only an exit that is plainly suspect is kept from others until the probe has spoken.
+        word of a careless close, so only an exit that is plainly suspect is kept from others until the probe has spoken;
+        others are probed for it once in a while.
         """
         endpoint = acquired.endpoint
         if suspect:
             self._later(live.trip(endpoint.pool, endpoint.endpoint_id))
-        self._later(report_fault(DeviceId(endpoint.endpoint_id)))
+        self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=not suspect))
 
-    def report_target(self, acquired: Acquired, target: str) -> None:
-        """A target could not be reached through this exit: only several different ones are the exit's fault for sure."""
+    def report_target(self, acquired: Acquired, owner: str, host: str) -> None:
+        """A target was not reached through this exit and was through another one. Several of several owners are the
+        exit's fault for sure.
+        """
         endpoint = acquired.endpoint
-        digest = hashlib.sha256(target.encode()).hexdigest()[:12]
-        self._later(live.trip(endpoint.pool, endpoint.endpoint_id, digest))
-        self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=True))
+        about = live.Doubt(_digest(owner), _digest(host))
+        self._later(live.trip(endpoint.pool, endpoint.endpoint_id, about))
+        self.doubt(DeviceId(endpoint.endpoint_id))
+
+    def doubt(self, device_id: DeviceId) -> None:
+        """An exit, or the target that it was to reach, is slow or does not answer: have it probed, once in a while."""
+        self._later(report_fault(device_id, doubtful=True))
 
     def path_lost(self, device_id: DeviceId) -> None:
         """A peer with open tunnels is gone and not back: have it probed next."""
         self._later(report_fault(device_id))
 
     def _later(self, call: RedisCall[Any]) -> None:
-        self._waiting.append(call)
+        self._waiting.append((call, None))
         self._wake.set()
 
     async def run(self) -> None:
@@ -131,24 +149,46 @@ class Leases:
     async def drain(self) -> None:
         """Send everything that waits now: what is given back in one call per pool, the rest one by one."""
         for pool, returned in self._returned.items():
-            held = [(endpoint_id, pak_id, count) for (endpoint_id, pak_id), count in returned.items()]
+            held = [(endpoint_id, pak_id, n) for (endpoint_id, pak_id), n in returned.items()]
             returned.clear()
             for start in range(0, len(held), RELEASE_BATCH):
-                self._waiting.append(
-                    live.release(pool, self._gateway_id, held[start : start + RELEASE_BATCH])
-                )
+                part = held[start : start + RELEASE_BATCH]
+                release = live.release(pool, self._gateway_id, part)
+                self._waiting.append((release, partial(self._released, pool, part)))
         while self._waiting:
-            call = self._waiting.popleft()
+            call, then = self._waiting.popleft()
             try:
                 await self.redis.run(call)
             except StoreUnavailable:
-                self._waiting.appendleft(call)
+                self._waiting.appendleft((call, then))
                 await asyncio.sleep(RETRY_S)
+                continue
+            if then is not None:
+                then()
+
+    def _released(self, pool: Pool, holds: Sequence[tuple[EndpointId, PakId, int]]) -> None:
+        held = self._held[pool]
+        for endpoint_id, pak_id, given in holds:
+            held[endpoint_id, pak_id] -= given
+            if held[endpoint_id, pak_id] <= 0:
+                del held[endpoint_id, pak_id]
+
+    async def compare(self) -> None:
+        """Give back what Redis holds for this gateway and nobody here has, twice in a row. Raises StoreUnavailable."""
+        for pool in Pool:
+            found = await self.redis.run(live.held(pool, self._gateway_id))
+            here, before = self._held[pool], self._excess[pool]
+            excess = Counter({(e, p): n - here[e, p] for e, p, n in found if n > here[e, p]})
+            lost = [(e, p, min(n, before[e, p])) for (e, p), n in excess.items() if before[e, p]]
+            self._excess[pool] = Counter() if lost else excess
+            if lost:
+                log.warning("answers were lost, places given back", extra={"endpoints": len(lost)})
+                await self.redis.run(live.release(pool, self._gateway_id, lost))
 
     async def beat_for_ever(self) -> None:
         """Say that this gateway lives, and give back what dead ones still hold."""
         fresh = True
-        while True:
+        for beat in count(1):
             try:
                 if fresh:
                     await self._own_leftovers()
@@ -159,6 +199,8 @@ class Leases:
                     for gateway_id in await self.redis.run(live.gateways(pool)):
                         if gateway_id != self._gateway_id:
                             await self._reap(pool, gateway_id)
+                if beat % COMPARE_EVERY_BEATS == 0:
+                    await self.compare()
             except StoreUnavailable as error:
                 log.warning("heartbeat missed", extra={"reason": str(error)})
             await asyncio.sleep(BEAT_S)
@@ -174,3 +216,7 @@ class Leases:
         if held:
             await self.redis.run(live.release(pool, gateway_id, held))
             log.info("reaped", extra={"gateway": gateway_id, "entries": len(held)})
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]

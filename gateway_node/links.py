@@ -208,9 +208,9 @@ class RelayLinks:
         links = (task.result() for task in self._links.values() if task.done() and not task.exception())
         return bool(self._resuming) or any(link.busy for link in links)
 
-    def resume(self, exit_: StreamExit) -> None:
-        """Bring a tunnel back in the background."""
-        task = asyncio.get_running_loop().create_task(exit_.resume_somewhere())
+    def resume(self, exit_: StreamExit, within_s: float) -> None:
+        """Bring a tunnel back in the background, or cut it."""
+        task = asyncio.get_running_loop().create_task(exit_.resume_somewhere(within_s))
         self._resuming.add(task)
         task.add_done_callback(self._resuming.discard)
 

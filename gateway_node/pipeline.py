@@ -24,6 +24,15 @@ from gateway_node.places import Places
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
 from gateway_node.sessions import SessionKeeper
+from gateway_node.tries import (
+    EXIT_ATTEMPTS_MAX,
+    MOVING_RETRIES_MAX,
+    MOVING_RETRY_S,
+    ONE_DEVICE,
+    Doubts,
+    Patience,
+    wants_a_second_word,
+)
 from gateway_node.tunnel import ExitPath, Tunnel
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal
@@ -37,13 +46,6 @@ from shared.runtime.deadlines import Deadlines
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire.mux import MuxReason
 
-EXIT_ATTEMPTS_MAX: Final = 3
-MOVING_RETRIES_MAX: Final = 12
-MOVING_RETRY_S: Final = 0.25
-"""Devices that change relays are back within a second or so; so long a request waits rather than fails."""
-BUSY_RETRIES_MAX: Final = 3
-BUSY_RETRY_S: Final = 0.05
-"""A connection that its customer just closed gives its place back a moment later."""
 OPEN_TOTAL_MAX_S: Final = 25.0
 SLOW_OPEN_S: Final = 3.0
 """An exit that has not answered by then is probed while its customer goes on waiting: whoever comes next need not."""
@@ -200,46 +202,45 @@ class Pipeline:
         self, request: Request, route: Route, pak: Pak, target: Target
     ) -> Tunnel | RefusedRequest:
         excluded: list[EndpointId] = []
+        doubts = Doubts(self._leases, self._limited_as(pak), target)
         began_ms = self._now_ms()
-        either, moves, busy, missing = False, 0, 0, NoStockReason.STOCK
-        attempts = 1 if route.failover in _ONE_DEVICE else EXIT_ATTEMPTS_MAX
+        patience, missing = Patience(), NoStockReason.STOCK
+        attempts = 1 if route.failover in ONE_DEVICE else EXIT_ATTEMPTS_MAX
         while attempts:
             acquired = await self._acquire(route, pak, excluded)
             if isinstance(acquired, NoStock):
                 missing = acquired.reason
-                if moves or missing is NoStockReason.ABSENT:
-                    wait_s, moves = MOVING_RETRY_S, moves + 1
-                    excluded.clear()
-                else:
-                    wait_s, busy = BUSY_RETRY_S, busy + 1
-                waits = missing in _MAY_COME and moves <= MOVING_RETRIES_MAX and busy <= BUSY_RETRIES_MAX
-                if not waits:
+                wait_s = None if doubts.verdict is not None else patience.until_stock(missing)
+                if wait_s is None:
                     break
+                if patience.moves:
+                    excluded.clear()
                 await asyncio.sleep(wait_s)
                 continue
             side = await self._dial(acquired, pak, target, request)
-            if isinstance(side, RefusedRequest):
-                self._leases.give_back(acquired, pak.pak_id)
-                return side
-            if not isinstance(side, ExitFailed):
+            if not isinstance(side, ExitFailed | RefusedRequest):
+                doubts.are_the_exits()
                 return await self._admit(pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
+            if isinstance(side, RefusedRequest):
+                doubts.add(acquired)
+                if doubts.verdict is not None or not wants_a_second_word(route, side):
+                    return doubts.verdict or side
+                doubts.verdict, attempts = side, 1
+                continue
             EXIT_FAULTS.labels(side.reason if side.reason in _KNOWN_REASONS else "other").inc()
-            either = either or side.fault is Fault.EITHER
-            if side.moving and moves < MOVING_RETRIES_MAX:
-                moves += 1
-                await asyncio.sleep(MOVING_RETRY_S if route.failover in _ONE_DEVICE else 0)
+            if side.moving and patience.moves < MOVING_RETRIES_MAX:
+                patience.moves += 1
+                await asyncio.sleep(MOVING_RETRY_S if route.failover in ONE_DEVICE else 0)
                 continue
             attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
             else:
-                self._leases.report_target(acquired, f"{request.host}:{request.port}")
-        if either:
-            return RefusedRequest(
-                Refusal.TARGET_REFUSED, "the target could not be reached from any exit tried"
-            )
+                doubts.add(acquired)
+        if doubts:
+            return doubts.answer()
         if excluded:
             return RefusedRequest(
                 Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry"
@@ -250,7 +251,7 @@ class Pipeline:
         self, acquired: Acquired, pak: Pak, target: Target, request: Request
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
-        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.path_lost, device_id))
+        slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.doubt, device_id))
         try:
             return await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
@@ -382,8 +383,6 @@ _KNOWN_REASONS: Final = frozenset(
     }
 )
 """Reasons that become a metric's label; what a peer makes up does not."""
-_MAY_COME: Final = frozenset({NoStockReason.STOCK, NoStockReason.ABSENT})
-_ONE_DEVICE: Final = frozenset({Failover.STRICT, Failover.SAME_NODE})
 _AUTH_MESSAGES: Final = {
     Refusal.AUTH_INVALID: "wrong username or password, or the key is disabled or expired",
     Refusal.CAP_EXCEEDED: "the key has used all of its traffic; top it up to go on",

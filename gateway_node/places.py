@@ -28,8 +28,8 @@ log = logging.getLogger("psx.gateway")
 
 
 class _Owner:
-    """`wanted` are open ones and those that wait, `peak` the most of them at once since the last look; `full` is whether the
-    last answer was less than what was asked for."""
+    """`wanted` are open ones and those that wait, `peak` the most of them at once since the last look; `full` is whether
+    the last answer was less than what was asked for."""
 
     __slots__ = ("asking", "full", "held", "open", "peak", "waiting", "wanted")
 

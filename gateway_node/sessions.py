@@ -37,6 +37,7 @@ class _Counted:
 
     session: SessionFacts | None
     began_ms: int
+    lease_id: str = ""
     requests: int = 0
     up: int = 0
     down: int = 0
@@ -62,7 +63,8 @@ class SessionKeeper:
             if facts is None and len(self._untold) < UNTOLD_MAX:
                 facts = SessionFacts(pool, pak_id, route.session_id, route.rotation.value)
                 self._untold[where] = facts
-        self._open[tunnel] = counted = _Counted(facts, began_ms)
+        kind, pinned = route.pin or ("", "")
+        self._open[tunnel] = counted = _Counted(facts, began_ms, pinned if kind == "lease" else "")
         if self._heard and any(self._heard.get(name, -1) >= began_ms for name in _names(tunnel, counted)):
             asyncio.get_running_loop().call_soon(tunnel.cut)
 
@@ -148,4 +150,5 @@ class SessionKeeper:
 def _names(tunnel: Tunnel, counted: _Counted) -> Sequence[str]:
     """What a tunnel may be closed under."""
     pak, sid = tunnel.pak, counted.session.session_id if counted.session else None
-    return closings_of(tunnel.acquired.endpoint.pool, pak.account_id, pak.pak_id, sid)
+    pool = tunnel.acquired.endpoint.pool
+    return closings_of(pool, pak.account_id, pak.pak_id, sid, counted.lease_id)

@@ -1,7 +1,8 @@
 """The gateway's end of a tunnel of binary-v2, over a link and over lost paths.
 
 A tunnel whose path is lost (the peer's socket, the relay, the link) waits, looks its device up in Redis, and resumes
-where the device is now; the customer sees a pause. After `RESUME_TRY_S` it is cut. An end's rules: `wire/stream.py`.
+where the device is now; the customer sees a pause. After `RESUME_TRY_S` it is cut, after `GONE_TRY_S` when the peer's
+socket ended without a word, at once when the peer has stopped or no longer knows it. An end's rules: `wire/stream.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from gateway_node.links import RelayLink, RelayLinks
 
 RESUME_TRY_S: Final = 15.0
+GONE_TRY_S: Final = 5.0
+"""A peer that lives dials again within half a second: the rest is for slow handshakes. Most that end so are dead, and their
+customers had better be told.
+"""
 REPORT_AFTER_S: Final = 1.0
 """A path that is back sooner was a handover, and nothing to probe for."""
 RESUME_POLL_MIN_S: Final = 0.05
@@ -147,13 +152,13 @@ class StreamExit:
             opening.set_exception(LinkRefused(mux.read_reason(frame.body), detail))
 
     def _reset(self, reason: MuxReason) -> None:
-        if reason is MuxReason.PATH_LOST:
-            self.path_lost()
+        if reason is MuxReason.PATH_LOST or reason is MuxReason.PEER_GONE:
+            self.path_lost(peer_gone=reason is MuxReason.PEER_GONE)
         else:
             self._broke(by_exit=reason is not MuxReason.TARGET_RESET)
 
-    def path_lost(self) -> None:
-        """The way to the peer is gone; an open tunnel looks for another one."""
+    def path_lost(self, *, peer_gone: bool = False) -> None:
+        """The way to the peer is gone, or so it seems the peer itself; an open tunnel looks for another one."""
         self._link = None
         if self._over:
             return
@@ -164,15 +169,15 @@ class StreamExit:
                 self._resuming.set_exception(LinkLost("path lost again"))
         elif self._stream.attached:
             self._stream.detach()
-            self._links.resume(self)
+            self._links.resume(self, GONE_TRY_S if peer_gone else RESUME_TRY_S)
 
     # resumption
 
-    async def resume_somewhere(self) -> None:
+    async def resume_somewhere(self, within_s: float) -> None:
         """Try where the device is, until it answers or time is over. The customer's bytes wait meanwhile."""
         report = asyncio.get_running_loop().call_later(REPORT_AFTER_S, self._links.report, self._device_id)
         try:
-            async with asyncio.timeout(RESUME_TRY_S):
+            async with asyncio.timeout(within_s):
                 wait_s = RESUME_POLL_MIN_S
                 while not self._over and not await self._resume_once():
                     await asyncio.sleep(wait_s)
@@ -301,9 +306,9 @@ class StreamExit:
         self._say(mux.reset_frame(self._id, MuxReason.CUSTOMER_RESET))
         self._leave()
         if self._opening is not None and not self._opening.done():
-            self._opening.set_exception(LinkLost("reset before the tunnel opened"))
+            self._opening.set_exception(LinkRefused(MuxReason.UNKNOWN, "reset before the tunnel opened"))
         if self._tunnel is not None:
-            self._tunnel.cut(exit_broke=by_exit)
+            self._tunnel.exit_reset(by_target=not by_exit)
 
     def _say(self, frame: bytes) -> None:
         if self._link is not None:

@@ -25,7 +25,12 @@ AFTER_CUSTOMER_ENDED_MAX_S: Final = 30.0
 """How long a target may take, silent, to answer a customer that has ended its side."""
 AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S: Final = 4.0
 """The same where the target cannot be told of the end (binary-v1): most customers that end have left."""
+UNTOLD_KERNEL_BYTES: Final = 256 * 1024
+UNTOLD_WRITE_HIGH_BYTES: Final = 128 * 1024
+"""What the kernel and what this process hold for a tunnel of v1 on each of its connections."""
 IDLE_MAX_S: Final = 900.0
+UNUSED_MAX_S: Final = 60.0
+"""The same for a tunnel that never carried a byte: it costs nothing, and takes an exit's place from others."""
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -213,6 +218,11 @@ class Tunnel:
         if self.customer is not None and not self._waits:
             self.customer.release()
 
+    def exit_reset(self, *, by_target: bool) -> None:
+        """The exit broke it off, or says that the target did: what took bytes and gave none is suspicious either way."""
+        self._exit_ended = True
+        self.cut(exit_broke=not by_target)
+
     # the meter
 
     def wait(self) -> None:
@@ -258,7 +268,7 @@ class Tunnel:
         carried = self.up_bytes + self.down_bytes
         self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
         self._seen_bytes = carried
-        limit_s = IDLE_MAX_S
+        limit_s = IDLE_MAX_S if carried else UNUSED_MAX_S
         if self._exit_ended:
             limit_s = AFTER_EXIT_ENDED_MAX_S
         elif self._customer_ended:
@@ -266,6 +276,19 @@ class Tunnel:
             limit_s = AFTER_CUSTOMER_ENDED_MAX_S if told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
         if self._silent_s >= limit_s:
             self.finish()
+
+
+def hold_little(transport: asyncio.Transport | None, option: int) -> None:
+    """Hold little for one connection, and let the kernel hold little in one direction (`SO_SNDBUF` or `SO_RCVBUF`): others
+    wait for a slow customer of a v1 peer, so it is to be felt early and for short (`relay_node/tunnel.py`).
+    """
+    if transport is None:
+        return
+    transport.set_write_buffer_limits(high=UNTOLD_WRITE_HIGH_BYTES)
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, option, UNTOLD_KERNEL_BYTES)
 
 
 def reset(transport: asyncio.Transport | None) -> None:

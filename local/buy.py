@@ -19,15 +19,15 @@ TRIES_MAX: Final = 10
 WAIT_S: Final = 1.0
 
 
-async def buy(api: str, node: str, wallet: LocalAccount) -> dict[str, Any]:
+async def buy(api: str, node: str, wallet: LocalAccount, path: str = PATH) -> dict[str, Any]:
     """402, payment, credentials. Raises SystemExit with the API's words when it sells nothing."""
-    quoted = await call(api + PATH)
+    quoted = await call(api + path)
     if quoted.status != 402:
         raise SystemExit(f"psx: {_words(quoted)}")
     rail = next(a for a in quoted.body["paymentRequirement"]["accepts"] if a["network"] == "base")
     paid = await EvmChain(node).pay(wallet, rail["payTo"], int(rail["maxAmountRequired"]))
     for _ in range(TRIES_MAX):
-        answer = await call(api + PATH, headers={"Payment-Signature": paid})
+        answer = await call(api + path, headers={"Payment-Signature": paid})
         if answer.status == 200:
             bought: dict[str, Any] = answer.body
             return bought

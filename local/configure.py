@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway_node.prober.settings import PLACES_MIN, parse_targets
+from local.cache_users import access_strings
 from local.paths import ROOT
 from shared.supply.model import parse_regions
 
@@ -52,6 +53,7 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
         "PSX_WATCHDOG_RECIPIENTS",
         "PSX_WATCHDOG_CERTIFICATES",
     ),
+    **{f"cache-{user}": ("PSX_REDIS_PASSWORD",) for user in access_strings()},
 }
 OPERATORS: Final = frozenset({*SECRETS["chains"], *SECRETS["watchdog"]})
 OPTIONAL: Final = frozenset({"PSX_GAS_KEY", "PSX_SELF_TEST_KEY", "PSX_CUSTOMER_KEY", *SECRETS["watchdog"]})
@@ -78,7 +80,7 @@ def parameter_names() -> tuple[str, ...]:
 
 
 def fresh_values() -> dict[str, str]:
-    """New values of every secret that is ours to make."""
+    """New values of every variable that is ours to make, for one secret."""
     tokens, target = _key_pair(), _key_pair()
     return {
         "PSX_SECRET_PEPPER": secrets.token_hex(32),
@@ -89,6 +91,7 @@ def fresh_values() -> dict[str, str]:
         "PSX_JWT_PUBLIC_KEY": tokens[1],
         "PSX_TARGET_SIGNING_KEY": target[0],
         "PSX_TARGET_PUBLIC_KEYS": target[1],
+        "PSX_REDIS_PASSWORD": secrets.token_hex(32),
     }
 
 
@@ -106,13 +109,13 @@ def _key_pair() -> tuple[str, str]:
 
 def create_secrets(client: Any, stage: str, given: Mapping[str, str]) -> dict[str, bool]:
     """Create what is missing; answers name -> whether it is new. Raises ConfigureRefused."""
-    values = {**fresh_values(), **{name: given.get(name, "") for name in OPERATORS}}
     made = {}
     for secret, variables in SECRETS.items():
         name = f"psx/{stage}/{secret}"
         if _exists(client, name):
             made[name] = False
             continue
+        values = {**fresh_values(), **{variable: given.get(variable, "") for variable in OPERATORS}}
         missing = [v for v in variables if not values[v] and v not in OPTIONAL]
         if missing:
             raise ConfigureRefused(f"{name}: set {', '.join(missing)} in the environment of this command")

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
+from local.cache_users import access_strings
+
 TARGET_NAME: Final = "target.lab.psx.example"
 TARGET_ADDRESS: Final = "127.80.0.1"
 RELAY_NAMES: Final = {"eu": "127.30.0.1", "us": "127.30.0.2"}
@@ -173,6 +175,8 @@ class LabSecrets:
     jwt_public: str
     target_private: str
     target_public: str
+    cache: Mapping[str, str]
+    """Passwords of the cache's users."""
 
 
 def fresh_secrets() -> LabSecrets:
@@ -185,6 +189,7 @@ def fresh_secrets() -> LabSecrets:
         secrets.token_urlsafe(32),
         *_key_pair(),
         *_key_pair(),
+        {user: secrets.token_hex(32) for user in access_strings()},
     )
 
 

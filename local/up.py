@@ -11,6 +11,7 @@ from typing import Final
 from local import lab
 from local.client import call
 from local.network import LocalNetwork, Ports
+from local.paths import ROOT
 
 WATCH_S: Final = 1.0
 SETTLE_TIMEOUT_S: Final = 40
@@ -69,7 +70,7 @@ EVM wallet       {wallet.address}   100 USDC (worth nothing outside this machine
 reseller's key   psx_reseller1 : {key}
 admin API key    {net.keys.admin}
 
-buy    EVM_KEY={"0x" + bytes(wallet.key).hex()} {sys.executable} -m local.buy {net.api_url} {net.evm.url}
+buy    (cd {ROOT} && EVM_KEY={"0x" + bytes(wallet.key).hex()} {sys.executable} -m local.buy {net.api_url} {net.evm.url})
 curl   curl --cacert {net.files.ca} -x http://psx_reseller1-peer-de:{key}@127.0.0.1:{net.ports.http} {net.target_url}/ip
 watch  watch -n1 curl -s {net.api_url}/v1/gateway/pool/stock
 

@@ -16,6 +16,7 @@ from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.regions import RegionTable
 from relay_node.registry import Hooks, Registry
+from relay_node.rotation import RotationTeller
 from relay_node.settings import RelaySettings
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
@@ -38,7 +39,7 @@ async def serve(settings: RelaySettings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    redis = AsyncRedis(settings.redis_url)
+    redis = AsyncRedis(settings.redis_url, settings.redis_login())
     files = settings.asn_mmdb, settings.country_mmdb
     mirror = await first_fetch(settings.ip_data_bucket, *files)
     origins = OriginReader(*files, settings.asn_classes, late=mirror is not None)
@@ -46,6 +47,7 @@ async def serve(settings: RelaySettings) -> None:
     public_key = settings.jwt_public_key.get_secret_value()
     mesh_host, mesh_port = listen_address(settings.relay_mesh_listen)
     presence = PresenceWriter(redis, settings.relay_id, (mesh_host, mesh_port))
+    teller = RotationTeller(redis)
     registry = Registry(
         Hooks(
             verify=lambda token: verify(token, public_key),
@@ -54,6 +56,7 @@ async def serve(settings: RelaySettings) -> None:
             arrived=presence.arrived,
             left=presence.left,
             redirect_for=lambda device: regions.elsewhere(device.origin.country, settings.relay_region),
+            rotated=teller.rotated,
         )
     )
     presence.revoke = registry.revoke
@@ -70,6 +73,7 @@ async def serve(settings: RelaySettings) -> None:
     duties = Duties(stopping)
     duties.start(
         presence.run(),
+        teller.run(),
         presence.beat_for_ever(registry),
         follow_orders(redis, registry, presence, settings.relay_id),
         sweep_for_ever(registry, presence),

@@ -13,6 +13,7 @@ class Reason(StrEnum):
     """Why a socket was closed or a tunnel refused or ended; each happening is counted once."""
 
     PEER_CLOSED = "peer_closed"
+    PEER_STOPPED = "peer_stopped"
     TARGET_CLOSED = "target_closed"
     GATEWAY_CLOSED = "gateway_closed"
     PEER_GONE = "peer_gone"
@@ -23,6 +24,7 @@ class Reason(StrEnum):
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - a reason, not a secret
     REVOKED = "revoked"
+    NOT_OWNED = "owner_is_here"
     TOO_MANY_SOCKETS = "too_many_sockets"
     TOO_MANY_TUNNELS = "too_many_tunnels"
     UNKNOWN_DEVICE = "unknown_device"

@@ -1,7 +1,7 @@
 """binary-v2 through the relay: frames pass between a gateway's link and a peer's socket, with the tunnel ids changed.
 
 The relay keeps no windows and no replay: those are the ends' business. It shares each connection fairly, bounds what it
-holds for a tunnel and for all of them, and says PATH_LOST to one side when the other is gone.
+holds for a tunnel and for all of them, and tells one side when the other is gone, and how it went.
 """
 
 from __future__ import annotations
@@ -21,6 +21,16 @@ PROCESS_BUFFER_MAX_BYTES: Final = 512 * 1024 * 1024
 _PEER_ENDS: Final = frozenset({MuxType.RESET, MuxType.REFUSED})
 _GATEWAY_ENDS: Final = frozenset({MuxType.RESET, MuxType.CLOSE})
 _SEQUENCED: Final = frozenset({MuxType.DATA, MuxType.EOF, MuxType.BLOCKED})
+_RELAYS_SAY: Final = frozenset(
+    {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
+)
+"""Of paths and devices relays speak. A gateway holds none of these against an exit, so no exit may hide behind them."""
+_WHEN_LOST: Final = {
+    Reason.REVOKED: MuxReason.STOPPED,
+    Reason.NOT_OWNED: MuxReason.STOPPED,
+    Reason.PEER_STOPPED: MuxReason.STOPPED,
+    Reason.PEER_GONE: MuxReason.PEER_GONE,
+}
 CONTROL_WHILE_FULL_MAX: Final = 4096
 """Control frames of one tunnel towards a connection that takes nothing; an honest end has no reason for more."""
 
@@ -164,15 +174,15 @@ class Forward:
                 return
         else:
             self._controls = 0
-        if kind is MuxType.RESET and body[0] == MuxReason.PATH_LOST:
-            body = bytes((MuxReason.UNKNOWN,))  # which path is lost is the relay's to say
+        if kind in _PEER_ENDS and body[0] in _RELAYS_SAY:
+            body = bytes((MuxReason.UNKNOWN,)) + bytes(body[1:])
         lane.outbox.send(header(kind, lane.tunnel_id), body)
         if kind in _PEER_ENDS:
             self._leave(Reason.OPEN_FAILED if kind is MuxType.REFUSED else Reason.TARGET_CLOSED)
 
     def socket_lost(self, reason: Reason) -> None:
-        """The peer's socket is gone: the gateway may resume elsewhere, unless the device may not go on at all."""
-        why = MuxReason.STOPPED if reason is Reason.REVOKED else MuxReason.PATH_LOST
+        """The peer's socket is gone: the gateway may resume elsewhere, unless the device cannot or will not go on."""
+        why = _WHEN_LOST.get(reason, MuxReason.PATH_LOST)
         self._to_link.outbox.send(reset_frame(self._to_link.tunnel_id, why))
         self._leave(reason)
 

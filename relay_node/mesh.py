@@ -24,7 +24,10 @@ from relay_node.tunnel import (
     ASSUME_OPEN_AFTER_S,
     HELD_MAX_BYTES,
     OPEN_TIMEOUT_S,
+    SEND_BUFFER_BYTES,
+    SHARED_STALL_EARNED_MAX_S,
     SHARED_STALL_MAX_S,
+    STALL_EARNED_BYTES,
     STALL_MAX_S,
     Tunnel,
 )
@@ -50,6 +53,8 @@ class MeshConnection(asyncio.Protocol):
         self._tunnel: Tunnel | ConnectStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._blocked_s = self._progress_s = 0.0
+        self._may_block_s = SHARED_STALL_MAX_S
+        self._taken_bytes = 0
         self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,6 +91,9 @@ class MeshConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self._tunnel is not None and self._transport is not None:
             self._blocked_s = self._progress_s = self._loop.time()
+            earned_s = self._taken_bytes // STALL_EARNED_BYTES
+            self._may_block_s = min(self._may_block_s + earned_s, SHARED_STALL_EARNED_MAX_S)
+            self._taken_bytes = 0
             self._unsent_bytes = self._transport.get_write_buffer_size()
             self._tunnel.block()
             self._timer = self._loop.call_later(STALL_LOOK_S, self._look_at_stall)
@@ -93,6 +101,7 @@ class MeshConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._cancel_timer()
         if self._tunnel is not None:
+            self._may_block_s -= self._loop.time() - self._blocked_s
             self._tunnel.unblock()
 
     # from the tunnel
@@ -112,6 +121,7 @@ class MeshConnection(asyncio.Protocol):
 
     def write(self, data: Bytes) -> None:
         """Bytes for the gateway."""
+        self._taken_bytes += len(data)
         if self._transport is not None and not self._transport.is_closing():
             with contextlib.suppress(
                 RuntimeError
@@ -159,7 +169,7 @@ class MeshConnection(asyncio.Protocol):
         if unsent < self._unsent_bytes:
             self._progress_s = now_s
         self._unsent_bytes = unsent
-        shared = self._tunnel.shares_socket and now_s - self._blocked_s >= SHARED_STALL_MAX_S
+        shared = self._tunnel.shares_socket and now_s - self._blocked_s >= self._may_block_s
         if shared or now_s - self._progress_s >= STALL_MAX_S:
             self._tunnel.give_up(Reason.STALLED)
         else:
@@ -205,6 +215,7 @@ class MeshConnection(asyncio.Protocol):
             tunnel = Tunnel(self._new_session_id(), peer_socket, self)
             if self._transport is not None:
                 self._transport.set_write_buffer_limits(high=HELD_MAX_BYTES)
+                _bound_kernel(self._transport)
             peer_socket.tunnels[tunnel.session_id] = tunnel
             if not device.confirms_open:
                 self._timer = self._loop.call_later(ASSUME_OPEN_AFTER_S, tunnel.opened)
@@ -229,12 +240,19 @@ class MeshConnection(asyncio.Protocol):
         self._tunnel = None
         if reason is not None:
             count("tunnel", reason)
-        fields = [("X-PSX-Reason", detail[:64].encode("ascii", "replace").decode()), ("Content-Length", "0")]
-        with contextlib.suppress(ValueError):  # a peer's reason with a line break in it is not passed on
-            self.write(build_head(f"HTTP/1.1 {status} refused", [*fields, ("Connection", "close")]))
+        fields = [("X-PSX-Reason", detail), ("Content-Length", "0"), ("Connection", "close")]
+        self.write(build_head(f"HTTP/1.1 {status} refused", fields))
         self.finish()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _bound_kernel(transport: asyncio.Transport) -> None:
+    """Let the kernel hold so much for the gateway, and not what it finds best."""
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -26,6 +26,7 @@ from shared.wire.mux import Bytes
 from shared.wire.peer import Binary, FrameType, MalformedFrame, Text, Type
 from shared.wire.stream import Outbox
 from shared.wire.websocket import (
+    MAX_MESSAGE_BYTES,
     CloseCode,
     FrameReader,
     Message,
@@ -43,9 +44,10 @@ WRITE_HIGH_V2_BYTES: Final = 64 * 1024
 NOT_SENT_LOW_BYTES: Final = 64 * 1024
 TCP_NOTSENT_LOWAT: Final = 25
 MAX_HANDSHAKE_BYTES: Final = 8 * 1024
-PARTIAL_FREE_BYTES: Final = 128 * 1024
-PARTIAL_MAX_BYTES: Final = 256 * 1024 * 1024
-"""A message of v1 may have 4 MB. Unfinished ones larger than the first figure may add up to the second, over all peers."""
+MESSAGE_MAX_BYTES: Final = mux.FRAME_MAX_BYTES
+"""Of a peer that speaks v2, or has not yet said what it speaks; one of v1 may have 4 MB."""
+UNFINISHED_FREE_BYTES: Final = 16 * 1024
+"""Of a message that has not ended, so much is not counted (`registry.Unfinished`)."""
 FRAMES_PER_S_MAX: Final = 20_000
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
@@ -57,6 +59,7 @@ TOKEN_NEW_S: Final = 600
 
 _BARE_HEARTBEAT: Final = peer.encode_text(Type.HEARTBEAT)
 _HEARTBEAT_ACK: Final = encode_frame(Opcode.TEXT, peer.encode_text(Type.HEARTBEAT_ACK))
+_REFUSALS: Final = {Reason.TOKEN_REFUSED: "401 Unauthorized", Reason.NOT_OWNED: "403 Forbidden"}
 _ONLY_GATEWAYS_SEND: Final = frozenset(
     {mux.MuxType.OPEN, mux.MuxType.RESUME, mux.MuxType.CLOSE, mux.MuxType.GOAWAY}
 )
@@ -69,9 +72,9 @@ class PeerSocket(asyncio.Protocol):
 
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
-        "_frames_in_second", "_head", "_heard_s", "_last_id", "_network", "_partial_bytes", "_redirected_s",
+        "_frames_in_second", "_head", "_heard_s", "_last_id", "_network", "_redirected_s",
         "_second", "_transport", "account_generation", "address", "buffers", "device", "ends", "generation",
-        "known_relays", "loop", "lost_reason", "outbox", "ready", "registry", "token_issued_s", "tunnels", "v2",
+        "known_relays", "loop", "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s", "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
@@ -89,11 +92,10 @@ class PeerSocket(asyncio.Protocol):
         self.ready = False
         self.address = ""
         self._network = ""
-        self._partial_bytes = 0
         self.lost_reason = Reason.PEER_GONE
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
-        self._frames = FrameReader(masked=True)
+        self._frames = FrameReader(masked=True, max_message_bytes=MESSAGE_MAX_BYTES)
         self._binary = False
         self._heard_s = self.loop.time()
         self._blocked: set[Tunnel] = set()
@@ -101,6 +103,7 @@ class PeerSocket(asyncio.Protocol):
         self._last_id = 0
         self.generation = 0
         self.account_generation = 0
+        self.owned = False
         self._born_s = self._heard_s
         self._busy_since_s = self._heard_s
         self._second = 0
@@ -178,7 +181,7 @@ class PeerSocket(asyncio.Protocol):
         else:
             registry.per_address.pop(self._network, None)
         self.ready = False
-        self._hold_partial(0)
+        registry.unfinished.hold(self, 0)
         for tunnel in list(self.tunnels.values()):
             tunnel.socket_lost(self.lost_reason)
         for end in list(self.ends.values()):
@@ -207,8 +210,7 @@ class PeerSocket(asyncio.Protocol):
             return
         refused = self.registry.attach(self, claims)
         if refused is not None:
-            stale = refused is Reason.TOKEN_REFUSED
-            self._refuse("401 Unauthorized" if stale else "429 Too Many Requests", refused)
+            self._refuse(_REFUSALS.get(refused, "429 Too Many Requests"), refused)
             return
         rest, self._head = bytes(head), None
         self._write(handshake.accept_answer(request, subprotocol))
@@ -229,9 +231,7 @@ class PeerSocket(asyncio.Protocol):
         try:
             messages = self._frames.receive(data)
             self._count_frames(len(messages))
-            partial_bytes = self._frames.partial_bytes
-            if partial_bytes > PARTIAL_FREE_BYTES or self._partial_bytes:
-                self._hold_partial(partial_bytes if partial_bytes > PARTIAL_FREE_BYTES else 0)
+            self._count_unfinished(messages)
             for message in messages:
                 if self._closing:
                     return
@@ -241,13 +241,13 @@ class PeerSocket(asyncio.Protocol):
         except (MalformedFrame, mux.MalformedMux) as fault:
             self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
 
-    def _hold_partial(self, size: int) -> None:
-        """Messages that never end must not use up this process. Raises WebSocketFault when they would."""
-        registry, grown = self.registry, size - self._partial_bytes
-        if grown > 0 and registry.partial_bytes + grown > PARTIAL_MAX_BYTES:
-            raise WebSocketFault(CloseCode.TRY_AGAIN_LATER, "too many unfinished messages")
-        registry.partial_bytes += grown
-        self._partial_bytes = size
+    def _count_unfinished(self, messages: Sequence[Message]) -> None:
+        """Messages that never end must not use up this process."""
+        unfinished, size = self.registry.unfinished, self._frames.partial_bytes
+        if size > UNFINISHED_FREE_BYTES or unfinished.holds(self):
+            if any(message.opcode < Opcode.CLOSE for message in messages):
+                unfinished.hold(self, 0)  # what is unfinished now has just begun
+            unfinished.hold(self, size if size > UNFINISHED_FREE_BYTES else 0)
 
     def _count_frames(self, count: int) -> None:
         """A peer may not keep this process busy with tiny frames."""
@@ -271,10 +271,11 @@ class PeerSocket(asyncio.Protocol):
                 text = peer.parse_text(message.payload)
                 if text is not None:
                     self._text_frame(text)
-            case Opcode.PING:
+            case Opcode.PING if not self.outbox.paused:  # who asks and never reads is owed nothing
                 self._write(encode_frame(Opcode.PONG, message.payload))
             case Opcode.CLOSE:
-                self.close(CloseCode.NORMAL, "", Reason.PEER_CLOSED)
+                stops = message.close_code() == CloseCode.NORMAL
+                self.close(CloseCode.NORMAL, "", Reason.PEER_STOPPED if stops else Reason.PEER_CLOSED)
 
     def _binary_frame(self, frame: Binary) -> None:
         tunnel = self.tunnels.get(frame.session_id)
@@ -300,13 +301,16 @@ class PeerSocket(asyncio.Protocol):
                 self._device_info(frame)
             case Type.HEARTBEAT:
                 self._heartbeat()
+            case Type.ROTATION_COMPLETE:
+                self.registry.answer_rotation(self, frame)
             case _:
                 tunnel = self.tunnels.get(frame.text("sessionId"))
                 if tunnel is not None:
                     self._tunnel_frame(tunnel, frame)
 
     def _heartbeat(self) -> None:
-        self._write(_HEARTBEAT_ACK)
+        if not self.outbox.paused:
+            self._write(_HEARTBEAT_ACK)
         if self.ready and self.load == 0:
             self._offer_redirect()
 
@@ -317,7 +321,7 @@ class PeerSocket(asyncio.Protocol):
                     self.device.confirms_open = True
                 tunnel.opened()
             case Type.TUNNEL_OPEN_FAILED:
-                tunnel.open_failed(frame.text("reason") or "unknown")
+                tunnel.open_failed(frame.text("reason"))
             case Type.TUNNEL_CLOSED | Type.TUNNEL_CLOSE:
                 tunnel.closed_by_peer(frame.text("error"))
             case Type.TUNNEL_DATA:
@@ -333,6 +337,8 @@ class PeerSocket(asyncio.Protocol):
         first = not any(s.ready for s in device.sockets)
         if self.v2:
             self._use_v2()
+        else:
+            self._frames.max_message_bytes = MAX_MESSAGE_BYTES
         self.ready = True
         chosen = mux.PROTOCOL if self.v2 else peer.PROTOCOL
         self.send_text(Type.CONNECTED, deviceId=device.device_id, ip=self.address, protocol=chosen)
@@ -431,7 +437,8 @@ class PeerSocket(asyncio.Protocol):
         self._transport.close()
 
     def go_away(self, reconnect_in_ms: int, try_for_ms: int) -> None:
-        """This relay drains: a peer of v2 comes back elsewhere and its tunnels are resumed there."""
+        """This relay drains: a peer of v2 comes back elsewhere and its tunnels are resumed there, however it leaves."""
+        self.lost_reason = Reason.DRAIN
         self._send_frame(mux.goaway_frame(reconnect_in_ms, try_for_ms))
 
     def sweep(self, now_s: float) -> None:

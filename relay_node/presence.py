@@ -14,7 +14,8 @@ from typing import Final
 from relay_node.registry import Device, Registry
 from shared.grading.live import ask_probes, device_mark, mark_changed, mark_left
 from shared.kernel.ids import AccountId, DeviceId, RelayId
-from shared.pool.live import (
+from shared.pool.model import Presence
+from shared.pool.presence import (
     MOVE_PEERS,
     RELAY_BEAT_S,
     REVOKE_ACCOUNT,
@@ -25,7 +26,7 @@ from shared.pool.live import (
     put_presences,
     renew_presence,
 )
-from shared.pool.model import Presence
+from shared.pool.rotation import ROTATE_DEVICE
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 
@@ -54,7 +55,20 @@ class PresenceWriter:
         self._wishes: dict[str, Device | None] = {}
         self._new: set[str] = set()
         self._wake = asyncio.Event()
-        self.fault: str | None = None
+        self._faults: dict[str, str] = {}
+
+    @property
+    def fault(self) -> str | None:
+        """What does not work now: each duty tells its own, and takes it back when it succeeds."""
+        return next(iter(self._faults.values()), None)
+
+    def _well(self, duty: str) -> None:
+        self._faults.pop(duty, None)
+
+    def _fails(self, duty: str, error: StoreUnavailable) -> None:
+        if not self._faults:
+            log.warning("redis away", extra={"reason": str(error)})
+        self._faults[duty] = str(error)
 
     def arrived(self, device: Device) -> None:
         """A device has its first ready socket: it is present, and due for a probe."""
@@ -90,13 +104,11 @@ class PresenceWriter:
             try:
                 await self._put([device for _, device in batch if device is not None])
                 await self._drop([DeviceId(device_id) for device_id, device in batch if device is None])
-                self.fault = None
+                self._well("write")
             except StoreUnavailable as error:
                 for device_id, device in batch:
                     self._wishes.setdefault(device_id, device)
-                if self.fault is None:
-                    log.warning("redis away", extra={"reason": str(error)})
-                self.fault = str(error)
+                self._fails("write", error)
                 await asyncio.sleep(RETRY_S)
 
     async def renew(self, registry: Registry, now_s: float) -> None:
@@ -112,17 +124,18 @@ class PresenceWriter:
             try:
                 kept = await self._redis.run(renew_presence(ids, self._relay_id))
             except StoreUnavailable as error:
-                self.fault = str(error)
+                self._fails("renew", error)
                 return
             for device, is_kept in zip(part, kept, strict=True):
                 device.renewed_s = now_s
                 if not is_kept:
                     self._wish(device.device_id, device)
+        self._well("renew")
 
     async def _put(self, devices: Sequence[Device]) -> None:
         if not devices:
             return
-        arrivals = [Arrival(self._presence(d), d.generation, d.account_generation) for d in devices]
+        arrivals = [Arrival(self._presence(d), d.generation, d.account_generation, d.owned) for d in devices]
         new: list[DeviceId] = []
         revocations = await self._redis.run(put_presences(self._relay_id, arrivals))
         for device, revoked in zip(devices, revocations, strict=True):
@@ -173,25 +186,30 @@ class PresenceWriter:
                     log.warning("presence was lost", extra={"devices": len(registry.devices)})
                     self.refresh(registry)
                 stood = True
+                self._well("beat")
             except StoreUnavailable as error:
-                self.fault = str(error)
+                self._fails("beat", error)
             await asyncio.sleep(RELAY_BEAT_S)
 
 
 async def follow_orders(
     redis: AsyncRedis, registry: Registry, presence: PresenceWriter, relay_id: str
 ) -> None:
-    """Close devices as they are revoked, and move peers as operators say. A subscription that was lost and stands again
-    is followed by a refresh of every device, which tells what was revoked meanwhile.
+    """Close devices as they are revoked, move peers as operators say, and ask devices for another address. A subscription
+    that was lost and stands again is followed by a refresh of every device, which tells what was revoked meanwhile.
     """
     while True:
         try:
-            async for channel, text in redis.messages(REVOKE_DEVICE, REVOKE_ACCOUNT, MOVE_PEERS):
+            async for channel, text in redis.messages(
+                REVOKE_DEVICE, REVOKE_ACCOUNT, MOVE_PEERS, ROTATE_DEVICE
+            ):
                 name, _, rest = text.partition(" ")
                 if channel == REVOKE_DEVICE and rest.isdecimal():
                     registry.revoke(name, int(rest))
                 elif channel == REVOKE_ACCOUNT and rest.isdecimal():
                     registry.revoke_account(name, int(rest))
+                elif channel == ROTATE_DEVICE and rest:
+                    registry.ask_rotation(name, rest)
                 elif channel == MOVE_PEERS and name == relay_id:
                     for socket in list(registry.sockets):
                         socket.redirect(rest, "operator")

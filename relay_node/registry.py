@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from relay_node.figures import DEVICES, Reason
 from relay_node.forward import Buffers
+from relay_node.rotation import Rotations
+from shared.pool.rotation import Outcome
 from shared.supply.model import Origin
 from shared.supply.tokens import Claims, TokenFault
 from shared.wire import mux, peer
+from shared.wire.peer import Text
 from shared.wire.websocket import CloseCode
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from relay_node.peers import PeerSocket
 
 MAX_TUNNELS_PER_DEVICE: Final = 256
+UNFINISHED_MAX_BYTES: Final = 256 * 1024 * 1024
 MAX_SOCKETS_PER_ADDRESS: Final = 4096
 HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
@@ -51,6 +55,11 @@ class Device:
         """Tunnels over all its sockets."""
         return sum(s.load for s in self.sockets)
 
+    @property
+    def owned(self) -> bool:
+        """Whether who holds it showed that it is theirs (decision 0033). All its sockets are alike in this."""
+        return any(s.owned for s in self.sockets)
+
     def least_loaded(self, *, v2: bool = False) -> PeerSocket | None:
         """The ready socket (of v2 only, if asked) that carries the fewest tunnels."""
         ready = [s for s in self.sockets if s.ready and (s.v2 or not v2)]
@@ -72,6 +81,34 @@ class Hooks:
     arrived: Callable[[Device], None]
     left: Callable[[Device], None]
     redirect_for: Callable[[Device], str | None]
+    rotated: Callable[[str, str, Outcome], None] = lambda device_id, request_id, outcome: None
+
+
+class Unfinished:
+    """What is held of peers' messages that have begun and not ended. Beyond the bound the one that began first is closed:
+    an honest peer ends what it begins.
+    """
+
+    def __init__(self, max_bytes: int = UNFINISHED_MAX_BYTES) -> None:
+        self.held_bytes = 0
+        self._max_bytes = max_bytes
+        self._of: dict[PeerSocket, int] = {}
+
+    def holds(self, socket: PeerSocket) -> bool:
+        """Whether anything is counted of this one."""
+        return socket in self._of
+
+    def hold(self, socket: PeerSocket, size: int) -> None:
+        """So much is held of a socket's message now; with 0 it has none, and the next one begins later than all."""
+        self.held_bytes += size - self._of.get(socket, 0)
+        if size:
+            self._of[socket] = size
+        else:
+            self._of.pop(socket, None)
+        while self.held_bytes > self._max_bytes:
+            oldest = next(iter(self._of))
+            self.held_bytes -= self._of.pop(oldest)
+            oldest.close(CloseCode.TRY_AGAIN_LATER, "a message that does not end", Reason.OVERLOADED)
 
 
 class Registry:
@@ -84,56 +121,79 @@ class Registry:
         self.per_address: dict[str, int] = {}
         self.links: set[LinkConnection] = set()
         self.buffers = Buffers()
-        self.partial_bytes = 0
+        self.unfinished = Unfinished()
         self.draining = False
         self._window_s = 0
         self._handshakes: dict[str, int] = {}
         self._handshakes_total = 0
         self._relay_lists: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.rotations = Rotations()
 
     def may_shake_hands(self, address: str, now_s: float) -> bool:
-        """Count a handshake of this second; False when there were too many, of this address or of all."""
+        """Count a handshake of this second; False when there were too many, of this address or of all.
+
+        What an address may not have any more counts for nobody else.
+        """
         if int(now_s) != self._window_s:
             self._window_s, self._handshakes_total = int(now_s), 0
             self._handshakes.clear()
         count = self._handshakes.get(address, 0) + 1
         self._handshakes[address] = count
+        if count > HANDSHAKES_PER_S_PER_ADDRESS_MAX:
+            return False
         self._handshakes_total += 1
-        return count <= HANDSHAKES_PER_S_PER_ADDRESS_MAX and self._handshakes_total <= HANDSHAKES_PER_S_MAX
+        return self._handshakes_total <= HANDSHAKES_PER_S_MAX
 
     def attach(self, socket: PeerSocket, claims: Claims) -> Reason | None:
-        """Give an accepted socket to its device, or say why not: it has all its sockets already, or newer tokens.
+        """Give an accepted socket to its device, or say why not: it has all its sockets already, or newer tokens, or who
+        holds it showed that it is theirs and this one did not.
 
-        Sockets with older tokens than the newest are closed.
+        Sockets with older tokens than the newest are closed; so are those of strangers when the owner comes.
         """
         device = self.devices.get(claims.device_id)
+        if device is not None:
+            is_older = claims.generation < device.generation
+            if is_older or claims.account_generation < device.account_generation:
+                return Reason.TOKEN_REFUSED
+            if device.owned and not claims.owned:
+                return Reason.NOT_OWNED
+            if claims.owned and not device.owned:
+                self._turn_out(device)
+                device = None
+            elif len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
+                return Reason.TOO_MANY_SOCKETS
         if device is None:
-            origin = self.hooks.origin(socket.address)
-            now_ms = self.hooks.now_ms()
-            device = Device(
-                claims.device_id,
-                claims.account_id,
-                origin,
-                socket.address,
-                now_ms,
-                claims.generation,
-                claims.account_generation,
-            )
-            device.renewed_s = socket.loop.time()
-            self.devices[claims.device_id] = device
-            DEVICES.set(len(self.devices))
-        is_older = claims.generation < device.generation
-        if is_older or claims.account_generation < device.account_generation:
-            return Reason.TOKEN_REFUSED
-        if len(device.sockets) >= peer.MAX_SOCKETS_PER_DEVICE:
-            return Reason.TOO_MANY_SOCKETS
+            device = self._arrive(socket, claims)
         device.sockets.append(socket)
+        socket.owned = claims.owned
         device.generation = socket.generation = claims.generation
         device.account_generation = socket.account_generation = claims.account_generation
         self.revoke(device.device_id, claims.generation, claims.account_generation)
         socket.device, socket.token_issued_s = device, claims.issued_s
         socket.known_relays = self._one_of_each(claims.relays)
         return None
+
+    def _arrive(self, socket: PeerSocket, claims: Claims) -> Device:
+        """A device with its first socket: that one's address is the device's."""
+        device = Device(
+            claims.device_id,
+            claims.account_id,
+            self.hooks.origin(socket.address),
+            socket.address,
+            self.hooks.now_ms(),
+            claims.generation,
+            claims.account_generation,
+        )
+        device.renewed_s = socket.loop.time()
+        self.devices[claims.device_id] = device
+        DEVICES.set(len(self.devices))
+        return device
+
+    @staticmethod
+    def _turn_out(device: Device) -> None:
+        """Whoever has the device without having shown that it is theirs leaves it to who has."""
+        for socket in list(device.sockets):
+            socket.close(CloseCode.POLICY, "its owner is here", Reason.NOT_OWNED)
 
     def _one_of_each(self, relays: tuple[str, ...]) -> tuple[str, ...]:
         """The same list of relays stands in almost every token: it is kept once."""
@@ -147,9 +207,27 @@ class Registry:
         if device is None or socket not in device.sockets:
             return
         device.sockets.remove(socket)
-        if not device.sockets and self.devices.pop(device.device_id, None) is not None:
+        if not device.sockets and self.devices.get(device.device_id) is device:  # nobody has taken its place
+            del self.devices[device.device_id]
             DEVICES.set(len(self.devices))
             self.hooks.left(device)
+
+    def ask_rotation(self, device_id: str, request_id: str) -> None:
+        """Send a device that is here what it is asked; remember it for one that comes here to answer."""
+        device = self.devices.get(device_id)
+        socket = device.least_loaded() if device else None
+        self.rotations.asked(device_id, request_id, socket.address if socket else "", self.hooks.now_ms())
+        if socket is not None:
+            socket.send_text(peer.Type.ROTATE_IP_REQUEST, requestId=request_id)
+
+    def answer_rotation(self, socket: PeerSocket, said: Text) -> None:
+        """What a device says of a rotation; told on when it was asked for."""
+        if socket.device is None:
+            return
+        device_id, request_id = socket.device.device_id, said.text("requestId")
+        outcome = self.rotations.answered(device_id, request_id, said, socket.address, self.hooks.now_ms())
+        if outcome is not None:
+            self.hooks.rotated(device_id, request_id, outcome)
 
     def revoke_account(self, account_id: str, generation: int) -> None:
         """Close every socket of an account whose tokens before `generation` ended."""

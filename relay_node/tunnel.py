@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from relay_node.figures import DOWN, TUNNELS, UP, Reason, count
-from shared.wire.peer import DATA_PAYLOAD_BYTES, FrameType, Type, binary_prefix
+from shared.wire.peer import DATA_PAYLOAD_BYTES, FrameType, OpenFailure, Type, binary_prefix
 
 if TYPE_CHECKING:
     from relay_node.mesh import MeshConnection
@@ -19,11 +19,21 @@ if TYPE_CHECKING:
 
 OPEN_TIMEOUT_S: Final = 10.0
 ASSUME_OPEN_AFTER_S: Final = 0.75
-STALL_MAX_S: Final = 5.0
+STALL_MAX_S: Final = 30.0
+"""So long a customer may take nothing where it alone waits for that."""
 SHARED_STALL_MAX_S: Final = 2.0
-"""So long a customer may make others of the same socket wait: with `HELD_MAX_BYTES` it has to take some 100 KB a second."""
+"""So long a customer may make others of the same socket wait; and a second longer for each `STALL_EARNED_BYTES` that it
+has taken since, up to `SHARED_STALL_EARNED_MAX_S`. What lies between the relay and a customer is let go of in pieces of
+some 400 KB: a customer that takes 100 KB a second blocks for some seconds at a time, and is never given up.
+"""
+STALL_EARNED_BYTES: Final = 64 * 1024
+SHARED_STALL_EARNED_MAX_S: Final = 10.0
+SEND_BUFFER_BYTES: Final = 128 * 1024
+"""Of the kernel, towards the gateway: a slow customer is felt here early, and again as soon as it has read a little."""
 HELD_MAX_BYTES: Final = 256 * 1024
 """Held for one tunnel before its socket is read no further; it is read again when three quarters are gone."""
+
+_FAILURES: Final = frozenset(OpenFailure)
 
 
 class State(Enum):
@@ -61,10 +71,10 @@ class Tunnel:
             self.mesh.tunnel_opened()
 
     def open_failed(self, reason: str) -> None:
-        """The peer could not dial the target."""
+        """The peer could not dial the target. Words that are not of the protocol go no further."""
         if self.state is State.OPENING:
             self._leave(Reason.OPEN_FAILED)
-            self.mesh.tunnel_refused(reason)
+            self.mesh.tunnel_refused(reason if reason in _FAILURES else OpenFailure.UNKNOWN)
 
     def to_peer(self, data: bytes) -> None:
         """Bytes of the customer, in frames that the slowest peer can take."""
@@ -87,7 +97,7 @@ class Tunnel:
     def closed_by_peer(self, error: str) -> None:
         """The peer ended the session: a failed open (older peers say it so), or the target's end."""
         if self.state is State.OPENING:
-            self.open_failed(error or "unknown")
+            self.open_failed(error)
         elif self.state is State.OPEN:
             self._leave(Reason.TARGET_CLOSED)
             self.mesh.finish()

@@ -16,7 +16,8 @@ from shared.access.live import Limit
 from shared.access.model import ApiKey, Scope
 from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import DEVICE_ID, DeviceId, EndpointId
-from shared.pool.live import revoke_account, unlist_endpoint
+from shared.pool.live import unlist_endpoint
+from shared.pool.presence import revoke_account
 from shared.runtime.clock import new_id, now_ms
 from shared.runtime.dynamo import DynamoRequest
 from shared.supply import owners

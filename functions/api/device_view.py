@@ -12,8 +12,8 @@ from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
 from shared.kernel.ids import pin_id
 from shared.kernel.traffic import traffic_unit
-from shared.pool.live import read_presence
 from shared.pool.model import Presence
+from shared.pool.presence import read_presence
 from shared.runtime.clock import now_ms
 from shared.settlement.rules import RateMissing, rate_for
 from shared.supply.live import read_crowded

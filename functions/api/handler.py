@@ -14,6 +14,7 @@ from functions.api import (
     inventory,
     ip_classes,
     keys,
+    leases,
     network_view,
     operations,
     owned,
@@ -39,7 +40,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install_idempotency(app, wired, admitted(wired))
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
-    rest = (inventory, account, balance, keys, sign_in, resellers, operations, setting_changes, pages)
+    rest = (inventory, account, balance, keys, sign_in, resellers, leases, operations, setting_changes, pages)
     views = (status_page, network_view)
     for room in (*supply, *rest, *views):
         app.include_router(room.router(wired))

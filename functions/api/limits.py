@@ -21,6 +21,7 @@ ROUTES: Final = {
     ("POST", f"{_KEYS}/{{pak_id}}/topup"): Limit("topup", 300, MINUTE_S),
     ("POST", f"{_KEYS}/{{pak_id}}/reveal"): Limit("reveal", 120, MINUTE_S),
     ("GET", "/v1/gateway/credentials"): Limit("credentials", 120, MINUTE_S),
+    ("POST", "/v1/private-pool/{pool_id}/leases"): Limit("reserve", 60, MINUTE_S),
     ("DELETE", "/v1/gateway/pool/my-sessions"): Limit("close_all", 60, MINUTE_S),
     ("DELETE", "/v1/gateway/pool/my-sessions/{session_key}"): Limit("close", 600, MINUTE_S),
     ("POST", "/v1/account/api-keys"): Limit("api_keys", 30, HOUR_S),

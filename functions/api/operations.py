@@ -40,6 +40,7 @@ SETTABLE: Final = frozenset(
         "grading",
         "domains",
         "purchases",
+        "leases",
     }
 )
 RELISTING: Final = frozenset({"terms", "grading"})

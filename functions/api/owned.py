@@ -18,7 +18,8 @@ from functions.http import ProblemError, Routes, bearer
 from shared.access.model import Scope
 from shared.grading.live import account_mark, device_mark, mark_changed
 from shared.kernel.ids import AccountId, EndpointId
-from shared.pool.live import revoke_account, unlist_endpoint
+from shared.pool.live import unlist_endpoint
+from shared.pool.presence import revoke_account
 from shared.runtime.clock import now_ms
 from shared.supply import table as devices
 from shared.supply.hours import parse_hours, span_of

@@ -243,15 +243,17 @@ class Resellers(Desk):
     def delete(self, request: Request, pak_id: str) -> dict[str, Any]:
         """End a key for good; its row stays, because its last bytes are still to be counted.
 
-        What it did not use returns to the balance when they are: see `shared/access/settling.py`.
+        What it did not use returns to the balance when they are, and its live counter is dropped: see
+        `shared/access/settling.py`.
         """
         key, pak = self.own(request, pak_id)
         fresh(self.w, request, key)
         now = now_ms()
         fields: dict[str, object] = {"enabled": False, "disabled_reason": DisabledReason.DELETED.value}
-        items = [access.set_item(self.table, pak.pak_id, fields, now)]
-        if pak.drawn_bytes:
-            items.append(settle_later_item(self.table, pak, now))
+        items = [
+            access.set_item(self.table, pak.pak_id, fields, now),
+            settle_later_item(self.table, pak, now),
+        ]
         if write_of_key(self.w, request, key, pak, "delete", items) is not None:
             raise _absent()
         self.tell(pak)

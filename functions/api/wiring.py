@@ -122,4 +122,4 @@ def regions_now(settings: ApiSettings, live: LiveSettings) -> tuple[Region, ...]
 def wiring() -> Wiring:
     """The wiring of this container."""
     settings = load(ApiSettings)
-    return wire(settings, SyncDynamo(), SyncRedis(settings.redis_url))
+    return wire(settings, SyncDynamo(), SyncRedis(settings.redis_url, settings.redis_login()))

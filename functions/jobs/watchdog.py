@@ -49,6 +49,7 @@ SCHEDULES: Final = (
     "refresh-ip-data",
     "drop-ghosts",
     "end-keys",
+    "keep-leases",
     "watchdog",
 )
 log = logging.getLogger("psx.jobs")
@@ -58,6 +59,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """AWS Lambda handler; answers what was seen, opened and closed."""
     w, settings, now = wiring(), load(JobSettings), now_ms()
     if not settings.watchdog_api_key.get_secret_value():
+        log.warning("watchdog is not set up", extra={"missing": "PSX_WATCHDOG_API_KEY"})
         return {"skipped": "PSX_WATCHDOG_API_KEY is not set"}
     refused = enter_loop(w.dynamo, settings.table("guard"), "watchdog", now)
     if refused is not None:

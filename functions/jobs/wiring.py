@@ -41,4 +41,4 @@ class Wiring:
 def wiring() -> Wiring:
     """The wiring of this container."""
     settings = load(Settings)
-    return Wiring(settings, SyncDynamo(), SyncRedis(settings.redis_url))
+    return Wiring(settings, SyncDynamo(), SyncRedis(settings.redis_url, settings.redis_login()))

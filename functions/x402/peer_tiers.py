@@ -28,7 +28,8 @@ from shared.guard.service import enter_loop, write_audited
 from shared.guard.table import close_incident, open_incident, read_versions, replace_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId, PakId
-from shared.pool.live import listed_ids, read_presence
+from shared.pool.live import listed_ids
+from shared.pool.presence import read_presence
 from shared.runtime.clock import new_id, now_ms
 from shared.runtime.dynamo import StoreUnavailable, TransactItem
 from shared.runtime.settings import secret_bytes

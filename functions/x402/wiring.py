@@ -145,4 +145,4 @@ def _rail(settings: SaleSettings, ours: Callable[[str], tuple[str, ...]], networ
 def wiring() -> Wiring:
     """The wiring of this container."""
     settings = load(SaleSettings)
-    return wire(settings, SyncDynamo(), SyncRedis(settings.redis_url))
+    return wire(settings, SyncDynamo(), SyncRedis(settings.redis_url, settings.redis_login()))

@@ -28,7 +28,7 @@ async def serve(settings: ProberSettings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    redis = AsyncRedis(settings.redis_url)
+    redis = AsyncRedis(settings.redis_url, settings.redis_login())
     files = settings.asn_mmdb, settings.country_mmdb
     mirror = await first_fetch(settings.ip_data_bucket, *files)
     following = loop.create_task(follow_bucket(mirror))

@@ -40,7 +40,8 @@ from shared.guard.model import Switch
 from shared.guard.table import read_setting, read_switch
 from shared.kernel.codes import IpType
 from shared.kernel.ids import UNKNOWN_COUNTRY, DeviceId, EndpointId
-from shared.pool.live import pause, read_presence, unpause
+from shared.pool.live import pause, unpause
+from shared.pool.presence import read_presence
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 from shared.supply.model import Device, Origin

@@ -29,7 +29,7 @@ class ProberSettings(Settings):
     probe_ca_file: Path | None = None
     probe_concurrency: int = 64
     probe_private_listen: str = ""
-    """Where `/metrics` and `/health` are answered; nowhere when empty."""
+    """Where `/metrics`, `/health` and `/ready` are answered; nowhere when empty."""
 
     @field_validator("probe_targets")
     @classmethod

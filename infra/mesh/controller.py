@@ -207,7 +207,7 @@ class Controller:
         figures.ROUNDS.labels(Outcome.APPLIED if changed else Outcome.UNCHANGED).inc()
 
     def fault(self) -> str | None:
-        """What `/health` says: None when rounds succeed, and a link lives if there is any peer."""
+        """What `/ready` says: None when rounds succeed, and a link lives if there is any peer."""
         if self._now_ms() - self._good_ms > FAULT_AFTER_S * 1000:
             return "no round succeeded within a minute"
         if self._live == 0 and any(peer.address is not None for peer in self._peers):

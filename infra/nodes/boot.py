@@ -29,12 +29,12 @@ PRIVATE_PORTS: Final = {"relay": 9100, "mesh": 9101, "prober": 9102, "gateway": 
 PEER_PORT: Final = 7080
 GATEWAY_PORTS: Final = {"http": 7000, "socks": 7001}
 TARGET_PORTS: Final = {"probe": 7020, "page": 7021}
-HEALTH: Final[Mapping[str, str]] = {
-    "relay": f"http://127.0.0.1:{PRIVATE_PORTS['relay']}/health",
-    "gateway": f"http://127.0.0.1:{PRIVATE_PORTS['gateway']}/health",
+READY: Final[Mapping[str, str]] = {
+    "relay": f"http://127.0.0.1:{PRIVATE_PORTS['relay']}/ready",
+    "gateway": f"http://127.0.0.1:{PRIVATE_PORTS['gateway']}/ready",
     "target": f"http://127.0.0.1:{TARGET_PORTS['page']}/page?nonce=health",
 }
-"""What the balancer asks too: a target answers nothing but probes, so one of these is its health."""
+"""What a fresh node has to answer well once. A target answers nothing but probes, so one of these tells of it."""
 UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("psx-firewall", "psx-mesh", "psx-relay", "psx-lifecycle"),
     "gateway": ("psx-firewall", "psx-mesh", "psx-gateway", "psx-prober", "psx-lifecycle"),
@@ -55,10 +55,12 @@ READS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Parameters that each role cannot start without, by their names below `/psx/<stage>/`."""
 SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
-    "relay": ("mesh",),
-    "gateway": ("credentials", "modems", "mesh"),
+    "relay": ("mesh", "cache-relay"),
+    "gateway": ("credentials", "modems", "mesh", "cache-gateway"),
+    "prober": ("credentials", "modems", "mesh", "cache-prober"),
     "target": ("probe-target",),
 }
+"""What each program reads, by names below `psx/<stage>/`."""
 SETTINGS: Final = Path("/etc/psx")
 SYSTEMD: Final = Path("/etc/systemd/system")
 STATE: Final = Path("/var/lib/psx")
@@ -151,8 +153,8 @@ def settings(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
     return files | (_relay(instance, given) if instance.role == "relay" else _gateway(instance, given))
 
 
-def _secrets(instance: Instance) -> str:
-    return ",".join(f"psx/{instance.stage}/{name}" for name in SECRETS[instance.role])
+def _secrets(instance: Instance, program: str) -> str:
+    return ",".join(f"psx/{instance.stage}/{name}" for name in SECRETS[program])
 
 
 def _mesh(instance: Instance) -> dict[str, str]:
@@ -189,7 +191,8 @@ def _relay(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str, 
             "PSX_RELAY_DRAIN_MAX_S": "600",
             "PSX_RELAYS": given["relays"],
             "PSX_JWT_PUBLIC_KEY": given["nodes/jwt-public-key"],
-            "PSX_SECRETS": _secrets(instance),
+            "PSX_REDIS_USER": "relay",
+            "PSX_SECRETS": _secrets(instance, "relay"),
         }
     }
 
@@ -206,14 +209,16 @@ def _gateway(instance: Instance, given: Mapping[str, str]) -> dict[str, dict[str
             "PSX_GATEWAY_DRAIN_MAX_S": "600",
             "PSX_GATEWAY_JOURNAL_DIR": str(STATE / "journal"),
             "PSX_HOUSE_ACCOUNT": given["house-account"],
-            "PSX_SECRETS": _secrets(instance),
+            "PSX_REDIS_USER": "gateway",
+            "PSX_SECRETS": _secrets(instance, "gateway"),
         },
         "prober": {
             **_addresses(given),
             "PSX_PROBE_TARGETS": given["nodes/probe-targets"],
             "PSX_PROBE_TARGET_KEYS": given["nodes/probe-target-keys"],
             "PSX_PROBE_PRIVATE_LISTEN": f"127.0.0.1:{PRIVATE_PORTS['prober']}",
-            "PSX_SECRETS": _secrets(instance),
+            "PSX_REDIS_USER": "prober",
+            "PSX_SECRETS": _secrets(instance, "prober"),
         },
     }
 
@@ -224,7 +229,7 @@ def _target(instance: Instance) -> dict[str, dict[str, str]]:
             "PSX_TARGET_PLACE": instance.region_name,
             "PSX_TARGET_LISTEN": f"0.0.0.0:{TARGET_PORTS['probe']}",
             "PSX_TARGET_PLAIN_LISTEN": f"0.0.0.0:{TARGET_PORTS['page']}",
-            "PSX_SECRETS": _secrets(instance),
+            "PSX_SECRETS": _secrets(instance, "target"),
         }
     }
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from infra.mesh.model import Role
 from infra.mesh.table import read_node, remove
-from infra.nodes.boot import HEALTH, UNITS, Metadata
+from infra.nodes.boot import READY, UNITS, Metadata
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import RunsDynamo, StoreUnavailable, SyncDynamo
 from shared.runtime.log import configure
@@ -160,8 +160,8 @@ def main() -> int:
     configure("lifecycle")
     environment = os.environ
     role, node_id, region = (environment[f"PSX_NODE_{name}"] for name in ("ROLE", "INSTANCE", "REGION"))
-    wait_until(lambda: is_healthy(HEALTH[role]) or is_leaving(), READY_TIMEOUT_S)
-    healthy = is_healthy(HEALTH[role])
+    wait_until(lambda: is_healthy(READY[role]) or is_leaving(), READY_TIMEOUT_S)
+    healthy = is_healthy(READY[role])
     log.info("node serves" if healthy else "node does not serve", extra={"node": node_id})
     try:
         signal_ready(boto3.client("cloudformation", region_name=region), environment, healthy)
@@ -173,7 +173,7 @@ def main() -> int:
 
     def stop(unit: str) -> None:
         stop_flushed(
-            units, unit, lambda: wait_until(lambda: is_healthy(HEALTH[role]), REPEAT_READY_S), give_up_s
+            units, unit, lambda: wait_until(lambda: is_healthy(READY[role]), REPEAT_READY_S), give_up_s
         )
 
     try:

@@ -114,6 +114,8 @@ async def _one(name: str, step: Callable[[Story], Awaitable[None]], story: Story
         async with asyncio.timeout(STEP_TIMEOUT_S):
             await step(story)
         story.net.supervisor.check()
+        if refused := await asyncio.to_thread(story.net.refused):
+            raise CheckFailed(f"users of the cache were refused: {', '.join(refused)}")
     except (CheckFailed, PartFailed) as failed:
         fault = str(failed)
     except TimeoutError:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from local import evm, lab
 from local.demo.story import Story, check
-from local.network import STAGE
+from local.stores import STAGE
 from local.tables import table_definitions
 from shared.chain.model import Network
 

@@ -22,8 +22,8 @@ from shared.grading.model import Grade, Thresholds
 from shared.grading.rules import Listing
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId, RelayId
-from shared.pool.live import drop_presences, put_presence
 from shared.pool.model import PRESENCE_TTL_S, Presence
+from shared.pool.presence import drop_presences, put_presence
 from shared.runtime.dynamo import DynamoRequest, RunsDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply import table as devices

@@ -2183,6 +2183,10 @@ func (k *socket) onText(raw []byte) error {
 		if k.d.mayFollow(k.who, k.address, given.text("relay")) {
 			k.finish(closeRedirected, "redirect followed")
 		}
+	case "rotate_ip_request": // this peer shares a connection and does not command it
+		k.text("rotation_complete", map[string]any{
+			"requestId": given.text("requestId"), "success": false, "error": "not_supported",
+		})
 	case "tunnel_connect":
 		return k.openSession(given.text("sessionId"), given.text("host"), given.integer("port"))
 	case "tunnel_data":

@@ -1,4 +1,5 @@
-"""What a deleted key did not use returns to its account's prepaid balance, once its last bytes were counted.
+"""What a deleted key did not use returns to its account's prepaid balance, once its last bytes were counted; then its live
+counter is dropped, as is that of a key on invoice.
 
 Gateways hear of the end within a second and flush within five; the roll-up follows in three. Until then nobody knows what
 the key used, so nothing is given back before `SETTLE_AFTER_MS`. See decision 0010.
@@ -46,6 +47,11 @@ def due_keys(table: str, now_ms: int, limit: int) -> DynamoRequest[Page[tuple[st
 def unused_bytes(pak: Pak, used_bytes: int) -> int:
     """What goes back: no more than was drawn for the key, and nothing that it used."""
     return max(pak.drawn_bytes - used_bytes, 0)
+
+
+def settled(table: str, place: str) -> DynamoRequest[None]:
+    """Nothing is left to do for a deleted key."""
+    return DynamoRequest("delete_item", {"TableName": table, "Key": key(_QUEUE, place)}, lambda _: None)
 
 
 def settle_items(

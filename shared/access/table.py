@@ -1,6 +1,6 @@
 """Rows of accounts, API keys and paks. A pak's secret is a row of its own, so a lookup is one consistent read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from shared.access.model import Account, AccountKind, ApiKey, DisabledReason, Pak, Quality, Scope
@@ -11,6 +11,7 @@ from shared.runtime.dynamo import (
     Item,
     Page,
     TransactItem,
+    batch_get,
     get_item,
     put_new,
     query,
@@ -218,6 +219,19 @@ def find_secret(table: str, secret_hash: str) -> DynamoRequest[PakId | None]:
 def get_pak(table: str, pak_id: PakId) -> DynamoRequest[Pak | None]:
     """A pak, as it is now."""
     return get_item(table, f"pak#{pak_id}", parse=read_pak)
+
+
+def ended_paks(table: str, pak_ids: Sequence[PakId]) -> DynamoRequest[frozenset[PakId]]:
+    """Those of up to 100 paks that were deleted, or never were. What the store had no time for counts as standing."""
+    asked = batch_get(table, [(f"pak#{pak_id}", "-") for pak_id in pak_ids], parse=read_pak)
+
+    def parse(answer: Mapping[str, Any]) -> frozenset[PakId]:
+        found = asked.parse(answer)
+        standing = {p.pak_id for p in found.rows if p.disabled_reason is not DisabledReason.DELETED}
+        unread = {PakId(pk.removeprefix("pak#")) for pk, _ in found.left}
+        return frozenset(pak_ids) - standing - unread
+
+    return DynamoRequest(asked.operation, asked.params, parse)
 
 
 def list_paks(

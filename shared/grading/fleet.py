@@ -9,8 +9,8 @@ from shared.grading import table as grades
 from shared.grading.model import Grade
 from shared.guard.table import read_setting
 from shared.kernel.ids import AccountId, DeviceId
-from shared.pool import live
 from shared.pool.model import Presence
+from shared.pool.presence import read_presences
 from shared.runtime.dynamo import (
     BATCH_GET_MAX,
     Batch,
@@ -83,7 +83,7 @@ class Fleet:
         peers = [d.device_id for d in found if d.kind is not Kind.MODEM]
         present: dict[DeviceId, Presence] = {}
         for part in parts_of(peers):
-            for presence in self.redis.run(live.read_presences(part)):
+            for presence in self.redis.run(read_presences(part)):
                 if presence is not None:
                     present[presence.device_id] = presence
         return present

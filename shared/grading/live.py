@@ -14,7 +14,8 @@ from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
 
 FAULT_DEBOUNCE_S: Final = 10
-DOUBT_DEBOUNCE_S: Final = 60
+DOUBT_DEBOUNCE_S: Final = 120
+"""720 light probes of 16 KB a day are within what probes may cost an owner's line (setting `grading`, 16 MB a day)."""
 DAY_KEPT_S: Final = 2 * 86_400
 EVERYTHING: Final = "*"
 """The mark that makes the listing run look at every device."""
@@ -29,10 +30,10 @@ _TAKE: Final = Script.load("shared.grading", "take_due")
 _FINISH: Final = Script.load("shared.grading", "finish_probe")
 _ASK: Final = Script.load("shared.grading", "ask_probe")
 _REPORT: Final = Script.load("shared.grading", "report_fault")
-_NEXT: Final = Script.load("shared.grading", "next_probe")
-_LENGTHS: Final = Script.load("shared.grading", "queue_lengths")
+_NEXT: Final = Script.load("shared.grading", "next_probe", reads=True)
+_LENGTHS: Final = Script.load("shared.grading", "queue_lengths", reads=True)
 _MARK: Final = Script.load("shared.grading", "mark_changed")
-_READ_CHANGED: Final = Script.load("shared.grading", "read_changed")
+_READ_CHANGED: Final = Script.load("shared.grading", "read_changed", reads=True)
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
 
 

@@ -15,6 +15,7 @@ LOOP_LIMITS: Final = {
     "validate_sale": LoopLimit(per_minute=60, per_hour=1200),
     "serve_owed": LoopLimit(per_minute=60, per_hour=1200),
     "end_keys": LoopLimit(per_minute=60, per_hour=1200),
+    "keep_leases": LoopLimit(per_minute=60, per_hour=1200),
     "test_peer_tiers": LoopLimit(per_minute=6, per_hour=60),
     "buy_as_customer": LoopLimit(per_minute=6, per_hour=24),
     "refresh_ip_data": LoopLimit(per_minute=4, per_hour=60),

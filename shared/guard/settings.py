@@ -154,7 +154,16 @@ def _purchases_fault(value: Mapping[str, Any]) -> str | None:
     return None if len(value) == 3 else "only each_micro, day_micro and every_s"
 
 
+def _leases_fault(value: Mapping[str, Any]) -> str | None:
+    """How many devices an account may reserve, and how often each may be asked for another address."""
+    for field, least in (("per_account", 0), ("rotations_per_hour", 1)):
+        if not _whole(value.get(field), least):
+            return f"{field}: must be a whole number of {least} or more"
+    return None if len(value) == 2 else "only per_account and rotations_per_hour"
+
+
 _FAULTS: Final = {
+    "leases": _leases_fault,
     "prices": _prices_fault,
     "confirmations": _confirmations_fault,
     "rates": _rates_fault,

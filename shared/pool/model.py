@@ -84,6 +84,17 @@ class Rotation(StrEnum):
     ON_DEMAND = "ondemand"
 
 
+ROTATION_WINDOW_MS: Final = {
+    Rotation.AUTO5: 5 * 60_000,
+    Rotation.AUTO10: 10 * 60_000,
+    Rotation.AUTO20: 20 * 60_000,
+    Rotation.AUTO60: 60 * 60_000,
+    Rotation.STICKY: 0,
+    Rotation.ON_DEMAND: 0,
+}
+"""After how long something changes by itself; 0 is never."""
+
+
 class Failover(StrEnum):
     """What may stand in when nothing matches."""
 
@@ -156,14 +167,3 @@ class NoStock:
 
     listed: int
     reason: NoStockReason
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A device held for one account. `private`: nobody else is routed to it meanwhile."""
-
-    lease_id: str
-    endpoint_id: EndpointId
-    account_id: AccountId
-    expires_at_ms: int
-    private: bool

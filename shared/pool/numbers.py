@@ -35,8 +35,8 @@ _NETWORKS: Final = "{live}:networks"
 _LOCK: Final = "{live}:lock"
 _FLEET: Final = "{live}:fleet"
 FLEET_KEPT_S: Final = 3600
-_COUNT: Final = Script.load("shared.pool", "count")
-_NOW: Final = Script.load("shared.pool", "now")
+_COUNT: Final = Script.load("shared.pool", "count", reads=True)
+_NOW: Final = Script.load("shared.pool", "now", reads=True)
 _PUT: Final = Script.load("shared.pool", "put_numbers")
 
 Steps = Generator[RedisCall[Any], Any, T]

@@ -1,32 +1,46 @@
-"""Dedicated ports: one listed device held for one sold key, under a lease that the key's username pins.
+"""Holds: one listed device for one key, under a lease that the key's username pins.
 
 The gateway enforces the pin (`-pin-lease-<id>`, see `acquire.lua`) by the reservation that is written here; the lease
-itself is a row of the sale. A private port has its device alone; shared ports share one up to its customers.
+itself is a row: of the sale for a dedicated port, of its key for a reserved device. A private hold has its device alone;
+shared ports share one up to its customers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from shared.kernel.codes import Pool
+from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
-from shared.pool.live import unreserve
 from shared.runtime.redis import RedisCall, Script, command
 
 LOOKED_AT: Final = 256
 """Listed devices of a country that one search draws; beyond it a free one may be missed, and is found by the next."""
 _HOLD: Final = Script.load("shared.pool", "hold_port")
+_UNRESERVE: Final = Script.load("shared.pool", "unreserve")
+_TEND: Final = Script.load("shared.pool", "tend_holds")
 
 
 @dataclass(frozen=True, slots=True)
 class PortWish:
-    """What kind of device a port is to have. `carrier` and `city` are slugs, or empty."""
+    """What kind of device is to be held. `carrier` and `city` are slugs, or empty."""
 
     pool: Pool
     country: Country | None
     carrier: str
     city: str
     private: bool
+    ip_type: IpType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A hold that ends `idle_ms` after it was last used; what is known of it stays for `kept_ms` after that."""
+
+    idle_ms: int
+    kept_ms: int
+
+
+_NEVER_IDLE: Final = Idle(0, 0)
 
 
 def hold_port(
@@ -38,11 +52,12 @@ def hold_port(
     now_ms: int,
     excluded: Iterable[EndpointId] = (),
     first: EndpointId | None = None,
+    idle: Idle = _NEVER_IDLE,
 ) -> RedisCall[EndpointId | None]:
     """Hold a device under a lease for one key, or answer the one it holds; None when none is free.
 
-    `first` is taken when it is free, whatever else is. With the held device in `excluded` the lease moves to another one,
-    and keeps what it has when there is none.
+    `first` is taken when nobody else holds it, on sale or not: it was the lease's before. With the held device in
+    `excluded` the lease moves to another one, and keeps what it has when there is none.
     """
     prefix = f"{{{wish.pool.value}}}:"
     args: list[str | int] = [
@@ -57,16 +72,45 @@ def hold_port(
         LOOKED_AT,
         pak_id,
         first or "",
+        wish.ip_type.value if wish.ip_type else "",
+        int(wish.pool is Pool.PEER),
+        idle.idle_ms,
+        idle.kept_ms,
         *excluded,
     ]
     keys = [f"{prefix}reserved:{lease_id}", f"{prefix}listed:{wish.country or 'any'}"]
     return RedisCall(lambda a: EndpointId(a.decode()) if a else None, script=_HOLD, keys=keys, args=args)
 
 
-def let_go(pool: Pool, lease_id: str, endpoint_id: EndpointId) -> tuple[RedisCall[bool], RedisCall[int]]:
-    """The lease ends: its username fails closed, and its device is free for others."""
-    key = f"{{{pool.value}}}:ports:{endpoint_id}"
-    return unreserve(pool, lease_id), command("ZREM", key, lease_id, parse=int)
+def let_go(pool: Pool, lease_id: str) -> RedisCall[bool]:
+    """The lease ends: its username fails closed, and its device is free for others. False when nothing was held."""
+    prefix = f"{{{pool.value}}}:"
+    return RedisCall(bool, script=_UNRESERVE, keys=[f"{prefix}reserved:{lease_id}"], args=[prefix, lease_id])
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What the live network knows of a lease. `away_since_ms`: off sale or unreachable since then; 0 while it is there."""
+
+    endpoint_id: EndpointId
+    expires_at_ms: int
+    used_at_ms: int
+    away_since_ms: int
+
+
+def tend_holds(pool: Pool, lease_ids: Sequence[str], now_ms: int) -> RedisCall[list[Hold | None]]:
+    """How holds of one pool stand, in their order; None for one that is lost. What is in use is held longer by it."""
+    prefix = f"{{{pool.value}}}:"
+
+    def parse(answer: Any) -> list[Hold | None]:
+        return [
+            Hold(EndpointId(r[0].decode()), int(r[1]), int(r[2]), int(r[3])) if r else None for r in answer
+        ]
+
+    keys = [f"{prefix}reserved:{lease_id}" for lease_id in lease_ids]
+    return RedisCall(
+        parse, script=_TEND, keys=keys, args=[prefix, now_ms, int(pool is Pool.PEER), *lease_ids]
+    )
 
 
 def is_listed(pool: Pool, endpoint_id: EndpointId) -> RedisCall[bool]:

@@ -17,7 +17,7 @@ CLOSED: Final = "closed"
 """The channel of closings; a message is a name of `closings_of`."""
 CLOSED_WORD_KEPT_S: Final = 3600
 _FIELDS: Final = 13
-_LIST: Final = Script.load("shared.pool", "sessions")
+_LIST: Final = Script.load("shared.pool", "sessions", reads=True)
 _CLOSE: Final = Script.load("shared.pool", "close_session")
 _TELL: Final = Script.load("shared.pool", "tell_sessions")
 
@@ -153,9 +153,11 @@ def _word(pool: Pool, name: str) -> str:
     return f"{{{pool.value}}}:closed:{name}"
 
 
-def closings_of(pool: Pool, account_id: AccountId, pak_id: PakId, session_id: str | None) -> list[str]:
-    """Under which names a tunnel may be closed: its account, its key, its named session."""
-    names = [f"account:{account_id}", f"key:{pak_id}"]
+def closings_of(
+    pool: Pool, account_id: AccountId, pak_id: PakId, session_id: str | None, lease_id: str = ""
+) -> list[str]:
+    """Under which names a tunnel may be closed: its account, its key, its lease, its named session."""
+    names = [f"account:{account_id}", f"key:{pak_id}", *([f"lease:{lease_id}"] if lease_id else [])]
     return names if session_id is None else [*names, f"session:{pool.value}:{pak_id}:{session_id}"]
 
 

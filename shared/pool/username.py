@@ -96,12 +96,20 @@ def _pool(text: str, draft: _Draft) -> tuple[Pool, ...]:
 
 
 def _country(text: str, draft: _Draft) -> Country | None:
+    try:
+        return read_country(text)
+    except ValueError:
+        draft.correct("country=any")
+        return None
+
+
+def read_country(text: str) -> Country | None:
+    """The country that a word names; None for any. Raises ValueError for what is no code and no alias of one."""
     if text in {"any", ""}:
         return None
     code = _COUNTRY_ALIASES.get(text, text)
     if not _COUNTRY.fullmatch(code):
-        draft.correct("country=any")
-        return None
+        raise ValueError("not a country code")
     return Country("gb" if code == "uk" else code)
 
 

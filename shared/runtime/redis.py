@@ -8,7 +8,7 @@ Cluster where it runs; keys that it computes itself have the same hash tag (`{po
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -25,20 +25,30 @@ _KEYLESS: Final = frozenset({"PUBLISH", "PING", "CONFIG", "INFO", "KEYS"})
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script: its name (for messages), text, and the SHA-1 that EVALSHA names it by."""
+    """A Lua script: its name (for messages), text, and the SHA-1 that EVALSHA names it by.
+
+    One that only reads says so: who runs it then needs no right to write its keys.
+    """
 
     name: str
     text: str
     sha1: str
+    reads: bool = False
 
     @staticmethod
-    def load(package: str, name: str) -> Script:
+    def load(package: str, name: str, *, reads: bool = False) -> Script:
         """Read `lua/<name>.lua` of a room."""
         text = resources.files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
-        return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+        return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), reads)
+
+    def commands(self) -> tuple[str, str]:
+        """What runs it by its digest, and what sends it whole."""
+        return ("EVALSHA_RO", "EVAL_RO") if self.reads else ("EVALSHA", "EVAL")
 
 
 Argument = str | int | bytes
+Login = tuple[str, str]
+"""A user of Redis and its password: what it may do stands in `infra/network.yml`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +72,15 @@ def _arguments(call: RedisCall[Any]) -> tuple[Argument, ...]:
 class SyncRedis:
     """Runs calls with redis-py; made once per Lambda container."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: Login | None = None) -> None:
         import redis  # noqa: PLC0415 - the nodes do without it
 
         self._errors = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
         self._missing = redis.exceptions.NoScriptError
+        named = {} if login is None else {"username": login[0], "password": login[1]}
         self._client: Any = (redis.RedisCluster if "+cluster" in url else redis.Redis).from_url(
             url.replace("+cluster", ""),
+            **named,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
         )
@@ -78,16 +90,16 @@ class SyncRedis:
         try:
             return call.parse(self._answer(call))
         except self._errors as error:
-            raise StoreUnavailable(f"redis: {type(error).__name__}") from error
+            raise StoreUnavailable(f"redis: {_named(error)}") from error
 
     def _answer(self, call: RedisCall[Any]) -> Any:
         if call.script is None:
             return self._client.execute_command(*call.command)
-        arguments = _arguments(call)
+        arguments, (known, whole) = _arguments(call), call.script.commands()
         try:
-            return self._client.execute_command("EVALSHA", call.script.sha1, *arguments)
+            return self._client.execute_command(known, call.script.sha1, *arguments)
         except self._missing:
-            return self._client.execute_command("EVAL", call.script.text, *arguments)
+            return self._client.execute_command(whole, call.script.text, *arguments)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -97,10 +109,10 @@ class SyncRedis:
 class AsyncRedis:
     """Runs calls on an asyncio loop, pipelined over one connection per server; see `redis_wire.py`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: Login | None = None) -> None:
         from shared.runtime.redis_wire import Servers  # noqa: PLC0415 - Lambda does not need it
 
-        self._servers = Servers(url)
+        self._servers = Servers(url, login)
 
     async def run(self, call: RedisCall[T], unheard: Callable[[T], None] | None = None) -> T:
         """Run one call. Raises StoreUnavailable when nothing is known of its outcome; cancelling is safe, and what was
@@ -112,13 +124,14 @@ class AsyncRedis:
                 answer = await self._servers.call(key, *call.command, unheard=told)
             else:
                 arguments, key = _arguments(call), call.keys[0]
-                answer = await self._servers.call(key, "EVALSHA", call.script.sha1, *arguments, unheard=told)
+                known, whole = call.script.commands()
+                answer = await self._servers.call(key, known, call.script.sha1, *arguments, unheard=told)
                 if isinstance(answer, Exception) and str(answer).startswith("NOSCRIPT"):
-                    answer = await self._servers.call(key, "EVAL", call.script.text, *arguments, unheard=told)
+                    answer = await self._servers.call(key, whole, call.script.text, *arguments, unheard=told)
         except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"redis: {type(error).__name__}") from error
         if isinstance(answer, Exception):
-            raise StoreUnavailable("redis: ResponseError")
+            raise StoreUnavailable(f"redis: {_named(answer)}")
         return call.parse(answer)
 
     async def messages(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
@@ -142,6 +155,14 @@ class AsyncRedis:
         await self._servers.close()
 
 
+def _named(error: Exception) -> str:
+    """What went wrong, without the server's words; what the user may not do has one name, in a script or outside."""
+    text = str(error)
+    if text.startswith("NOPERM") or "ACL failure in script" in text:
+        return "NoPermissionError"
+    return "ResponseError" if type(error).__name__ == "ReplyError" else type(error).__name__
+
+
 def _tell(call: RedisCall[T], unheard: Callable[[T], None], answer: Any) -> None:
     if not isinstance(answer, Exception):
         unheard(call.parse(answer))
@@ -154,3 +175,11 @@ def command(*parts: Argument, parse: Callable[[Any], T]) -> RedisCall[T]:
 
 def ok(_: object) -> None:
     """Parser of an answer nobody needs."""
+
+
+def text_map(answer: Any) -> dict[str, str]:
+    """A RESP3 map, or a flat list of names and values, as text."""
+    if isinstance(answer, Mapping):
+        return {k.decode(): v.decode() for k, v in answer.items()}
+    items = [part.decode() for part in answer or ()]
+    return dict(zip(items[::2], items[1::2], strict=True))

@@ -41,15 +41,15 @@ class ConnectionGone(OSError):
 
 
 class Address:
-    """What a Redis URL says: `redis[s][+cluster]://[user:password@]host[:port][/db]`."""
+    """What a Redis URL says: `redis[s][+cluster]://[user:password@]host[:port][/db]`; a login of its own goes before."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: tuple[str, str] | None = None) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or 6379
         self.tls = parts.scheme.startswith("rediss")
         self.cluster = parts.scheme in CLUSTER_SCHEMES
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        user, password = login or (unquote(parts.username or ""), unquote(parts.password or ""))
         self.greeting: list[tuple[Argument, ...]] = []
         if password:
             self.greeting.append(("AUTH", user, password) if user else ("AUTH", password))
@@ -291,8 +291,8 @@ async def _told(asked: asyncio.Future[Any], unheard: Unheard) -> Any:
 class Servers:
     """Where a key is: always the same server, or by the slot map of a Cluster."""
 
-    def __init__(self, url: str) -> None:
-        self._address = Address(url)
+    def __init__(self, url: str, login: tuple[str, str] | None = None) -> None:
+        self._address = Address(url, login)
         self._seed = Server(self._address, self._address.host, self._address.port)
         self._by_address: dict[tuple[str, int], Server] = {
             (self._address.host, self._address.port): self._seed

@@ -34,7 +34,8 @@ class Stage(enum.StrEnum):
 
 
 class Settings(BaseSettings):
-    """What every process needs: `PSX_STAGE`, `PSX_TABLE_PREFIX`, `PSX_REDIS_URL`."""
+    """What every process needs: `PSX_STAGE`, `PSX_TABLE_PREFIX`, `PSX_REDIS_URL`; with a cache that knows users also
+    `PSX_REDIS_USER` and `PSX_REDIS_PASSWORD`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
@@ -43,6 +44,14 @@ class Settings(BaseSettings):
     stage: Stage
     table_prefix: str
     redis_url: str
+    redis_user: str = ""
+    redis_password: SecretStr = SecretStr("")
+
+    @model_validator(mode="after")
+    def _user_and_password(self) -> "Settings":
+        if bool(self.redis_user) != bool(self.redis_password.get_secret_value()):
+            raise ValueError("PSX_REDIS_USER and PSX_REDIS_PASSWORD go together")
+        return self
 
     @field_validator("redis_url")
     @classmethod
@@ -50,6 +59,10 @@ class Settings(BaseSettings):
         if not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES)}")
         return value
+
+    def redis_login(self) -> tuple[str, str] | None:
+        """User and password for Redis; None where everybody may do everything."""
+        return (self.redis_user, self.redis_password.get_secret_value()) if self.redis_user else None
 
     def table(self, name: str) -> str:
         """The full name of a table of this stage."""

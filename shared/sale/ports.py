@@ -193,9 +193,7 @@ class Ports:
 
     def let_go(self, lease: PortLease) -> None:
         """It is not sold after all."""
-        hold, count = let_go(lease.wish.pool, lease.lease_id, lease.endpoint_id)
-        self.redis.run(hold)
-        self.redis.run(count)
+        self.redis.run(let_go(lease.wish.pool, lease.lease_id))
 
     def find(self, lease_id: str) -> PortLease | None:
         """A port by its lease."""

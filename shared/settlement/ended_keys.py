@@ -90,6 +90,10 @@ class EndKeys:
             return
         table = self.table("access")
         used = max(pak.used_bytes, self.redis.run(read_used(pak_id)) or 0)
+        if not pak.drawn_bytes:  # on invoice: nothing goes back
+            if self._close(pak_id, used, report):
+                self.dynamo.run(settling.settled(table, place))
+            return
         prepaid = self.dynamo.run(get_prepaid(table, pak.account_id))
         items = settling.settle_items(table, place, pak, prepaid, used, self.now_ms())
         back = settling.unused_bytes(pak, used)
@@ -99,13 +103,15 @@ class EndKeys:
             report.given_back_bytes += back
             self._close(pak_id, used, report)
 
-    def _close(self, pak_id: PakId, used_bytes: int, report: Ended) -> None:
-        """Keep no live counter for a key that ended: the cache evicts nothing by itself.
+    def _close(self, pak_id: PakId, used_bytes: int, report: Ended) -> bool:
+        """Keep no live counter for a key that ended: the cache evicts nothing by itself. False while it is carried for.
 
         A key that carries to its last moment keeps its few bytes. One that was given more time meanwhile is opened again:
         whoever changes a key writes first and opens it then, so either of the two sees the change.
         """
-        report.closed += self.redis.run(close_meter(pak_id, used_bytes))
+        closed = self.redis.run(close_meter(pak_id, used_bytes))
+        report.closed += closed
         pak = self._pak(pak_id)
         if pak is not None and pak.enabled:
             self.redis.run(open_meter(pak_id, pak.used_bytes, pak.cap_bytes))
+        return closed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shared.kernel.ids import AccountId
-from shared.pool.live import read_presence
+from shared.pool.presence import read_presence
 from shared.runtime.dynamo import Contended, DynamoRequest, RunsDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply import table as devices

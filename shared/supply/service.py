@@ -15,7 +15,7 @@ from shared.access.secrets import token_hash
 from shared.guard.model import AuditEvent
 from shared.guard.service import run_audited, write_audited
 from shared.kernel.ids import AccountId, DeviceId, agent_device_id
-from shared.pool.live import revoke_device
+from shared.pool.presence import revoke_device
 from shared.runtime.clock import new_id
 from shared.runtime.dynamo import Conflict, Contended, RunsDynamo, StoreUnavailable
 from shared.runtime.redis import SyncRedis

@@ -26,8 +26,19 @@ absolute and never goes back, so a WINDOW may be lost or repeated. Whoever recei
 RESET(path_lost) says that a connection between the ends was lost, not the tunnel: the gateway may RESUME within
 `RESUME_WITHIN_S`, on any socket of the device and through any relay. Unknown types are ignored; unknown ids are, too.
 
+How a peer's socket ends tells a relay what its tunnels may hope for, and it tells the gateway (decision 0081):
+
+    closed with 1000                the peer stopped: RESET(stopped), nothing is resumed
+    closed with any other code      it comes back, here or elsewhere: RESET(path_lost)
+    silent, or the relay ended it   it may not know yet: RESET(path_lost)
+    ended without a close frame     its process or its path died: RESET(peer_gone), on links only; what lives dials again
+                                    at once, so a gateway waits a few seconds for it and not the whole time
+
+A device that is back and answers RESUME with REFUSED(unknown_tunnel) has lost its tunnels: they end at once.
+
 History: v1 (`peer.py`) has neither windows nor half-close; v2 is chosen by `protocol: "binary-v2"` in device_info and
-connected. The rules of a tunnel's two ends are in `stream.py`; test vectors are in docs/protocol/.
+connected. The reason peer_gone came later: a gateway that does not know it ends the tunnel, so gateways are updated before
+relays. The rules of a tunnel's two ends are in `stream.py`; test vectors are in docs/protocol/.
 """
 
 import struct
@@ -97,6 +108,7 @@ class MuxReason(IntEnum):
     DRAINING = 22
     OVERLOADED = 23
     STOPPED = 24
+    PEER_GONE = 25
 
 
 _BODY_MAX_BYTES: Final = {

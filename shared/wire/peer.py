@@ -10,7 +10,8 @@ Text frames are JSON `{"type", "payload"}`; types nobody knows are ignored by bo
 
 Flow: device_info -> connected -> (heartbeat -> heartbeat_ack)*, tunnel_connect -> tunnel_connected | tunnel_open_failed |
 tunnel_closed, data both ways, tunnel_close | tunnel_closed. Peers that did not announce binary-v1 use `tunnel_data` with
-base64. There is no flow control in v1.
+base64. There is no flow control in v1. At any time: rotate_ip_request -> rotation_complete, on whatever socket the
+device has then, because it may lose all of them by it.
 
 History: v1 is what peers in the field speak; v2 will be negotiated by another name in `protocol`.
 """
@@ -53,6 +54,8 @@ class Type(StrEnum):
     TUNNEL_CLOSE = "tunnel_close"
     TUNNEL_DATA = "tunnel_data"
     RELAY_REDIRECT = "relay_redirect"
+    ROTATE_IP_REQUEST = "rotate_ip_request"
+    ROTATION_COMPLETE = "rotation_complete"
     ERROR = "error"
 
 

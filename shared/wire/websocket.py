@@ -80,11 +80,14 @@ _WIRE_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 
 
 
 class FrameReader:
-    """Turns received bytes into messages. `masked` says whether the other side must mask (it must, if a client)."""
+    """Turns received bytes into messages. `masked` says whether the other side must mask (it must, if a client).
+
+    `max_message_bytes` may be changed at any time; it is asked when a frame's length is read.
+    """
 
     def __init__(self, *, masked: bool, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._masked = masked
-        self._max = max_message_bytes
+        self.max_message_bytes = max_message_bytes
         self._buffer = bytearray()
         self._need = 2
         self._opcode: Opcode | None = None
@@ -142,7 +145,7 @@ class FrameReader:
             if long < (_LENGTH_16 if size == _LENGTH_16 else 1 << 16) or long >> 63:
                 raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "length is not the shortest")
             size = long
-        if size + self._parts_bytes > self._max:
+        if size + self._parts_bytes > self.max_message_bytes:
             raise WebSocketFault(CloseCode.TOO_BIG, "message too big")
         body = header + (4 if self._masked else 0)
         if have < body + size:

@@ -68,6 +68,12 @@ async def session(socket: Socket, target: Target, name: str = "s1") -> Connectio
     return await target.connection()
 
 
+async def test_a_device_that_cannot_change_its_address_says_so(socket: Socket) -> None:
+    socket.say(Type.ROTATE_IP_REQUEST, requestId="r-1")
+    said = (await socket.text(Type.ROTATION_COMPLETE)).payload
+    assert said == {"requestId": "r-1", "success": False, "error": "not_supported"}
+
+
 def data(name: str, payload: bytes) -> bytes:
     return peer.binary_prefix(FrameType.DATA, name) + payload
 

@@ -30,8 +30,8 @@ from shared.grading.rules import add_result
 from shared.guard.table import open_incidents
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId
-from shared.pool import live
 from shared.pool.numbers import derive, run
+from shared.pool.presence import drop_presences, put_presence
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
 from shared.supply import table as devices
@@ -136,7 +136,7 @@ def test_three_failures_take_an_exit_off_with_its_reason(
 def test_a_peer_is_listed_while_it_is_online(listing: ListingRun) -> None:
     enrol(listing, "p", PASS, US, kind=Kind.SDK)
     assert listing.run(NOW).reasons == {"offline": 1}
-    for call in [live.put_presence(presence("p"))]:
+    for call in [put_presence(presence("p"))]:
         listing.redis.run(call)
     assert listing.run(NOW).newly_listed == ["p"]
 
@@ -184,12 +184,12 @@ def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
     names = [f"p{n}" for n in range(12)]
     for name in names:
         enrol(listing, name, PASS, US, kind=Kind.SDK)
-        redis.run(live.put_presence(presence(name)))
+        redis.run(put_presence(presence(name)))
     assert listing.run(NOW).listed == 12
     for name in names[:5]:
         probe(listing, name, FAIL, FAIL, FAIL)
     for name in names[5:]:
-        redis.run(live.drop_presences([DeviceId(name)], presence(name).relay_id))
+        redis.run(drop_presences([DeviceId(name)], presence(name).relay_id))
     report = listing.run(NOW)
     assert sorted(report.delisted) == [f"p{n}: failing" for n in range(5)]
     assert [text for text in report.braked if "(network)" in text] == report.braked
@@ -197,7 +197,7 @@ def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
     opened = listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows
     assert [(i.kind, i.closed_at_ms) for i in opened] == [("listing_brake", None)]
     for name in names[5:]:
-        redis.run(live.put_presence(presence(name)))
+        redis.run(put_presence(presence(name)))
     assert listing.run(NOW + 1).braked == []
     assert listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows[0].closed_at_ms == NOW + 1
 

@@ -11,12 +11,14 @@ import pytest_asyncio
 from gateway_node.leases import Leases
 from gateway_node.places import Places
 from shared.kernel.codes import Pool
-from shared.kernel.ids import GatewayId, PakId
+from shared.kernel.ids import EndpointId, GatewayId, PakId
 from shared.pool import live, places
 from shared.pool.model import Acquired, NoStock, NoStockReason
 from shared.pool.places import CONNECTIONS_MAX, SPARE_PLACES, hold_places
+from shared.pool.presence import put_presence
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
+from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 from tests.contract.test_pool_live import modem, peer, presence
 
@@ -97,12 +99,31 @@ async def test_most_connections_cost_no_call_while_there_is_room(redis: AsyncRed
     assert asked == 3
 
 
+async def test_a_hold_whose_answer_was_lost_is_given_back_and_no_other(redis: AsyncRedis) -> None:
+    await redis.run(live.list_endpoint(modem("m1")))
+    leases, pak, route = Leases(redis, GatewayId("gw"), now_ms), PakId("k"), parse_username(f"{OWNER}-mbl-us")
+    real = redis.run
+
+    async def lost(call: Any, unheard: Any = None) -> Any:
+        await real(call, unheard)
+        raise StoreUnavailable("connection lost")
+
+    assert isinstance(await leases.acquire(route, Pool.MBL, pak, [], OWNER), Acquired)
+    redis.run = lost  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await leases.acquire(route, Pool.MBL, pak, [], OWNER)
+    redis.run = real  # type: ignore[method-assign]
+    for holds in (2, 1, 1):
+        await leases.compare()
+        assert await redis.run(live.held(Pool.MBL, GatewayId("gw"))) == ((EndpointId("m1"), pak, holds),)
+
+
 async def test_sessions_count_over_both_pools(redis: AsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SESSIONS_MAX", 6)
     for number in range(4):
         await redis.run(live.list_endpoint(modem(f"m{number}")))
         await redis.run(live.list_endpoint(peer(f"p{number}")))
-        await redis.run(live.put_presence(presence(f"p{number}")))
+        await redis.run(put_presence(presence(f"p{number}")))
     leases, pak = Leases(redis, GatewayId("gw"), now_ms), PakId("k")
 
     async def begin(pool: Pool, sid: str) -> Acquired | NoStock:

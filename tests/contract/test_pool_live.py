@@ -1,6 +1,8 @@
 """The live pool on a real server: presence, listing, selection, leases, stock."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +16,19 @@ from shared.pool.model import (
     NoStock,
     NoStockReason,
     Presence,
-    Reservation,
     Selected,
+)
+from shared.pool.ports import Hold, Idle, PortWish, hold_port, let_go, tend_holds
+from shared.pool.presence import (
+    Arrival,
+    drop_presences,
+    put_presence,
+    put_presences,
+    read_presence,
+    read_presences,
+    renew_presence,
+    revoke_account,
+    revoke_device,
 )
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
@@ -89,28 +102,28 @@ def taken(redis: SyncRedis, username: str, **more: Any) -> str:
 
 
 def test_presence_is_read_back_and_dropped_only_by_its_relay(redis: SyncRedis) -> None:
-    run(redis, live.put_presence(presence("d1")))
-    assert redis.run(live.read_presence(DeviceId("d1"))) == presence("d1")
-    assert redis.run(live.drop_presences([DeviceId("d1")], RelayId("r2"))) == [False]
-    assert redis.run(live.drop_presences([DeviceId("d1")], RelayId("r1"))) == [True]
-    assert redis.run(live.read_presence(DeviceId("d1"))) is None
+    run(redis, put_presence(presence("d1")))
+    assert redis.run(read_presence(DeviceId("d1"))) == presence("d1")
+    assert redis.run(drop_presences([DeviceId("d1")], RelayId("r2"))) == [False]
+    assert redis.run(drop_presences([DeviceId("d1")], RelayId("r1"))) == [True]
+    assert redis.run(read_presence(DeviceId("d1"))) is None
 
 
 def test_devices_that_come_and_go_together_are_told_of_together_each_as_itself(redis: SyncRedis) -> None:
-    run(redis, *live.revoke_device(DeviceId("old"), 3))
-    run(redis, live.put_presence(presence("elsewhere", "r2")))
-    first = [live.Arrival(presence("d1")), live.Arrival(presence("old"), 2), live.Arrival(presence("D-3"), 1)]
-    assert redis.run(live.put_presences(RelayId("r1"), first)) == [(0, 0), (3, 0), (0, 0)]
+    run(redis, *revoke_device(DeviceId("old"), 3))
+    run(redis, put_presence(presence("elsewhere", "r2")))
+    first = [Arrival(presence("d1")), Arrival(presence("old"), 2), Arrival(presence("D-3"), 1)]
+    assert redis.run(put_presences(RelayId("r1"), first)) == [(0, 0), (3, 0), (0, 0)]
     ids = [DeviceId(name) for name in ("d1", "old", "D-3", "elsewhere")]
-    found = redis.run(live.read_presences(ids))
+    found = redis.run(read_presences(ids))
     assert found == [presence("d1"), None, presence("D-3"), presence("elsewhere", "r2")]
     assert redis.run(command("GET", f"{{peer}}:pin:{presence('D-3').account_id}:d3", parse=bytes)) == b"D-3"
-    assert redis.run(live.drop_presences(ids, RelayId("r1"))) == [True, False, True, False]
-    assert redis.run(live.read_presences(ids)) == [None, None, None, presence("elsewhere", "r2")]
+    assert redis.run(drop_presences(ids, RelayId("r1"))) == [True, False, True, False]
+    assert redis.run(read_presences(ids)) == [None, None, None, presence("elsewhere", "r2")]
 
 
 def test_presence_ends_by_itself(redis: SyncRedis) -> None:
-    run(redis, live.put_presence(presence("d1")))
+    run(redis, put_presence(presence("d1")))
     assert 0 < redis.run(command("TTL", "{peer}:live:d1", parse=int)) <= 90
 
 
@@ -125,7 +138,7 @@ def test_an_acquired_modem_comes_with_where_it_listens(redis: SyncRedis) -> None
 def test_a_peer_is_selectable_only_while_it_is_present(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(peer("d1")))
     assert isinstance(take(redis, "psx_a-peer-us", Pool.PEER), NoStock)
-    run(redis, live.put_presence(presence("d1")))
+    run(redis, put_presence(presence("d1")))
     result = take(redis, "psx_a-peer-us", Pool.PEER)
     assert isinstance(result, Acquired)
     assert (result.mesh_host, result.mesh_port, result.exit_ip) == ("127.0.0.1", 9000, "127.10.1.1")
@@ -392,7 +405,7 @@ def test_a_port_pin_selects_the_port_and_is_substituted_when_it_is_gone(redis: S
 
 
 def test_a_device_pin_works_for_its_owner_alone_and_while_unlisted(redis: SyncRedis) -> None:
-    run(redis, live.put_presence(presence("d1")))
+    run(redis, put_presence(presence("d1")))
     own = pin(redis, "psx_farm-peer-us-failover-strict-pin-device-d1", Pool.PEER)
     assert isinstance(own, Acquired)
     assert (own.endpoint.endpoint_id, own.endpoint.account_id) == ("d1", "psx_farm")
@@ -403,48 +416,130 @@ def test_a_device_whose_id_a_username_cannot_carry_is_pinned_by_its_letters_and_
     redis: SyncRedis,
 ) -> None:
     ident = "3F2504E0-4F89-11d3:Pixel.7"
-    run(redis, live.put_presence(presence(ident)), live.put_presence(presence("d1")))
+    run(redis, put_presence(presence(ident)), put_presence(presence("d1")))
     assert pin_id(ident) == "3f2504e04f8911d3pixel7"
-    assert redis.run(live.renew_presence([DeviceId(ident), DeviceId("d1")], RelayId("r1"))) == [True, True]
+    assert redis.run(renew_presence([DeviceId(ident), DeviceId("d1")], RelayId("r1"))) == [True, True]
     username = f"peer-us-failover-strict-pin-device-{pin_id(ident)}"
     own = pin(redis, f"psx_farm-{username}", Pool.PEER)
     assert isinstance(own, Acquired)
     assert own.endpoint.endpoint_id == ident
     assert isinstance(pin(redis, f"psx_a-{username}", Pool.PEER), NoStock)
-    redis.run(live.drop_presences([DeviceId(ident)], RelayId("r1")))
+    redis.run(drop_presences([DeviceId(ident)], RelayId("r1")))
     assert isinstance(pin(redis, f"psx_farm-{username}", Pool.PEER), NoStock)
 
 
-def held(lease: str, endpoint: str, private: bool = True, until: int = NOW + 60_000) -> Reservation:
-    return Reservation(lease, EndpointId(endpoint), AccountId("psx_a"), until, private)
+FAR = 1 << 52
+LEASE = "l1234567890"
+ALONE = PortWish(Pool.MBL, Country("us"), "", "", private=True)
+TOGETHER = PortWish(Pool.MBL, Country("us"), "", "", private=False)
+IDLE = Idle(600_000, 300_000)
+
+
+def hold(
+    redis: SyncRedis,
+    lease: str = LEASE,
+    wish: PortWish = ALONE,
+    until: int = FAR,
+    now: int = NOW,
+    **more: Any,
+) -> str | None:
+    """The device that a lease of `psx_a` holds by then."""
+    call = hold_port(wish, lease, AccountId("psx_a"), PAK, until, now, **more)
+    return redis.run(call)
 
 
 def test_a_private_lease_keeps_everybody_else_away(redis: SyncRedis) -> None:
     run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
-    far = 1 << 52
-    assert redis.run(live.reserve(Pool.MBL, held("l1234567890", "m0", until=far), NOW))
-    assert not redis.run(live.reserve(Pool.MBL, held("lother67890", "m0", until=far), NOW))
-    assert {taken(redis, "psx_b-mbl-us") for _ in range(5)} == {"m1"}
-    leased = pin(redis, "psx_a-mbl-us-pin-lease-l1234567890")
+    mine = hold(redis)
+    (other,) = {"m0", "m1"} - {mine}
+    assert hold(redis, "lother67890") == other
+    assert hold(redis, "lthird67890") is None
+    run(redis, let_go(Pool.MBL, "lother67890"))
+    assert {taken(redis, "psx_b-mbl-us") for _ in range(5)} == {other}
+    leased = pin(redis, f"psx_a-mbl-us-pin-lease-{LEASE}")
     assert isinstance(leased, Acquired)
-    assert leased.endpoint.endpoint_id == "m0"
-    stolen = pin(redis, "psx_b-mbl-us-pin-lease-l1234567890")
-    assert isinstance(stolen, NoStock)
-    assert stolen.reason is NoStockReason.LEASE
+    assert leased.endpoint.endpoint_id == mine
+    for stranger, pak in (("psx_b", PAK), ("psx_a", PakId("another-key"))):
+        stolen = pin(redis, f"{stranger}-mbl-us-pin-lease-{LEASE}", pak=pak)
+        assert isinstance(stolen, NoStock)
+        assert stolen.reason is NoStockReason.LEASE
 
 
 def test_a_lease_that_is_released_fails_closed_and_one_that_moved_goes_along(redis: SyncRedis) -> None:
     run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
-    far = 1 << 52
-    run(redis, live.reserve(Pool.MBL, held("l1234567890", "m0", until=far), NOW))
-    run(redis, live.reserve(Pool.MBL, held("l1234567890", "m1", until=far), NOW))
-    assert taken(redis, "psx_a-mbl-us-pin-lease-l1234567890") == "m1"
-    assert taken(redis, "psx_b-mbl-us", excluded=("m1",)) == "m0", "what it left is free again"
-    assert redis.run(live.unreserve(Pool.MBL, "l1234567890"))
-    assert not redis.run(live.unreserve(Pool.MBL, "l1234567890"))
-    gone = pin(redis, "psx_a-mbl-us-pin-lease-l1234567890")
+    first = EndpointId(hold(redis) or "")
+    second = hold(redis, excluded=(first,))
+    assert {first, second} == {"m0", "m1"}
+    assert taken(redis, f"psx_a-mbl-us-pin-lease-{LEASE}") == second
+    assert taken(redis, "psx_b-mbl-us", excluded=(str(second),)) == first, "what it left is free again"
+    assert redis.run(let_go(Pool.MBL, LEASE))
+    assert not redis.run(let_go(Pool.MBL, LEASE))
+    gone = pin(redis, f"psx_a-mbl-us-pin-lease-{LEASE}")
     assert isinstance(gone, NoStock)
     assert gone.reason is NoStockReason.LEASE
+
+
+def test_a_device_that_comes_back_on_sale_is_still_held_alone(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m0")))
+    assert hold(redis) == "m0"
+    run(redis, live.unlist_endpoint(Pool.MBL, EndpointId("m0")), live.list_endpoint(modem("m0")))
+    assert isinstance(pin(redis, "psx_b-mbl-us"), NoStock)
+    assert taken(redis, f"psx_a-mbl-us-pin-lease-{LEASE}") == "m0"
+
+
+def test_a_port_that_ends_sooner_does_not_end_the_count_of_one_that_ends_later(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m0")))
+    now = int(time.time() * 1000)
+    assert hold(redis, "llater67890", TOGETHER, until=now + 3_600_000, now=now) == "m0"
+    assert hold(redis, "lsooner7890", TOGETHER, until=now + 60_000, now=now) == "m0"
+    left = redis.run(command("PTTL", "{mbl}:ports:m0", parse=int))
+    assert left > 600_000
+
+
+def test_a_lost_hold_is_put_back_on_its_device_on_sale_or_not_unless_another_has_it(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    assert hold(redis, first=EndpointId("m0")) == "m0", "it was the lease's before, and is away now"
+    assert hold(redis, "lother67890", first=EndpointId("m0")) == "m1"
+
+
+def test_a_peer_is_held_only_while_it_is_there_and_of_the_type_that_was_asked_for(redis: SyncRedis) -> None:
+    run(redis, *(live.list_endpoint(peer(f"d{n}")) for n in range(2)), put_presence(presence("d1")))
+    wish = PortWish(Pool.PEER, Country("us"), "", "", private=True, ip_type=IpType.MOBILE)
+    assert hold(redis, wish=replace(wish, ip_type=IpType.DATACENTER)) is None
+    assert hold(redis, wish=wish) == "d1"
+    assert hold(redis, "lother67890", wish) is None, "the other one is on no relay"
+
+
+def test_an_idle_lease_ends_and_one_that_is_used_goes_on(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m0")))
+    hold(redis, until=NOW + 600_000, idle=IDLE)
+    username = f"psx_a-mbl-us-pin-lease-{LEASE}"
+    used = pin(redis, username, now=NOW + 500_000)
+    assert isinstance(used, Acquired)
+    (held,) = redis.run(tend_holds(Pool.MBL, [LEASE], NOW + 1_050_000))
+    assert held == Hold(EndpointId("m0"), NOW + 1_650_000, NOW + 1_050_000, 0), "a connection is open"
+    run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m0"), PAK, 1)]))
+    (held,) = redis.run(tend_holds(Pool.MBL, [LEASE], NOW + 1_100_000))
+    assert held is not None
+    assert held.expires_at_ms == NOW + 1_650_000
+    late = pin(redis, username, now=NOW + 1_650_000)
+    assert isinstance(late, NoStock)
+    assert late.reason is NoStockReason.LEASE
+
+
+def test_holds_tell_which_are_lost_and_since_when_a_device_is_away(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m0")))
+    hold(redis, idle=IDLE)
+    away: Any = live.unlist_endpoint(Pool.MBL, EndpointId("m0"))
+    run(redis, away)
+    for now in (NOW + 1, NOW + 2):
+        held, lost = redis.run(tend_holds(Pool.MBL, [LEASE, "lunknown890"], now))
+        assert held is not None
+        assert (held.away_since_ms, lost) == (NOW + 1, None)
+    run(redis, live.list_endpoint(modem("m0")))
+    (back,) = redis.run(tend_holds(Pool.MBL, [LEASE], NOW + 3))
+    assert back is not None
+    assert back.away_since_ms == 0
 
 
 def test_the_relay_that_a_device_came_to_last_has_it(redis: SyncRedis) -> None:
@@ -452,23 +547,39 @@ def test_the_relay_that_a_device_came_to_last_has_it(redis: SyncRedis) -> None:
     newer = Presence(
         **{**{f: getattr(new, f) for f in Presence.__dataclass_fields__}, "connected_at_ms": NOW + 1}
     )
-    run(redis, live.put_presence(old), live.put_presence(newer), live.put_presence(old))
-    found = redis.run(live.read_presence(DeviceId("d1")))
+    run(redis, put_presence(old), put_presence(newer), put_presence(old))
+    found = redis.run(read_presence(DeviceId("d1")))
     assert found is not None
     assert found.relay_id == "r2"
 
 
+def test_a_stranger_on_another_relay_never_has_a_device_that_its_owner_holds(redis: SyncRedis) -> None:
+    def comes(relay: str, at_ms: int, *, owned: bool) -> str:
+        here = replace(presence("d1", relay), connected_at_ms=at_ms)
+        redis.run(put_presences(here.relay_id, [Arrival(here, owned=owned)]))
+        found = redis.run(read_presence(DeviceId("d1")))
+        assert found is not None
+        return found.relay_id
+
+    assert comes("r1", 5, owned=True) == "r1"
+    assert comes("r2", 9, owned=False) == "r1"
+    assert redis.run(drop_presences([DeviceId("d1")], RelayId("r1"))) == [True]
+    assert comes("r2", 9, owned=False) == "r2"
+    assert comes("r3", 10, owned=False) == "r3", "among strangers the last one has it"
+    assert comes("r1", 7, owned=True) == "r1", "an owner need not come later"
+
+
 def test_a_revoked_generation_is_told_when_a_device_arrives(redis: SyncRedis) -> None:
-    assert redis.run(live.put_presence(presence("d1"))) == (0, 0)
-    run(redis, *live.revoke_device(DeviceId("d1"), 3))
-    assert redis.run(live.put_presence(presence("d1"))) == (3, 0)
-    assert redis.run(live.put_presence(presence("d1"), 3)) == (3, 0)
-    run(redis, *live.revoke_account(presence("d1").account_id, 2))
-    run(redis, live.drop_presences([DeviceId("d1")], RelayId("r1")))
-    assert redis.run(live.put_presence(presence("d1"), 3, 1)) == (3, 2)
-    assert redis.run(live.read_presence(DeviceId("d1"))) is None
-    assert redis.run(live.put_presence(presence("d1"), 3, 2)) == (3, 2)
-    assert redis.run(live.read_presence(DeviceId("d1"))) is not None
+    assert redis.run(put_presence(presence("d1"))) == (0, 0)
+    run(redis, *revoke_device(DeviceId("d1"), 3))
+    assert redis.run(put_presence(presence("d1"))) == (3, 0)
+    assert redis.run(put_presence(presence("d1"), 3)) == (3, 0)
+    run(redis, *revoke_account(presence("d1").account_id, 2))
+    run(redis, drop_presences([DeviceId("d1")], RelayId("r1")))
+    assert redis.run(put_presence(presence("d1"), 3, 1)) == (3, 2)
+    assert redis.run(read_presence(DeviceId("d1"))) is None
+    assert redis.run(put_presence(presence("d1"), 3, 2)) == (3, 2)
+    assert redis.run(read_presence(DeviceId("d1"))) is not None
 
 
 @pytest.mark.parametrize("kind", ["device", "port"])

@@ -9,8 +9,10 @@ from typing import Any, Final
 
 import pytest
 import pytest_asyncio
+from botocore.exceptions import ClientError
 
 from local.admin import house_account, make_admin
+from local.adopt import adopt
 from local.bootstrap import CONFIRMATIONS, HOUSE, PRICES, RATES
 from local.configure import create_secrets, publish_keys, write_parameters
 from local.lab import LabFiles, relays_setting
@@ -48,6 +50,13 @@ def configure(emulator: Emulator, net: LocalNetwork) -> None:
     emulator.client("secretsmanager").put_secret_value(
         SecretId=f"psx/{STAGE}/chains", SecretString=json.dumps(lab)
     )
+    for (
+        user,
+        password,
+    ) in net.secrets.cache.items():  # in AWS the network's stack gives the cache what was made
+        emulator.client("secretsmanager").put_secret_value(
+            SecretId=f"psx/{STAGE}/cache-{user}", SecretString=json.dumps({"PSX_REDIS_PASSWORD": password})
+        )
     given = {
         "api-base-url": "https://api.example",
         "api-certificate": "none",
@@ -160,3 +169,28 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     await asyncio.to_thread(serverless, "remove", "--stage", STAGE, *packages, env=env)
     kept = set(database.list_tables()["TableNames"])
     assert {definition["TableName"] for definition in table_definitions(STAGE)} <= kept
+    await asyncio.to_thread(comes_back, emulator, packages)
+    assert dynamo.run(read_setting(f"psx-{STAGE}-guard", "prices")) == PRICES, "what the tables held is there"
+
+
+def comes_back(emulator: Emulator, packages: list[str]) -> None:
+    """A removed stage is put back around what stayed, as an operator does it: packaged, adopted, deployed."""
+    env = emulator.environment()
+    serverless("package", "--stage", STAGE, *packages, env=env)
+    assert adopt(STAGE, write=False, clients=emulator.client) == 0
+    stacks = emulator.client("cloudformation")
+    with pytest.raises(ClientError, match="does not exist"):
+        stacks.describe_stacks(StackName=f"psx-{STAGE}")
+    assert adopt(STAGE, write=True, clients=emulator.client) == 0
+    held = {
+        entry["ResourceType"]
+        for entry in stacks.describe_stack_resources(StackName=f"psx-{STAGE}")["StackResources"]
+    }
+    assert held == {"AWS::DynamoDB::Table", "AWS::KMS::Key", "AWS::S3::Bucket"}
+    serverless("deploy", "--stage", STAGE, *packages, env=env)
+    outputs = {
+        e["OutputKey"]: e["OutputValue"]
+        for e in stacks.describe_stacks(StackName=f"psx-{STAGE}")["Stacks"][0]["Outputs"]
+    }
+    api = Api(emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost")
+    assert api.call("/v1/x402/pool?traffic=0.1")[0] == 402

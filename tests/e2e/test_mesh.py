@@ -56,6 +56,10 @@ async def test_the_circle_runs_across_the_mesh(told: dict[str, Any]) -> None:
     assert circle["target_saw_a_device"]
 
 
+async def test_an_agent_pays_and_its_bytes_leave_from_a_home_across_the_mesh(told: dict[str, Any]) -> None:
+    assert (told["agent_buys"]["status"], told["agent_buys"]["left_from_a_home"]) == (200, True)
+
+
 async def test_a_relay_is_reached_by_gateways_through_the_mesh_and_by_nobody_else(
     told: dict[str, Any],
 ) -> None:

@@ -12,7 +12,8 @@ from local import lab
 from local.bootstrap import PRICES
 from local.client import Answer, call, curl
 from local.evm import USDC
-from local.network import TESTER_MICRO, LocalNetwork
+from local.network import LocalNetwork
+from local.stores import TESTER_MICRO
 from shared.chain.eip3009 import balance_calldata
 from shared.runtime.redis import command
 

@@ -14,7 +14,7 @@ from local.bootstrap import RATES
 from shared.guard.rules import first_broken
 from shared.guard.table import entries
 from shared.kernel.ids import DeviceId
-from shared.pool.live import put_presence
+from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.settings import Settings, Stage
 from tests.contract.test_pool_live import presence

@@ -204,6 +204,23 @@ def test_no_counter_is_kept_of_a_key_that_ended(functions: Functions) -> None:
     assert counters(functions, expiring) == (b"7", str(BYTES_PER_GB).encode())
 
 
+def test_no_counter_is_kept_of_a_deleted_key_on_invoice_and_nothing_is_given_back(
+    functions: Functions,
+) -> None:
+    pak_id = PakId(create(functions, 1).body["id"])
+    use(functions, pak_id, 7)
+    functions.redis.run(open_meter(pak_id, 7, BYTES_PER_GB))
+    functions.redis.run(lease(GatewayId("g"), {pak_id: Ask(0, 1)}))
+    assert functions.call(f"{KEYS}/{pak_id}", "DELETE", headers=me(functions)).status == 200
+    report = settle(functions)
+    assert (report.closed, report.settled, report.failures) == (0, 0, []), "a gateway still carries for it"
+    functions.redis.run(command("DEL", f"{{meter}}:lease:{pak_id}", parse=int))
+    assert (settle(functions).closed, counters(functions, pak_id)) == (1, (None, None))
+    assert settle(functions).closed == 0, "it was looked at for good"
+    history = functions.dynamo.run(entries(PREFIX + "audit", f"pak#{pak_id}", 10)).rows
+    assert [e.event.action for e in history] == ["delete", "create"]
+
+
 def test_a_key_that_is_given_time_while_its_counters_go_keeps_its_cap(
     functions: Functions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

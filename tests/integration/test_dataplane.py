@@ -251,7 +251,7 @@ async def test_tunnels_leave_nothing_behind(plane: Plane) -> None:
 
 async def test_a_revoked_device_is_gone_at_once_and_stays_out_with_its_old_token(plane: Plane) -> None:
     from shared.kernel.ids import DeviceId
-    from shared.pool.live import revoke_device
+    from shared.pool.presence import revoke_device
 
     await plane.add_peer("p1")
     reader, writer = await plane.tunnel(await plane.target(echo))
@@ -273,7 +273,7 @@ async def test_an_account_whose_tokens_ended_loses_every_device_at_once_and_no_o
     plane: Plane,
 ) -> None:
     from shared.kernel.ids import AccountId
-    from shared.pool.live import revoke_account
+    from shared.pool.presence import revoke_account
 
     await plane.add_peer("p1")
     (device,) = [r.registry.devices["p1"] for r in plane.relays if "p1" in r.registry.devices]
@@ -290,7 +290,7 @@ async def test_an_account_whose_tokens_ended_loses_every_device_at_once_and_no_o
 
 def _presence(name: str):  # type: ignore[no-untyped-def]
     from shared.kernel.ids import DeviceId
-    from shared.pool.live import read_presence
+    from shared.pool.presence import read_presence
 
     return read_presence(DeviceId(name))
 

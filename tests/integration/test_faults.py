@@ -10,10 +10,11 @@ import socket
 from typing import Any
 
 import pytest
+from psx_peer.client import Peer
 
 from gateway_node import dial, stream_exit
 from relay_node import peers, presence
-from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, pattern
+from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, pattern, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 PROTOCOLS = ("binary-v1", "binary-v2")
@@ -23,6 +24,27 @@ CREDENTIALS = base64.b64encode(f"{ACCOUNT}-peer-us:{SECRET}".encode()).decode()
 def goes_deaf(socket_: Any) -> None:
     """A relay's end of a peer's socket that hears nothing any more and is not told why."""
     socket_._transport.pause_reading()
+
+
+def dies(plane: Plane, peer: Peer) -> None:
+    """The peer's process ends without a word: its sockets first, and in the same turn, so that it has no last one."""
+    for relay_end in plane.sockets_of("p1"):
+        assert relay_end._transport is not None
+        relay_end._transport.abort()
+    peer.stop()
+
+
+async def is_cut(reader: asyncio.StreamReader) -> None:
+    """A customer sees a reset; waited for longer than any machine needs, and not as long as `patient` gateways try."""
+    with pytest.raises(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 20) == b"not an end"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that would try to resume for longer than any test lasts."""
+    monkeypatch.setattr(stream_exit, "GONE_TRY_S", 600.0)
+    monkeypatch.setattr(stream_exit, "RESUME_TRY_S", 600.0)
 
 
 @pytest.fixture
@@ -120,19 +142,58 @@ async def test_a_slow_sender_holds_up_nobody_and_loses_nothing(plane: Plane) -> 
 async def test_a_killed_peer_breaks_its_streams_visibly_and_the_next_request_goes_elsewhere(
     plane: Plane, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    monkeypatch.setattr(stream_exit, "RESUME_TRY_S", 0.3)
+    monkeypatch.setattr(stream_exit, "GONE_TRY_S", 0.3)
     peer = await plane.add_peer("p1", protocol=protocol)
     port = await plane.target(echo)
     reader, writer = await plane.tunnel(port)
     writer.write(b"x")
     assert await reader.readexactly(1) == b"x"
-    for relay_end in plane.sockets_of("p1"):
-        assert relay_end._transport is not None
-        relay_end._transport.abort()  # in the same turn, so that it has no last word
-    peer.stop()
-    with pytest.raises(ConnectionResetError):
-        assert await asyncio.wait_for(reader.read(), 20) == b"not an end"
+    dies(plane, peer)
+    await is_cut(reader)
     writer.close()
     await plane.add_peer("p2", protocol=protocol)
     _, writer = await plane.tunnel(port)
+    writer.close()
+
+
+async def talking(plane: Plane) -> tuple[Peer, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A peer with a stream that has carried something."""
+    peer = await plane.add_peer("p1")
+    reader, writer = await plane.tunnel(await plane.target(echo))
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    return peer, reader, writer
+
+
+async def test_a_peer_that_stops_says_so_and_nobody_waits_for_it(patient: None, plane: Plane) -> None:
+    peer, reader, writer = await talking(plane)
+    peer.stop()
+    await is_cut(reader)
+    writer.close()
+
+
+async def test_a_device_that_is_back_without_its_streams_is_waited_for_no_longer(
+    patient: None, plane: Plane
+) -> None:
+    peer, reader, writer = await talking(plane)
+    dies(plane, peer)
+    await plane.add_peer("p1")
+    await is_cut(reader)
+    writer.close()
+
+
+async def test_a_tunnel_that_its_peer_died_while_opening_goes_elsewhere_at_once(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "EXIT_ANSWER_TIMEOUT_S", 600.0)
+    peer = await plane.add_peer("p1")
+    port = await plane.target(echo)
+    for deaf in plane.sockets_of("p1"):
+        goes_deaf(deaf)
+    opening = asyncio.create_task(plane.tunnel(port))
+    await until(lambda: any(s.load for s in plane.sockets_of("p1")))
+    await plane.add_peer("p2")
+    dies(plane, peer)
+    _, writer = await opening
+    assert [t.acquired.endpoint.endpoint_id for t in plane.meter.all_tunnels()] == ["p2"]
     writer.close()

@@ -13,6 +13,7 @@ from functions.api.wiring import ApiSettings, open_origins
 from functions.jobs import (
     drop_ghosts,
     end_keys,
+    keep_leases,
     list_exits,
     live_numbers,
     refresh_ip_data,
@@ -28,8 +29,13 @@ from shared.access.table import mint as mint_pak
 from shared.grading.listing import ListingRun
 from shared.grading.live import account_mark, mark_changed
 from shared.guard.table import open_incidents, write_setting
-from shared.kernel.ids import UNKNOWN_COUNTRY, PakId
+from shared.kernel.ids import UNKNOWN_COUNTRY, EndpointId, PakId
 from shared.metering.table import put_batch
+from shared.pool.lease_table import create_items, get_lease
+from shared.pool.leasing import Leasing
+from shared.pool.live import list_endpoint
+from shared.pool.model import Rotation
+from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, put, transact
 from shared.runtime.redis import SyncRedis, command
@@ -37,8 +43,10 @@ from shared.supply.model import Kind
 from shared.upkeep.customer import Fetched
 from shared.upkeep.history import Span, newest
 from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
+from tests.contract.test_pool_live import peer, presence
 from tests.support.permissions import as_function
 from tests.unit.access.test_access import GOOD
+from tests.unit.pool.test_leases import LEASE
 from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint, spoil
 
 pytestmark = pytest.mark.slow
@@ -133,6 +141,33 @@ def test_ended_keys_are_turned_off_and_settled_within_the_jobs_role(dynamo: Sync
         80,
         [],
     )
+
+
+def test_leases_are_kept_within_the_jobs_role(dynamo: SyncDynamo, valkey_url: str) -> None:
+    """One is used, one nobody used, one whose key is gone, one that is to rotate."""
+    redis, table, now = SyncRedis(valkey_url), "psx-test-access", now_ms()
+    dynamo.run(mint_pak(table, GOOD))
+    redis.run(put_presence(presence("d1")))
+    stays = replace(LEASE, pak_id=GOOD.pak_id, created_at_ms=now - 600_000, expires_at_ms=now + 600_000)
+    used = replace(stays, lease_id="l00000000001", expires_at_ms=now + 60_000, endpoint_id=EndpointId("d2"))
+    idle = replace(stays, lease_id="l00000000002", expires_at_ms=now - 1)
+    keyless = replace(stays, lease_id="l00000000003", pak_id=PakId("gone"))
+    rotating = replace(stays, lease_id="l00000000004", rotation=Rotation.AUTO5, endpoint_id=EndpointId("d4"))
+    for lease in (stays, used, idle, keyless, rotating):
+        assert dynamo.run(transact(create_items(table, lease, 9))) is None
+    leasing = Leasing(dynamo, redis, table, lambda: now)
+    for lease in (replace(used, expires_at_ms=now + 120_000), rotating):
+        redis.run(list_endpoint(peer(lease.endpoint_id)))
+        redis.run(put_presence(presence(lease.endpoint_id)))
+        assert leasing.hold(lease) == lease.endpoint_id
+    redis.close()
+    report = run("keep-leases", keep_leases.handler)
+    assert report == {
+        "leases": 5, "put_back": 1, "idle": 1, "keyless": 1, "moved": 0, "rotated": 1, "failures": [],
+    }  # fmt: skip
+    kept = dynamo.run(get_lease(table, used.lease_id))
+    assert kept is not None
+    assert kept.expires_at_ms == now + 120_000
 
 
 def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(

@@ -19,6 +19,7 @@ from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.metering.table import pending_batches
 from shared.pool import live
 from shared.pool.model import Endpoint
+from shared.pool.presence import beat_relay, put_presence, read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -112,13 +113,13 @@ async def test_redis_that_is_killed_and_comes_back_empty_costs_no_byte(
 
 async def mirror(plane: Plane, redis: SyncRedis) -> asyncio.Task[None]:
     """Put the plane's peer on sale in another Redis as well; the task goes on to say there that its relay lives."""
-    presence = await plane.redis.run(live.read_presence(DeviceId("p1")))
+    presence = await plane.redis.run(read_presence(DeviceId("p1")))
     assert presence is not None
-    redis.run(live.put_presence(presence))
+    redis.run(put_presence(presence))
     owner, country, fast = AccountId("psx_owner"), Country("us"), SpeedTier.FAST
     endpoint = Endpoint(EndpointId("p1"), Pool.PEER, owner, country, "lab", 64601, "Lab", IpType.MOBILE, fast)
     redis.run(live.list_endpoint(endpoint))
-    beat = live.beat_relay(presence.relay_id, presence.relay_life)
+    beat = beat_relay(presence.relay_id, presence.relay_life)
     redis.run(beat)
 
     async def go_on() -> None:

@@ -30,6 +30,7 @@ from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, command
 from shared.wire.proxy_protocol import SIGNATURE
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
+from tests.support.permissions import as_node
 from tests.support.stores import PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -185,8 +186,28 @@ async def test_a_domain_that_operators_closed_is_refused_and_stays_so_while_the_
     assert head.startswith("HTTP/1.1 403 ")
     assert 'details="E_DOMAIN_BLOCKED"' in head
     writer.close()
-    _, other = await plane.tunnel(port, host="shop.example.org")
-    other.close()
+    _, another = await plane.tunnel(port, host="shop.example.org")
+    another.close()
+
+
+async def test_a_tunnel_on_a_connection_that_carried_a_plain_request_outlives_the_drain(plane: Plane) -> None:
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    plain, port = await plane.target(page), await plane.target(echo)
+    await plane.add_peer("p1")
+    login = f"Proxy-Authorization: Basic {base64.b64encode(f'{ACCOUNT}-peer-us:{SECRET}'.encode()).decode()}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
+    writer.write(f"GET http://127.0.0.1:{plain}/ HTTP/1.1\r\nHost: x\r\n{login}".encode())
+    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n{login}".encode())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    plane.pipeline.drain()
+    writer.write(b"still here")
+    assert await reader.readexactly(10) == b"still here"
+    writer.close()
 
 
 def modem(name: str) -> Endpoint:
@@ -262,7 +283,8 @@ async def test_socks_speaks_to_names_and_addresses(plane: Plane) -> None:
 async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) -> None:
     from gateway_node.revocation import follow_revocations
 
-    follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
+    with as_node("gateway"):
+        follower = asyncio.create_task(follow_revocations(plane.redis, plane.auth, plane.meter))
     plane.tasks.append(follower)
     await plane.add_peer("p1")
     reader, writer = await plane.tunnel(await plane.target(echo))

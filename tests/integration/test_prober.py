@@ -25,6 +25,7 @@ from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.pool import live
 from shared.pool.numbers import derive, run
+from shared.pool.presence import read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
@@ -78,7 +79,7 @@ class Bed:
             concurrency=16,
             now_ms=now_ms,
         )
-        with as_node("gateway"):
+        with as_node("gateway", "prober"):
             self._probing = asyncio.get_running_loop().create_task(Prober(parts).run())
 
     async def stop_prober(self) -> None:
@@ -271,7 +272,7 @@ async def test_a_lost_relay_takes_its_devices_along_and_they_come_back_elsewhere
     await first.kill()
 
     async def gone() -> bool:
-        return await bed.plane.redis.run(live.read_presence(DeviceId("p1"))) is None
+        return await bed.plane.redis.run(read_presence(DeviceId("p1"))) is None
 
     assert await until(gone, RELAY_LOST_WITHIN_S) < RELAY_LOST_WITHIN_S
     await bed.plane.present("p2", second)

@@ -11,6 +11,7 @@ from shared.supply.live import put_regions
 from shared.supply.model import parse_regions
 from shared.supply.rules import assign_region
 from tests.support.dataplane import Plane, Relay, echo, until
+from tests.support.permissions import as_node
 
 pytestmark = pytest.mark.slow
 EU = {"eu": {"url": "wss://eu.example/", "countries": ["*"]}}
@@ -56,7 +57,8 @@ async def moved(plane: Plane, old: Relay, new: Relay) -> None:
     await plane.redis.run(put_regions(regions))
     for relay in (old, new):
         relay.regions = RegionTable(plane.redis, parse_regions(EU))
-        await relay.regions.read()
+        with as_node("relay"):
+            await relay.regions.read()
 
 
 def relays_of(plane: Plane, name: str) -> set[str]:

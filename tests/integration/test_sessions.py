@@ -19,6 +19,7 @@ from shared.runtime.dynamo import SyncDynamo
 from tests.support.dataplane import ACCOUNT, Plane, echo, until
 from tests.support.functions import Functions
 from tests.support.gateway import GatewayProcess, StartsGateway
+from tests.support.permissions import as_node
 from tests.support.stores import PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -146,7 +147,8 @@ async def test_a_gateway_that_missed_the_push_finds_the_word_of_it(plane: Plane)
     other = await plane.tunnel(port, username=f"{ACCOUNT}-peer-us-sid-b")
     name = "session:peer:pak1:a"
     await plane.redis.run(leave_word(Pool.PEER, name, now_ms()))
-    follower = asyncio.create_task(keeper.follow())
+    with as_node("gateway"):
+        follower = asyncio.create_task(keeper.follow())
     plane.tasks.append(follower)
     assert await is_cut(streams, 2)
     assert not await is_cut(other, 0.3)

@@ -10,7 +10,7 @@ from shared.grading.model import Failure, ProbeResult
 from shared.guard.rules import first_broken
 from shared.guard.table import entries
 from shared.kernel.codes import IpType
-from shared.pool.live import put_presence
+from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import command
 from tests.contract.test_pool_live import presence

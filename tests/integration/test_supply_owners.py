@@ -14,7 +14,8 @@ from shared.grading.model import Failure, ProbeResult
 from shared.grading.rules import ADVICE
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId
-from shared.pool.live import listed_ids, put_presence
+from shared.pool.live import listed_ids
+from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.supply.table import get_device
 from tests.contract.test_pool_live import presence

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -41,6 +41,7 @@ from relay_node.peers import PeerSocket
 from relay_node.presence import PresenceWriter, follow_orders, sweep_for_ever
 from relay_node.regions import RegionTable
 from relay_node.registry import Device, Hooks, Registry
+from relay_node.rotation import RotationTeller
 from shared.access import table as access
 from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox
@@ -48,6 +49,7 @@ from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId
 from shared.pool import live
 from shared.pool.model import Endpoint
+from shared.pool.presence import read_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo, SyncDynamo
 from shared.runtime.redis import AsyncRedis
@@ -89,12 +91,17 @@ class Relay:
 
     async def start(self) -> None:
         """Listen; on the ports of its last life when it had one."""
+        with as_node("relay"):
+            await self._start()
+
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         peers = await loop.create_server(lambda: PeerSocket(self.registry), "127.0.0.1", self.peer_port)
         mesh = await loop.create_server(self._mesh_connection, "127.0.0.1", self.mesh_port)
         self.peer_port = peers.sockets[0].getsockname()[1]
         self.mesh_port = mesh.sockets[0].getsockname()[1]
         self.presence = PresenceWriter(self.redis, self.name, ("127.0.0.1", self.mesh_port))
+        teller = RotationTeller(self.redis)
         self.registry = Registry(
             Hooks(
                 verify=lambda token: verify(token, self._public_key),
@@ -103,12 +110,14 @@ class Relay:
                 arrived=self.presence.arrived,
                 left=self.presence.left,
                 redirect_for=self._redirect_for,
+                rotated=teller.rotated,
             )
         )
         self.presence.revoke = self.registry.revoke
         self._servers = [peers, mesh]
         self._tasks = [
             loop.create_task(self.presence.run()),
+            loop.create_task(teller.run()),
             loop.create_task(self.presence.beat_for_ever(self.registry)),
             loop.create_task(follow_orders(self.redis, self.registry, self.presence, self.name)),
             loop.create_task(sweep_for_ever(self.registry, self.presence)),
@@ -213,7 +222,7 @@ class Plane:
         self.auth = Authenticator(self.dynamo, table, box, loop.time, now_ms, met, redis=self.redis)
         self.leases = Leases(self.redis, GatewayId("gw"), now_ms)
         self.links = RelayLinks(
-            MESH_TOKEN, lambda device: self.redis.run(live.read_presence(device)), self.leases.path_lost
+            MESH_TOKEN, lambda device: self.redis.run(read_presence(device)), self.leases.path_lost
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
         self.domains = BlockedDomains(self.dynamo, PREFIX + "guard", self.meter.all_tunnels)
@@ -248,6 +257,7 @@ class Plane:
         sockets: int = 2,
         tier: SpeedTier = SpeedTier.FAST,
         token_age_s: int = 0,
+        rotate: Callable[[], Awaitable[None]] | None = None,
     ) -> Peer:
         """An SDK peer that is connected and on sale."""
         options = Options(
@@ -265,7 +275,7 @@ class Plane:
             token = issue(claims, self.private_key, now_ms() // 1000 - next(ages, 0))
             return Identity(name, token, "", urls[0], urls, 1.0)
 
-        peer = Peer(options, keeper=Keeper(identity))
+        peer = Peer(options, keeper=Keeper(identity), rotate=rotate)
         self.peers.append((peer, asyncio.get_running_loop().create_task(peer.run())))
         await self.list_peer(name, tier)
         await self.present(name)
@@ -290,7 +300,7 @@ class Plane:
         """Wait until a device is where gateways look."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                found = await self.redis.run(live.read_presence(DeviceId(name)))
+                found = await self.redis.run(read_presence(DeviceId(name)))
                 if found is not None and (relay is None or found.relay_id == relay.name):
                     return
                 await asyncio.sleep(0.01)
@@ -366,6 +376,7 @@ async def plane(
         finally:
             await made.close()
         assert_allowed("gateway-node")
+        assert_allowed("relay-node")
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest_asyncio
 
+from tests.support import cache_use
 from tests.support.dataplane import ACCOUNT, MESH_TOKEN, SECRET, Plane, pattern, until
 from tests.support.stores import PREFIX
 
@@ -42,6 +43,7 @@ class GatewayProcess:
             "PSX_STAGE": "local",
             "PSX_TABLE_PREFIX": PREFIX,
             "PSX_REDIS_URL": redis_url,
+            **cache_use.login_settings("gateway", redis_url),
             "PSX_GATEWAY_ID": gateway_id,
             "PSX_GATEWAY_JOURNAL_DIR": str(plane.folder / "journal"),
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.port}",

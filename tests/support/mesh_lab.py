@@ -48,6 +48,7 @@ class MeshNetwork(LocalNetwork):
 
     host = VPC
     target_address = INTERNET
+    gateway_host = ADDRESSES["gw"]
     relay_addresses: Mapping[str, str] = {"eu": ADDRESSES["eu"], "us": ADDRESSES["us"]}
     networks = NETWORKS
 
@@ -73,7 +74,7 @@ class MeshNetwork(LocalNetwork):
     async def start_controller(self, name: str, role: Role, region: str) -> Part:
         """Start a machine's controller; again after it was stopped."""
         env = {
-            **self._common(),
+            **self.store_settings(),
             "PSX_REDIS_URL": "redis://unused",
             "PSX_MESH_NODE_ID": name,
             "PSX_MESH_ROLE": role.value,
@@ -108,10 +109,6 @@ class MeshNetwork(LocalNetwork):
         return {
             MeshKey(key): allowed for key, _, allowed in (line.partition("\t") for line in told.splitlines())
         }
-
-    def store_settings(self) -> dict[str, str]:
-        """What an operator's command needs to reach the table."""
-        return self._common()
 
     def rotate(self, name: str) -> None:
         """Ask a machine's controller for a new key, as `systemctl reload` does."""

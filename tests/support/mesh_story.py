@@ -12,9 +12,12 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 from infra.mesh.model import Role
+from local.bootstrap import PRICES
+from local.buy import buy
 from local.client import call, curl
 from local.supervisor import PartFailed, clean_environment
 from tests.support.machines import INTERNET, Machine, prepare, run
@@ -26,6 +29,17 @@ STREAM_BYTES: Final = 4_000_000
 STAGGER_S: Final = 0.75
 CUT_S: Final = 2.5
 POLL_S: Final = 0.1
+WALLET_MICRO: Final = 1_000_000
+FLAG: Final = "/v1/x402/admin/peer-tiers"
+BUY: Final = "/v1/x402/pool?traffic=0.1&tier=residential"
+HOMES: Final = {
+    "price_micro_per_gb": 2_000_000,
+    "min_bytes": 100_000_000,
+    "max_bytes": 10**12,
+    "quality": "homes",
+    "ip_type": "residential",
+}
+"""A tier of peers: the mesh has no modems."""
 
 
 class Story:
@@ -101,6 +115,29 @@ async def circle(story: Story) -> None:
         return bool(usage["trafficUsedMB"] > 0)
 
     story.facts["metered_after_s"] = await story.until(earned)
+
+
+async def agent_buys(story: Story) -> None:
+    """An agent pays USDC for a key that is held to homes, and its bytes leave from one, across the mesh."""
+    net = story.net
+    headers = {"X-API-Key": net.keys.admin}
+    prices = {**PRICES, "tiers": {**PRICES["tiers"], "residential": HOMES}}
+    await call(net.api_url + "/v1/admin/settings/prices", "PUT", headers, prices)
+
+    async def on_sale() -> bool:
+        await call(net.api_url + FLAG, "POST", headers, {"on": True})
+        tested = await net.cloud.fire("test_peer_tiers")  # buys its own key, and uses it
+        return (
+            bool(tested.get("on")) and (await call(net.api_url + BUY)).status == HTTPStatus.PAYMENT_REQUIRED
+        )
+
+    await net.cloud.fire("validate_sale")
+    story.facts["on_sale_after_s"] = await story.until(on_sale)
+    bought = await buy(net.api_url, net.evm.url, await net.evm.wallet(WALLET_MICRO), BUY)
+    done = await curl(bought["proxy"]["http"], net.target_url + "/ip", str(net.files.ca))
+    homes = {plan.address for plan in PEERS if plan.network.ip_class == "residential"}
+    story.facts["status"] = done.status
+    story.facts["left_from_a_home"] = json.loads(done.body)["ip"] in homes
 
 
 async def only_the_mesh(story: Story) -> None:
@@ -233,7 +270,15 @@ async def controllers_restart(story: Story) -> None:
     story.facts["logs_with_private_keys"] = sum(key in log for log in logs for key in keys)
 
 
-STEPS: Final = (circle, only_the_mesh, link_cut, node_comes_and_goes, keys_change, controllers_restart)
+STEPS: Final = (
+    circle,
+    agent_buys,
+    only_the_mesh,
+    link_cut,
+    node_comes_and_goes,
+    keys_change,
+    controllers_restart,
+)
 
 
 async def tell() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every call of an AWS client made in the name of a function, or of a node's role (`relay-node`), is recorded as (action,
 resource). A call that the role does not allow fails the test; after a whole run (`./psx test`), so does a grant that no
-test used. Of nodes also the kind of row is recorded: their roles name the rows that they may touch.
+test used. Of nodes also the kind of row is recorded: their roles name the rows that they may touch. What they do in the
+cache is held in the same way, by the server itself: `cache_use.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import yaml
 from local.paths import ROOT
 from local.tables import read_serverless, tables
 from shared.runtime.dynamo import AsyncDynamo, DynamoRequest
+from tests.support import cache_use
 from tests.support.templates import Template
 
 NODES_FILE: Final = ROOT / "infra" / "nodes" / "nodes.yml"
@@ -37,6 +39,7 @@ Use = tuple[str, str]
 _used: dict[str, set[Use]] = {}
 _told: set[tuple[str, Use]] = set()  # one test fails for it, not every later one
 _current: ContextVar[str | None] = ContextVar("function", default=None)  # follows a call into its threads
+_program: ContextVar[str] = ContextVar("program", default="")  # a node's, where it has several
 _latest: list[str] = []  # except into those of S3's transfers, which know no context
 _client: Any = botocore.client.BaseClient
 _call_api = _client._make_api_call
@@ -211,16 +214,25 @@ def assert_allowed(name: str) -> None:
     _told.update((name, use) for use in found)
     file = NODES_FILE if name in NODE_ROLES else ROLES_FILE
     assert not found, f"the role of {name} ({file.relative_to(ROOT)}) does not allow {found}"
+    refused = {user: sorted(calls) for user, calls in cache_use.refused.items()}
+    cache_use.refused.clear()
+    assert not refused, f"users of the cache (infra/network.yml) may not: {refused}"
 
 
 @contextlib.contextmanager
-def as_node(role: str) -> Iterator[None]:
-    """What begins in the block (tasks, listeners) is done in the name of a node's role: see `assert_allowed`."""
-    token = _current.set(f"{role}-node")
+def as_node(role: str, program: str = "") -> Iterator[None]:
+    """What begins in the block (tasks, listeners) is done in the name of a node's role: see `assert_allowed`. In the cache
+    it is done as the role's user, or as that of another program of the node."""
+    token, told = _current.set(f"{role}-node"), _program.set(program)
     try:
         yield
     finally:
+        _program.reset(told)
         _current.reset(token)
+
+
+def _cache_user() -> str | None:
+    return _program.get() or cache_use.user_of(_current.get(), STAGE)
 
 
 def call_as(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -266,6 +278,10 @@ def unused() -> dict[str, list[Use]]:
     return found
 
 
+GATE_MISSED: Final = 8
+"""Exit status, apart from that of failed tests: no second look at those excuses a role that grants too much."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`./psx test` over all tests asks for this."""
     parser.addoption("--whole-roles", action="store_true", help="fail when a role grants what no test used")
@@ -275,19 +291,24 @@ def pytest_configure(config: pytest.Config) -> None:
     """Record from now on."""
     _client._make_api_call = _recorded
     AsyncDynamo.run = _recorded_async  # type: ignore[method-assign]
+    cache_use.install(_cache_user)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave the client as it was."""
     _client._make_api_call = _call_api
     AsyncDynamo.run = _run_async  # type: ignore[method-assign]
+    cache_use.uninstall()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over what a worker recorded."""
-    for name, found in getattr(node, "workeroutput", {}).get("permissions", {}).items():
+    output = getattr(node, "workeroutput", {})
+    for name, found in output.get("permissions", {}).items():
         _used.setdefault(name, set()).update((action, resource) for action, resource in found)
+    for user, found in output.get("cache", {}).items():
+        cache_use.used.setdefault(user, set()).update(found)
 
 
 @pytest.hookimpl(trylast=True)
@@ -296,8 +317,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["permissions"] = {name: sorted(found) for name, found in _used.items()}
-    elif session.config.getoption("--whole-roles") and unused():
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        output["cache"] = {user: sorted(found) for user, found in cache_use.used.items()}
+    elif session.config.getoption("--whole-roles") and (unused() or cache_use.unused()):
+        session.exitstatus = GATE_MISSED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -305,3 +327,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption("--whole-roles") and not hasattr(config, "workeroutput"):
         for name, rest in unused().items():
             terminalreporter.write_line(f"FAILED role of {name}: nothing used {rest}", red=True)
+        for user, grants in cache_use.unused().items():
+            terminalreporter.write_line(f"FAILED cache user {user}: nothing used {grants}", red=True)

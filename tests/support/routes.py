@@ -13,14 +13,15 @@ from typing import Any, Final
 import boto3
 
 from functions.api.handler import create_app
-from shared.kernel.codes import Pool
+from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import GatewayId, PakId
 from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
+from shared.pool.presence import put_presence
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import put
-from tests.contract.test_pool_live import modem
+from tests.contract.test_pool_live import modem, peer, presence
 from tests.support.functions import PREFIX, Functions, Reply
 
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -35,9 +36,12 @@ ABSENT: Final = {
     "name": "nothing",
     "subject": "AS64999",
     "proposal_id": "0" * 24,
+    "pool_id": "0" * 24,
+    "lease_id": "l" + "0" * 12,
 }
 """Ids of the right shape that nothing has."""
 OVERRIDE: Final = {"ipType": "residential", "reason": "test"}
+RESERVED: Final = {"country": "us", "ipType": "residential"}
 CONSENT: Final = {"termsVersion": "2026-11", "method": "dialog"}
 PUBLIC: Final = frozenset({("GET", "/v1/peer/devices/{device_id}")})
 """Routes by which anybody learns what an id is."""
@@ -113,6 +117,11 @@ class Tenant:
         self.functions.call("/v1/admin/ip-classes/AS64501", "PUT", OVERRIDE, self.admin)
         self.earn(device["deviceId"])
         self.open_session()
+        self.list_peers()
+        self.ids["pool_id"] = pak["id"]
+        self.ids["lease_id"] = self._made(f"/v1/private-pool/{pak['id']}/leases", RESERVED, self.reseller)[
+            "id"
+        ]
         return self
 
     def earn(self, device_id: str) -> None:
@@ -127,6 +136,14 @@ class Tenant:
         route = parse_username(f"{self.ids['account_id']}-mbl-us-sid-a")
         got = redis.run(acquire(route, Pool.MBL, pak_id, GatewayId("g"), now_ms()))
         assert isinstance(got, Acquired)
+
+    def list_peers(self) -> None:
+        """Peers that are on a relay: one to reserve, and one more."""
+        redis = self.functions.redis
+        for number in range(2):
+            name = f"p{number}-{self.name}"
+            redis.run(list_endpoint(peer(name, ip_type=IpType.RESIDENTIAL)))
+            redis.run(put_presence(presence(name)))
 
     def headers(self, path: str) -> dict[str, str]:
         """Whoever uses a route."""
@@ -196,6 +213,11 @@ class Tenant:
             ("POST", "/v1/reseller/pool-keys/{pak_id}/topup"): {"addTrafficGB": 1},
             ("POST", "/v1/reseller/pool-keys/{pak_id}/regenerate"): {},
             ("POST", "/v1/reseller/pool-keys/{pak_id}/reveal"): {},
+            ("POST", "/v1/private-pool/{pool_id}/leases"): RESERVED,
+            ("POST", "/v1/private-pool/leases/{lease_id}/rotate"): None,
+            ("POST", "/v1/private-pool/leases/{lease_id}/extend"): {"idleTtlSec": 600},
+            ("PATCH", "/v1/private-pool/leases/{lease_id}/rotation-mode"): {"mode": "auto10"},
+            ("DELETE", "/v1/private-pool/leases/{lease_id}"): None,
             ("POST", "/v1/admin/accounts"): {"accountId": f"psx_{self.name}new", "kind": "customer"},
             ("POST", "/v1/admin/accounts/{account_id}/api-keys"): {"scopes": ["resell"]},
             ("PUT", "/v1/admin/settings/{name}"): {"mobile": 1, "residential": 1, "datacenter": 1, "unknown": 1},

@@ -21,6 +21,7 @@ from local.paths import DYNOXIDE
 from local.sdks import ToolMissing
 from local.tables import table_definitions
 from shared.runtime.dynamo import SyncDynamo
+from tests.support import cache_use
 
 STAGE: Final = "test"
 PREFIX: Final = "psx-test-"
@@ -168,15 +169,25 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "no",
         "--dir",
         str(folder),
+        "--aclfile",
+        _users(folder),
     ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([_valkey_command(), *arguments], stdout=log, stderr=log)
     try:
         await_port(process, port)
-        yield f"redis://127.0.0.1:{port}/0"
+        url = f"redis://127.0.0.1:{port}/0"
+        cache_use.known_servers.add(url)
+        yield url
     finally:
         process.terminate()
         process.wait(5)
+
+
+def _users(folder: Path) -> str:
+    file = folder / "users.acl"
+    file.write_text(cache_use.users_file())
+    return str(file)
 
 
 @pytest.fixture
@@ -207,6 +218,8 @@ def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 "127.0.0.1",
                 "--dir",
                 str(folder),
+                "--aclfile",
+                _users(folder),
             ]
             how = ["--save", "", "--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"]
             log = (folder / f"log-{port}").open("wb")
@@ -214,7 +227,9 @@ def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             log.close()
             await_port(processes[-1], port)
         _join(ports, buses)
-        yield f"redis+cluster://127.0.0.1:{ports[0]}/0"
+        url = f"redis+cluster://127.0.0.1:{ports[0]}/0"
+        cache_use.known_servers.add(url)
+        yield url
     finally:
         for process in processes:
             process.terminate()

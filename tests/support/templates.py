@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -135,3 +136,14 @@ class Template:
 
     def _name(self, name: str) -> str:
         return str(self._parameters.get(name, f"<{name}>"))
+
+
+def divided(value: Any, cidr: str) -> Any:
+    """A template whose network is divided already: moto does not know `Fn::Cidr`."""
+    if isinstance(value, list):
+        return [divided(one, cidr) for one in value]
+    if isinstance(value, dict) and "Fn::Cidr" in value:
+        _, count, host_bits = value["Fn::Cidr"]
+        parts = ip_network(cidr).subnets(new_prefix=32 - int(host_bits))
+        return [str(part) for part, _ in zip(parts, range(int(count)), strict=False)]
+    return {k: divided(v, cidr) for k, v in value.items()} if isinstance(value, dict) else value

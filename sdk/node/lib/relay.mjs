@@ -166,6 +166,9 @@ export class RelaySocket {
       case "relay_redirect":
         if (this.device.mayFollow(this.identity, this.url, text("relay"))) this.finish(REDIRECTED, "redirect followed");
         break;
+      case "rotate_ip_request": // this peer shares a connection and does not command it
+        this.text("rotation_complete", { requestId: text("requestId"), success: false, error: "not_supported" });
+        break;
       case "tunnel_connect":
         this.openSession(id, text("host"), payload.port);
         break;

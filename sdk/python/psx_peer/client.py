@@ -8,7 +8,7 @@ import http.client
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -25,6 +25,8 @@ API_RETRY_MAX_S: Final = 60.0
 HURRY_MIN_S: Final = 0.05
 HURRY_MAX_S: Final = 0.5
 BACKOFF_MAX_S: Final = 60.0
+ROTATION_MAX_S: Final = 80.0
+"""From the question to the answer; a relay waits for ten seconds more."""
 ALLOWED_CHECK_S: Final = 20.0
 """So often schedule and charger are looked at."""
 
@@ -32,15 +34,24 @@ log = logging.getLogger("psx_peer")
 
 
 class Peer:
-    """Runs until `stop` is called. `dialer` is how targets are reached; the default obeys the egress policy."""
+    """Runs until `stop` is called. `dialer` is how targets are reached; the default obeys the egress policy.
+
+    `rotate` gives this device another address, and raises when it cannot; a peer without it says that it does not.
+    """
 
     def __init__(
-        self, options: Options, dialer: Dialer | None = None, keeper: IdentityKeeper | None = None
+        self,
+        options: Options,
+        dialer: Dialer | None = None,
+        keeper: IdentityKeeper | None = None,
+        rotate: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         policy = egress.EgressPolicy(lab_allow=options.lab_allow)
         self._options = options
         self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts, options.times.dial)
         self._keeper = keeper or IdentityKeeper(options)
+        self._rotate = rotate
+        self._rotating: asyncio.Task[None] | None = None
         self._sockets: set[RelaySocket] = set()
         self._table = StreamTable(allowance(options.limit_mbit), options.times.resume)
         self._stopping = asyncio.Event()
@@ -64,7 +75,7 @@ class Peer:
         self._table.stop()
         for socket in list(self._sockets):
             socket.stop()
-        for task in (*lines, paused):
+        for task in (*lines, paused, *([self._rotating] if self._rotating else [])):
             task.cancel()
         await asyncio.gather(*lines, paused, return_exceptions=True)
         for task in done:
@@ -104,6 +115,7 @@ class Peer:
                 self._table,
                 partial(self._may_follow, identity, url),
                 partial(self._move_on, identity, url),
+                self._rotation_asked,
             )
             self._sockets.add(socket)
             try:
@@ -135,6 +147,27 @@ class Peer:
         if failures > 1:
             high = max(high, min(BACKOFF_MAX_S, times.redial_max * 2 ** min(failures - 1, 10)))
         return random.uniform(low, max(low, high))  # noqa: S311 - jitter, not a secret
+
+    def _rotation_asked(self, request_id: str) -> None:
+        """A relay asks for another address; one change at a time."""
+        if self._rotating is None or self._rotating.done():
+            self._rotating = asyncio.get_running_loop().create_task(self._rotated(request_id))
+
+    async def _rotated(self, request_id: str) -> None:
+        """Change the address and say how that went, on a socket that was dialled from the new one."""
+        error = "" if self._rotate else "not_supported"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROTATION_MAX_S):
+                try:
+                    if self._rotate is not None:
+                        await self._rotate()
+                        for socket in list(self._sockets):
+                            socket.lose()
+                except Exception as failed:  # noqa: BLE001 - whatever the device's own code raises is its answer
+                    error = type(failed).__name__
+                while not (connected := [s for s in self._sockets if s.is_connected]):  # noqa: ASYNC110 - any of several
+                    await asyncio.sleep(HURRY_MIN_S)
+                connected[0].tell_rotated(request_id, error)
 
     def _may_follow(self, identity: Identity, url: str, target: str) -> bool:
         """Only elsewhere, to relays that the API named, and once a minute; the other sockets follow the first one. A pinned

@@ -57,6 +57,7 @@ class RelaySocket(asyncio.Protocol):
         table: StreamTable,
         allow_redirect: Callable[[str], bool],
         elsewhere: Callable[[], None],
+        rotate: Callable[[str], None],
     ) -> None:
         self._options = options
         self._identity = identity
@@ -64,6 +65,7 @@ class RelaySocket(asyncio.Protocol):
         self._table = table
         self._allow_redirect = allow_redirect
         self._elsewhere = elsewhere
+        self._rotate = rotate
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
@@ -109,6 +111,17 @@ class RelaySocket(asyncio.Protocol):
         for tunnel in list(self._tunnels.values()):
             tunnel.abort()
         self._finish(websocket.CloseCode.NORMAL, "stopped by its owner")
+
+    def lose(self) -> None:
+        """The address changed under it: whatever it carries goes on over another socket, where it can."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(1006)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the relay has taken it and it was not lost since."""
+        return self.connected.is_set() and not self._ended.done()
 
     # transport callbacks
 
@@ -223,10 +236,17 @@ class RelaySocket(asyncio.Protocol):
                 self._drop(self._tunnels[session_id])
             case peer.Type.RELAY_REDIRECT if self._allow_redirect(text.text("relay")):
                 self._finish(websocket.CloseCode.REDIRECTED, "redirect followed")
+            case peer.Type.ROTATE_IP_REQUEST:
+                self._rotate(text.text("requestId"))
             case peer.Type.HEARTBEAT_ACK:
                 log.debug("[ACK]")
             case peer.Type.ERROR:
                 log.warning("relay says: %s", _printable(text.text("message")))
+
+    def tell_rotated(self, request_id: str, error: str) -> None:
+        """Say that the address was changed, or (with an error) that it was not."""
+        failed = {"error": error} if error else {}
+        self._send_text(peer.Type.ROTATION_COMPLETE, requestId=request_id, success=not error, **failed)
 
     def _connected(self, text: peer.Text) -> None:
         self._v2 = text.text("protocol") == mux.PROTOCOL == self._options.protocol

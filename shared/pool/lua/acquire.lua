@@ -136,15 +136,28 @@ local function theirs(id)
     redis.call('HGET', prefix .. 'live:' .. id, 'account_id') == account
 end
 
+-- A use of a lease holds its device from now on for as long as it may be idle.
+local function hold_longer(id, device, ends, kept)
+  local key, ports = prefix .. 'reserved:' .. id, prefix .. 'ports:' .. device
+  local until_ms = math.max(ends, tonumber(redis.call('HGET', key, 'expires_at_ms')))
+  redis.call('HSET', key, 'used_at_ms', ARGV[4], 'expires_at_ms', string.format('%d', until_ms))
+  redis.call('PEXPIREAT', key, string.format('%d', until_ms + kept))
+  redis.call('ZADD', ports, string.format('%d', until_ms), id)
+  redis.call('PEXPIREAT', ports, redis.call('ZRANGE', ports, -1, -1, 'WITHSCORES')[2])
+end
+
 local stood_in = 0
 if pin_kind ~= '' then
-  local wanted = pin_id
+  local wanted, used = pin_id, nil
   if pin_kind == 'lease' then
     local held = redis.call('HMGET', prefix .. 'reserved:' .. pin_id, 'account_id', 'endpoint_id', 'expires_at_ms',
-      'pak')
-    if held[1] ~= account or tonumber(held[3]) <= now then return { false, 0, 'lease' } end
-    -- A dedicated port is one key's: strangers share the house account.
-    if held[4] and held[4] ~= pak then return { false, 0, 'lease' } end
+      'pak', 'idle_ms', 'kept_ms')
+    -- A hold is one key's: keys of one account may belong to strangers.
+    if held[1] ~= account or (held[4] and held[4] ~= pak) then return { false, 0, 'lease' } end
+    local idle = tonumber(held[5] or '0')
+    local in_use = idle > 0 and redis.call('HEXISTS', prefix .. 'load:' .. held[2], pak) == 1
+    if tonumber(held[3]) <= now and not in_use then return { false, 0, 'lease' } end
+    if idle > 0 then used = { ends = now + idle, kept = tonumber(held[6] or '0') } end
     wanted, lease = held[2], pin_id
   elseif pin_kind == 'port' and presence_needed then
     wanted = ''
@@ -153,6 +166,7 @@ if pin_kind ~= '' then
     if wanted ~= '' and not theirs(wanted) then wanted = '' end
   end
   local choice = wanted ~= '' and usable(wanted, false, pin_kind)
+  if used and (choice or not pin_strict) then hold_longer(pin_id, wanted, used.ends, used.kept) end
   if choice then return take(choice, 2) end
   if pin_strict then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
   stood_in = 3

@@ -2,24 +2,29 @@
 -- holds it until the time that it names.
 -- KEYS: 1 reservation, 2 listed set of the country asked for. All other keys are computed and share the pool's slot.
 -- ARGV: 1 prefix "{pool}:", 2 lease, 3 account, 4 expires at ms, 5 now ms, 6 private (1/0), 7 city, 8 carrier,
---       9 how many are looked at, 10 pak that the lease is for, 11 endpoint that is taken first ("" = any),
---       12.. endpoints to leave out
+--       9 how many are looked at, 10 pak that the lease is for, 11 endpoint that is taken first, on sale or not ("" = any),
+--       12 ip type ("" = any), 13 needs presence (1/0), 14 idle ms: a use holds it so long from then on (0 = until its end),
+--       15 how long what is known of it stays after its end (ms), 16.. endpoints to leave out
 -- Answer: endpoint id, or "" when none is free
 local prefix, lease, now, private = ARGV[1], ARGV[2], tonumber(ARGV[5]), ARGV[6] == '1'
 local held = redis.call('HGET', KEYS[1], 'endpoint_id')
 local out = {}
-for i = 12, #ARGV do out[ARGV[i]] = true end
-if held and not out[held] then
-  redis.call('HSET', KEYS[1], 'expires_at_ms', ARGV[4], 'pak', ARGV[10])
-  redis.call('PEXPIREAT', KEYS[1], ARGV[4])
-  redis.call('ZADD', prefix .. 'ports:' .. held, ARGV[4], lease)
-  redis.call('PEXPIREAT', prefix .. 'ports:' .. held, ARGV[4])
-  -- A row that was taken off sale and put back has forgotten who holds it.
-  if private and redis.call('EXISTS', prefix .. 'ep:' .. held) == 1 then
-    redis.call('HSET', prefix .. 'ep:' .. held, 'reserved', lease)
+for i = 16, #ARGV do out[ARGV[i]] = true end
+
+local function hold(id)
+  local ports, kept = prefix .. 'ports:' .. id, tonumber(ARGV[4]) + tonumber(ARGV[15])
+  redis.call('HSET', KEYS[1], 'endpoint_id', id, 'account_id', ARGV[3], 'expires_at_ms', ARGV[4], 'pak', ARGV[10],
+    'private', ARGV[6], 'idle_ms', ARGV[14], 'kept_ms', ARGV[15])
+  redis.call('PEXPIREAT', KEYS[1], string.format('%d', kept))
+  redis.call('ZADD', ports, ARGV[4], lease)
+  redis.call('PEXPIREAT', ports, redis.call('ZRANGE', ports, -1, -1, 'WITHSCORES')[2])
+  if private and redis.call('EXISTS', prefix .. 'ep:' .. id) == 1 then
+    redis.call('HSET', prefix .. 'ep:' .. id, 'reserved', lease)
   end
-  return held
+  return id
 end
+
+if held and not out[held] then return hold(held) end
 
 local function taken(ep)
   if not ep.reserved or ep.reserved == lease then return false end
@@ -33,19 +38,32 @@ local function ports_on(id)
   return redis.call('ZCARD', key) - (redis.call('ZSCORE', key, lease) and 1 or 0)
 end
 
+-- A device of the peers is there while the relay that told of it lives.
+local function is_there(id)
+  if ARGV[13] ~= '1' then return true end
+  local on = redis.call('HMGET', prefix .. 'live:' .. id, 'relay_id', 'relay_life')
+  return on[1] and (not on[2] or on[2] == '' or redis.call('GET', prefix .. 'relay:' .. on[1]) == on[2])
+end
+
+local function fits(id, ep)
+  return (ARGV[7] == '' or ep.city == ARGV[7]) and (ARGV[8] == '' or ep.carrier == ARGV[8]) and
+    (ARGV[12] == '' or ep.ip_type == ARGV[12]) and redis.call('EXISTS', prefix .. 'pause:' .. id) == 0 and is_there(id)
+end
+
+-- The device with the fewest ports, of those the one with the fewest connections: who has it alone waits for nobody.
 local best, fewest
 local candidates = redis.call('SRANDMEMBER', KEYS[2], tonumber(ARGV[9]))
-if ARGV[11] ~= '' and redis.call('SISMEMBER', KEYS[2], ARGV[11]) == 1 then table.insert(candidates, 1, ARGV[11]) end
+if ARGV[11] ~= '' then table.insert(candidates, 1, ARGV[11]) end
 for _, id in ipairs(candidates) do
-  local fields = redis.call('HMGET', prefix .. 'ep:' .. id, 'reserved', 'city', 'carrier', 'max_customers')
-  local ep = { reserved = fields[1] or nil, city = fields[2] or '', carrier = fields[3] or '' }
-  local fits = (ARGV[7] == '' or ep.city == ARGV[7]) and (ARGV[8] == '' or ep.carrier == ARGV[8])
-  if fits and not out[id] and not taken(ep) and redis.call('EXISTS', prefix .. 'pause:' .. id) == 0 then
+  local fields = redis.call('HMGET', prefix .. 'ep:' .. id, 'reserved', 'city', 'carrier', 'max_customers', 'ip_type')
+  local ep = { reserved = fields[1] or nil, city = fields[2] or '', carrier = fields[3] or '', ip_type = fields[5] or '' }
+  if not out[id] and not taken(ep) and (id == ARGV[11] or fits(id, ep)) then
     local ports = ports_on(id)
-    local most = private and 0 or tonumber(fields[4] or '1') - 1
-    if ports <= most and (not best or ports < fewest) then
-      best, fewest = id, ports
-      if ports == 0 or id == ARGV[11] then break end
+    local most = private and 0 or (tonumber(fields[4] or '') or 1000) - 1
+    local busy = ports * 1000 + tonumber(redis.call('HGET', prefix .. 'load:' .. id, '#') or '0')
+    if ports <= most and (not best or busy < fewest) then
+      best, fewest = id, busy
+      if busy == 0 or id == ARGV[11] then break end
     end
   end
 end
@@ -54,10 +72,5 @@ if held and redis.call('HGET', prefix .. 'ep:' .. held, 'reserved') == lease the
   redis.call('HDEL', prefix .. 'ep:' .. held, 'reserved')
 end
 if held then redis.call('ZREM', prefix .. 'ports:' .. held, lease) end
-redis.call('HSET', KEYS[1], 'endpoint_id', best, 'account_id', ARGV[3], 'expires_at_ms', ARGV[4],
-  'pak', ARGV[10])
-redis.call('PEXPIREAT', KEYS[1], ARGV[4])
-redis.call('ZADD', prefix .. 'ports:' .. best, ARGV[4], lease)
-redis.call('PEXPIREAT', prefix .. 'ports:' .. best, ARGV[4])
-if private then redis.call('HSET', prefix .. 'ep:' .. best, 'reserved', lease) end
-return best
+redis.call('HDEL', KEYS[1], 'away_since_ms')
+return hold(best)

@@ -18,6 +18,12 @@ for n, key in ipairs(KEYS) do
     redis.call('SREM', prefix .. 'free:' .. before, id)
   end
   redis.call('HSET', key, unpack(fields))
+  if not before then -- who holds a device alone still does when it comes back on sale
+    for _, lease in ipairs(redis.call('ZRANGE', prefix .. 'ports:' .. id, 0, -1)) do
+      local held = redis.call('HMGET', prefix .. 'reserved:' .. lease, 'endpoint_id', 'private')
+      if held[1] == id and held[2] == '1' then redis.call('HSET', key, 'reserved', lease) end
+    end
+  end
   redis.call('SADD', prefix .. 'countries', row.country)
   redis.call('SADD', prefix .. 'listed:any', id)
   redis.call('SADD', prefix .. 'listed:' .. row.country, id)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway_node import http_front
+from gateway_node import http_front, socks_front
 from gateway_node.customer import EARLY_MAX_BYTES
 from gateway_node.exits import ConnectExit
 from gateway_node.http_front import HttpFront
@@ -15,6 +15,7 @@ from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Outcome, Pipeline
 from gateway_node.refusals import RefusedRequest
+from gateway_node.socks_front import SocksFront
 from gateway_node.splice import Splices
 from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, Tunnel
@@ -103,12 +104,14 @@ class Opens:
         self.kept: set[Any] = set()
         self.draining = False
         self.corrections: tuple[str, ...] = ()
+        self.asked: list[Any] = []
 
     def tunnel(self, exit_: Any) -> Tunnel:
         acquired = Acquired(ENDPOINT, "", 0, "", "", Selected.FRESH)
         return Tunnel(PAK, acquired, exit_, Budget(lambda: None), lambda _, broke: self.cuts.append(broke))
 
     async def open(self, request: Any) -> Outcome:
+        self.asked.append(request)
         self.exit.tunnel = self.tunnel(self.exit)
         return Outcome(self.exit.tunnel, self.corrections)
 
@@ -305,6 +308,84 @@ async def test_a_target_is_asked_for_what_the_customer_wrote(method: str, url: s
     front.data_received(get(url, method))
     await turns()
     assert pipeline.exit.sent.decode().startswith(line + "HTTP/1.1\r\nHost: example.com\r\n")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "CONNECT example.com:80 HTTP/1.1\r\nContent-Length: 5",
+        "CONNECT example.com:80 HTTP/1.1\r\nTransfer-Encoding: chunked",
+        "POST http://example.com/ HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
+        "POST http://example.com/ HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6",
+        "POST http://example.com/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "POST http://example.com/ HTTP/1.1\r\nTransfer-Encoding : chunked",
+        "GET http://example.com/ HTTP/1.1\r\nX: a\r\n folded",
+        "GET http://example.com/ HTTP/1.1\r\nX: a\n\nGET http://b.example/ HTTP/1.1",
+        "GET http://example.com@b.example/ HTTP/1.1",
+        "GET http://example.com\\@b.example/ HTTP/1.1",
+        "GET http://b.example:80:80/ HTTP/1.1",
+        "GET //example.com/ HTTP/1.1",
+    ],
+)
+async def test_a_request_that_two_programs_could_read_differently_goes_nowhere(head: str) -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    front.data_received(f"{head}\r\n{CREDENTIALS}\r\n\r\nhello".encode() + get("http://b.example/"))
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 400 ")
+    assert wire.written.count(b"HTTP/1.1 ") == 1
+    assert wire.ended
+    assert pipeline.asked == []
+
+
+async def test_what_follows_a_407_as_a_body_is_never_read_as_a_request() -> None:
+    pipeline = Opens()
+    front, wire = await connected(pipeline)
+    hidden = get("http://b.example/")
+    head = f"POST http://example.com/ HTTP/1.1\r\nHost: example.com\r\nContent-Length: {len(hidden)}\r\n\r\n"
+    front.data_received(head.encode() + hidden)
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 407 ")
+    assert wire.written.count(b"HTTP/1.1 ") == 1
+    assert pipeline.asked == []
+
+
+async def test_the_target_is_whom_the_url_names_whatever_host_says() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    others = "Host: b.example\r\nhost: c.example\r\nConnection: Host"
+    front.data_received(f"GET http://example.com/ HTTP/1.1\r\n{others}\r\n{CREDENTIALS}\r\n\r\n".encode())
+    await turns()
+    assert (pipeline.asked[0].host, pipeline.asked[0].port) == ("example.com", 80)
+    lines = pipeline.exit.sent.decode().lower().split("\r\n")
+    assert [line for line in lines if line.startswith("host:")] == ["host: example.com"]
+
+
+async def test_a_kept_tunnel_serves_no_request_of_somebody_else() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    other = "Proxy-Authorization: Basic " + base64.b64encode(b"psx_b-peer-us:s").decode()
+    for credentials in (CREDENTIALS, CREDENTIALS, other):
+        front.data_received(f"GET http://example.com/ HTTP/1.1\r\nHost: x\r\n{credentials}\r\n\r\n".encode())
+        await turns()
+        pipeline.exit.tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert [request.username for request in pipeline.asked] == ["psx_a-peer-us", "psx_b-peer-us"]
+
+
+@pytest.mark.parametrize("front", [HttpFront, SocksFront])
+async def test_a_head_that_comes_byte_by_byte_has_so_long_and_no_longer(
+    front: type[HttpFront] | type[SocksFront], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_front, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(socks_front, "HANDSHAKE_TIMEOUT_S", 0.05)
+    slow, wire = front(Opens()), Wire()  # type: ignore[arg-type]
+    slow.connection_made(wire)  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        for byte in bytes((5, 255)) + b"C" * 100_000:
+            slow.data_received(bytes((byte,)) if front is SocksFront else b"C")
+            await asyncio.sleep(0.002)
+            if wire.closing:
+                return
 
 
 def drain(pipeline: Any) -> None:

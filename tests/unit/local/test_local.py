@@ -18,6 +18,7 @@ def test_schedules_and_routes_come_from_serverless_yml() -> None:
         "list_exits": 60,
         "roll_up": 60,
         "end_keys": 60,
+        "keep_leases": 60,
         "test_peer_tiers": 60,
         "buy_as_customer": 300,
         "refresh_ip_data": 3600,

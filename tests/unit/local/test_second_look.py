@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from local import __main__ as local
+from tests.support.permissions import GATE_MISSED
 
 Look = Callable[[int, int], tuple[int, list[Sequence[str]]]]
+GATE = ["-m", "coverage", "report", "--format=total"]
 
 
 @pytest.fixture
@@ -54,3 +56,23 @@ def test_who_fails_again_fails_the_run(look: Look, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("failed", [0, local.SECOND_LOOK_AT_MOST + 1])
 def test_a_missed_gate_and_a_broken_change_have_no_second_look(look: Look, failed: int) -> None:
     assert look(failed, 0) == (local.TESTS_FAILED, [])
+
+
+@pytest.mark.parametrize(
+    ("tests", "coverage", "status"),
+    [(0, 2, 2), (local.TESTS_FAILED, 2, 2), (GATE_MISSED, 0, GATE_MISSED), (0, 0, 0)],
+)
+def test_no_second_look_excuses_a_gate_that_was_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tests: int, coverage: int, status: int
+) -> None:
+    runs: list[Sequence[str]] = []
+
+    def run(command: Sequence[str]) -> int:
+        runs.append(command)
+        return coverage if list(command[1:]) == GATE else tests
+
+    monkeypatch.setattr(local, "ROOT", tmp_path)
+    monkeypatch.setattr(local, "_run", run)
+    monkeypatch.setattr("local.sdks.prepare", lambda: None)
+    assert local._test(fast=False, second_look=True, arguments=[]) == status
+    assert "--cov-fail-under=0" in runs[0], "the gate is judged apart from the tests"

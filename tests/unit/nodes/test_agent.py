@@ -42,7 +42,7 @@ def test_every_figure_that_is_shipped_is_counted_somewhere_under_that_name_and_l
 
 @pytest.mark.parametrize("role", boot.UNITS)
 def test_every_alarm_looks_at_what_is_shipped_and_names_a_section_that_says_what_to_do(role: str) -> None:
-    given = {"Role": role, "Stage": "dev", "AlarmsTopicArn": "topic"}
+    given = {"Role": role, "Stage": "dev", "AlarmsTopic": "topic"}
     alarms = Template(NODES / "nodes.yml", given).resources(ALARM).values()
     page = (ROOT / "docs" / "operations" / "nodes.md").read_text("utf-8")
     assert alarms

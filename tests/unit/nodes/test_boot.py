@@ -44,7 +44,15 @@ UNITS = NODES / "units"
 FRESH = fresh_values()
 SECRETS = {
     f"psx/dev/{secret}": {name: FRESH[name] for name in CONFIGURED[secret]}
-    for secret in ("mesh", "credentials", "modems", "probe-target")
+    for secret in (
+        "mesh",
+        "credentials",
+        "modems",
+        "probe-target",
+        "cache-relay",
+        "cache-gateway",
+        "cache-prober",
+    )
 }
 TARGETS = json.dumps(
     [
@@ -163,10 +171,12 @@ def test_what_nodes_read_is_written_by_configure_or_by_a_stack_and_the_other_way
 
 def test_a_node_reads_no_secret_that_another_role_alone_needs() -> None:
     assert not set(boot.SECRETS["target"]) & {*boot.SECRETS["relay"], *boot.SECRETS["gateway"]}
-    assert set(boot.SECRETS["relay"]) == {"mesh"}
-    for role, names in boot.SECRETS.items():
-        written = {v.get("PSX_SECRETS") for v in settings(instance(role), given()).values()} - {None}
-        assert written == {",".join(f"psx/dev/{name}" for name in names)}
+    assert set(boot.SECRETS["relay"]) == {"mesh", "cache-relay"}
+    for role in boot.UNITS:
+        for program, written in settings(instance(role), given()).items():
+            names = ",".join(f"psx/dev/{name}" for name in boot.SECRETS.get(program, ()))
+            assert written.get("PSX_SECRETS", "") == names
+            assert written.get("PSX_REDIS_USER") in {None, program}
 
 
 @pytest.mark.parametrize("role", boot.UNITS)

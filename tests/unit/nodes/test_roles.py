@@ -39,10 +39,10 @@ from tests.unit.access.test_access import GOOD
 
 NOW = 1_800_000_000_000
 STAGE = "test"
-SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "relay": (RelaySettings,),
-    "gateway": (GatewaySettings, ProberSettings),
-    "target": (TargetSettings,),
+SETTINGS: dict[str, dict[str, type[Settings]]] = {
+    "relay": {"relay": RelaySettings},
+    "gateway": {"gateway": GatewaySettings, "prober": ProberSettings},
+    "target": {"target": TargetSettings},
 }
 
 
@@ -67,14 +67,15 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_start_reads_what_the_role_may_read(
     role: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PSX_SECRETS", ",".join(f"psx/{STAGE}/{name}" for name in boot.SECRETS[role]))
     s3 = boto3.client("s3")
     for bucket in ("artefacts", "address-data"):
         s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
     s3.put_object(Bucket="artefacts", Key="nodes/version.zip", Body=b"zip")
     with as_function(f"{role}-node"):
         boto3.client("s3").download_file("artefacts", "nodes/version.zip", str(tmp_path / "artefact"))
-        for kind in SETTINGS[role]:
+        for program, kind in SETTINGS[role].items():
+            names = ",".join(f"psx/{STAGE}/{name}" for name in boot.SECRETS[program])
+            monkeypatch.setenv("PSX_SECRETS", names)
             with pytest.raises(ValueError, match="validation error") as refused:
                 load(kind)  # secrets were read; what user data and parameters say is missing here
             assert "SecretsUnreadable" not in str(refused.value)

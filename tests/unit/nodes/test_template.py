@@ -6,8 +6,6 @@ What moto does not know it leaves out (alarms, scaling policies); listeners of a
 import functools
 import json
 from collections.abc import Iterator
-from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -18,7 +16,7 @@ from infra.nodes import boot
 from infra.nodes.lifecycle import HOOK
 from local.deployment_files import NODES
 from local.paths import ROOT
-from tests.support.templates import Template, read_template
+from tests.support.templates import Template, divided, read_template
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse")  # moto names what it leaves out
 STAGE = "dev"
@@ -80,7 +78,9 @@ def test_the_world_reaches_the_balancer_and_the_balancer_the_programs(
     assert {g["Port"] for g in groups} <= inside
     for group in groups:
         checked = f"http://127.0.0.1:{group['HealthCheckPort']}{group['HealthCheckPath']}"
-        assert checked == boot.HEALTH[role]
+        assert checked == boot.READY[role].replace("/ready", "/health"), (
+            "a store that is away takes no node away"
+        )
     listeners = template(role).resources("AWS::ElasticLoadBalancingV2::Listener").values()
     assert {entry["Port"] for entry in listeners} == outside
 
@@ -122,7 +122,7 @@ def test_a_region_without_functions_has_neither_nat_nor_cache() -> None:
     assert not any(away.resources(kind) for kind in priced)
     assert all(home.resources(kind) for kind in priced)
     told = {p["Name"].rpartition("/")[2] for p in away.resources("AWS::SSM::Parameter").values()}
-    assert told == {"vpc", "public-subnets", "nodes-security-group"}
+    assert told == {"vpc", "public-subnets", "nodes-security-group", "alarms"}
 
 
 @pytest.fixture(scope="module")
@@ -138,24 +138,10 @@ def cloud() -> Iterator[Any]:
     with mock_aws():
         boto3.client("ssm").put_parameter(Name="/psx/dev/nodes/image", Value="ami-12c6146b", Type="String")
         made = boto3.client("cloudformation")
-        create(made, "network", divided(ROOT / "infra" / "network.yml"), {"Stage": STAGE, "Home": "no"})
+        network = divided(read_template(ROOT / "infra" / "network.yml"), "10.40.0.0/16")
+        create(made, "network", json.dumps(network), {"Stage": STAGE, "Home": "no"})
         yield made
     patch.undo()
-
-
-def divided(path: Path) -> str:
-    """A template whose network is divided already: moto does not know `Fn::Cidr`."""
-
-    def done(value: Any) -> Any:
-        if isinstance(value, list):
-            return [done(one) for one in value]
-        if isinstance(value, dict) and "Fn::Cidr" in value:
-            _, count, host_bits = value["Fn::Cidr"]
-            parts = ip_network("10.40.0.0/16").subnets(new_prefix=32 - host_bits)
-            return [str(part) for part, _ in zip(parts, range(count), strict=False)]
-        return {k: done(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    return json.dumps(done(read_template(path)))
 
 
 def create(client: Any, name: str, text: str, given: dict[str, str]) -> dict[str, str]:
@@ -179,6 +165,7 @@ def test_a_cloud_makes_the_fleet_and_takes_it_away(cloud: Any, role: str) -> Non
             ("Vpc", "vpc"),
             ("PublicSubnets", "public-subnets"),
             ("NodesSecurityGroup", "nodes-security-group"),
+            ("AlarmsTopic", "alarms"),
         )
     }
     given = {

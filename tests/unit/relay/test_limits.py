@@ -1,21 +1,35 @@
 """What strangers and peers cannot use up in a relay."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pytest
 
 from relay_node import mesh, peers
 from relay_node import registry as registry_module
+from relay_node.figures import Reason
 from relay_node.mesh import MeshConnection
-from relay_node.peers import PARTIAL_FREE_BYTES, PeerSocket
-from relay_node.registry import Device, Hooks, Registry
-from relay_node.tunnel import SHARED_STALL_MAX_S, STALL_MAX_S
+from relay_node.peers import UNFINISHED_FREE_BYTES, PeerSocket
+from relay_node.presence import follow_orders
+from relay_node.registry import (
+    HANDSHAKES_PER_S_MAX,
+    HANDSHAKES_PER_S_PER_ADDRESS_MAX,
+    Device,
+    Hooks,
+    Registry,
+    Unfinished,
+)
+from relay_node.tunnel import OPEN_TIMEOUT_S, SHARED_STALL_MAX_S, STALL_MAX_S
+from shared.pool.presence import MOVE_PEERS
+from shared.supply.tokens import TokenFault
+from shared.wire.http1 import take_response_head
 from shared.wire.peer import Type, encode_text
 from shared.wire.websocket import Opcode, encode_frame, frame_header
 
 TOKEN = "t" * 32
+CONNECT = f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n".encode()
 
 
 class Wire:
@@ -27,7 +41,8 @@ class Wire:
         self.unsent_bytes = 0
 
     def get_extra_info(self, name: str) -> Any:
-        return (self.address, 4000) if name == "peername" else None
+        bare_socket = SimpleNamespace(setsockopt=lambda *option: None)
+        return {"peername": (self.address, 4000), "socket": bare_socket}.get(name)
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
@@ -58,7 +73,17 @@ class Wire:
 
 
 def registry() -> Registry:
-    return Registry(cast(Hooks, None))
+    """All of a relay's devices; what it asks of its process has no effect."""
+    return Registry(
+        Hooks(
+            verify=lambda token: TokenFault.INVALID,
+            origin=lambda address: cast(Any, address),
+            now_ms=lambda: 1,
+            arrived=lambda device: None,
+            left=lambda device: None,
+            redirect_for=lambda device: None,
+        )
+    )
 
 
 def peer(of: Registry, address: str = "192.0.2.1") -> tuple[PeerSocket, Wire]:
@@ -78,18 +103,156 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one() -> None:
     assert not here.per_address
 
 
-async def test_messages_that_never_end_cannot_use_up_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "PARTIAL_MAX_BYTES", 3 * PARTIAL_FREE_BYTES)
+def speaks(here: Registry, protocol: str | None, *, follows: bool = False) -> tuple[PeerSocket, Wire]:
+    """A peer that has said what it speaks, or has not yet."""
+    socket, wire = peer(here)
+    socket._head = None
+    socket.device = Device("d", "a", cast(Any, None), "", 0, sockets=[socket])
+    if protocol is not None:
+        info = encode_text(Type.DEVICE_INFO, protocol=protocol, supportsRelayRedirect=follows)
+        socket.data_received(encode_frame(Opcode.TEXT, info, b"mask"))
+    return socket, wire
+
+
+LONG: Final = encode_frame(Opcode.BINARY, b"\x01\x01s" + bytes(100_000), b"mask")
+BEGINS, ENDS = LONG[: UNFINISHED_FREE_BYTES + 1], LONG[UNFINISHED_FREE_BYTES + 1 :]
+
+
+async def test_of_messages_that_do_not_end_the_oldest_gives_way() -> None:
     here = registry()
-    unfinished = frame_header(Opcode.BINARY, 4_000_000, b"mask") + bytes(PARTIAL_FREE_BYTES + 1)
-    sockets = [peer(here) for _ in range(4)]
-    for socket, _ in sockets:
-        socket._head = None
-        socket.data_received(unfinished)
-    assert [wire.closing for _, wire in sockets] == [False, False, True, True]
-    for socket, _ in sockets:
+    here.unfinished = Unfinished(3 * len(BEGINS))
+    honest, hoards, drips, *others = (speaks(here, "binary-v1") for _ in range(5))
+    for socket, _ in (honest, hoards, drips):
+        socket.data_received(BEGINS)
+    honest[0].data_received(ENDS + BEGINS)  # it ends what it began, and has begun something since
+    for socket, _ in others:
+        socket.data_received(BEGINS)
+    assert [wire.closing for _, wire in (honest, hoards, drips, *others)] == [False, True, True, False, False]
+    for socket, _ in (honest, hoards, drips, *others):
         socket.connection_lost(None)
-    assert here.partial_bytes == 0
+    assert here.unfinished.held_bytes == 0
+
+
+@pytest.mark.parametrize("protocol", [None, "binary-v2", "binary-v1"])
+async def test_only_a_peer_of_v1_may_send_long_messages(protocol: str | None) -> None:
+    here = registry()
+    socket, wire = speaks(here, protocol)
+    socket.data_received(frame_header(Opcode.BINARY, peers.MESSAGE_MAX_BYTES, b"mask"))
+    assert not wire.closing
+    socket, wire = speaks(here, protocol)
+    socket.data_received(frame_header(Opcode.BINARY, peers.MESSAGE_MAX_BYTES + 1, b"mask"))
+    assert wire.closing is (protocol != "binary-v1")
+
+
+async def test_a_handshake_that_comes_byte_by_byte_has_so_long_and_no_longer() -> None:
+    here = registry()
+    socket, wire = peer(here)
+    now_s = asyncio.get_running_loop().time()
+    for _ in range(100):
+        socket.data_received(b"G")
+    closed = []
+    for beyond_s in (-1, 1):
+        here.sweep(now_s + peers.HANDSHAKE_TIMEOUT_S + beyond_s)
+        closed.append(wire.closing)
+    assert closed == [False, True]
+    assert socket.lost_reason is Reason.HANDSHAKE_TIMEOUT
+
+
+async def test_peers_that_follow_are_sent_where_an_operator_says() -> None:
+    here = registry()
+    follows, stays = (speaks(here, "binary-v2", follows=follows)[1] for follows in (True, False))
+
+    class Orders:
+        async def messages(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
+            yield MOVE_PEERS, "r2 wss://not.for.us/"
+            yield MOVE_PEERS, "r1 wss://b.example/"
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await follow_orders(cast(Any, Orders()), here, cast(Any, None), "r1")
+    await asyncio.sleep(0)
+    assert b"not.for.us" not in follows.written
+    assert b'"relay":"wss://b.example/","reason":"operator"' in follows.written
+    assert b"relay_redirect" not in stays.written
+
+
+async def test_an_address_that_hammers_uses_up_its_own_handshakes_and_nobody_elses() -> None:
+    here = registry()
+    passed = sum(here.may_shake_hands("192.0.2.66", 100.0) for _ in range(2 * HANDSHAKES_PER_S_MAX))
+    assert passed == HANDSHAKES_PER_S_PER_ADDRESS_MAX
+    others = sum(here.may_shake_hands(f"network {number}", 100.9) for number in range(HANDSHAKES_PER_S_MAX))
+    assert passed + others == HANDSHAKES_PER_S_MAX
+    assert here.may_shake_hands("192.0.2.66", 101.0), "the next second is another one"
+
+
+async def test_an_address_has_so_many_sockets_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MAX_SOCKETS_PER_ADDRESS", 3)
+    here = registry()
+    kept = [peer(here) for _ in range(3)]
+    late, wire = peer(here)
+    assert wire.written.startswith(b"HTTP/1.1 429 ")
+    assert not any(wire.closing for _, wire in kept)
+    late.connection_lost(None)
+    kept[0][0].connection_lost(None)
+    assert not peer(here)[1].closing
+
+
+async def test_an_open_that_nobody_answers_is_refused_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = registry()
+    socket, peer_wire = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    timers: list[tuple[float, Any]] = []
+    gateway, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
+
+    def call_later(after_s: float, *call: Any) -> Any:
+        timers.append((after_s, call))
+        return SimpleNamespace(cancel=lambda: None)
+
+    gateway._loop = cast(Any, SimpleNamespace(call_later=call_later))
+    gateway.connection_made(cast(Any, wire))
+    gateway.data_received(CONNECT)
+    after_s, (give_up, *args) = timers[-1]
+    assert after_s == OPEN_TIMEOUT_S
+    give_up(*args)
+    assert wire.written.startswith(b"HTTP/1.1 504 ")
+    assert wire.closing
+    await asyncio.sleep(0)
+    assert b"tunnel_close" in peer_wire.written
+    assert not socket.tunnels
+
+
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [
+        ("connection_refused", "connection_refused"),
+        ("timeout", "timeout"),
+        ("", "unknown"),
+        ("peer_gone", "unknown"),
+        ("made\nup", "unknown"),
+        ("made\r\nX-Made: up", "unknown"),
+        ("\0", "unknown"),
+        ("x" * 900, "unknown"),
+    ],
+)
+async def test_a_refused_open_is_always_answered_and_in_words_of_the_protocol(
+    said: str, passed_on: str
+) -> None:
+    here = registry()
+    socket, _ = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    gateway, wire = asks(here, "s1")
+    socket._head = None
+    failed = encode_text(Type.TUNNEL_OPEN_FAILED, sessionId="s1", reason=said)
+    socket.data_received(encode_frame(Opcode.TEXT, failed, b"mask"))
+    head = take_response_head(bytearray(wire.written))
+    assert head is not None
+    assert head.status == (504 if said == "timeout" else 502)
+    assert head.header("x-psx-reason") == passed_on
+    gateway.connection_lost(None)
 
 
 async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None:
@@ -98,11 +261,7 @@ async def test_a_tunnel_that_begins_while_its_peer_does_not_read_waits() -> None
     socket.ready = True
     here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
     socket.pause_writing()
-    mesh, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
-    mesh.connection_made(cast(Any, wire))
-    mesh.data_received(
-        f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n".encode()
-    )
+    mesh, wire = asks(here, "s1")
     assert wire.paused
     mesh.connection_lost(None)
 
@@ -150,11 +309,16 @@ def reads(wire: Wire) -> bool:
 
 def tunnel(here: Registry, session: str) -> tuple[MeshConnection, Wire]:
     """A tunnel of v1 through device `d`, which says that it is connected."""
+    gateway, wire = asks(here, session)
+    here.devices["d"].sockets[0].tunnels[session].opened()
+    return gateway, wire
+
+
+def asks(here: Registry, session: str) -> tuple[MeshConnection, Wire]:
+    """A gateway that asks for a tunnel through device `d`."""
     gateway, wire = MeshConnection(here, TOKEN, lambda: session), Wire()
     gateway.connection_made(cast(Any, wire))
-    ask = f"CONNECT a.example:80 HTTP/1.1\r\nX-PSX-Mesh-Token: {TOKEN}\r\nX-PSX-Device: d\r\n\r\n"
-    gateway.data_received(ask.encode())
-    here.devices["d"].sockets[0].tunnels[session].opened()
+    gateway.data_received(CONNECT)
     return gateway, wire
 
 
@@ -186,7 +350,7 @@ async def test_a_customer_that_does_not_read_holds_a_v1_socket_up_only_so_long(
     wire.unsent_bytes = 300_000
     stalled.pause_writing()
     assert not reads(peer_wire)
-    while looks and now[0] < 130:
+    while looks and now[0] < 100 + 2 * STALL_MAX_S:
         now[0] += mesh.STALL_LOOK_S
         wire.unsent_bytes -= 1000 if trickles else 0
         looks.pop()()
@@ -199,3 +363,59 @@ async def test_a_customer_that_does_not_read_holds_a_v1_socket_up_only_so_long(
         stalled.resume_writing()
         assert reads(peer_wire)
     stalled.connection_lost(None)
+
+
+@pytest.mark.parametrize(("rate_bytes_per_s", "ends"), [(30_000, True), (100_000, False), (5_000_000, False)])
+async def test_a_customer_that_keeps_reading_is_not_given_up_because_kernels_hold_much(
+    rate_bytes_per_s: int, ends: bool
+) -> None:
+    behind_bytes = 400_000  # kernels take so much before this side is full, and give as much before it is not
+    now, looks = [100.0], list[Any]()
+    here = registry()
+    socket, peer_wire = peer(here)
+    socket.ready = True
+    here.devices["d"] = Device("d", "a", cast(Any, None), "", 0, confirms_open=True, sockets=[socket])
+    slow, wire = tunnel(here, "s1")
+    tunnel(here, "s2")
+
+    def later(after_s: float, look: Any) -> Any:
+        looks.append(look)
+        return SimpleNamespace(cancel=looks.clear)
+
+    slow._loop = cast(Any, SimpleNamespace(time=lambda: now[0], call_later=later))
+    for _ in range(10):
+        for _ in range(20):
+            slow.write(bytes(behind_bytes // 20))
+        slow.pause_writing()
+        full_until_s = now[0] + behind_bytes / rate_bytes_per_s
+        while now[0] < full_until_s and not wire.closing:
+            now[0] += mesh.STALL_LOOK_S
+            wire.unsent_bytes = 300_000 - int(now[0])
+            looks.pop()()
+        if wire.closing:
+            break
+        slow.resume_writing()
+        assert reads(peer_wire)
+    assert wire.closing is ends
+    slow.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        encode_frame(Opcode.PING, b"p" * 125, b"mask"),
+        encode_frame(Opcode.TEXT, encode_text(Type.HEARTBEAT), b"mask"),
+    ],
+)
+async def test_a_peer_that_asks_and_does_not_read_is_owed_nothing(ask: bytes) -> None:
+    socket, wire = speaks(registry(), "binary-v1")
+    await asyncio.sleep(0)
+    before = len(wire.written)
+    socket.pause_writing()
+    socket.data_received(ask * 10_000)
+    await asyncio.sleep(0)
+    assert len(wire.written) == before
+    socket.resume_writing()
+    socket.data_received(ask)
+    await asyncio.sleep(0)
+    assert len(wire.written) > before, "it is answered again once it reads"

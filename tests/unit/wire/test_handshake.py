@@ -30,6 +30,15 @@ def test_a_handshake_of_ours_completes() -> None:
     assert not is_accepted(answer, bytes(16), "a.b.c")
 
 
+def test_compression_that_is_offered_is_not_taken() -> None:
+    offer = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
+    head = request(upgrade_request("r", "/", KEY, "x")[:-2] + offer)
+    answer = take_response_head(bytearray(accept_answer(head, "token.x")))
+    assert answer is not None
+    assert is_accepted(answer, KEY, "x")
+    assert answer.header("sec-websocket-extensions") is None
+
+
 def test_the_token_is_found_among_several_protocols() -> None:
     raw = upgrade_request("r", "/", KEY, "x").replace(b"Protocol: token.x", b"Protocol: json, token.x")
     assert offered_token(request(raw)) == ("token.x", "x")

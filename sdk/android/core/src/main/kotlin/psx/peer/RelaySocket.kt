@@ -281,6 +281,9 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
             "relay_redirect" -> if (device.mayFollow(identity, url, given.text("relay"))) {
                 finish(REDIRECTED, "redirect followed")
             }
+            "rotate_ip_request" -> text( // this peer shares a connection and does not command it
+                "rotation_complete", "requestId" to given.text("requestId"), "success" to false, "error" to "not_supported",
+            )
             "tunnel_connect" -> openSession(id, given.text("host"), given.integer("port"))
             "tunnel_data" -> sessions[id]?.toTarget(legacyBytes(given.text("data")))
             "tunnel_close" -> sessions[id]?.close()

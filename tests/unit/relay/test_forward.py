@@ -1,0 +1,191 @@
+"""What a gateway is told of a tunnel whose socket ended, what a peer cannot tell it, and what a relay holds for both."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from relay_node import peers
+from relay_node.figures import Reason
+from relay_node.forward import CONTROL_WHILE_FULL_MAX, TUNNEL_BUFFER_MAX_BYTES, Buffers
+from relay_node.links import LinkConnection
+from relay_node.peers import PeerSocket
+from relay_node.registry import Device, Registry
+from shared.wire import mux
+from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
+from shared.wire.websocket import CloseCode, Opcode, encode_close, encode_frame
+from tests.unit.relay.test_limits import Wire, peer, registry
+
+LINK_ID = 7
+
+
+class Path:
+    """A device with one socket of v2, and a gateway's link with one tunnel through it."""
+
+    def __init__(self, here: Registry | None = None, device_id: str = "d") -> None:
+        self.registry = here or registry()
+        self.socket, self.wire = peer(self.registry)
+        self.socket._head, self.socket.ready, self.socket.v2 = None, True, True
+        self.device = Device(device_id, "a", cast(Any, None), "", 0, sockets=[self.socket])
+        self.registry.devices[device_id] = self.device
+        self.link_wire = Wire()
+        self.link = LinkConnection(self.registry, cast(Any, self.link_wire))
+        self.asks(mux.for_device(mux.open_frame(LINK_ID, bytes(16), 1, "a.example", 80), device_id))
+        (self.peer_id,) = self.socket.ends
+
+    def says(self, frame: bytes) -> None:
+        """A frame of the peer."""
+        self.socket.data_received(encode_frame(Opcode.BINARY, frame, b"mask"))
+
+    def asks(self, frame: bytes) -> None:
+        """A frame of the gateway."""
+        self.link.data_received(mux.link_header(len(frame)) + frame)
+
+    async def told(self) -> Frame:
+        """What the gateway hears of its tunnel."""
+        await asyncio.sleep(0)
+        (frame,) = LinkReader().receive(self.link_wire.written)
+        assert frame.tunnel == LINK_ID
+        return frame
+
+    async def ends_overloaded(self) -> None:
+        """The tunnel is given up, alone, and nothing is held for it any more."""
+        frame = await self.told()
+        assert (frame.type, mux.read_reason(frame.body)) == (MuxType.RESET, MuxReason.OVERLOADED)
+        assert not self.socket.ends
+        assert not self.wire.closing
+        assert (self.socket.buffers.held_bytes, self.registry.buffers.held_bytes) == (0, 0)
+
+
+def closes(code: int) -> Callable[[PeerSocket], None]:
+    return lambda socket: socket.data_received(encode_close(code, "", b"mask"))
+
+
+def closes_bare(socket: PeerSocket) -> None:
+    socket.data_received(encode_frame(Opcode.CLOSE, b"", b"mask"))
+
+
+def falls_silent(socket: PeerSocket) -> None:
+    socket.sweep(asyncio.get_running_loop().time() + peers.DEAD_WITH_TUNNELS_AFTER_S + 1)
+
+
+def is_sent_away(socket: PeerSocket) -> None:
+    socket.go_away(0, 1000)
+
+
+def is_revoked(socket: PeerSocket) -> None:
+    socket.close(CloseCode.IDENTITY_INVALID, "", Reason.REVOKED)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        (lambda socket: None, MuxReason.PEER_GONE),
+        (closes(1000), MuxReason.STOPPED),
+        (closes(1001), MuxReason.PATH_LOST),
+        (closes(4100), MuxReason.PATH_LOST),
+        (closes_bare, MuxReason.PATH_LOST),
+        (falls_silent, MuxReason.PATH_LOST),
+        (is_sent_away, MuxReason.PATH_LOST),
+        (is_revoked, MuxReason.STOPPED),
+    ],
+    ids=["hangs up", "stops", "leaves", "follows", "says nothing of it", "is silent", "is sent away", "is revoked"],
+)  # fmt: skip
+async def test_a_gateway_is_told_what_a_lost_socket_lets_it_hope_for(
+    before: Callable[[PeerSocket], None], told: MuxReason
+) -> None:
+    path = Path()
+    before(path.socket)
+    path.socket.connection_lost(ConnectionResetError())
+    frame = await path.told()
+    assert (frame.type, mux.read_reason(frame.body)) == (MuxType.RESET, told)
+
+
+@pytest.mark.parametrize("reason", list(MuxReason))
+@pytest.mark.parametrize("kind", [MuxType.RESET, MuxType.REFUSED])
+async def test_a_peer_cannot_speak_of_paths_and_devices_as_if_it_were_the_relay(
+    kind: MuxType, reason: MuxReason
+) -> None:
+    path = Path()
+    path.says(mux.header(kind, path.peer_id) + bytes((reason,)))
+    frame = await path.told()
+    own = {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
+    assert frame.type is kind
+    assert mux.read_reason(frame.body) is (MuxReason.UNKNOWN if reason in own else reason)
+
+
+@pytest.mark.parametrize("kind", [MuxType.OPENED, MuxType.DATA, MuxType.WINDOW, MuxType.EOF, MuxType.RESET])
+async def test_a_peer_reaches_no_tunnel_of_another_device(kind: MuxType) -> None:
+    theirs = Path()
+    ours = Path(theirs.registry, "other")
+    theirs.socket.ends[99] = theirs.socket.ends[theirs.peer_id]
+    body = {MuxType.DATA: b"x", MuxType.WINDOW: bytes(16), MuxType.OPENED: bytes(8), MuxType.RESET: b"\0"}
+    ours.says(mux.header(kind, 99) + body.get(kind, b""))
+    await asyncio.sleep(0)
+    assert theirs.link_wire.written == ours.link_wire.written == b""
+    assert not ours.wire.closing, "an unknown id is ignored: it may have ended a moment ago"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [(MuxType.OPEN, 40), (MuxType.RESUME, 32), (MuxType.CLOSE, 0), (MuxType.GOAWAY, 8)]
+)
+async def test_a_peer_that_speaks_as_a_gateway_is_left(kind: MuxType, size: int) -> None:
+    path = Path()
+    path.says(mux.header(kind, path.peer_id) + bytes(size))
+    assert path.wire.closing
+    await asyncio.sleep(0)
+    assert path.link_wire.written == b""
+
+
+DATA = mux.header(MuxType.DATA, LINK_ID) + bytes(mux.DATA_MAX_BYTES)
+
+
+async def test_a_tunnel_is_held_one_window_for_and_then_given_up_alone() -> None:
+    path = Path()
+    path.socket.pause_writing()
+    for _ in range(TUNNEL_BUFFER_MAX_BYTES // len(DATA)):
+        path.asks(DATA)
+    assert path.socket.ends, "so much is one window's"
+    path.asks(DATA)
+    await path.ends_overloaded()
+
+
+async def test_what_all_tunnels_hold_together_is_bounded_and_new_ones_are_sent_elsewhere_before() -> None:
+    path = Path()
+    path.registry.buffers.max_bytes = 2 * len(DATA)
+    path.socket.pause_writing()
+    path.asks(DATA)
+    path.asks(mux.header(MuxType.EOF, LINK_ID))
+    ask = mux.for_device(mux.open_frame(LINK_ID + 1, bytes(16), 1, "a.example", 80), "d")
+    path.asks(ask)
+    await asyncio.sleep(0)
+    (refused,) = LinkReader().receive(path.link_wire.written)
+    assert (refused.type, mux.read_reason(refused.body)) == (MuxType.REFUSED, MuxReason.OVERLOADED)
+    path.link_wire.written = b""
+    path.asks(DATA)
+    await path.ends_overloaded()
+
+
+def test_a_connection_holds_within_what_all_may_hold() -> None:
+    whole = Buffers(100)
+    one, other = Buffers(80, whole), Buffers(80, whole)
+    assert one.hold(80)
+    assert not one.hold(1), "its own bound"
+    assert not other.hold(30), "that of all"
+    assert (one.held_bytes, other.held_bytes, whole.held_bytes) == (80, 0, 80)
+    one.let_go(80)
+    assert other.hold(30)
+
+
+async def test_control_frames_to_a_link_that_takes_nothing_are_bounded() -> None:
+    path = Path()
+    path.link.pause_writing()
+    window = mux.window_frame(path.peer_id, 0, 1)
+    for _ in range(CONTROL_WHILE_FULL_MAX):
+        path.says(window)
+    assert path.socket.ends
+    path.link_wire.written = b""
+    path.says(window)
+    await asyncio.sleep(0)
+    assert not path.socket.ends

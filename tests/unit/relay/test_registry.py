@@ -1,0 +1,70 @@
+"""Whose sockets a device has: those of the newest tokens, eight at most, and its owner's before a stranger's."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from relay_node.figures import Reason
+from relay_node.peers import PeerSocket
+from relay_node.registry import Registry
+from shared.kernel.ids import AccountId, DeviceId
+from shared.supply.tokens import Claims
+from shared.wire.peer import MAX_SOCKETS_PER_DEVICE
+from tests.unit.relay.test_limits import Wire, peer, registry
+
+OWNER = Claims(DeviceId("d"), AccountId("a"), 0)
+STRANGER = replace(OWNER, owned=False)
+
+
+def comes(
+    here: Registry, claims: Claims, address: str = "192.0.2.1"
+) -> tuple[Reason | None, PeerSocket, Wire]:
+    socket, wire = peer(here, address)
+    socket._head = None
+    return here.attach(socket, claims), socket, wire
+
+
+async def test_a_device_has_eight_sockets_and_no_more() -> None:
+    here = registry()
+    answers = [comes(here, OWNER)[0] for _ in range(MAX_SOCKETS_PER_DEVICE + 1)]
+    assert answers == [None] * MAX_SOCKETS_PER_DEVICE + [Reason.TOO_MANY_SOCKETS]
+
+
+async def test_a_stranger_that_took_every_socket_is_turned_out_by_the_owner_and_leaves_no_trace() -> None:
+    here = registry()
+    left: list[Any] = []
+    here.hooks = replace(here.hooks, left=left.append)
+    strangers = [comes(here, STRANGER, "198.51.100.6") for _ in range(MAX_SOCKETS_PER_DEVICE)]
+    assert all(answer is None for answer, _, _ in strangers)
+    answer, socket, _ = comes(here, OWNER, "203.0.113.9")
+    assert answer is None
+    assert all(wire.closing for _, _, wire in strangers)
+    device = here.devices["d"]
+    assert (device.address, device.sockets) == ("203.0.113.9", [socket])
+    for _, stranger, _ in strangers:
+        assert stranger.lost_reason is Reason.NOT_OWNED
+        stranger.connection_lost(None)
+    assert here.devices == {"d": device}
+    assert left == [], "presence is the owner's by now"
+    socket.connection_lost(None)
+    assert here.devices == {}
+    assert left == [device]
+
+
+async def test_a_stranger_gets_no_socket_beside_the_owners_and_may_serve_when_they_are_gone() -> None:
+    here = registry()
+    _, socket, wire = comes(here, OWNER)
+    assert comes(here, STRANGER)[0] is Reason.NOT_OWNED
+    assert not wire.closing
+    socket.connection_lost(None)
+    assert comes(here, STRANGER)[0] is None
+
+
+@pytest.mark.parametrize("field", ["generation", "account_generation"])
+async def test_an_owner_with_ended_tokens_turns_nobody_out(field: str) -> None:
+    here = registry()
+    newer: dict[str, Any] = {field: 2}
+    _, _, wire = comes(here, replace(STRANGER, **newer))
+    assert comes(here, OWNER)[0] is Reason.TOKEN_REFUSED
+    assert not wire.closing
