@@ -39,6 +39,7 @@ class UnknownReason(StrEnum):
     NODE_MALFORMED = "chain_node_answer_malformed"
     NODES_DISAGREE = "chain_nodes_disagree"
     NOT_SETTLED = "transfer_is_under_way"
+    PAYER_BUSY = "balance_of_payer_is_promised_to_transfers_under_way"
     RAIL_CLOSED = "signed_transfers_are_not_taken_now"
 
 

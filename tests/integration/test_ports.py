@@ -22,7 +22,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, put
 from shared.runtime.redis import command
 from shared.sale.owed import LATE_MS
-from shared.sale.owed_table import all_owed
+from shared.sale.owed_table import Owed, all_owed
 from shared.sale.rules import key_id_of, lease_of
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -134,6 +134,7 @@ def test_a_paid_port_without_a_free_device_is_owed_and_served_when_one_comes(fun
     assert "do not pay again" in waiting.body["message"]
     table = f"{PREFIX}sales"
     (owed,) = functions.dynamo.run(all_owed(table, 10)).rows
+    assert isinstance(owed, Owed)
     assert owed.order.tier == "private"
     list_modems(functions, "m2")
     clock = functions.sale_wiring.counter
