@@ -157,7 +157,7 @@ def _connect(redis: SyncRedis, fleet: Sequence[Device]) -> None:
 
 
 def _rebuild(job: ListingRun, redis: SyncRedis, fleet: Sequence[Device]) -> Reading:
-    """Nothing is on sale in Redis, everything in the truth: until a run has put it all back and looked at all of it."""
+    """Nothing is on sale in Redis, everything in the truth: until a run has put it all back."""
     began = time.monotonic()
     report = job.run(NOW)
     _expect(report, report.rebuilt == len(fleet) and report.delisted == [])

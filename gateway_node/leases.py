@@ -15,7 +15,8 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from shared.grading.live import report_fault
+from gateway_node.fared import FaredBook
+from shared.grading.live import count_conduct, report_fault
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId, EndpointId, GatewayId, PakId
 from shared.pool import live
@@ -30,6 +31,7 @@ GATHER_S: Final = 0.005
 """What ends within this time is given back in one call."""
 RELEASE_BATCH: Final = 500
 WAITING_MAX: Final = 100_000
+FARED_BATCH: Final = 500
 COMPARE_EVERY_BEATS: Final = 3
 
 Hold = tuple[EndpointId, PakId]
@@ -42,6 +44,7 @@ class Leases:
 
     def __init__(self, redis: AsyncRedis, gateway_id: GatewayId, now_ms: Callable[[], int]) -> None:
         self.redis = redis
+        self.fared = FaredBook()
         self._gateway_id = gateway_id
         self._now_ms = now_ms
         self._waiting: deque[tuple[RedisCall[Any], Callable[[], None] | None]] = deque(maxlen=WAITING_MAX)
@@ -201,9 +204,15 @@ class Leases:
                             await self._reap(pool, gateway_id)
                 if beat % COMPARE_EVERY_BEATS == 0:
                     await self.compare()
+                await self.tell_fared()
             except StoreUnavailable as error:
                 log.warning("heartbeat missed", extra={"reason": str(error)})
             await asyncio.sleep(BEAT_S)
+
+    async def tell_fared(self) -> None:
+        """Tell all gateways' count how customers fared here. What a Redis that is away misses is lost: it is no money."""
+        while told := self.fared.take(FARED_BATCH):
+            await self.redis.run(count_conduct(told))
 
     async def _own_leftovers(self) -> None:
         """A restart under the same id: nothing that the last life held is real any more."""

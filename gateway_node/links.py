@@ -84,8 +84,14 @@ class RelayLink(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
-        fields = [("Upgrade", mux.LINK_UPGRADE), ("Connection", "Upgrade"), ("X-PSX-Mesh-Token", self._token)]
-        transport.write(build_head("GET / HTTP/1.1", [("Host", "relay"), *fields]))
+        fields = [
+            ("Host", "relay"),
+            ("Upgrade", mux.LINK_UPGRADE),
+            ("Connection", "Upgrade"),
+            ("X-PSX-Mesh-Token", self._token),
+            (mux.REASONS_HEADER, str(max(mux.MuxReason).value)),
+        ]
+        transport.write(build_head("GET / HTTP/1.1", fields))
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = self._loop.time()

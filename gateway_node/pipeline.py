@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -76,6 +77,11 @@ class Request:
     address: str
     socks: bool
     request_id: str
+
+    @property
+    def target(self) -> str:
+        """Where it is to go."""
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +223,14 @@ class Pipeline:
                     excluded.clear()
                 await asyncio.sleep(wait_s)
                 continue
-            side = await self._dial(acquired, pak, target, request)
+            away = self._resolver.away_from((acquired.exit_ip, acquired.endpoint.modem_host), target)
+            if isinstance(away, RefusedRequest):  # its own address is nobody's fault
+                self._leases.give_back(acquired, pak.pak_id)
+                return away
+            side = await self._dial(acquired, pak, away, request)
             if not isinstance(side, ExitFailed | RefusedRequest):
                 doubts.are_the_exits()
-                return await self._admit(pak, acquired, side, route, began_ms)
+                return await self._admit(request, pak, acquired, side, route, began_ms)
             self._leases.give_back(acquired, pak.pak_id)
             excluded.append(acquired.endpoint.endpoint_id)
             if isinstance(side, RefusedRequest):
@@ -252,16 +262,26 @@ class Pipeline:
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
         slow = self.deadlines.call_after(SLOW_OPEN_S, partial(self._leases.doubt, device_id))
+        began_s = time.monotonic()
         try:
-            return await self._dialer.open(acquired, target, request.request_id)
+            side = await self._dialer.open(acquired, target, request.request_id)
         except BaseException:
             self._leases.give_back(acquired, pak.pak_id)
+            if time.monotonic() - began_s >= SLOW_OPEN_S:  # nobody waits for ever: the customer left
+                self._fared(acquired, pak, request.target)
             raise
         finally:
             slow.cancel()
+        if isinstance(side, RefusedRequest) or (isinstance(side, ExitFailed) and not side.moving):
+            self._fared(acquired, pak, request.target)
+        return side
+
+    def _fared(self, acquired: Acquired, pak: Pak, failed_target: str = "") -> None:
+        """A customer was served, or failed by what may be the exit as well as the target: others' word will tell."""
+        self._leases.fared.note(acquired, pak.account_id, self._limited_as(pak), failed_target)
 
     async def _admit(
-        self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
+        self, request: Request, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
     ) -> Tunnel | RefusedRequest:
         """Let bytes through what was dialled, unless the key ended while it was."""
         current: Pak | Refusal | None = None
@@ -273,7 +293,7 @@ class Pipeline:
                 self._leases.give_back(acquired, pak.pak_id)
         if isinstance(current, Refusal):
             return RefusedRequest(current, _AUTH_MESSAGES[current])
-        return self._opened(current, acquired, side, route, began_ms)
+        return self._opened(request, current, acquired, side, route, began_ms)
 
     async def _acquire(self, route: Route, pak: Pak, excluded: list[EndpointId]) -> Acquired | NoStock:
         if route.unusable:
@@ -317,8 +337,11 @@ class Pipeline:
         busy = " (all exits there are busy or filtered out)" if route.country in counts else ""
         return RefusedRequest(Refusal.NO_STOCK, f"nothing online matches {wanted}{busy}{hint}")
 
-    def _opened(self, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int) -> Tunnel:
-        tunnel = Tunnel(pak, acquired, side, self._meter.budget(pak.pak_id), self._ended)
+    def _opened(
+        self, request: Request, pak: Pak, acquired: Acquired, side: ExitPath, route: Route, began_ms: int
+    ) -> Tunnel:
+        budget, ended = self._meter.budget(pak.pak_id), partial(self._ended, request.target)
+        tunnel = Tunnel(pak, acquired, side, budget, ended, lambda it: self._fared(it.acquired, it.pak))
         self._meter.opened(tunnel)
         _OPENED_IN[acquired.endpoint.pool].inc()
         OPEN.inc()
@@ -326,7 +349,7 @@ class Pipeline:
             self._sessions.opened(tunnel, route, began_ms)
         return tunnel
 
-    def _ended(self, tunnel: Tunnel, exit_broke: bool) -> None:
+    def _ended(self, target: str, tunnel: Tunnel, exit_broke: bool) -> None:
         self._meter.closed(tunnel)
         if self._sessions is not None:
             self._sessions.closed(tunnel)
@@ -344,6 +367,8 @@ class Pipeline:
         if drops:
             del self._barren[endpoint_id]
         exit_broke = exit_broke or tunnel.barren
+        if exit_broke and not tunnel.down_bytes:
+            self._fared(tunnel.acquired, tunnel.pak, target)
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
             self._leases.report(tunnel.acquired, suspect=drops)

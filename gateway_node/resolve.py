@@ -3,16 +3,16 @@
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Final
 from weakref import WeakValueDictionary
 
 from gateway_node.refusals import RefusedRequest
 from shared.kernel.codes import Refusal
-from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check_name
+from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check_name, own_network
 
 RESOLVE_TIMEOUT_S: Final = 5.0
 FRESH_S: Final = 5.0
@@ -27,11 +27,12 @@ UNANSWERED: Final = f"no name server told the target's address within {RESOLVE_T
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a customer wants to go: as it was written, and the checked literal address of it."""
+    """Where a customer wants to go: as written, and its checked literal address. `others` may be dialled too."""
 
     host: str
     address: str
     port: int
+    others: tuple[str, ...] = ()
 
 
 class Resolver:
@@ -121,10 +122,18 @@ class Resolver:
                     Refusal.SSRF_BLOCKED, "an address that hides another one is not allowed"
                 )
             addresses = [known or host]
-        for address in addresses:
-            if check_address(address, port, self._policy) is EgressVerdict.ALLOWED:
-                return Target(host, address, port)
+        allowed = [a for a in addresses if check_address(a, port, self._policy) is EgressVerdict.ALLOWED]
+        if allowed:
+            return Target(host, allowed[0], port, tuple(allowed[1:]))
         return RefusedRequest(Refusal.SSRF_BLOCKED, "the target is in a private, local or reserved network")
+
+    def away_from(self, exits: Iterable[str], target: Target) -> Target | RefusedRequest:
+        """The target at an address that is none of the exit's own: from inside, a home's router lets its own line in."""
+        own = [network for address in exits if (network := own_network(address)) is not None]
+        for address in (target.address, *target.others):
+            if check_address(address, target.port, self._policy, own) is EgressVerdict.ALLOWED:
+                return target if address == target.address else replace(target, address=address)
+        return RefusedRequest(Refusal.SSRF_BLOCKED, "the target is the chosen exit's own network")
 
 
 @lru_cache(maxsize=4096)

@@ -98,7 +98,9 @@ class ExitPath(Path, Protocol):
 
 
 class Tunnel:
-    """`ended` is called once, with whether the exit broke the tunnel. `host` is the target as the customer wrote it."""
+    """`ended` is called once, with whether the exit broke the tunnel; `answered` once, some time after the target's first
+    bytes came. `host` is the target as the customer wrote it.
+    """
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class Tunnel:
         exit_path: ExitPath,
         budget: Budget,
         ended: Callable[[Tunnel, bool], None],
+        answered: Callable[[Tunnel], None] | None = None,
     ) -> None:
         endpoint = acquired.endpoint
         self.pak = pak
@@ -130,6 +133,7 @@ class Tunnel:
             endpoint.ip_type,
         )
         self._ended: Callable[[Tunnel, bool], None] | None = ended
+        self._answered = answered
         self._customer_ended = False
         self._exit_ended = False
         self._customer_full = False
@@ -260,11 +264,18 @@ class Tunnel:
     def _end(self, *, exit_broke: bool) -> bool:
         ended, self._ended = self._ended, None
         if ended is not None:
+            self._tell_answered()
             ended(self, exit_broke)
         return ended is not None
 
+    def _tell_answered(self) -> None:
+        if self._answered is not None and self.down_bytes:
+            answered, self._answered = self._answered, None
+            answered(self)
+
     def sweep(self, elapsed_s: float) -> None:
         """Called every few seconds: end what has been silent for too long."""
+        self._tell_answered()
         carried = self.up_bytes + self.down_bytes
         self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
         self._seen_bytes = carried

@@ -55,6 +55,12 @@ class Side(Protocol):
         """A tunnel left this connection."""
 
 
+class LinkSide(Side, Protocol):
+    """The side of a gateway. `reasons_max` is the highest reason that it knows."""
+
+    reasons_max: int
+
+
 class Buffers:
     """What is held for connections that are full: of one connection, within what all may hold together (`whole`)."""
 
@@ -137,7 +143,7 @@ class Forward:
 
     __slots__ = ("_controls", "_link", "_over", "_socket", "_to_link", "_to_peer")
 
-    def __init__(self, socket: Side, peer_id: int, link: Side, link_id: int) -> None:
+    def __init__(self, socket: Side, peer_id: int, link: LinkSide, link_id: int) -> None:
         self._socket = socket
         self._link = link
         self._to_peer = _Lane(socket.outbox, peer_id, socket.buffers)
@@ -183,6 +189,8 @@ class Forward:
     def socket_lost(self, reason: Reason) -> None:
         """The peer's socket is gone: the gateway may resume elsewhere, unless the device cannot or will not go on."""
         why = _WHEN_LOST.get(reason, MuxReason.PATH_LOST)
+        if why > self._link.reasons_max:
+            why = MuxReason.PATH_LOST
         self._to_link.outbox.send(reset_frame(self._to_link.tunnel_id, why))
         self._leave(reason)
 

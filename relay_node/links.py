@@ -15,6 +15,7 @@ from relay_node.forward import Buffers, Forward
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Registry
 from shared.wire.cork import Cork
 from shared.wire.mux import (
+    FIRST_REASONS_MAX,
     Bytes,
     Frame,
     LinkReader,
@@ -39,8 +40,12 @@ log = logging.getLogger("psx.relay")
 class LinkConnection(asyncio.Protocol):
     """Takes over a mesh connection after its upgrade."""
 
-    def __init__(self, registry: Registry, transport: asyncio.Transport) -> None:
+    def __init__(
+        self, registry: Registry, transport: asyncio.Transport, reasons_max: int = FIRST_REASONS_MAX
+    ) -> None:
+        """`reasons_max` is the highest reason that the gateway knows."""
         self._registry = registry
+        self.reasons_max = reasons_max
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._reader = LinkReader()

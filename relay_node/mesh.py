@@ -32,11 +32,12 @@ from relay_node.tunnel import (
     Tunnel,
 )
 from shared.wire.http1 import HeadError, RequestHead, build_head, split_authority, take_request_head
-from shared.wire.mux import LINK_UPGRADE, Bytes
+from shared.wire.mux import FIRST_REASONS_MAX, LINK_UPGRADE, REASONS_HEADER, Bytes
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 5.0
 STALL_LOOK_S: Final = 0.5
+REASON_DIGITS_MAX: Final = 3
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -183,7 +184,7 @@ class MeshConnection(asyncio.Protocol):
             self._answer(403, Reason.MESH_TOKEN, "mesh_token_refused")
             return
         if head.method == "GET" and head.header("upgrade") == LINK_UPGRADE:
-            self._become_link()
+            self._become_link(head)
             return
         try:
             host, port = split_authority(head.target)
@@ -223,14 +224,17 @@ class MeshConnection(asyncio.Protocol):
         self._timer = self._loop.call_later(OPEN_TIMEOUT_S, tunnel.give_up, Reason.OPEN_TIMEOUT)
         return tunnel
 
-    def _become_link(self) -> None:
+    def _become_link(self, head: RequestHead) -> None:
         transport = self._transport
         if transport is None:
             return
         self._cancel_timer()
         fields = [("Upgrade", LINK_UPGRADE), ("Connection", "Upgrade")]
         self.write(build_head("HTTP/1.1 101 Switching Protocols", fields))
-        link = LinkConnection(self._registry, transport)
+        known = head.header(REASONS_HEADER.lower()) or ""
+        is_number = known.isascii() and known.isdecimal() and len(known) <= REASON_DIGITS_MAX
+        reasons_max = int(known) if is_number else FIRST_REASONS_MAX
+        link = LinkConnection(self._registry, transport, reasons_max)
         transport.set_protocol(link)
         if self._buffer:
             link.data_received(bytes(self._buffer))

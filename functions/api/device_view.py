@@ -4,6 +4,8 @@ from typing import Any, Final
 
 from functions.api.desk import Desk
 from functions.http import ProblemError
+from shared.grading.conduct import ADVICE as CONDUCT_ADVICE
+from shared.grading.conduct import CHECK, is_barred
 from shared.grading.live import next_probe
 from shared.grading.model import PROBE_MODE, Grade
 from shared.grading.offer import Classes
@@ -106,9 +108,11 @@ class DeviceView(Desk):
         """The failing check, when the next probe comes (null: when the device is back), and what its owner can do."""
         latest = grade.latest if grade else None
         failure = latest.failure if latest else None
+        barred = grade is not None and is_barred(grade.bar, now_ms())
         return {
-            "failingCheck": failure.phase.value if failure else None,
-            "whatToDo": ADVICE[failure] if failure else None,
+            "failingCheck": failure.phase.value if failure else CHECK if barred else None,
+            "whatToDo": ADVICE[failure] if failure else CONDUCT_ADVICE if barred else None,
+            "offSaleUntil": grade.bar.until_ms if grade and barred else None,
             "nextProbeAt": self.w.redis.run(next_probe(device.device_id)),
             "consecutivePasses": grade.passes if grade else 0,
             "consecutiveFailures": grade.failures if grade else 0,

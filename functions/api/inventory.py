@@ -7,14 +7,14 @@ from fastapi import Query
 
 from functions.api.wiring import Wiring
 from functions.http import ProblemError, Routes
-from shared.guard.table import open_incidents
+from shared.guard.service import standing_incidents
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import Country
 from shared.pool.numbers import Numbers, live_numbers, networks_of, run
 from shared.runtime.clock import now_ms
 from shared.upkeep.history import Span, points
 
-INCIDENTS_MAX: Final = 50
+INCIDENTS_SHOWN_MAX: Final = 50
 HISTORY_POINTS: Final = 60
 """Of one answer; ask on from the last one's `at`."""
 FAR_MS: Final = 9_999_999_999_999
@@ -106,11 +106,11 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
 
     @routes.get("/v1/gateway/incidents")
     def incidents() -> dict[str, Any]:
-        page = wiring().dynamo.run(open_incidents(wiring().settings.table("guard"), INCIDENTS_MAX))
+        w = wiring()
+        standing = standing_incidents(w.dynamo, w.settings.table("guard"))[:INCIDENTS_SHOWN_MAX]
         shown = [
             {"id": i.incident_id, "kind": i.kind, "message": i.message, "openedAt": i.opened_at_ms}
-            for i in page.rows
-            if i.closed_at_ms is None
+            for i in standing
         ]
         return {"incidents": shown, "generatedAt": now_ms()}
 

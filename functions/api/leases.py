@@ -111,7 +111,8 @@ class LeaseDesk(Desk):
         if known is not None and known.pak_id == pak.pak_id and not known.released_at_ms:
             told(request)  # an earlier try of the same operation reserved it
             return self.shown(known)
-        lease = leasing.hold_new(draft, pools)
+        share_percent = self.setting("share_percent", rules.SHARE_PERCENT_DEFAULT)
+        lease = leasing.hold_new(draft, pools, share_percent)
         if lease is None:
             message = "no device of that kind is free now; ask again later, or for another country or IP type"
             raise ProblemError(409, "NO_DEVICE_FREE", message, {"Retry-After": str(NO_DEVICE_RETRY_S)})

@@ -15,27 +15,69 @@ from functions.api.wiring import Wiring
 from functions.http import Routes
 from shared.access.model import Scope
 from shared.grading.live import Lengths, queue_lengths
-from shared.guard.table import open_incidents, read_setting, read_switch
+from shared.guard.service import standing_incidents
+from shared.guard.table import read_setting, read_switch
 from shared.pool.numbers import live_numbers, run
 from shared.runtime.clock import now_ms
 from shared.upkeep.purchase import STATE, purchase_fault
 
-INCIDENTS_MAX: Final = 50
+INCIDENTS_SHOWN_MAX: Final = 50
 _SCRIPT: Final = """
 const form = document.querySelector("form"), place = document.querySelector("section");
-const cell = (row, text, kind) => { row.appendChild(document.createElement(kind)).textContent = text; };
-function told(name, value) {
-  place.appendChild(document.createElement("h2")).textContent = name;
-  if (value === null || typeof value !== "object") {
-    place.appendChild(document.createElement("p")).textContent = String(value);
-    return;
+const add = (to, kind, text = "") => {
+  const made = to.appendChild(document.createElement(kind));
+  made.textContent = typeof text === "number" ? text.toLocaleString("en") : text;
+  return made;
+};
+const time = (ms) => ms ? new Date(ms).toISOString().slice(0, 16).replace("T", " ") + " UTC" : "never";
+const usdc = (micro) => (micro / 1e6).toFixed(2) + " USDC";
+const size = (bytes) => bytes < 1e9 ? (bytes / 1e6).toFixed(1) + " MB" : (bytes / 1e9).toFixed(1) + " GB";
+const pools = {mbl: "Modems", peer: "Peers"};
+const words = (name) => name.replaceAll("_", " ");
+function table(title, heads, rows, none) {
+  add(place, "h2", title);
+  if (!rows.length) { add(place, "p", none); return; }
+  const made = add(place, "table"), head = add(add(made, "thead"), "tr"), body = add(made, "tbody");
+  for (const name of heads) add(head, "th", name);
+  for (const row of rows) { const line = add(body, "tr"); for (const text of row) add(line, "td", text); }
+}
+function say(text, kind) { const made = add(place, "p"); made.className = kind; add(made, "strong", text); }
+function exits(told) {
+  const rows = [];
+  for (const [pool, countries] of Object.entries(told.stock)) {
+    for (const country of Object.keys(countries).sort()) {
+      const of = (counts) => (counts[pool] || {})[country] || 0, tiers = (told.quality[pool] || {})[country] || {};
+      const name = (pools[pool] || pool) + " " + country.toUpperCase();
+      rows.push([name, of(told.stock), of(told.online), of(told.openConnections),
+        ...["fast", "medium", "slow", "unknown", "paused"].map((name) => tiers[name] || 0)]);
+    }
   }
-  const table = place.appendChild(document.createElement("table"));
-  for (const [key, found] of Object.entries(value)) {
-    const row = table.appendChild(document.createElement("tr"));
-    cell(row, key, "td");
-    cell(row, found !== null && typeof found === "object" ? JSON.stringify(found) : String(found), "td");
-  }
+  return rows;
+}
+function counted(fleet, kind) {
+  const found = Object.entries(fleet).filter(([name]) => name.startsWith(kind + "."));
+  return found.sort((a, b) => b[1] - a[1]).map(([name, count]) => [words(name.slice(kind.length + 1)), count]);
+}
+function show(told) {
+  if (told.loopsStopped) say("The kill switch is on: jobs, probes and purchases rest.", "bad");
+  if (told.incidents.length) say("Open incidents: " + told.incidents.length + ".", "bad");
+  else say("Nothing is known to be wrong.", "ok");
+  table("Incidents", ["What", "Since", "Kind"],
+    told.incidents.map((one) => [one.message, time(one.openedAt), words(one.kind)]), "None.");
+  table("Exits on sale", ["Pool", "On sale", "Connected", "Connections", "Fast", "Medium", "Slow", "Unmeasured", "Paused"],
+    exits(told), "Nothing is on sale.");
+  table("All devices, and why they are on sale or not", ["Verdict", "Devices"], counted(told.fleet, "verdict"),
+    "Nothing was counted in the last hour.");
+  table("Speed of all devices", ["Tier", "Devices"], counted(told.fleet, "tier"), "Nothing was counted in the last hour.");
+  table("Probes", ["Devices", "Number"], [["reported by customers, probed next", told.probes.urgent],
+    ["due by now", told.probes.due], ["being probed", told.probes.underWay],
+    ["waiting for their time or due", told.probes.waiting],
+    ["how late the stalest one is", (told.probes.stalestLateMs / 1000).toFixed(1) + " s"],
+    ["marked for the listing run", told.probes.marksForListing]], "");
+  table("Traffic", ["Carried", "Now"], [[size(told.traffic.totalBytes), size(told.traffic.bytesPerSecond) + "/s"]], "");
+  table("The synthetic customer", ["Last bought", "Spent that day", "Fault"], [[time(told.purchases.lastBoughtAt),
+    usdc(told.purchases.spentMicro), told.purchases.fault || "none"]], "");
+  add(add(place, "p"), "small", "Counted at " + time(told.generatedAt) + ".");
 }
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -45,9 +87,8 @@ form.addEventListener("submit", async (event) => {
   try {
     const answer = await fetch("/v1/admin/network", {headers, cache: "no-store"});
     const body = await answer.json();
-    if (!answer.ok) { told("Refused", body.message); return; }
-    for (const [name, value] of Object.entries(body)) told(name, value);
-  } catch (error) { told("No answer", error.message); }
+    if (answer.ok) show(body); else say("Refused: " + body.message, "bad");
+  } catch (error) { say("No answer: " + error.message, "bad"); }
 });
 """
 _PAGE: Final = f"""<!doctype html>
@@ -85,7 +126,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
         guard, now = w.settings.table("guard"), now_ms()
         numbers = run(w.redis, live_numbers(now))
         switch, purchases = w.dynamo.run(read_switch(guard)), w.dynamo.run(read_setting(guard, STATE)) or {}
-        incidents = w.dynamo.run(open_incidents(guard, INCIDENTS_MAX)).rows
+        incidents = standing_incidents(w.dynamo, guard)[:INCIDENTS_SHOWN_MAX]
         return {
             "stock": numbers.stock,
             "online": numbers.online,
@@ -103,7 +144,6 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
             "incidents": [
                 {"id": i.incident_id, "kind": i.kind, "message": i.message, "openedAt": i.opened_at_ms}
                 for i in incidents
-                if i.closed_at_ms is None
             ],
             "loopsStopped": switch.stopped,
             "generatedAt": numbers.at_ms,

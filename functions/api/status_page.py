@@ -16,15 +16,14 @@ from fastapi.responses import HTMLResponse
 from functions.api.wiring import Wiring
 from functions.http import Routes
 from shared.guard.model import Incident
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.kernel.codes import Pool, SpeedTier
-from shared.pool.numbers import PAUSED, Numbers, live_numbers, run
+from shared.pool.numbers import PAUSED, Numbers, known
 from shared.runtime.clock import now_ms
-from shared.upkeep.history import Point, Span, points
+from shared.upkeep.history import Point, Span, all_points
 
 HOURS_SHOWN: Final = 72
 MINUTES_SHOWN: Final = 60
-INCIDENTS_READ_MAX: Final = 50
 CLOSED_SHOWN_MAX: Final = 10
 WIDTH, HEIGHT, MARGIN = 640, 120, 8
 STYLE: Final = """
@@ -51,17 +50,35 @@ _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>psx status</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>
 <body><main><h1>psx status</h1>{state}
-<p>{total:,} exits are on sale, {online:,} of them are connected now, {load:,} connections are open.</p>
-<h2>On sale</h2>
-<table><thead><tr><th>Country</th><th>Modems</th><th>Peers</th><th>Connected</th><th>Fast</th><th>Medium</th><th>Slow</th>
-<th>Unmeasured</th><th>Paused</th></tr></thead><tbody>{rows}</tbody></table>
+{sale}
 <h2>Incidents</h2>{incidents}
 <h2>{span}</h2>{plots}
-<p><small>Counted at {at}. The same numbers for programs: <a href="{api}/v1/gateway/pool/stock">stock</a>,
+<p><small>{at}. The same numbers for programs: <a href="{api}/v1/gateway/pool/stock">stock</a>,
 <a href="{api}/v1/gateway/pool/live">live numbers</a>, <a href="{api}/v1/gateway/pool/history">history</a>,
 <a href="{api}/v1/gateway/incidents">incidents</a>.</small></p>
 </main></body></html>
 """
+
+
+_SALE: Final = """<p>{total:,} exits are on sale, {online:,} of them are connected now, {load:,} connections are open.</p>
+<h2>On sale</h2>
+<table><thead><tr><th>Country</th><th>Modems</th><th>Peers</th><th>Connected</th><th>Fast</th><th>Medium</th><th>Slow</th>
+<th>Unmeasured</th><th>Paused</th></tr></thead><tbody>{rows}</tbody></table>"""
+_UNCOUNTED: Final = '<p class="bad"><strong>What is on sale cannot be counted just now.</strong></p>'
+
+
+def _fine(numbers: Numbers | None) -> str:
+    return "" if numbers is None else '<p class="ok"><strong>Nothing is known to be wrong.</strong></p>'
+
+
+def _sale(numbers: Numbers) -> str:
+    countries = sorted({country for pool in numbers.stock.values() for country in pool})
+    return _SALE.format(
+        total=_sum(numbers.stock),
+        online=_sum(numbers.online),
+        load=_sum(numbers.load),
+        rows="".join(_row(country, row_of(numbers, country)) for country in countries),
+    )
 
 
 def row_of(numbers: Numbers, country: str) -> list[int]:
@@ -77,25 +94,21 @@ def row_of(numbers: Numbers, country: str) -> list[int]:
 
 
 def render(
-    numbers: Numbers, incidents: Sequence[Incident], history: Sequence[Point], span: str, api: str
+    numbers: Numbers | None, incidents: Sequence[Incident], history: Sequence[Point], span: str, api: str
 ) -> str:
     """The page. Everything that is not a number of ours is escaped."""
-    countries = sorted({country for pool in numbers.stock.values() for country in pool})
     found = [i for i in incidents if i.closed_at_ms is None]
     state = f'<p class="bad"><strong>Open incidents: {len(found)}.</strong></p>' if found else ""
     return _PAGE.format(
         style=STYLE,
-        state=state or '<p class="ok"><strong>Nothing is known to be wrong.</strong></p>',
-        total=_sum(numbers.stock),
-        online=_sum(numbers.online),
-        load=_sum(numbers.load),
-        rows="".join(_row(country, row_of(numbers, country)) for country in countries),
+        state=state or _fine(numbers),
+        sale=_UNCOUNTED if numbers is None else _sale(numbers),
         incidents=_incidents(found, [i for i in incidents if i.closed_at_ms is not None]),
         span=span,
         plots=_plot(history, "Exits on sale", ("stock.",))
         + _plot(history, "Bytes a second", ("traffic.bytesPerSecond",))
         + _plot(history, "Open connections", ("load.",)),
-        at=_time(numbers.at_ms),
+        at="Not counted" if numbers is None else f"Counted at {_time(numbers.at_ms)}",
         api=html.escape(api, quote=True),
     )
 
@@ -158,7 +171,7 @@ def _history(w: Wiring, now: int) -> tuple[str, Sequence[Point]]:
     found: Sequence[Point] = ()
     for span, count in ((Span.HOUR, HOURS_SHOWN), (Span.MINUTE, MINUTES_SHOWN)):
         since = max(now - count * span.length_ms, 0)
-        found = w.dynamo.run(points(w.settings.table("usage"), span, since, now, count)).rows
+        found = all_points(w.dynamo, w.settings.table("usage"), span, since, now, count)
         if len(found) > 1:
             break
     return f"The last {count} {span.value}s", found
@@ -173,8 +186,8 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
     def status() -> HTMLResponse:
         w, now = wiring(), now_ms()
         span, found = _history(w, now)
-        incidents = w.dynamo.run(open_incidents(w.settings.table("guard"), INCIDENTS_READ_MAX)).rows
-        numbers = run(w.redis, live_numbers(now))
+        incidents = all_incidents(w.dynamo, w.settings.table("guard"))
+        numbers = known(w.redis, now)
         return HTMLResponse(
             render(numbers, incidents, found, span, w.settings.api_base_url), headers=page_headers(STYLE)
         )

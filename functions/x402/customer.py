@@ -24,7 +24,7 @@ from shared.guard.table import read_versions, replace_setting
 from shared.runtime.clock import new_id, now_ms
 from shared.runtime.dynamo import TransactItem, transact
 from shared.runtime.settings import secret_bytes
-from shared.sale.model import Rail
+from shared.sale.model import Problem, Rail
 from shared.upkeep.purchase import (
     BUDGET,
     STATE,
@@ -46,6 +46,8 @@ PAGE_TIMEOUT_S: Final = 3.0
 PAGE_TRIES: Final = 3
 PAYABLE_FOR_S: Final = 600
 ANSWER_MAX_BYTES: Final = 256 * 1024
+FINAL: Final = frozenset({Problem.NOT_YOURS.value, Problem.OTHER_PRODUCT.value})
+"""What the sale says of our own payment when it was claimed, and will say whenever it is shown again."""
 log = logging.getLogger("psx.jobs")
 
 Asks = Callable[[Mapping[str, str]], tuple[int, Any]]
@@ -108,6 +110,10 @@ class Customer:
         if status == 402:  # certain: nothing was settled
             fault = f"the payment was refused: {words}"
             self._keep(self.state.ended(now_ms(), fault), "purchase_refused", attempt.due_micro)
+            return fault
+        if status in {403, 409} and isinstance(body, dict) and body.get("code") in FINAL:
+            fault = f"the payment bought something, and its answer was lost: {words}"
+            self._keep(self.state.ended(now_ms(), fault), "purchase_answer_lost", attempt.due_micro)
             return fault
         self._keep(replace(self.state, looked_ms=now_ms(), fault=f"the sale answers {words}"))
         return f"unknown: {words}"

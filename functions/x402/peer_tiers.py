@@ -39,6 +39,7 @@ from shared.sale.service import pool_order
 
 SETTING: Final = "peer_tiers"
 LOOP: Final = "test_peer_tiers"
+INCIDENT: Final = "peer-tiers"
 RETEST_MS: Final = 10 * 60_000
 RUN_MAX_S: Final = 22.0
 """A run that took longer has failed: a function may run for 29 s, and a purchase waits up to 12."""
@@ -176,7 +177,8 @@ class SelfTest:
             del attempts[wanted]
             self._keep(self._state)
             return bought.pak
-        if bought.problem is Problem.PAYMENT_INVALID:  # certain: no money has moved
+        # Certain: no money has moved; or it has, and what it bought is given out no more.
+        if bought.problem in {Problem.PAYMENT_INVALID, Problem.NOT_YOURS, Problem.OTHER_PRODUCT}:
             del attempts[wanted]
             self._keep(self._state)
         raise NotTested(f"no key could be bought: {bought.problem.value}: {bought.detail}")
@@ -268,13 +270,12 @@ def test_peer_tiers(wiring: Wiring) -> dict[str, Any]:
 
 def _decided(w: Wiring, flag: Flag, state: dict[str, Any], tested: list[str], faults: list[str]) -> bool:
     """Store what the test says, and keep an incident open for as long as it says no; False when the flag was changed."""
-    guard, now, known = w.settings.table("guard"), now_ms(), state.pop("incident", "")
+    guard, now = w.settings.table("guard"), now_ms()
     if faults:
-        state["incident"] = known or f"{now:013d}#peer-tiers"
         words = f"the peer tiers are off: {'; '.join(faults)}"[:500]
-        w.dynamo.run(open_incident(guard, Incident(state["incident"], "peer_tiers_off", words, now)))
-    elif known:
-        w.dynamo.run(close_incident(guard, known, now))
+        w.dynamo.run(open_incident(guard, Incident(INCIDENT, "peer_tiers_off", words, now)))
+    elif not state.get("on"):
+        w.dynamo.run(close_incident(guard, INCIDENT, now))
     return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now})
 
 

@@ -54,14 +54,20 @@ async def serve(settings: ProberSettings) -> None:
         private = settings.probe_private_listen
         told = await serve_private(*listen_address(private), lambda: None) if private else None
         logging.getLogger("psx.prober").info("prober ready")
+        probing.add_done_callback(lambda _: stopping.set())
         await stopping.wait()
+        failed = probing.done()
         if told is not None:
             told.close()
         probing.cancel()
         following.cancel()
-        await asyncio.gather(probing, following, return_exceptions=True)
+        ended, _ = await asyncio.gather(probing, following, return_exceptions=True)
     await redis.close()
     origins.close()
+    if failed:  # what runs this starts it again, and sees that it failed
+        raise RuntimeError("probing ended by itself") from (
+            ended if isinstance(ended, BaseException) else None
+        )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from prometheus_client import Counter, Histogram
 from gateway_node.prober.targets import TargetWatch
 from shared.access.secrets import SealBroken, SecretBox
 from shared.grading.dialer import PATIENT, URGENT, Exit, Seen, Trust, probe
-from shared.grading.live import device_mark, finish_probe, mark_changed, spent_bytes, take_due
+from shared.grading.live import device_mark, excuse_conduct, finish_probe, mark_changed, spent_bytes, take_due
 from shared.grading.model import Cause, Failure, Grade, ProbePlan, ProbeResult, Target, Thresholds
+from shared.grading.proof import mark_of
 from shared.grading.rules import (
     DEFAULTS,
     LIGHT_BYTES,
@@ -32,7 +33,7 @@ from shared.grading.rules import (
     is_verified,
     is_worth_writing,
     next_probe_ms,
-    parse_thresholds,
+    stored_thresholds,
     wants_attention,
 )
 from shared.grading.table import get_grade, put_result
@@ -45,7 +46,7 @@ from shared.pool.presence import read_presence
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.redis import AsyncRedis
 from shared.supply.model import Device, Origin
-from shared.supply.rules import override_for
+from shared.supply.rules import network_of, override_for
 from shared.supply.table import get_device
 from shared.wire.http1 import basic_header, connect_head
 
@@ -200,7 +201,10 @@ class Prober:
         self._switch = switch
         overrides = await self._dynamo.run(read_setting(guard, "ip_classes"))
         grading = await self._dynamo.run(read_setting(guard, "grading"))
-        self._overrides, self._thresholds = overrides or {}, parse_thresholds(grading or {})
+        self._overrides = overrides or {}
+        self._thresholds, fault = stored_thresholds(grading or {})
+        if fault:
+            log.error("the setting grading is not used as it stands", extra={"reason": fault})
         self._settings_at_ms = now
 
     def _classified(self, device: Device, seen: Seen) -> ProbeResult:
@@ -225,6 +229,7 @@ class Prober:
             exit_ip_type=exit_type,
             exit_asn=origin.asn,
             exit_isp=origin.isp,
+            exit_network="" if said else mark_of(network_of(seen.exit_ip)),
             differs=",".join(differs),
         )
 
@@ -243,7 +248,7 @@ class Prober:
         raise StoreUnavailable("grade: contended")
 
     async def _act(self, device: Device, grade: Grade) -> None:
-        """Pause what fails, let back what passes."""
+        """Pause what fails, let back what passes. What customers met on an exit whose probe fails is explained by that."""
         latest = grade.latest
         assert latest is not None  # noqa: S101 - a result was added
         failure = latest.failure
@@ -260,7 +265,9 @@ class Prober:
         endpoint_id = EndpointId(device.device_id)
         if failure is None:
             await self._redis.run(unpause(device.pool, endpoint_id))
-        elif failure.cause is Cause.EXIT:
+            return
+        await self._redis.run(excuse_conduct(device.device_id))
+        if failure.cause is Cause.EXIT:
             await self._redis.run(pause(device.pool, endpoint_id, PAUSE_AFTER_FAILURE_S))
 
 

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from shared.grading.model import PROOF_HEADER
 from shared.grading.proof import Sight, prove
-from shared.grading.rules import plain_page, probe_body
+from shared.grading.rules import MEASURING_BYTES, plain_page, probe_body
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
 from shared.runtime.settings import Settings, listen_address, load_or_exit
@@ -32,7 +32,11 @@ from shared.wire.http1 import HeadError, build_head, take_request_head
 REQUEST_MAX_BYTES: Final = 4 * 1024
 REQUEST_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 60.0
-BODY_MAX_BYTES: Final = 1024 * 1024
+BODY_MAX_BYTES: Final = MEASURING_BYTES
+ADDRESS_BYTES_PER_MINUTE: Final = 64 * 1024 * 1024
+"""What one address draws at most: thousands of devices behind a carrier's NAT are probed with less."""
+ADDRESSES_MAX: Final = 100_000
+MINUTE_S: Final = 60
 NONCE_MAX_CHARS: Final = 64
 CONNECTIONS_MAX: Final = 2_000
 CHUNK_BYTES: Final = 64 * 1024
@@ -61,6 +65,8 @@ class TargetService:
         self._key = signing_key
         self._now_s = now_s
         self._open = 0
+        self._minute = 0
+        self._drawn: dict[str, int] = {}
 
     async def serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, balanced: bool = False
@@ -93,7 +99,11 @@ class TargetService:
         if body is None:
             writer.write(build_head("HTTP/1.1 404 Not Found", [("Connection", "close")]))
             return
-        sight = Sight(str(writer.get_extra_info("peername")[0]), self._place)
+        address = str(writer.get_extra_info("peername")[0])
+        if not self._may_draw(address, len(body)):
+            writer.write(build_head("HTTP/1.1 429 Too Many Requests", [("Connection", "close")]))
+            return
+        sight = Sight(address, self._place)
         proof = prove(self._key, nonce, sight, body, self._now_s())
         kind = "application/octet-stream" if encrypted else "text/html"
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), (PROOF_HEADER, proof)]
@@ -102,6 +112,15 @@ class TargetService:
             for start in range(0, len(body), CHUNK_BYTES):
                 writer.write(body[start : start + CHUNK_BYTES])
                 await writer.drain()
+
+    def _may_draw(self, address: str, size: int) -> bool:
+        """Count what an address draws in this minute. Anybody may ask: a target proves nothing to who is no prober."""
+        minute = self._now_s() // MINUTE_S
+        if minute != self._minute or len(self._drawn) >= ADDRESSES_MAX:
+            self._minute = minute
+            self._drawn.clear()
+        drawn = self._drawn[address] = self._drawn.get(address, 0) + size
+        return drawn <= ADDRESS_BYTES_PER_MINUTE
 
 
 def _body(target: str, *, encrypted: bool) -> tuple[str, bytes | None]:

@@ -34,7 +34,7 @@ class TargetWatch:
         self._now_ms = now_ms
         self._found: dict[str, tuple[int, bool]] = {}
         self._asking: dict[str, asyncio.Lock] = {}
-        self._incidents: dict[str, str] = {}
+        self._told: dict[str, bool] = {}
 
     def is_thought_up(self, target: Target) -> bool:
         """What was found last, while that is fresh; a target that was not asked lately is worth a try."""
@@ -56,17 +56,20 @@ class TargetWatch:
             return stood
 
     async def _tell(self, target: Target, failure: str | None) -> None:
-        """Open an incident for a target that is away, close it when it is back. Public, so it names the place alone."""
-        now, known = self._now_ms(), self._incidents.get(target.place)
+        """Open an incident for a target that is away, close it when it is back: whichever prober's life opened it.
+
+        It is public, so it names the place alone.
+        """
+        now, name, away = self._now_ms(), f"target#{target.place}", failure is not None
+        if self._told.get(target.place) is away:
+            return
         try:
-            if failure is not None and known is None:
-                incident_id = f"{now // 60_000}#target#{target.place}"
+            if away:
                 message = f"the probe target in {target.place} fails without any exit ({failure})"
-                await self._dynamo.run(open_incident(self._guard, Incident(incident_id, KIND, message, now)))
-                self._incidents[target.place] = incident_id
+                await self._dynamo.run(open_incident(self._guard, Incident(name, KIND, message, now)))
                 log.warning("target away", extra={"place": target.place, "failure": failure})
-            elif failure is None and known is not None:
-                await self._dynamo.run(close_incident(self._guard, known, now))
-                del self._incidents[target.place]
+            else:
+                await self._dynamo.run(close_incident(self._guard, name, now))
+            self._told[target.place] = away
         except StoreUnavailable as error:
             log.warning("incident not told", extra={"reason": str(error)})

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from gateway_node.pipeline import BARREN_CUSTOMERS
+from local.simulation.liars import Customers
 from local.simulation.world import FAILURES, HOUR_MS, MINUTE_MS, NOTICED_AFTER_MS, Device, Fault, Rates, World
+from shared.grading.conduct import next_bar
 from shared.grading.live import FAULT_DEBOUNCE_S, LEFT_AFTER_MS
-from shared.grading.model import Cause, Failure, ProbeResult, Thresholds
+from shared.grading.model import Bar, Cause, Failure, ProbeResult, Thresholds
 from shared.grading.rules import (
     MEASURE_EVERY_MS,
     MEASURING_BYTES,
@@ -67,6 +70,13 @@ class Figures:
     """All that were routed anywhere."""
     fault_to_delisted_ms: list[int] = field(default_factory=list)
     mended_to_listed_ms: list[int] = field(default_factory=list)
+    bars: int = 0
+    bars_of_honest: int = 0
+    liars: int = 0
+    liar_customers: int = 0
+    """Customers that were dropped by exits that serve probes."""
+    liar_listed_ms: int = 0
+    first_drop_to_barred_ms: list[int] = field(default_factory=list)
     series: list[tuple[float, int, int, int]] = field(default_factory=list)
     """(hour, listed, listed but broken, good but unlisted)"""
 
@@ -78,6 +88,7 @@ class Simulation:
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
         self.world = World(count, rates, self._rng)
         self.world.populate()
+        self.customers = Customers(self.world.devices, thresholds)
         self._thresholds = thresholds
         self._end_ms = int(hours * HOUR_MS)
         self._heap: list[tuple[int, int, Callable[..., None], Device | None, int]] = []
@@ -117,6 +128,9 @@ class Simulation:
             if not device.alters:
                 self._at(self.world.works_for_ms(device), self._break, device)
             self._at(self.world.stays_for_ms(), self._leave, device)
+            if device.lies:
+                self.figures.liars += 1
+                self._at(self.world.customer_in_ms(), self._dropped, device)
             if device.decays:
                 self._at(self._rng.randrange(self._end_ms), self._decay, device)
         self._at(ROUND_MS, self._round)
@@ -135,11 +149,13 @@ class Simulation:
         """Called before anything about a device changes."""
         passed = self._now - device.since_ms
         if passed:
+            if device.grade.listed and device.lies:
+                self.figures.liar_listed_ms += passed
             if device.grade.listed and device.broken:
                 self.figures.listed_broken_ms += passed
                 held_ms = min(max(device.paused_until_ms - device.since_ms, 0), passed)
                 self.figures.routable_broken_ms += passed - held_ms
-            elif device.works and not device.grade.listed:
+            elif device.good and not device.grade.listed:
                 self.figures.good_unlisted_ms += passed
         device.since_ms = self._now
 
@@ -148,7 +164,7 @@ class Simulation:
         for device in self.world.devices:
             listed += device.grade.listed
             broken += device.grade.listed and device.broken
-            unlisted += device.works and not device.grade.listed
+            unlisted += device.good and not device.grade.listed
         self.figures.series.append((self._now / HOUR_MS, listed, broken, unlisted))
         self._at(SAMPLE_MS, self._sample)
 
@@ -260,6 +276,7 @@ class Simulation:
         if self._now >= device.paused_until_ms:
             device.last_routed_ms = self._now
             device.customers += 1
+            self._complains(device)
             if device.first_hit_ms < 0:
                 device.first_hit_ms = self._now
             fault = device.fault or Fault.HANGS
@@ -268,13 +285,36 @@ class Simulation:
                 self._at(noticed_ms, self._report, device, broke_ms)
         self._at(self.world.customer_in_ms(), self._customer, device, broke_ms)
 
+    def _dropped(self, device: Device, _: int) -> None:
+        """A customer of an exit that serves probes alone: accepted, and closed without a byte."""
+        self._at(self.world.customer_in_ms(), self._dropped, device)
+        if not device.grade.listed or not device.works or self._now < device.paused_until_ms:
+            return
+        self.figures.liar_customers += 1
+        self._complains(device)
+        device.barren += 1
+        if device.barren % BARREN_CUSTOMERS == 0:
+            self._account(device)
+            device.paused_until_ms = self._now + BREAKER_PAUSE_S * 1000
+        self._ask_for_probe(device)
+
+    def _complains(self, device: Device) -> None:
+        self.customers.failed(device, self.world.new_customer(), self._now)
+
+    def _excuse(self, device: Device) -> None:
+        self.customers.excuse(device, self._now)
+
     def _report(self, device: Device, broke_ms: int) -> None:
         if device.broke_ms != broke_ms:
             return
         if device.fault is Fault.REFUSES:  # plainly the exit's fault: the breaker opens at once
             self._account(device)
             device.paused_until_ms = max(device.paused_until_ms, self._now + BREAKER_PAUSE_S * 1000)
+        self._ask_for_probe(device)
+
+    def _ask_for_probe(self, device: Device) -> None:
         if self._now - device.reported_ms >= FAULT_DEBOUNCE_S * 1000:
+            self._unsettle(device)
             device.reported_ms = self._now
             device.probe_token += 1
             self._at(POLL_MS, self._probe_urgently, device, device.probe_token)
@@ -313,7 +353,9 @@ class Simulation:
             self._marked.add(device.index)
         if result.passed:
             device.paused_until_ms = 0
-        elif result.failure is not None and result.failure.cause is Cause.EXIT:
+        else:
+            self._excuse(device)
+        if result.failure is not None and result.failure.cause is Cause.EXIT:
             device.paused_until_ms = self._now + PAUSE_MS
         self._plan_next(device)
 
@@ -374,19 +416,43 @@ class Simulation:
     def _mark(self, device: Device, _: int) -> None:
         self._marked.add(device.index)
 
+    def _judge(self) -> None:
+        """Bar whom enough customers speak against; who is accused for the first time is probed."""
+        for device in self.customers.judge(self._now, self._listed):
+            self._barred(device, next_bar(device.grade.bar, self._now))
+
+    def _barred(self, device: Device, bar: Bar) -> None:
+        self.figures.bars += 1
+        self.figures.bars_of_honest += not device.lies
+        if device.lies and device.fared:
+            self.figures.first_drop_to_barred_ms.append(self._now - device.fared_ms)
+        self.customers.forget(device)
+        device.grade = replace(device.grade, bar=bar)
+        self._marked.add(device.index)
+        self._at(bar.until_ms - self._now, self._mark, device)
+
     def _round(self) -> None:
+        self._judge()
         looked = [self.world.devices[i] for i in sorted(self._marked | self._held)]
         self._marked.clear()
         self._held.clear()
         drop: list[tuple[Device, Listing]] = []
         for device in looked:
             verdict = decide_listing(
-                device.grade, wanted=True, consented=True, online=not device.away, thresholds=self._thresholds
+                device.grade,
+                wanted=True,
+                consented=True,
+                online=not device.away,
+                now_ms=self._now,
+                thresholds=self._thresholds,
             )
             if verdict is Listing.LISTED and not device.grade.listed:
                 self._list(device)
             elif verdict is not Listing.LISTED and device.grade.listed:
                 drop.append((device, verdict))
+        for device, verdict in drop:
+            if verdict.braked_as is None:
+                self._unlist(device, verdict)
         for cause in Cause:
             of_cause = [(device, verdict) for device, verdict in drop if verdict.braked_as is cause]
             if brake_allows(len(of_cause), self._listed, self._thresholds.brake_percent):
@@ -395,6 +461,8 @@ class Simulation:
             else:
                 self.figures.braked_rounds += 1
                 self._held.update(device.index for device, _ in of_cause)
+        for index in sorted(self.customers.accused):
+            self._ask_for_probe(self.world.devices[index])
         self._at(ROUND_MS, self._round)
 
     def _list(self, device: Device) -> None:
@@ -417,7 +485,7 @@ class Simulation:
         if device.broke_ms >= 0 and verdict is not Listing.OFFLINE:
             self.figures.fault_to_delisted_ms.append(self._now - device.broke_ms)
         self._close_fault(device)
-        if device.works and device.mended_ms < 0:
+        if device.works and device.mended_ms < 0 and verdict is not Listing.LETS_DOWN:
             device.mended_ms = self._now
 
 

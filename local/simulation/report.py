@@ -45,6 +45,16 @@ def summarise(figures: Figures, count: int, hours: float) -> dict[str, Any]:
                 sum(figures.customers_of_fault) * 1_000_000 / max(figures.customers, 1)
             ),
         },
+        "liars": {
+            "exits": figures.liars,
+            "customersDroppedPerLiarDay": round(figures.liar_customers / max(figures.liars, 1) / days),
+            "listedShareOfTime": round(
+                figures.liar_listed_ms / max(figures.liars * hours * MINUTE_MS * 60, 1), 3
+            ),
+            "firstDropToBarredSeconds": percentiles(figures.first_drop_to_barred_ms),
+            "bars": figures.bars,
+            "barsOfHonestExits": figures.bars_of_honest,
+        },
         "probesPerDeviceDay": round(figures.probes / device_days, 1),
         "probeMBPerDeviceDay": round(figures.probe_bytes / device_days / 1_000_000, 2),
         "gradeWritesPerDay": round(figures.grade_writes / days),

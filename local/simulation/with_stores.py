@@ -13,19 +13,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from local.simulation.engine import ROUND_MS, Simulation
+from local.simulation.liars import SERVED_ELSEWHERE
 from local.simulation.world import Device, Rates
 from shared.grading import table as grades
-from shared.grading.fleet import Fleet
+from shared.grading.fleet import Fleet, parts_of
 from shared.grading.listing import AT_ONCE, ListingReport, ListingRun
-from shared.grading.live import device_mark, mark_changed
-from shared.grading.model import Grade, Thresholds
+from shared.grading.live import (
+    conduct_key,
+    conduct_mark,
+    count_conduct,
+    device_mark,
+    forget_conduct,
+    mark_changed,
+)
+from shared.grading.model import Fared, Grade, Thresholds
 from shared.grading.rules import Listing
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId, RelayId
 from shared.pool.model import PRESENCE_TTL_S, Presence
 from shared.pool.presence import drop_presences, put_presence
 from shared.runtime.dynamo import DynamoRequest, RunsDynamo
-from shared.runtime.redis import SyncRedis
+from shared.runtime.redis import SyncRedis, command
 from shared.supply import table as devices
 from shared.supply.model import Consent, Kind, Origin
 from shared.supply.model import Device as Row
@@ -33,6 +41,7 @@ from shared.supply.rules import TERMS
 
 T = TypeVar("T")
 BEGINS_MS: Final = 1_800_000_000_000
+SAID_AT_ONCE: Final = 500
 OWNER: Final = AccountId("psx_simulated")
 RELAY: Final = RelayId("r")
 TABLE: Final = "psx-simulation-"
@@ -69,14 +78,31 @@ class StoredSimulation(Simulation):
         self.counted = Counted(self._dynamo)
         self._job = ListingRun(self.counted, self._redis, lambda name: TABLE + name)
         self._versions: dict[int, int] = {}
+        self._said: dict[int, list[Fared]] = {}
         self._present: set[int] = set()
         self._put_at_s = time.monotonic()
         self.slowest_s = 0.0
+        fine = [Fared(DeviceId("elsewhere"), f"c{n}", SERVED_ELSEWHERE, 0) for n in range(rates.customers)]
+        for part in parts_of(fine, SAID_AT_ONCE):
+            self._redis.run(count_conduct(part))
         for device in self.world.devices:
             self._dynamo.run(devices.create(TABLE + "devices", _row(device)))
 
+    def _complains(self, device: Device) -> None:
+        customer = self.world.new_customer()
+        if self.customers.failed(device, customer, self._now):
+            said = Fared(device.grade.device_id, f"c{customer}", 0, 1, (f"t{customer}",))
+            self._said.setdefault(device.index, []).append(said)
+
+    def _excuse(self, device: Device) -> None:
+        super()._excuse(device)
+        self._said.pop(device.index, None)
+        self._redis.run(forget_conduct(device.grade.device_id))
+
     def _round(self) -> None:
-        looked = [self.world.devices[i] for i in sorted(self._marked | self._held)]
+        self._tell_conduct()
+        accused, self.customers.accused = self.customers.accused, set()
+        looked = [self.world.devices[i] for i in sorted(self._marked | self._held | accused)]
         self._marked.clear()
         self._held.clear()
         self._tell(looked)
@@ -85,7 +111,29 @@ class StoredSimulation(Simulation):
         self.slowest_s = max(self.slowest_s, time.monotonic() - began)
         self.figures.braked_rounds += len(report.braked)
         self._follow(looked, report)
+        self._look_again(accused)
         self._at(ROUND_MS, self._round)
+
+    def _tell_conduct(self) -> None:
+        """What gateways counted. The wall's clock is another one, so what was accused a round ago has stood for long."""
+        said = [one for of_device in self._said.values() for one in of_device]
+        self._said.clear()
+        for part in parts_of(said, SAID_AT_ONCE):
+            self._redis.run(count_conduct(part))
+        for index in self.customers.accused:
+            device = self.world.devices[index]
+            if device.accused_ms >= 0:
+                self._redis.run(command("HSET", conduct_key(device.grade.device_id), "accused", 1, parse=int))
+            self._redis.run(mark_changed([conduct_mark(device.grade.device_id)]))
+
+    def _look_again(self, accused: set[int]) -> None:
+        """Whoever was accused for the first time is probed, and judged in the next round."""
+        for index in sorted(accused):
+            device = self.world.devices[index]
+            key = conduct_key(device.grade.device_id)
+            if self._redis.run(command("HEXISTS", key, "accused", parse=bool)):
+                self.customers.accuse(device, self._now)
+                self._ask_for_probe(device)
 
     def _tell(self, looked: Sequence[Device]) -> None:
         """Write what prober and relays know."""
@@ -118,6 +166,9 @@ class StoredSimulation(Simulation):
             found = stored.get(device.grade.device_id)
             if found is None:
                 continue
+            bar = replace(found.bar, until_ms=max(found.bar.until_ms - BEGINS_MS, 0))
+            if bar != device.grade.bar:
+                self._barred(device, bar)
             if found.listed and not device.grade.listed:
                 self._list(device)
             elif device.grade.listed and not found.listed:

@@ -52,6 +52,9 @@ class Rates:
     flapping_period_min: float = 10.0
     decaying_share: float = 0.02
     altering_share: float = 0.003
+    lying_share: float = 0.005
+    """Serve probes and drop customers, always."""
+    customers: int = 2_000
     noise: float = 0.002
     customer_every_s: float = 20.0
     carrier_share: float = 0.15
@@ -73,6 +76,7 @@ class Device:
     flaps: bool = False
     decays: bool = False
     alters: bool = False
+    lies: bool = False
     in_carrier: bool = False
     in_region: bool = False
     kbps: int = 2_000
@@ -80,6 +84,12 @@ class Device:
     carrier_out: bool = False
     away: bool = False
     # the network's side
+    fared: dict[int, int] = field(default_factory=dict)
+    """Customers that it failed -> how often."""
+    fared_ms: int = 0
+    excused_until_ms: int = 0
+    accused_ms: int = -1
+    barren: int = 0
     probe_token: int = 0
     settled_ms: int = -1
     paused_until_ms: int = 0
@@ -97,6 +107,11 @@ class Device:
     def works(self) -> bool:
         """Whether a customer would be served."""
         return self.fault is None and not self.carrier_out and not self.away
+
+    @property
+    def good(self) -> bool:
+        """Whether it ought to be on sale."""
+        return self.works and not self.lies
 
     @property
     def broken(self) -> bool:
@@ -122,6 +137,7 @@ class World:
             device.flaps = kind < rates.flapping_share
             device.decays = rates.flapping_share <= kind < rates.flapping_share + rates.decaying_share
             device.alters = draw() < rates.altering_share
+            device.lies = not device.alters and draw() < rates.lying_share
             device.in_carrier = draw() < rates.carrier_share
             device.in_region = draw() < rates.region_share
             device.kbps = int(self.rng.lognormvariate(7.3, 0.8))
@@ -151,6 +167,10 @@ class World:
     def customer_in_ms(self) -> int:
         """Until the next customer is routed to it."""
         return max(int(self.rng.expovariate(1 / (self.rates.customer_every_s * 1000))), 1)
+
+    def new_customer(self) -> int:
+        """Which customer that is."""
+        return self.rng.randrange(self.rates.customers)
 
     def new_fault(self) -> Fault:
         """How it breaks."""

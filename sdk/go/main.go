@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -139,6 +140,7 @@ type settings struct {
 	onlyCharging, randomName, verbose, dryRun, withdraw                   bool
 	consent                                                               consent
 	labAllow                                                              map[netip.AddrPort]bool
+	own                                                                   ownNetworks
 	times                                                                 times
 }
 
@@ -339,6 +341,7 @@ type state struct {
 	RefreshToken string   `json:"refreshToken,omitempty"`
 	Consent      *consent `json:"consent,omitempty"`
 	Withdrawn    string   `json:"withdrawn,omitempty"`
+	Attempt      string   `json:"attempt,omitempty"` // while a registration is not answered
 }
 
 func readState(path string) state {
@@ -512,7 +515,9 @@ type refused struct {
 
 func (r refused) Error() string { return fmt.Sprintf("%d: %s", r.status, r.message) }
 
-func (r refused) passes() bool { return r.status >= 500 || r.status == 429 }
+func (r refused) passes() bool {
+	return r.status >= 500 || r.status == 429 || r.code == "IDEMPOTENCY_IN_PROGRESS"
+}
 
 // withdrawn tells that the owner took the agreement back: no SDK agrees in an owner's place.
 func (r refused) withdrawn() bool { return r.code == "CONSENT_WITHDRAWN" }
@@ -523,6 +528,7 @@ type keeper struct {
 	client  *http.Client
 	mu      sync.Mutex
 	current *identity
+	attempt string
 	over    error // the API's last word: no other socket asks again
 }
 
@@ -558,7 +564,11 @@ func (k *keeper) get(ctx context.Context, stale *identity) (*identity, error) {
 	}
 	var no refused
 	if errors.As(err, &no) && !no.passes() {
-		k.over = err
+		k.over, k.attempt = err, ""
+		if kept := readState(k.s.state); !k.s.randomName && kept.Attempt != "" && kept.Name == k.s.name {
+			kept.Attempt = ""
+			_ = writeState(k.s.state, kept) // another registration is another attempt
+		}
 	}
 	if k.over != nil && no.withdrawn() && !k.s.randomName {
 		device := kept.DeviceID
@@ -593,6 +603,7 @@ func (k *keeper) obtain(ctx context.Context, kept state) (*identity, error) {
 	}
 	body := map[string]any{
 		"name": k.s.name, "type": "go", "connectionMethod": "relay", "sdkVersion": "go-" + version, "consent": k.s.consent,
+		"ownerTokens": true,
 	}
 	if k.s.key != "" {
 		body["apiKey"] = k.s.key
@@ -600,11 +611,45 @@ func (k *keeper) obtain(ctx context.Context, kept state) (*identity, error) {
 	if k.s.wallet != "" {
 		body["walletAddress"] = k.s.wallet
 	}
-	answer, err := k.call(ctx, http.MethodPost, "/v1/peer/agents/register", body, "", "")
+	once, err := k.attemptKey(kept, body)
 	if err != nil {
 		return nil, err
 	}
+	answer, err := k.call(ctx, http.MethodPost, "/v1/peer/agents/register", body, "Idempotency-Key", once)
+	if err != nil {
+		return nil, err
+	}
+	if answer.Token == "" || answer.DeviceID == "" {
+		return nil, errors.New("answer not understood")
+	}
 	return k.keep(answer.DeviceID, "", answer)
+}
+
+// attemptKey names a registration until it is answered, also over a restart: whoever lost the answer gets it again, and a
+// device without an API key is known by it as the one that began.
+func (k *keeper) attemptKey(kept state, body map[string]any) (string, error) {
+	if k.attempt == "" {
+		k.attempt = kept.Attempt
+	}
+	if k.attempt == "" {
+		raw := make([]byte, 16)
+		if _, err := rand.Read(raw); err != nil {
+			return "", err
+		}
+		k.attempt = hex.EncodeToString(raw)
+	}
+	if !k.s.randomName && kept.Attempt != k.attempt {
+		kept.Name, kept.Consent, kept.Attempt = k.s.name, &k.s.consent, k.attempt
+		if err := writeState(k.s.state, kept); err != nil {
+			return "", fmt.Errorf("state file: %w", err)
+		}
+	}
+	said, err := json.Marshal(body)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(append([]byte(k.attempt+"\n"), said...))
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // withdraw takes the agreement back, by the owner's key or by the device's own token.
@@ -616,9 +661,16 @@ func (k *keeper) withdraw(ctx context.Context) error {
 	path, header, credential := "/v1/peer/my-devices/", "X-API-Key", k.s.key
 	if k.s.key == "" {
 		refresh := "/v1/peer/agents/" + url.PathEscape(kept.DeviceID) + "/refresh"
-		answer, err := k.call(ctx, http.MethodPost, refresh, map[string]any{"refreshToken": kept.RefreshToken}, "", "")
+		body := map[string]any{"refreshToken": kept.RefreshToken, "purpose": "owner"}
+		answer, err := k.call(ctx, http.MethodPost, refresh, body, "", "")
 		if err != nil {
 			return err
+		}
+		if answer.RefreshToken != "" { // the one that was shown is spent, whatever becomes of the order
+			kept.RefreshToken = answer.RefreshToken
+			if err := writeState(k.s.state, kept); err != nil {
+				return err
+			}
 		}
 		path, header, credential = "/v1/peer/agents/", "Authorization", "Bearer "+answer.Token
 	}
@@ -637,6 +689,8 @@ type apiAnswer struct {
 	Relays       []string `json:"relays"`
 	Code         string   `json:"code"`
 	Message      string   `json:"message"`
+
+	EarningsPerGB json.Number `json:"earningsPerGB"`
 }
 
 // call makes one JSON call, with a header for who calls; without one the answer must hold a token.
@@ -674,6 +728,7 @@ func (k *keeper) call(ctx context.Context, method, path string, body any, header
 }
 
 func (k *keeper) keep(deviceID, before string, answer *apiAnswer) (*identity, error) {
+	k.attempt = ""
 	found := &identity{deviceID, answer.Token, answer.RefreshToken, answer.Relay, answer.Relays}
 	if found.refreshToken == "" {
 		found.refreshToken = before
@@ -682,11 +737,12 @@ func (k *keeper) keep(deviceID, before string, answer *apiAnswer) (*identity, er
 		found.relay = k.s.relay
 	}
 	if !k.s.randomName {
-		if err := writeState(k.s.state, state{k.s.name, deviceID, found.refreshToken, &k.s.consent, ""}); err != nil {
+		if err := writeState(k.s.state, state{Name: k.s.name, DeviceID: deviceID, RefreshToken: found.refreshToken, Consent: &k.s.consent}); err != nil {
 			return nil, fmt.Errorf("state file: %w", err)
 		}
 	}
-	log.Printf("[REGISTERED] device=%s relay=%s sockets=%d", printable(deviceID), printable(found.relay), k.s.connections)
+	log.Printf("[REGISTERED] device=%s relay=%s sockets=%d usdcPerGB=%s",
+		printable(deviceID), printable(found.relay), k.s.connections, printable(answer.EarningsPerGB.String()))
 	return found, nil
 }
 
@@ -749,7 +805,7 @@ func prefixes(texts ...string) (found []netip.Prefix) {
 }
 
 // egressVerdict judges the address and port that are about to be dialled; "" allows them. IPv4 inside IPv6 is unwrapped.
-func (s *settings) egressVerdict(address netip.Addr, port int) string {
+func (s *settings) egressVerdict(address netip.Addr, port int, own []netip.Prefix) string {
 	if port > 0 && port <= 65535 && s.labAllow[netip.AddrPortFrom(address, uint16(port))] {
 		return ""
 	}
@@ -759,23 +815,90 @@ func (s *settings) egressVerdict(address netip.Addr, port int) string {
 	if address.Zone() != "" || !isPublic(address) {
 		return "private_address"
 	}
+	if holds(own, address) || holds(own, unwrapped(address)) {
+		return "own_network"
+	}
 	return ""
 }
 
-func isPublic(address netip.Addr) bool {
+func holds(networks []netip.Prefix, address netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(address) })
+}
+
+// unwrapped is the IPv4 address inside an IPv6 one, or the address itself.
+func unwrapped(address netip.Addr) netip.Addr {
 	address = address.Unmap()
 	if address.Is6() {
 		raw := address.As16()
 		switch {
 		case sixToFour.Contains(address):
-			return isPublic(netip.AddrFrom4([4]byte(raw[2:6])))
+			return netip.AddrFrom4([4]byte(raw[2:6]))
 		case nat64.Contains(address), compatible.Contains(address):
-			return isPublic(netip.AddrFrom4([4]byte(raw[12:16])))
-		case !globalUnicast.Contains(address):
-			return false
+			return netip.AddrFrom4([4]byte(raw[12:16]))
 		}
 	}
-	return !slices.ContainsFunc(specialPrefixes, func(p netip.Prefix) bool { return p.Contains(address) })
+	return address
+}
+
+func isPublic(address netip.Addr) bool {
+	address = unwrapped(address)
+	return (address.Is4() || globalUnicast.Contains(address)) && !holds(specialPrefixes, address)
+}
+
+const (
+	ownFresh   = 10 * time.Second // a device that changes networks loses its sockets anyway
+	ownToldMax = 16               // addresses that relays told: each socket may leave by another one
+)
+
+// ownNetworks are the owner's although they are public: those of this machine's interfaces, and where relays see it.
+type ownNetworks struct {
+	mu         sync.Mutex
+	toldOf     []netip.Prefix
+	interfaces []netip.Prefix
+	read       time.Time
+}
+
+// ownNetwork is what is a device's own for having an address: with an interface's prefix, or -1 as others see it. Of IPv6
+// never less than the /64; an interface that claims too much is set wrong.
+func ownNetwork(address netip.Addr, bits int) netip.Prefix {
+	if address.Is4In6() {
+		address, bits = address.Unmap(), -1
+	}
+	least, alone := 8, 32
+	if address.Is6() {
+		least, alone = 32, 64
+	}
+	if bits < least || bits > alone {
+		bits = alone
+	}
+	return netip.PrefixFrom(address.WithZone(""), bits).Masked()
+}
+
+func (o *ownNetworks) told(text string) {
+	address, err := netip.ParseAddr(text)
+	if err != nil {
+		return
+	}
+	network := ownNetwork(address, -1)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	kept := slices.DeleteFunc(slices.Clone(o.toldOf), func(p netip.Prefix) bool { return p == network })
+	o.toldOf = append(kept[max(0, len(kept)-ownToldMax+1):], network)
+}
+
+func (o *ownNetworks) networks() []netip.Prefix {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.read.IsZero() || time.Since(o.read) > ownFresh {
+		o.read, o.interfaces = time.Now(), nil
+		found, _ := net.InterfaceAddrs()
+		for _, entry := range found {
+			if prefix, err := netip.ParsePrefix(entry.String()); err == nil {
+				o.interfaces = append(o.interfaces, ownNetwork(prefix.Addr(), prefix.Bits()))
+			}
+		}
+	}
+	return slices.Concat(o.toldOf, o.interfaces)
 }
 
 // dialFailure says why a target was not reached, in the words of both protocols.
@@ -808,15 +931,16 @@ func (s *settings) dialTarget(ctx context.Context, host string, port int) (*net.
 		}
 		return nil, &dialFailure{reasonDNS, "dns_failed", "name not found"}
 	}
+	own := s.own.networks()
 	for _, address := range found {
-		if verdict := s.egressVerdict(address, port); verdict != "" {
+		if verdict := s.egressVerdict(address, port, own); verdict != "" {
 			return nil, policy(verdict)
 		}
 	}
 	dialer := s.dialer()
 	dialer.Control = func(_, address string, _ syscall.RawConn) error {
 		pair, err := netip.ParseAddrPort(address)
-		if err != nil || s.egressVerdict(pair.Addr(), int(pair.Port())) != "" {
+		if err != nil || s.egressVerdict(pair.Addr(), int(pair.Port()), own) != "" {
 			return errEgress
 		}
 		return nil
@@ -2172,6 +2296,7 @@ func (k *socket) onText(raw []byte) error {
 	}
 	switch kind {
 	case "connected":
+		k.d.s.own.told(given.text("ip"))
 		k.v2 = given.text("protocol") == protocolV2 && k.d.s.protocol == protocolV2
 		k.connected.Store(true)
 		log.Printf("[CONNECTED] device=%s", printable(given.text("deviceId")))

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -146,6 +148,7 @@ func TestVerdictsAreThoseOfTheVectors(t *testing.T) {
 			Address, Verdict string
 			Port             int
 		}
+		Own []struct{ Of, Address, Verdict string }
 	}
 	vectors(t, "egress.json", &file)
 	s := &settings{}
@@ -154,11 +157,24 @@ func TestVerdictsAreThoseOfTheVectors(t *testing.T) {
 		if want == "allowed" {
 			want = ""
 		}
-		if got := s.egressVerdict(netip.MustParseAddr(row.Address), row.Port); got != want {
+		if got := s.egressVerdict(netip.MustParseAddr(row.Address), row.Port, nil); got != want {
 			t.Errorf("%s:%d is %q, not %q", row.Address, row.Port, got, want)
 		}
 	}
-	if s.egressVerdict(netip.MustParseAddr("fe80::1%eth0"), 443) == "" {
+	for _, row := range file.Own {
+		own := &ownNetworks{read: time.Now()}
+		if address, bits, given := strings.Cut(row.Of, "/"); given {
+			number, _ := strconv.Atoi(bits)
+			own.interfaces = append(own.interfaces, ownNetwork(netip.MustParseAddr(address), number))
+		} else {
+			own.told(address)
+		}
+		got := s.egressVerdict(netip.MustParseAddr(row.Address), 443, own.networks())
+		if got != row.Verdict && (got != "" || row.Verdict != "allowed") {
+			t.Errorf("%s of %s is %q, not %q", row.Address, row.Of, got, row.Verdict)
+		}
+	}
+	if s.egressVerdict(netip.MustParseAddr("fe80::1%eth0"), 443, nil) == "" {
 		t.Error("a zone is allowed")
 	}
 }

@@ -14,13 +14,13 @@ from typing import Final
 
 from shared.grading import live as marks
 from shared.grading import table as grades
+from shared.grading.barring import Barring
 from shared.grading.fleet import PAGE, Fleet, parts_of
 from shared.grading.model import Grade, Thresholds
-from shared.grading.offer import Classes, Looked, endpoint_of, facts_of
-from shared.grading.rules import Listing, decide_listing, is_verified, parse_thresholds
+from shared.grading.offer import Classes, Looked, endpoint_of, exits_from, facts_of
+from shared.grading.rules import Listing, decide_listing, is_verified, stored_thresholds
 from shared.grading.shelf import Brake, Shelf
 from shared.guard.model import Incident
-from shared.guard.table import open_incident
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool import live
@@ -39,12 +39,15 @@ SEGMENTS: Final = 64
 MARKS_MAX: Final = 50_000
 SWEEP_S: Final = 6.0
 """No segment is begun after this: a segment of a large fleet takes a second or more itself."""
-RUN_MAX_S: Final = 20.0
+SWEEP_ALL_S: Final = 12.0
+"""The same while everything is to be looked at: rounds are 20 s apart, and what was found is written within them, too."""
 GHOSTS_PER_RUN: Final = 2_000
 FORGOTTEN_WITHIN_MS: Final = 60_000
 CHANGES_TOLD_MAX: Final = 200
 CHANGES_LOGGED_MAX: Final = 5_000
 PROVEN_PER_RUN_MAX: Final = 1_000
+
+CROWD: Final = "crowd"
 
 log = logging.getLogger("psx.listing")
 
@@ -62,6 +65,7 @@ class ListingReport:
     healed: int = 0
     rebuilt: int = 0
     proven: int = 0
+    barred: list[str] = field(default_factory=list)
     queued: int = 0
     swept: int = 0
     left: int = 0
@@ -119,12 +123,17 @@ class _Run:
         self._elapsed_s, self._began_s = elapsed_s, elapsed_s()
         self._changes = Changes()
         self._seen: set[DeviceId] = set()
+        self._swept: dict[int, int] = {}
         self._marked: dict[DeviceId, Looked] = {}
         self._stays_marked: set[DeviceId] = set()
         self.report = ListingReport()
         self._shelf = Shelf(fleet, self.report.tell)
         self._terms = fleet.setting("terms") or TERMS
-        self._thresholds: Thresholds = parse_thresholds(fleet.setting("grading"))
+        self._thresholds: Thresholds
+        self._thresholds, fault = stored_thresholds(fleet.setting("grading"))
+        if fault:
+            log.error("the setting grading is not used as it stands", extra={"reason": fault})
+        self._brake = Brake(fleet, self._thresholds, self.report)
         self._classes = Classes(fleet.setting("ip_classes"), self._redis.run(read_crowded()))
 
     def go(self, *, sweep: bool) -> ListingReport:
@@ -135,7 +144,7 @@ class _Run:
         everything = lost or marks.EVERYTHING in changed
         self._look_at_marked(changed)
         if sweep or everything:
-            self._sweep(RUN_MAX_S if everything else SWEEP_S)
+            self._sweep(SWEEP_ALL_S if everything else SWEEP_S)
             self._look_for_ghosts()
             self._tell_regions()
         self._apply()
@@ -146,6 +155,10 @@ class _Run:
     # what to look at
 
     def _look_at_marked(self, changed: Mapping[str, int]) -> None:
+        accused = [found for mark in changed if (found := marks.marked_conduct(mark)) is not None]
+        barring = Barring(self._fleet, self._thresholds, self._brake)
+        self.report.barred, held = barring.judge(accused)
+        self._stays_marked |= held
         ids = {found for mark in changed if (found := marks.marked_device(mark)) is not None}
         for part in parts_of(sorted(ids)):
             self._marked |= {one.device.device_id: one for one in self._look(self._fleet.by_id(part))}
@@ -158,7 +171,7 @@ class _Run:
         for _ in range(SEGMENTS):
             if self.report.swept and self._elapsed_s() - self._began_s >= within_s:
                 break
-            number = self._redis.run(marks.begin_sweep(SEGMENTS))
+            number, at_ms = self._redis.run(marks.begin_sweep(SEGMENTS))
             homes, counts = Counter[str](), Counter[str]()
             for page in self._fleet.segment(number, SEGMENTS):
                 looked = self._look(page)
@@ -167,9 +180,13 @@ class _Run:
                     counts.update(facts_of(one))
                     if one.presence is not None and one.presence.ip_type is IpType.RESIDENTIAL:
                         homes[network_of(one.presence.ip)] += 1
+                    latest = one.grade.latest if one.grade else None
+                    if latest is not None and latest.exit_ip_type is IpType.RESIDENTIAL:
+                        homes[exits_from(latest)] += 1
                 self._queue(looked)
             self._redis.run(marks.put_homes(number, homes))
             self._redis.run(marks.put_fleet_part(number, counts))
+            self._swept[number] = at_ms
             self.report.swept += 1
         self._find_crowds()
         fleet: Counter[str] = self._redis.run(marks.read_fleet())
@@ -222,6 +239,7 @@ class _Run:
             in_hours=is_open(owner.hours, fleet.now_ms),
             consented=has_consent(device, owner, self._terms),
             online=device.kind is Kind.MODEM or presence is not None,
+            now_ms=fleet.now_ms,
             thresholds=self._thresholds,
         )
         report.devices += 1
@@ -257,10 +275,9 @@ class _Run:
         changes, report = self._changes, self.report
         report.refreshed += self._shelf.put(changes.put)
         report.healed += self._shelf.show(changes.heal).count(True)
-        brake = Brake(self._fleet, self._thresholds, report)
         for pool in Pool:
             drop = [one for one in changes.drop if one.device.pool is pool]
-            held = brake.holds(pool, drop)
+            held = self._brake.holds(pool, drop)
             self._stays_marked |= held
             self._shelf.take_off(pool, [one for one in drop if one.device.device_id not in held])
             ghosts = [device_id for of, device_id in changes.gone if of is pool]
@@ -268,12 +285,17 @@ class _Run:
             report.healed += len(ghosts)
 
     def _settle(self, changed: Mapping[str, int]) -> None:
-        """Marks are settled but for those whose devices the brake holds, and for everything, until all was swept."""
-        swept_all = self.report.swept >= SEGMENTS
+        """Marks are settled but for those whose devices the brake holds; everything, when all was swept since it was made,
+        by however many runs.
+        """
+        if self._swept:
+            self._redis.run(marks.put_swept(self._swept))
+        swept_ms = self._redis.run(marks.all_swept_ms(SEGMENTS)) if marks.EVERYTHING in changed else 0
         settled = [
             (mark, at_ms)
             for mark, at_ms in changed.items()
-            if marks.marked_device(mark) not in self._stays_marked and (mark != marks.EVERYTHING or swept_all)
+            if marks.marked_device(mark) not in self._stays_marked
+            and (mark != marks.EVERYTHING or swept_ms >= at_ms)
         ]
         for part in parts_of(settled):
             self._redis.run(marks.settle_changed(part))
@@ -289,11 +311,11 @@ class _Run:
         crowded = frozenset(n for n, count in counts.items() if n and count > CROWD_MAX)
         self._redis.run(put_crowded(crowded))
         self.report.crowded = sorted(crowded)[:CHANGES_TOLD_MAX]
-        if crowded:
+        if not crowded:
+            self._brake.close(CROWD)
+        else:
             message = f"{len(crowded)} networks hold more devices than homes do: paid as unknown until somebody looks"
-            now_ms = self._fleet.now_ms
-            incident = Incident(f"{now_ms // 86_400_000}#crowd", "crowded_network", message, now_ms)
-            self._fleet.dynamo.run(open_incident(self._fleet.table("guard"), incident))
+            self._brake.open(Incident(CROWD, "crowded_network", message, self._fleet.now_ms))
 
     def _tell_regions(self) -> None:
         regions = self._fleet.setting("relays")

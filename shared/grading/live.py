@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.grading.conduct import CUSTOMERS_MIN, EXCUSED_S, PROBED_WITHIN_MS, WINDOW_S
+from shared.grading.model import Conduct, Experience, Fared
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
@@ -21,6 +23,9 @@ EVERYTHING: Final = "*"
 """The mark that makes the listing run look at every device."""
 LEFT_AFTER_MS: Final = 30_000
 """A device that left is looked at this much later: most are back by then."""
+CUSTOMERS_KEPT_MAX: Final = 600
+"""Fields of an exit's conduct: some two hundred customers are sample enough."""
+_PREFIX: Final = "{probe}:"
 _URGENT: Final = "{probe}:urgent"
 _DUE: Final = "{probe}:due"
 _LEASES: Final = "{probe}:leases"
@@ -35,6 +40,10 @@ _LENGTHS: Final = Script.load("shared.grading", "queue_lengths", reads=True)
 _MARK: Final = Script.load("shared.grading", "mark_changed")
 _READ_CHANGED: Final = Script.load("shared.grading", "read_changed", reads=True)
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
+_COUNT_CONDUCT: Final = Script.load("shared.grading", "count_conduct")
+_ACCUSE: Final = Script.load("shared.grading", "accuse")
+_EXCUSE: Final = Script.load("shared.grading", "excuse_conduct")
+_READ_CONDUCT: Final = Script.load("shared.grading", "read_conduct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +171,23 @@ def mark_left(device_ids: Sequence[DeviceId]) -> RedisCall[int]:
 def marked_device(mark: str) -> DeviceId | None:
     """The one device that a mark is about, if it is about one."""
     kind, _, name = mark.partition(":")
-    return DeviceId(name) if kind in {"dev", "left"} else None
+    return DeviceId(name) if kind in {"dev", "left", "let", "bar"} else None
+
+
+def marked_conduct(mark: str) -> DeviceId | None:
+    """The device of which a mark says that it failed several customers."""
+    kind, _, name = mark.partition(":")
+    return DeviceId(name) if kind == "let" else None
+
+
+def bar_mark(device_id: DeviceId) -> str:
+    """The mark for a device whose bar ends."""
+    return f"bar:{device_id}"
+
+
+def conduct_mark(device_id: DeviceId) -> str:
+    """The mark for a device that failed several customers; gateways' count makes it, too."""
+    return f"let:{device_id}"
 
 
 def marked_account(mark: str) -> AccountId | None:
@@ -194,18 +219,107 @@ def settle_changed(marks: Iterable[tuple[str, int]]) -> RedisCall[int]:
     return RedisCall(int, script=_SETTLE, keys=[_CHANGED], args=args)
 
 
+# How customers fare
+
+
+def count_conduct(told: Sequence[Fared]) -> RedisCall[int]:
+    """What a gateway saw since it told last. Answers how many exits the next listing run has to look at."""
+    keys: list[str] = [_CHANGED]
+    args: list[str | int] = [WINDOW_S, CUSTOMERS_MIN, CUSTOMERS_KEPT_MAX]
+    for one in told:
+        keys += [conduct_key(one.device_id), f"{_PREFIX}customer:{one.customer}"]
+        args += [one.device_id, one.customer, one.served, one.failed, ",".join(one.targets)]
+    return RedisCall(int, script=_COUNT_CONDUCT, keys=keys, args=args)
+
+
+def conduct_key(device_id: DeviceId) -> str:
+    """Where an exit's conduct is counted."""
+    return f"{_PREFIX}conduct:{device_id}"
+
+
+def read_conduct(device_ids: Sequence[DeviceId]) -> RedisCall[list[Conduct]]:
+    """How exits treated their customers, in their order; an empty one for those that failed nobody lately."""
+
+    def parse(answer: Any) -> list[Conduct]:
+        return [_conduct([int(n) for n in row]) for row in answer]
+
+    return RedisCall(parse, script=_READ_CONDUCT, keys=[_CHANGED], args=[_PREFIX, *device_ids])
+
+
+def _conduct(row: Sequence[int]) -> Conduct:
+    """A customer's window may have begun after the exit's: what it has elsewhere is never less than nothing."""
+    fours = zip(row[1::4], row[2::4], row[3::4], row[4::4], strict=True)
+    return Conduct(
+        tuple(Experience(s, f, max(all_s - s, 0), max(all_f - f, 0)) for s, f, all_s, all_f in fours), row[0]
+    )
+
+
+def accuse(device_id: DeviceId) -> RedisCall[bool]:
+    """Customers say enough against an exit. True when that has stood for so long that a probe had its chance to fail."""
+    return RedisCall(bool, script=_ACCUSE, keys=[conduct_key(device_id)], args=[PROBED_WITHIN_MS])
+
+
+def forget_conduct(device_id: DeviceId) -> RedisCall[int]:
+    """It was judged: what follows is counted afresh."""
+    return command("DEL", conduct_key(device_id), parse=int)
+
+
+def excuse_conduct(device_id: DeviceId) -> RedisCall[None]:
+    """A probe failed, too: that is what customers met, and probes see to it."""
+    return RedisCall(ok, script=_EXCUSE, keys=[conduct_key(device_id)], args=[EXCUSED_S])
+
+
+def put_barred(pool: Pool, device_id: DeviceId, until_ms: int) -> RedisCall[None]:
+    """A device is off sale on customers' word until then, by the listing run's clock."""
+    return command("ZADD", _barred(pool), until_ms, device_id, parse=ok)
+
+
+def drop_unbarred(pool: Pool, now_ms: int) -> RedisCall[int]:
+    """Forget those whose time is over."""
+    return command("ZREMRANGEBYSCORE", _barred(pool), "-inf", now_ms, parse=int)
+
+
+def count_barred(pool: Pool) -> RedisCall[int]:
+    """How many of a pool are off sale on customers' word."""
+    return command("ZCARD", _barred(pool), parse=int)
+
+
+def _barred(pool: Pool) -> str:
+    return f"{_PREFIX}barred:{pool.value}"
+
+
 # What the sweep remembers
 
 _SWEEP: Final = "{probe}:sweep"
+_SWEPT: Final = "{probe}:swept"
+_BEGIN_SWEEP: Final = Script.load("shared.grading", "begin_sweep")
 _GHOSTS: Final = "{probe}:ghosts"
 HOMES_KEPT_S: Final = 3600
 _FLEET: Final = "{probe}:fleet"
 _HOMES: Final = Script.load("shared.grading", "put_homes")
 
 
-def begin_sweep(segments: int) -> RedisCall[int]:
-    """The next segment to sweep, counted on; 1 for the first one after Redis lost everything."""
-    return command("INCR", _SWEEP, parse=lambda n: int(n) % segments)
+def begin_sweep(segments: int) -> RedisCall[tuple[int, int]]:
+    """The next segment to sweep, counted on, and the server's time; 1 for the first one after Redis lost everything."""
+    return RedisCall(
+        lambda answer: (int(answer[0]) % segments, int(answer[1])), script=_BEGIN_SWEEP, keys=[_SWEEP]
+    )
+
+
+def put_swept(begun_ms: Mapping[int, int]) -> RedisCall[int]:
+    """These segments were looked at as they were then or later, and what differed was mended."""
+    pairs = [part for number, at_ms in begun_ms.items() for part in (str(number), at_ms)]
+    return command("HSET", _SWEPT, *pairs, parse=int)
+
+
+def all_swept_ms(segments: int) -> RedisCall[int]:
+    """When the segment that was swept longest ago was; 0 while one was never."""
+
+    def parse(answer: Any) -> int:
+        found = [int(at_ms) for at_ms in answer or ()]
+        return min(found) if len(found) >= segments else 0
+
+    return command("HVALS", _SWEPT, parse=parse)
 
 
 def sweep_stands() -> RedisCall[bool]:

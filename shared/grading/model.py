@@ -103,7 +103,8 @@ _PHASES: Final = {
 class ProbeResult:
     """One probe through one exit. Times in ms, throughput in KB/s; what was not reached is None.
 
-    `vantage` is the place of the target that saw the exit, `exit_mark` a digest of the address that it saw. `differs` names
+    `vantage` is the place of the target that saw the exit, `exit_mark` a digest of the address that it saw, `exit_network`
+    one of its /24 (IPv6: /48) unless an operator spoke of it: devices of one home line have it in common. `differs` names
     what the exit is not although its registration said so: `country`, `class`, or both with a comma.
     """
 
@@ -119,6 +120,7 @@ class ProbeResult:
     exit_isp: str = ""
     vantage: str = ""
     exit_mark: str = ""
+    exit_network: str = ""
     differs: str = ""
     plain: bool = False
     """Whether an unencrypted page came through unaltered, too."""
@@ -137,6 +139,44 @@ class Stability:
     since_ms: int = 0
     seen_ms: int = 0
     changes_milli: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Off sale on customers' word: until when, and how many times in a row. Probes neither set nor end it."""
+
+    times: int = 0
+    until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fared:
+    """How tunnels of one customer fared with one exit since it was last told. `customer` and `targets` are digests."""
+
+    device_id: DeviceId
+    customer: str
+    served: int
+    failed: int
+    targets: tuple[str, ...] = ()
+    """Of those that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One customer's tunnels within a while: with the exit in question, and with all other exits together."""
+
+    served: int
+    failed: int
+    served_elsewhere: int = 0
+    failed_elsewhere: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How an exit treated its customers since the first that it failed; `targets` is how many different ones failed."""
+
+    customers: tuple[Experience, ...] = ()
+    targets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +203,7 @@ class Grade:
     plain_ms: int = 0
     goods: str = ""
     """As what it is on sale, as text; empty while it is not."""
+    bar: Bar = Bar()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +217,8 @@ class Thresholds:
     fast_kbps: int = 1_000
     medium_kbps: int = 250
     brake_percent: int = 10
+    customers_to_bar: int = 6
+    bar_percent: int = 80
     interval_s: int = 300
     retry_s: int = 20
     failing_s: int = 60

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.grading.model import Grade
+from shared.grading.model import Grade, ProbeResult
 from shared.grading.rules import Listing, stability_score
 from shared.kernel.codes import IpType
 from shared.kernel.ids import EndpointId
@@ -16,12 +16,17 @@ STABILITY_STEP: Final = 10
 """Scores are sold in steps, because one that fades a little every hour is no change."""
 
 
+def exits_from(latest: ProbeResult) -> str:
+    """The network that an exit was seen in, as crowds are counted; empty where nobody saw it."""
+    return f"exit:{latest.exit_network}" if latest.exit_network else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Classes:
     """What decides the class of an exit beside its probe: home networks that are none, unless an operator has spoken.
 
     What an operator says of the exit's own address is in the probe's result already. The address that a device connects
-    from is no proof of where it exits, so a word on that one can only clear a crowd.
+    from is no proof of where it exits: crowds are counted by both, and a word on that one can only clear its own.
     """
 
     overrides: Mapping[str, Any]
@@ -29,7 +34,10 @@ class Classes:
 
     def of(self, grade: Grade, presence: Presence | None) -> IpType:
         """The class that is sold and paid. An exit that no probe has seen is unknown."""
-        seen = grade.latest.exit_ip_type if grade.latest else IpType.UNKNOWN
+        latest = grade.latest
+        seen = latest.exit_ip_type if latest else IpType.UNKNOWN
+        if latest is not None and seen is IpType.RESIDENTIAL and exits_from(latest) in self.crowded:
+            return IpType.UNKNOWN
         if seen is not IpType.RESIDENTIAL or presence is None or network_of(presence.ip) not in self.crowded:
             return seen
         cleared = override_for(self.overrides, presence.ip, presence.asn) is not None

@@ -1,7 +1,8 @@
 """Pure decisions of grading: what to probe and when, tiers, consecutive passes and failures, who is on sale, the brake.
 
 Demotion is fast (three failures in a row, or one that altered content), readmission is free of history (two passes in a
-row). Both directions are computed; nobody sets them by hand. Failures of the network never count against an exit.
+row). Both directions are computed; nobody sets them by hand. Failures of the network never count against an exit. What
+customers say of an exit beside its probes is judged in `conduct.py`.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from shared.grading.conduct import CUSTOMERS_MIN, is_barred
 from shared.grading.model import Cause, Failure, Grade, ProbePlan, ProbeResult, Stability, Thresholds
 from shared.kernel.codes import SpeedTier
 from shared.kernel.ids import UNKNOWN_COUNTRY
@@ -43,6 +45,7 @@ class Listing(StrEnum):
     OUTSIDE_HOURS = "outside_the_owners_hours"
     NO_CONSENT = "no_consent"
     QUARANTINED = "quarantined"
+    LETS_DOWN = "lets_customers_down"
     OFFLINE = "offline"
     NOT_PROBED = "not_probed"
     FAILING = "failing"
@@ -50,7 +53,9 @@ class Listing(StrEnum):
 
     @property
     def braked_as(self) -> Cause | None:
-        """Which brake holds a delisting for this reason; None for what owners decide, which nothing holds."""
+        """Which brake holds a delisting for this reason; None for what owners decide, which nothing holds, and for what
+        customers say, which was held before it was written.
+        """
         if self in {Listing.FAILING, Listing.QUARANTINED}:
             return Cause.EXIT
         return Cause.NETWORK if self is Listing.OFFLINE else None
@@ -73,7 +78,24 @@ def parse_thresholds(value: Mapping[str, Any]) -> Thresholds:
     found = Thresholds(**{**known, **value})
     if found.brake_percent > 100 or found.medium_kbps >= found.fast_kbps:
         raise ValueError("brake_percent is at most 100, and medium_kbps is below fast_kbps")
+    if found.customers_to_bar < CUSTOMERS_MIN or not 51 <= found.bar_percent <= 100:
+        raise ValueError(f"customers_to_bar is {CUSTOMERS_MIN} or more, and bar_percent 51 to 100")
     return found
+
+
+def stored_thresholds(value: Mapping[str, Any]) -> tuple[Thresholds, str]:
+    """What a stored setting means to this version, and what of it is left out, because another version wrote it.
+
+    A job that ends at a name that it does not know would leave the whole shelf as it is.
+    """
+    try:
+        return parse_thresholds(value), ""
+    except ValueError as error:
+        fault = str(error)
+    try:
+        return parse_thresholds({name: n for name, n in value.items() if name in asdict(DEFAULTS)}), fault
+    except ValueError:
+        return DEFAULTS, fault
 
 
 def tier_of(throughput_kbps: int | None, thresholds: Thresholds = DEFAULTS) -> SpeedTier:
@@ -141,6 +163,7 @@ def _with_known_exit(result: ProbeResult, before: ProbeResult | None) -> ProbeRe
         exit_asn=before.exit_asn,
         exit_isp=before.exit_isp,
         exit_mark=before.exit_mark,
+        exit_network=before.exit_network,
         differs=before.differs,
     )
 
@@ -251,10 +274,13 @@ def decide_listing(
     wanted: bool,
     consented: bool,
     online: bool,
+    now_ms: int,
     in_hours: bool = True,
     thresholds: Thresholds = DEFAULTS,
 ) -> Listing:
-    """Whether a device is on sale. The owner's wish comes first; a listed device stays until three failures."""
+    """Whether a device is on sale. The owner's wish comes first; a listed device stays until three failures, or until its
+    customers have been let down.
+    """
     if not wanted:
         return Listing.OWNER_SAID_NO
     if not in_hours:
@@ -265,6 +291,8 @@ def decide_listing(
         return Listing.NOT_PROBED
     if grade.quarantined:
         return Listing.QUARANTINED
+    if is_barred(grade.bar, now_ms):
+        return Listing.LETS_DOWN
     if not online:
         return Listing.OFFLINE
     if grade.failures >= thresholds.failures_to_delist or (grade.failures and not grade.listed):
@@ -274,8 +302,11 @@ def decide_listing(
 
 def wants_attention(before: Grade, after: Grade, thresholds: Thresholds = DEFAULTS) -> bool:
     """Whether a result says something else than where a device stands, so that the listing run should look."""
-    verdict = decide_listing(after, wanted=True, consented=True, online=True, thresholds=thresholds)
     latest = after.latest
+    now_ms = latest.at_ms if latest else 0
+    verdict = decide_listing(
+        after, wanted=True, consented=True, online=True, now_ms=now_ms, thresholds=thresholds
+    )
     if (verdict is Listing.LISTED) != after.listed:
         return True
     if latest is not None and latest.failure is Failure.PEER_OFFLINE:
@@ -322,11 +353,11 @@ ADVICE: Final[Mapping[Failure, str]] = {
 
 
 def probe_body(nonce: str, size_bytes: int) -> bytes:
-    """The body that a probe target sends and a prober expects: SHA-256 in counter mode, so no exit can guess it."""
-    seed = hashlib.sha256(nonce.encode()).digest()
-    blocks = -(-size_bytes // len(seed))
-    stream = b"".join(hashlib.sha256(seed + n.to_bytes(8, "big")).digest() for n in range(blocks))
-    return stream[:size_bytes]
+    """The body that a probe target sends and a prober expects: SHAKE-256 of the nonce, so no exit can guess it.
+
+    A target makes one for whoever asks, so it has to cost little: about a millisecond at the size that measures.
+    """
+    return hashlib.shake_256(nonce.encode()).digest(size_bytes)
 
 
 def plain_page(nonce: str) -> bytes:

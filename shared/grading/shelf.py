@@ -9,11 +9,13 @@ from typing import Any, Final, Protocol
 
 from shared.grading import table as grades
 from shared.grading.fleet import Fleet, parts_of
+from shared.grading.live import count_barred, drop_unbarred
 from shared.grading.model import Cause, Thresholds
 from shared.grading.offer import Looked
 from shared.grading.rules import Listing, brake_allows
 from shared.guard.model import Incident
-from shared.guard.table import close_incident, open_incident, open_incidents
+from shared.guard.service import standing_incidents
+from shared.guard.table import close_incident, open_incident
 from shared.kernel.codes import Pool
 from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool import live
@@ -21,7 +23,6 @@ from shared.pool.model import Endpoint
 from shared.runtime.dynamo import fan_out
 
 LIST_BATCH: Final = 200
-INCIDENTS_MAX: Final = 100
 BRAKE: Final = "listing_brake"
 
 log = logging.getLogger("psx.listing")
@@ -113,9 +114,7 @@ class Brake:
 
     def __init__(self, fleet: Fleet, thresholds: Thresholds, report: Brakes) -> None:
         self._fleet, self._thresholds, self._report = fleet, thresholds, report
-        asked = open_incidents(fleet.table("guard"), INCIDENTS_MAX)
-        rows = fleet.dynamo.run(asked).rows
-        self._standing = [i.incident_id for i in rows if i.kind == BRAKE and i.closed_at_ms is None]
+        self._standing = {i.name for i in standing_incidents(fleet.dynamo, fleet.table("guard"))}
 
     def holds(self, pool: Pool, drop: Sequence[Looked]) -> set[DeviceId]:
         """Those that stay on sale for now, because too many would go for one cause."""
@@ -125,11 +124,31 @@ class Brake:
             of_cause = [one for one in drop if one.verdict.braked_as is cause and is_on_sale(one)]
             name = f"brake#{pool.value}#{cause.value}"
             if brake_allows(len(of_cause), size, self._thresholds.brake_percent):
-                self._release(name)
+                self.close(name)
             else:
                 self._tell(pool, cause, len(of_cause), size, name)
                 held |= {one.device.device_id for one in of_cause}
         return held
+
+    def holds_bars(self, pool: Pool, count: int) -> bool:
+        """Whether so many more must not go off sale on customers' word: those that are off already count with them, so
+        that no crowd of customers empties a shelf bit by bit.
+        """
+        name = f"brake#{pool.value}#customers"
+        redis, standing, size = self._fleet.redis, 0, 0
+        if count:
+            redis.run(drop_unbarred(pool, self._fleet.now_ms))
+            standing = redis.run(count_barred(pool))
+            size = standing + redis.run(live.listed_count(pool))
+        if not count or brake_allows(standing + count, size, self._thresholds.brake_percent):
+            self.close(name)
+            return False
+        self._hold(
+            name,
+            f"customers let down by {count} exits of {pool.value}, {standing} of {size} are off sale for that: "
+            "customers or their targets are suspect",
+        )
+        return True
 
     def _tell(self, pool: Pool, cause: Cause, count: int, size: int, name: str) -> None:
         suspect = "the prober" if cause is Cause.EXIT else "a relay or the live store"
@@ -137,14 +156,19 @@ class Brake:
             f"{count} of {size} exits of {pool.value} would go off sale in one run "
             f"({cause.value}): {suspect} is suspect"
         )
+        self._hold(name, message)
+
+    def _hold(self, name: str, message: str) -> None:
         self._report.braked.append(message)
-        if not any(i.endswith(name) for i in self._standing):
-            now_ms = self._fleet.now_ms
-            incident = Incident(f"{now_ms // 60_000}#{name}", BRAKE, message, now_ms)
+        self.open(Incident(name, BRAKE, message, self._fleet.now_ms))
+
+    def open(self, incident: Incident) -> None:
+        """Tell people, once for as long as it stands."""
+        if incident.name not in self._standing:
             self._fleet.dynamo.run(open_incident(self._fleet.table("guard"), incident))
 
-    def _release(self, name: str) -> None:
-        for incident_id in self._standing:
-            if incident_id.endswith(name):
-                closing = close_incident(self._fleet.table("guard"), incident_id, self._fleet.now_ms)
-                self._fleet.dynamo.run(closing)
+    def close(self, name: str) -> None:
+        """It is right again."""
+        if name in self._standing:
+            closing = close_incident(self._fleet.table("guard"), name, self._fleet.now_ms)
+            self._fleet.dynamo.run(closing)

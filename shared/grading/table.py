@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from shared.grading.model import Failure, Grade, ProbeResult, Stability
+from shared.grading.model import Bar, Failure, Grade, ProbeResult, Stability
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId
 from shared.pool.model import Endpoint
@@ -44,6 +44,7 @@ def read_grade(row: Item) -> Grade:
         measured_ms=row.get("measured_ms", 0),
         plain_ms=row.get("plain_ms", 0),
         goods=row.get("goods", ""),
+        bar=Bar(**row["bar"]) if "bar" in row else Bar(),
     )
 
 
@@ -98,6 +99,19 @@ def put_result(table: str, grade: Grade) -> DynamoRequest[bool]:
         },
         lambda _: True,
         lambda _: False,
+    )
+
+
+def set_bar(table: str, device_id: DeviceId, before: Bar, bar: Bar) -> DynamoRequest[Grade | None]:
+    """Record that a device is off sale on customers' word. None when somebody else did since it was read."""
+    return update(
+        table,
+        _pk(device_id),
+        "-",
+        "SET bar = :bar",
+        {":bar": asdict(bar), ":before": asdict(before)},
+        parse=read_grade,
+        condition="attribute_exists(pk) AND (attribute_not_exists(bar) OR bar = :before)",
     )
 
 

@@ -71,13 +71,18 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something that a human should look at."""
+    """Something that a human should look at. `name` is what is wrong: it stands once, however often it is told."""
 
-    incident_id: str
+    name: str
     kind: str
     message: str
     opened_at_ms: int
     closed_at_ms: int | None = None
+
+    @property
+    def incident_id(self) -> str:
+        """This time of its being wrong."""
+        return f"{self.opened_at_ms:013d}#{self.name}"
 
 
 class ApprovalState(StrEnum):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from shared.guard import table as rows
-from shared.guard.model import AuditEntry, AuditEvent, Refused, Versions
+from shared.guard.model import AuditEntry, AuditEvent, Incident, Refused, Versions
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, may_run
 from shared.runtime.dynamo import (
     AsyncDynamo,
@@ -23,6 +23,7 @@ from shared.runtime.dynamo import (
 T = TypeVar("T")
 APPEND_ATTEMPTS_MAX: Final = 32
 """Each attempt that fails is another writer's entry, so this many may write to one stream at once."""
+INCIDENTS_MAX: Final = 20_000
 SETTINGS_TTL_MS: Final = 5_000
 _UNSET: Final = Versions({}, 0)
 
@@ -37,6 +38,24 @@ def enter_loop(dynamo: RunsDynamo, guard_table: str, loop: str, now_ms: int) -> 
     minute = dynamo.run(rows.count_loop(guard_table, loop, f"minute#{now_ms // 60_000}", now_ms))
     hour = dynamo.run(rows.count_loop(guard_table, loop, f"hour#{now_ms // 3_600_000}", now_ms))
     return may_run(switch, minute, hour, LOOP_LIMITS[loop])
+
+
+def all_incidents(dynamo: RunsDynamo, guard_table: str) -> list[Incident]:
+    """What is wrong, and behind that what was within the last 90 days; the newest first."""
+    found: list[Incident] = []
+    start: Any = None
+    while len(found) < INCIDENTS_MAX:
+        page = dynamo.run(rows.incidents(guard_table, start))
+        found += page.rows
+        start = page.next_key
+        if start is None:
+            break
+    return sorted(found, key=lambda i: (i.closed_at_ms is not None, -i.opened_at_ms))
+
+
+def standing_incidents(dynamo: RunsDynamo, guard_table: str) -> list[Incident]:
+    """What is wrong now, the newest first."""
+    return [i for i in all_incidents(dynamo, guard_table) if i.closed_at_ms is None]
 
 
 def append_audit(dynamo: RunsDynamo, audit_table: str, event: AuditEvent, account: str = "") -> None:

@@ -155,11 +155,12 @@ def _purchases_fault(value: Mapping[str, Any]) -> str | None:
 
 
 def _leases_fault(value: Mapping[str, Any]) -> str | None:
-    """How many devices an account may reserve, and how often each may be asked for another address."""
-    for field, least in (("per_account", 0), ("rotations_per_hour", 1)):
+    """How many devices an account may reserve, how often each may be asked for another address, and how much of a country
+    may be reserved."""
+    for field, least in (("per_account", 0), ("rotations_per_hour", 1), ("share_percent", 1)):
         if not _whole(value.get(field), least):
             return f"{field}: must be a whole number of {least} or more"
-    return None if len(value) == 2 else "only per_account and rotations_per_hour"
+    return None if len(value) == 3 else "only per_account, rotations_per_hour and share_percent"
 
 
 _FAULTS: Final = {

@@ -14,6 +14,7 @@ from shared.runtime.dynamo import (
     marshal,
     marshal_value,
     put,
+    put_if,
     put_new,
     query,
     transact,
@@ -24,6 +25,8 @@ from shared.runtime.dynamo import (
 T = TypeVar("T")
 LOOP_ROW_KEPT_S: Final = 7200
 AUDIT_KEPT_S: Final = 90 * 86_400
+INCIDENT_KEPT_S: Final = 90 * 86_400
+INCIDENTS_PAGE: Final = 500
 AUDIT_PAGE_MAX: Final = 100
 AUDIT_EXPIRING: Final = ("pak#", "auth#", "dev#")
 """Streams whose events go after `AUDIT_KEPT_S`. What accounts, admins and loops did stays."""
@@ -125,33 +128,34 @@ def begin_setting(table: str, name: str, at_ms: int) -> DynamoRequest[bool]:
 
 
 def open_incident(table: str, incident: Incident) -> DynamoRequest[bool]:
-    """Record an incident; False when one with this id stands already."""
-    sk = incident.incident_id
-    return put_new(table, {"pk": "incident", "sk": sk, **asdict(incident)})
+    """Record that something is wrong; False when that stands already. One row for each name, with its latest time."""
+    row = {"pk": "incident", "sk": incident.name, **asdict(incident)}
+    return put_if(table, row, "attribute_not_exists(pk) OR attribute_exists(closed_at_ms)")
 
 
-def close_incident(table: str, incident_id: str, at_ms: int) -> DynamoRequest[object]:
+def close_incident(table: str, name: str, at_ms: int) -> DynamoRequest[object]:
     """What was wrong is right again; None when it was closed before, or never opened."""
     return update(
         table,
         "incident",
-        incident_id,
-        "SET closed_at_ms = :at",
-        {":at": at_ms},
+        name,
+        "SET closed_at_ms = :at, #ttl = :ttl",
+        {":at": at_ms, ":ttl": at_ms // 1000 + INCIDENT_KEPT_S},
         parse=lambda row: row["closed_at_ms"],
         condition="attribute_exists(pk) AND attribute_not_exists(closed_at_ms)",
+        names={"#ttl": "ttl"},
     )
 
 
-def open_incidents(table: str, limit: int) -> DynamoRequest[Page[Incident]]:
-    """Incidents, the newest ids first."""
+def incidents(table: str, start: Mapping[str, Any] | None = None) -> DynamoRequest[Page[Incident]]:
+    """A page of all that stand and of those that were closed within 90 days, in no order of time."""
 
     def parse(row: Item) -> Incident:
         return Incident(
-            row["incident_id"], row["kind"], row["message"], row["opened_at_ms"], row.get("closed_at_ms")
+            row["name"], row["kind"], row["message"], row["opened_at_ms"], row.get("closed_at_ms")
         )
 
-    return query(table, "pk = :pk", {":pk": "incident"}, parse=parse, limit=limit, forward=False)
+    return query(table, "pk = :pk", {":pk": "incident"}, parse=parse, limit=INCIDENTS_PAGE, start=start)
 
 
 # Audit

@@ -30,7 +30,9 @@ ROTATION_MAX_MS: Final = 90_000
 """A device that did not say within this time whether it changed its address will not."""
 PER_ACCOUNT_DEFAULT: Final = 20
 PER_HOUR_DEFAULT: Final = 12
-"""Leases of an account and rotations of a lease, where the live setting `leases` says nothing else."""
+SHARE_PERCENT_DEFAULT: Final = 50
+"""Leases of an account, rotations of a lease, and how much of a country's devices may be held alone (one always may): where
+the live setting `leases` says nothing else."""
 MODES: Final = {
     **{mode.value: mode for mode in Rotation if mode is not Rotation.STICKY},
     "sticky": Rotation.ON_DEMAND,

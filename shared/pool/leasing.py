@@ -27,17 +27,17 @@ class Leasing:
         """A lease, released or not."""
         return self.dynamo.run(rows.get_lease(self.table, lease_id))
 
-    def hold_new(self, draft: Lease, pools: Sequence[Pool]) -> Lease | None:
+    def hold_new(self, draft: Lease, pools: Sequence[Pool], share_percent: int) -> Lease | None:
         """The same lease on a free device of the first of these pools that has one; None when none has.
 
-        A carrier that is only wished for comes before the pools' order.
+        A carrier that is only wished for comes before the pools' order. At most this share of a country is held alone.
         """
         for best in (True, False):
             for pool in pools:
                 lease = replace(draft, pool=pool)
                 if not best and lease.wish() == lease.wish(best=True):
                     continue
-                endpoint_id = self._hold(lease, lease.wish(best=best))
+                endpoint_id = self._hold(lease, lease.wish(best=best), share_percent=share_percent)
                 if endpoint_id is not None:
                     return replace(lease, endpoint_id=endpoint_id)
         return None
@@ -61,6 +61,7 @@ class Leasing:
         wish: PortWish,
         excluded: tuple[EndpointId, ...] = (),
         first: EndpointId | None = None,
+        share_percent: int = 100,
     ) -> EndpointId | None:
         call = hold_port(
             wish,
@@ -72,6 +73,7 @@ class Leasing:
             excluded,
             first,
             lease.idle,
+            share_percent,
         )
         return self.redis.run(call)
 

@@ -53,11 +53,13 @@ def hold_port(
     excluded: Iterable[EndpointId] = (),
     first: EndpointId | None = None,
     idle: Idle = _NEVER_IDLE,
+    share_percent: int = 100,
 ) -> RedisCall[EndpointId | None]:
     """Hold a device under a lease for one key, or answer the one it holds; None when none is free.
 
     `first` is taken when nobody else holds it, on sale or not: it was the lease's before. With the held device in
-    `excluded` the lease moves to another one, and keeps what it has when there is none.
+    `excluded` the lease moves to another one, and keeps what it has when there is none. A private hold is refused where it
+    would be the second one of a country, or a later one, and more than `share_percent` of its devices were held alone.
     """
     prefix = f"{{{wish.pool.value}}}:"
     args: list[str | int] = [
@@ -76,6 +78,7 @@ def hold_port(
         int(wish.pool is Pool.PEER),
         idle.idle_ms,
         idle.kept_ms,
+        share_percent,
         *excluded,
     ]
     keys = [f"{prefix}reserved:{lease_id}", f"{prefix}listed:{wish.country or 'any'}"]

@@ -126,9 +126,14 @@ def get_item(table: str, pk: str, sk: str = "-", *, parse: Callable[[Item], T]) 
 
 def put_new(table: str, item: Mapping[str, object]) -> DynamoRequest[bool]:
     """Put a row unless its key exists. True when this call wrote it."""
+    return put_if(table, item, "attribute_not_exists(pk)")
+
+
+def put_if(table: str, item: Mapping[str, object], condition: str) -> DynamoRequest[bool]:
+    """Put a row if what stands there is so. True when this call wrote it."""
     return DynamoRequest(
         "put_item",
-        {"TableName": table, "Item": marshal(item), "ConditionExpression": "attribute_not_exists(pk)"},
+        {"TableName": table, "Item": marshal(item), "ConditionExpression": condition},
         lambda _: True,
         lambda _: False,
     )

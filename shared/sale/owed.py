@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from shared.chain.model import Invalid, ReadFailed, Several, Unknown, Valid, Verdict
 from shared.guard.model import Incident
+from shared.guard.service import standing_incidents
 from shared.guard.table import close_incident, open_incident
 from shared.runtime.dynamo import StoreUnavailable
 from shared.sale import exact_table
@@ -23,6 +24,8 @@ from shared.sale.service import Counter
 from shared.sale.verifying import is_too_many, too_many_refund
 
 LATE_MS: Final = 60_000
+PAID_NOT_SERVED: Final = "paid_not_served"
+_PAID: Final = "paid#"
 PAGE: Final = 100
 LISTED_MAX: Final = 5_000
 """Rows that one run reads; how many of them it looks at is bounded by its time."""
@@ -66,6 +69,8 @@ class OwedRun:
         """Look at what is late, each once, until the time is up; the rest is `left` to the next run."""
         began, report = self.now_ms(), Report()
         waiting = self._waiting(report)
+        if len(waiting) < LISTED_MAX:
+            self._close_settled({incident_name(owed.network, owed.key) for owed in waiting})
         late = [owed for owed in waiting if began - owed.seen_at_ms >= LATE_MS]
         report.waiting, report.late, report.left = len(waiting), len(late), len(late)
         for owed in sorted(late, key=lambda owed: _turn(owed, began)):
@@ -75,6 +80,16 @@ class OwedRun:
             report.left -= 1
             self._late(owed, report)
         return report
+
+    def _close_settled(self, waiting: set[str]) -> None:
+        """Incidents of payments that are owed no more: whoever served them, and whatever a human decided."""
+        for incident in standing_incidents(self.counter.mint.dynamo, self.guard_table):
+            if incident.kind != PAID_NOT_SERVED or incident.name in waiting:
+                continue
+            network, _, payment_key = incident.name.removeprefix(_PAID).partition("#")
+            refund = self._run(rows.get_refund(self._table, network, payment_key))
+            if refund is None or refund.state != rows.OPEN:
+                self._run(close_incident(self.guard_table, incident.name, self.now_ms()))
 
     def _waiting(self, report: Report) -> list[Owed]:
         found, start = list[Owed](), None
@@ -110,7 +125,7 @@ class OwedRun:
         verdict: Verdict | None = None
         try:
             words = f"{owed.network} payment {owed.tx_hash or owed.key} was accepted and is not served"
-            incident = Incident(incident_id(owed), "paid_not_served", words, self.now_ms())
+            incident = Incident(incident_name(owed.network, owed.key), PAID_NOT_SERVED, words, self.now_ms())
             self._run(open_incident(self.guard_table, incident))
             verdict, payment = self._verdict(owed)
             self._act(owed, payment, verdict, report)
@@ -151,7 +166,8 @@ class OwedRun:
 
     def _done(self, owed: Owed) -> None:
         self._run(rows.forget(self._table, owed.network, owed.key))
-        self._run(close_incident(self.guard_table, incident_id(owed), self.now_ms()))
+        name = incident_name(owed.network, owed.key)
+        self._run(close_incident(self.guard_table, name, self.now_ms()))
 
     def _broken(self, owed: Owed, verdict: Verdict | None, error: Exception, report: Report) -> None:
         """Tell what went wrong with a row and count it; words of an error that nobody foresaw may hold anything."""
@@ -203,6 +219,6 @@ def _turn(owed: Owed, now_ms: int) -> bytes:
     return hashlib.sha256(f"{now_ms}#{owed.network}#{owed.key}".encode()).digest()
 
 
-def incident_id(owed: Owed) -> str:
+def incident_name(network: str, payment_key: str) -> str:
     """One incident per payment."""
-    return f"{owed.seen_at_ms:013d}#paid#{owed.network}#{owed.key}"
+    return f"{_PAID}{network}#{payment_key}"

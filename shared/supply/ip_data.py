@@ -8,6 +8,7 @@ never published. Fetched files replace the old ones by rename, so a reader sees 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,6 +23,10 @@ import maxminddb
 
 NAMES: Final = ("asn", "country")
 FETCH_EVERY_S: Final = 300.0
+FIRST_FETCH_MAX_S: Final = 10.0
+"""A node serves with what it has rather than wait for a bucket that does not answer."""
+CONNECT_MAX_S: Final = 3
+READ_MAX_S: Final = 10
 FILE_MAX_BYTES: Final = 256 * 1024 * 1024
 SAMPLE_NETWORKS: Final = 2_000
 KNOWN_PERCENT_MIN: Final = 50
@@ -159,23 +164,28 @@ class IpDataMirror:
 
 
 def mirror_of(bucket: str, asn: Path, country: Path) -> IpDataMirror:
-    """A mirror of a bucket, with the standard AWS settings."""
+    """A mirror of a bucket, with the standard AWS settings but for how long it waits."""
     import boto3  # noqa: PLC0415 - only where a bucket is set
+    from botocore.config import Config  # noqa: PLC0415
 
-    return IpDataMirror(IpDataStore(boto3.client("s3"), bucket), {"asn": asn, "country": country})
+    waits = Config(connect_timeout=CONNECT_MAX_S, read_timeout=READ_MAX_S, retries={"total_max_attempts": 2})
+    client = boto3.client("s3", config=waits)
+    return IpDataMirror(IpDataStore(client, bucket), {"asn": asn, "country": country})
 
 
 async def first_fetch(bucket: str, asn: Path, country: Path) -> IpDataMirror | None:
-    """A node's mirror, once its files are here or were tried; None where no bucket is set."""
+    """A node's mirror; None where no bucket is set. A node without a file waits for it, so long and no longer."""
     if not bucket:
         return None
     mirror = await asyncio.to_thread(mirror_of, bucket, asn, country)
-    await asyncio.to_thread(mirror.fetch)
+    if not all(path.exists() for path in mirror.files.values()):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(mirror.fetch), FIRST_FETCH_MAX_S)
     return mirror
 
 
 async def follow_bucket(mirror: IpDataMirror | None) -> None:
-    """Keep a node's files as they are published, for ever; returns at once where there is no mirror."""
+    """Keep a node's files as they are published, from now on and for ever; returns at once where there is no mirror."""
     while mirror is not None:
-        await asyncio.sleep(FETCH_EVERY_S)
         await asyncio.to_thread(mirror.fetch)
+        await asyncio.sleep(FETCH_EVERY_S)

@@ -104,11 +104,43 @@ def _read(row: Item) -> Point:
     return Point(int(row["sk"]), mean, low, high, row["samples"])
 
 
-def points(table: str, span: Span, from_ms: int, to_ms: int, limit: int) -> DynamoRequest[Page[Point]]:
-    """Points that begin in [from, to), the oldest first."""
+def points(
+    table: str,
+    span: Span,
+    from_ms: int,
+    to_ms: int,
+    limit: int,
+    *,
+    start: Mapping[str, Any] | None = None,
+    forward: bool = True,
+) -> DynamoRequest[Page[Point]]:
+    """A page of points that begin in [from, to), the oldest first, or the newest."""
     last_ms = max(to_ms - 1, from_ms)  # the store refuses an end before its beginning
     values = {":pk": f"history#{span.value}", ":from": f"{from_ms:013d}", ":to": f"{last_ms:013d}"}
-    return query(table, "pk = :pk AND sk BETWEEN :from AND :to", values, parse=_read, limit=limit)
+    return query(
+        table,
+        "pk = :pk AND sk BETWEEN :from AND :to",
+        values,
+        parse=_read,
+        limit=limit,
+        start=start,
+        forward=forward,
+    )
+
+
+def all_points(
+    dynamo: RunsDynamo, table: str, span: Span, from_ms: int, to_ms: int, most: int
+) -> list[Point]:
+    """The newest points that begin in [from, to), the oldest of them first: a page holds 1 MB, and a point is large."""
+    found: list[Point] = []
+    start: Mapping[str, Any] | None = None
+    while len(found) < most:
+        page = dynamo.run(points(table, span, from_ms, to_ms, most - len(found), start=start, forward=False))
+        found += page.rows
+        start = page.next_key
+        if start is None:
+            break
+    return found[::-1]
 
 
 def newest(table: str, span: Span) -> DynamoRequest[Point | None]:
@@ -127,9 +159,9 @@ def record(dynamo: RunsDynamo, table: str, numbers: Numbers, now_ms: int) -> lis
         last = dynamo.run(newest(table, span))
         if last is not None and last.at_ms >= begins_ms:
             continue
-        page = dynamo.run(points(table, parts, begins_ms, begins_ms + span.length_ms, POINTS_MAX))
-        if not page.rows:
+        found = all_points(dynamo, table, parts, begins_ms, begins_ms + span.length_ms, POINTS_MAX)
+        if not found:
             continue
-        is_new = dynamo.run(put_point(table, span, combine(begins_ms, page.rows)))
+        is_new = dynamo.run(put_point(table, span, combine(begins_ms, found)))
         written += [span] if is_new else []
     return written

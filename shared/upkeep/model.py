@@ -8,6 +8,7 @@ class Check(StrEnum):
     """What the watchdog tries, as a customer or as an auditor."""
 
     CONTROL = "control_target"
+    API = "reseller_api"
     OWN_KEY = "own_key"
     HTTP = "http"
     SOCKS = "socks5"

@@ -1,7 +1,7 @@
 """Pure decisions of the watchdog: what observations add up to, when incidents open and close, whether billing is right."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,7 +51,7 @@ def judge(seen: Sequence[Observation]) -> list[Finding]:
     findings += [
         Finding(Scope.FLEET, o.check, detail=o.detail)
         for o in seen
-        if o.check in {Check.BILLING, Check.SUSPENDED, Check.PURCHASE} and not o.ok
+        if o.check in {Check.API, Check.BILLING, Check.SUSPENDED, Check.PURCHASE} and not o.ok
     ]
     return [*findings, *_routing([o for o in seen if o.check in ROUTING])]
 
@@ -92,16 +92,29 @@ class Turn:
     closed: tuple[str, ...]
 
 
-def advance(counts: Mapping[str, int], findings: Sequence[Finding]) -> Turn:
-    """Count runs in a row. A watchdog that is blind says nothing of the rest: what was counted of that stays as it was."""
+def was_looked_at(key: str, seen: Sequence[Observation], gateways: Collection[str]) -> bool:
+    """Whether a run says anything of what was found wrong before. A gateway that is no more is looked at by nobody."""
+    scope, check, name = key.split(".", 2)
+    if scope == Scope.GATEWAY and name in gateways:
+        return any(o.gateway == name and o.check == check for o in seen)
+    if scope == Scope.GATEWAY:
+        return True
+    return any(o.check == check for o in seen)
+
+
+def advance(
+    counts: Mapping[str, int],
+    findings: Sequence[Finding],
+    seen: Sequence[Observation],
+    gateways: Collection[str] = (),
+) -> Turn:
+    """Count runs in a row. Of what a run did not look at, or is blind for, it says nothing: that stays as it was."""
     now = {f.key: f for f in findings}
     blind = any(f.scope is Scope.WATCHDOG for f in findings)
     kept = {key: min(counts.get(key, 0) + 1, RUNS_TO_OPEN) for key in now}
-    if blind:
-        kept |= {key: count for key, count in counts.items() if key not in now}
-        closed: tuple[str, ...] = ()
-    else:
-        closed = tuple(sorted(k for k, n in counts.items() if k not in now and n >= RUNS_TO_OPEN))
+    unseen = {k for k in counts if k not in now and (blind or not was_looked_at(k, seen, gateways))}
+    kept |= {key: counts[key] for key in unseen}
+    closed = tuple(sorted(k for k, n in counts.items() if k not in kept and n >= RUNS_TO_OPEN))
     opened = tuple(
         now[key] for key, count in kept.items() if key in now and count == RUNS_TO_OPEN > counts.get(key, 0)
     )

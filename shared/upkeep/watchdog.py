@@ -5,7 +5,9 @@ It opens and closes incidents and notifies. By rule it restarts nothing and chan
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -23,6 +25,8 @@ CAP_GB: Final = 1
 COUNTRIES_MAX: Final = 5
 FETCHES_MAX: Final = 4 + COUNTRIES_MAX
 """Of one run, through one door, with the key that pays."""
+RUN_MAX_S: Final = 150.0
+"""Nothing is begun after this, and what was seen by then is told: the function itself ends at 240 s."""
 KEYS: Final = "/v1/reseller/pool-keys"
 REFUSED: Final = "refused_407"
 
@@ -52,9 +56,10 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Carried:
-    """What this run's own key carried."""
+class Visit:
+    """What was seen through one door, and what the run's own key carried there."""
 
+    seen: list[Observation] = field(default_factory=list)
     fetches: int = 0
     failed: int = 0
     body_bytes: int = 0
@@ -82,10 +87,11 @@ class Watchdog:
         fetch: Fetches,
         notify: Callable[[str, str], None],
         plan: Plan,
+        elapsed_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dynamo, self._guard = dynamo, guard_table
         self._call, self._fetch, self._notify, self._plan = call, fetch, notify, plan
-        self._carried = Carried()
+        self._elapsed_s, self._until_s = elapsed_s, elapsed_s() + RUN_MAX_S
 
     def run(self, now_ms: int) -> WatchReport:
         """Look at everything once, and tell what changed since the last run."""
@@ -96,59 +102,86 @@ class Watchdog:
         if control.ok:
             seen += self._customer(state.get("billing") or {}, billed)
         for audit in self._plan.audits:
-            seen += audit()
+            seen += self._audited(audit)
         return self._tell(seen, state, billed, now_ms)
+
+    def _is_late(self) -> bool:
+        return self._elapsed_s() >= self._until_s
+
+    def _audited(self, audit: Callable[[], list[Observation]]) -> list[Observation]:
+        """Nothing of one that breaks, or that there is no time for: what others saw is told in any case."""
+        if self._is_late():
+            return []
+        try:
+            return audit()
+        except Exception:
+            log.exception("an audit broke")
+            return []
 
     # as a customer
 
     def _customer(self, before: Mapping[str, int], billed: dict[str, int]) -> list[Observation]:
         key, suspended = self._key(LABEL, enabled=True), self._key(SUSPENDED_LABEL, enabled=False)
         if key is None or suspended is None:
-            return [Observation(Check.BILLING, ok=False, detail="the reseller API gives no keys")]
+            return [Observation(Check.API, ok=False, detail="the reseller API gives no keys")]
+        seen = [Observation(Check.API, ok=True)]
         poor = self._keep_filled(key)
         if poor is not None:
-            return [Observation(Check.OWN_KEY, ok=False, detail=poor)]
-        seen = [self._billing(key, before)] if before else []
-        used = int(key["usedBytes"])
-        for door in self._plan.doors:
-            seen += self._through(door, str(key["key"]))
-            refused = self._fetch(door, f"{self._plan.account}-any-any", str(suspended["key"]))
-            right = refused.fault == REFUSED
-            detail = "" if right else f"a suspended key got {refused.fault or 'through'}"
-            seen.append(Observation(Check.SUSPENDED, right, door.name, detail=detail))
+            return [*seen, Observation(Check.OWN_KEY, ok=False, detail=poor)]
+        seen.append(Observation(Check.OWN_KEY, ok=True))
+        seen += [self._billing(key, before)] if before else []
+        used, countries = int(key["usedBytes"]), self._countries()
+        with ThreadPoolExecutor(max(len(self._plan.doors), 1)) as side_by_side:
+
+            def visited(door: Door) -> Visit:
+                return self._visit(door, str(key["key"]), str(suspended["key"]), countries)
+
+            visits = list(side_by_side.map(visited, self._plan.doors))
+        seen += [one for visit in visits for one in visit.seen]
         if self._plan.purchase is not None:
             fault = self._plan.purchase()
             seen.append(Observation(Check.PURCHASE, ok=fault is None, detail=fault or ""))
-        carried = self._carried
         billed |= {
             "used": used,
-            "carried": carried.body_bytes,
-            "fetches": carried.fetches,
-            "failed": carried.failed,
+            "carried": sum(visit.body_bytes for visit in visits),
+            "fetches": sum(visit.fetches for visit in visits),
+            "failed": sum(visit.failed for visit in visits),
         }
         return seen
 
-    def _through(self, door: Door, password: str) -> list[Observation]:
-        account = self._plan.account
-        seen = []
+    def _visit(self, door: Door, password: str, suspended: str, countries: Sequence[str]) -> Visit:
+        """Everything through one door. One that carries nothing over either protocol is dead, and tried no further."""
+        account, visit = self._plan.account, Visit()
         for check, socks in ((Check.HTTP, False), (Check.SOCKS, True)):
-            found = self._get(door, f"{account}-any-any-rot-ondemand", password, socks=socks)
-            seen.append(Observation(check, found.ok, door.name, detail=found.fault))
-        sid = secrets.token_hex(6)
-        sticky = [self._get(door, f"{account}-any-any-sid-{sid}-rot-sticky", password) for _ in range(2)]
-        stays = all(s.ok for s in sticky) and len({s.exit_ip for s in sticky}) == 1
-        detail = next((s.fault for s in sticky if s.fault), "" if stays else "the session changed its exit")
-        seen.append(Observation(Check.STICKY, stays, door.name, detail=detail))
-        for country in self._countries():
-            found = self._get(door, f"{account}-any-{country}", password)
-            seen.append(Observation(Check.COUNTRY, found.ok, door.name, country, detail=found.fault))
-        return seen
+            found = self._get(visit, door, f"{account}-any-any-rot-ondemand", password, socks=socks)
+            visit.seen.append(Observation(check, found.ok, door.name, detail=found.fault))
+        if not any(one.ok for one in visit.seen) or self._is_late():
+            return visit
+        visit.seen.append(self._sticky(visit, door, password))
+        for country in countries:
+            if self._is_late():
+                return visit
+            found = self._get(visit, door, f"{account}-any-{country}", password)
+            visit.seen.append(Observation(Check.COUNTRY, found.ok, door.name, country, detail=found.fault))
+        refused = self._fetch(door, f"{account}-any-any", suspended)
+        right = refused.fault == REFUSED
+        detail = "" if right else f"a suspended key got {refused.fault or 'through'}"
+        visit.seen.append(Observation(Check.SUSPENDED, right, door.name, detail=detail))
+        return visit
 
-    def _get(self, door: Door, username: str, password: str, *, socks: bool = False) -> Fetched:
+    def _sticky(self, visit: Visit, door: Door, password: str) -> Observation:
+        username = f"{self._plan.account}-any-any-sid-{secrets.token_hex(6)}-rot-sticky"
+        found = [self._get(visit, door, username, password) for _ in range(2)]
+        stays = all(one.ok for one in found) and len({one.exit_ip for one in found}) == 1
+        fault = next((one.fault for one in found if one.fault), "")
+        detail = "" if stays else fault or "the session changed its exit"
+        return Observation(Check.STICKY, stays, door.name, detail=detail)
+
+    def _get(self, visit: Visit, door: Door, username: str, password: str, *, socks: bool = False) -> Fetched:
         found = self._fetch(door, username, password, socks=socks)
-        self._carried.fetches += 1
-        self._carried.failed += not found.ok
-        self._carried.body_bytes += found.body_bytes
+        visit.fetches += 1
+        visit.failed += not found.ok
+        visit.body_bytes += found.body_bytes
         return found
 
     def _countries(self) -> list[str]:
@@ -206,30 +239,23 @@ class Watchdog:
         self, seen: list[Observation], state: Mapping[str, Any], billed: Mapping[str, int], now_ms: int
     ) -> WatchReport:
         findings = judge(seen)
-        turn = advance(state.get("counts") or {}, findings)
-        incidents = dict(state.get("incidents") or {})
+        gateways = [door.name for door in self._plan.doors]
+        turn = advance(state.get("counts") or {}, findings, seen, gateways)
         report = WatchReport(
             len(seen), [f"{o.check.value} {o.gateway} {o.detail}".strip() for o in seen if not o.ok]
         )
         report.findings = [f.key for f in findings]
         for finding in turn.opened:
-            incident = Incident(
-                f"{now_ms // 60_000}#{finding.key}",
-                f"watchdog_{finding.scope.value}",
-                _words(finding),
-                now_ms,
-            )
+            name, kind = f"watchdog#{finding.key}", f"watchdog_{finding.scope.value}"
+            incident = Incident(name, kind, _words(finding), now_ms)
             self._dynamo.run(open_incident(self._guard, incident))
             self._notify(f"psx: {finding.scope.value} fault", incident.message)
-            incidents[finding.key] = incident.incident_id
             report.opened.append(finding.key)
         for key in turn.closed:
-            incident_id = incidents.pop(key, None)
-            if incident_id is not None:
-                self._dynamo.run(close_incident(self._guard, incident_id, now_ms))
+            if self._dynamo.run(close_incident(self._guard, f"watchdog#{key}", now_ms)) is not None:
                 self._notify("psx: fault is over", f"{key} is right again")
                 report.closed.append(key)
-        kept = {"counts": dict(turn.counts), "incidents": incidents, "billing": dict(billed)}
+        kept = {"counts": dict(turn.counts), "billing": dict(billed) or state.get("billing") or {}}
         self._dynamo.run(write_setting(self._guard, SETTING, kept, now_ms))
         return report
 

@@ -2,13 +2,14 @@
 
 The same policy runs in the gateway (on the name and on the resolved address) and in every SDK (on the address that is
 dialled). IPv4 inside IPv6 (mapped, NAT64, 6to4) is unwrapped and checked; a customer's literal of that kind is refused.
+What is public for everybody else may still be the owner's, so an exit's own networks are closed too: decision 0087.
 The list is written out, because what `ipaddress` takes for global differs between versions of Python.
 Source: the IANA special-purpose registries (RFC 6890), RFC 6052, RFC 3056, RFC 6598; vectors: docs/protocol/egress.json.
 """
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -19,6 +20,15 @@ MAX_PORT: Final = 65_535
 VERDICTS_KEPT: Final = 4096
 DOMAINS_MAX: Final = 5_000
 """Of the setting `domains`: they stand in one row."""
+
+OWN_PREFIX_4_MIN: Final = 8
+OWN_PREFIX_6_MIN: Final = 32
+"""An interface that claims a larger network than this is set wrong: its address counts as if it were told alone."""
+OWN_PREFIX_6: Final = 64
+"""One home's line, or one phone's: whatever is in it is the owner's."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
@@ -62,6 +72,7 @@ class EgressVerdict(StrEnum):
 
     ALLOWED = "allowed"
     PRIVATE_ADDRESS = "private_address"
+    OWN_NETWORK = "own_network"
     EMBEDDED_ADDRESS = "embedded_ipv4_literal"
     PRIVATE_NAME = "private_name"
     BLOCKED_PORT = "blocked_port"
@@ -110,32 +121,53 @@ def is_blocked_domain(host: str, blocked: frozenset[str]) -> bool:
     return any(".".join(labels[start:]) in blocked for start in range(len(labels)))
 
 
-def check_address(address: str, port: int, policy: EgressPolicy) -> EgressVerdict:
-    """The verdict on the address and port that are about to be dialled."""
-    verdict, canonical = _address_verdict(address)
-    if (canonical, port) in policy.lab_allow:
+def check_address(
+    address: str, port: int, policy: EgressPolicy, own: Iterable[Network] = ()
+) -> EgressVerdict:
+    """The verdict on the address and port that are about to be dialled. `own`: the networks of the exit itself."""
+    verdict, forms = _judged(address)
+    if forms and (str(forms[0]), port) in policy.lab_allow:
         return EgressVerdict.ALLOWED
     if verdict is EgressVerdict.NOT_AN_ADDRESS:
         return verdict
     if port in policy.blocked_ports or not 0 < port <= MAX_PORT:
         return EgressVerdict.BLOCKED_PORT
+    if verdict is EgressVerdict.ALLOWED and any(form in network for network in own for form in forms):
+        return EgressVerdict.OWN_NETWORK
     return verdict
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)
-def _address_verdict(address: str) -> tuple[EgressVerdict, str]:
-    """(verdict on an address whatever the port, its canonical text)."""
+def own_network(address: str, prefix: int | None = None) -> Network | None:
+    """What is an exit's own for having this address: on an interface with this prefix, or as others see it.
+
+    Of IPv6 never less than the /64. None for what is no address.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed, prefix = parsed.ipv4_mapped, None
+    alone, least = (32, OWN_PREFIX_4_MIN) if parsed.version == 4 else (OWN_PREFIX_6, OWN_PREFIX_6_MIN)
+    bits = min(prefix, alone) if prefix is not None and prefix >= least else alone
+    return ipaddress.ip_network((parsed, bits), strict=False)
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _judged(address: str) -> tuple[EgressVerdict, tuple[_Address, ...]]:
+    """(verdict on an address whatever the port, the address and the IPv4 one that it embeds)."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return EgressVerdict.NOT_AN_ADDRESS, ""
+        return EgressVerdict.NOT_AN_ADDRESS, ()
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.scope_id is not None:
-            return EgressVerdict.PRIVATE_ADDRESS, str(parsed)
+            return EgressVerdict.PRIVATE_ADDRESS, (parsed,)
         embedded = _embedded_ipv4(parsed)
         if embedded is not None:
-            return _public(embedded), str(parsed)
-    return _public(parsed), str(parsed)
+            return _public(embedded), (parsed, embedded)
+    return _public(parsed), (parsed,)
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -146,7 +178,7 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
     return address.ipv4_mapped or address.sixtofour
 
 
-def _public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> EgressVerdict:
+def _public(address: _Address) -> EgressVerdict:
     if isinstance(address, ipaddress.IPv4Address):
         private = any(address in network for network in _SPECIAL_4)
     else:

@@ -37,8 +37,9 @@ How a peer's socket ends tells a relay what its tunnels may hope for, and it tel
 A device that is back and answers RESUME with REFUSED(unknown_tunnel) has lost its tunnels: they end at once.
 
 History: v1 (`peer.py`) has neither windows nor half-close; v2 is chosen by `protocol: "binary-v2"` in device_info and
-connected. The reason peer_gone came later: a gateway that does not know it ends the tunnel, so gateways are updated before
-relays. The rules of a tunnel's two ends are in `stream.py`; test vectors are in docs/protocol/.
+connected. The reason peer_gone came later: a gateway says in its request for a link which reasons it knows
+(`REASONS_HEADER`), and one that does not is told path_lost. The rules of a tunnel's two ends are in `stream.py`; test
+vectors are in docs/protocol/.
 """
 
 import struct
@@ -56,6 +57,8 @@ FRAME_MAX_BYTES: Final = HEADER_BYTES + DATA_MAX_BYTES
 LINK_FRAME_MAX_BYTES: Final = FRAME_MAX_BYTES + 256
 """On a link a device id comes on top."""
 LINK_UPGRADE: Final = "psx-mux-2"
+REASONS_HEADER: Final = "X-PSX-Reasons"
+"""The highest reason that a gateway knows; without it, those of the first version."""
 RESUME_WITHIN_S: Final = 20.0
 """How long a peer keeps a tunnel whose path is lost; gateways try for somewhat less."""
 
@@ -110,6 +113,8 @@ class MuxReason(IntEnum):
     STOPPED = 24
     PEER_GONE = 25
 
+
+FIRST_REASONS_MAX: Final = MuxReason.STOPPED
 
 _BODY_MAX_BYTES: Final = {
     MuxType.OPEN: _OPEN.size + HOST_MAX_BYTES + 256,

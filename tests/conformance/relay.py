@@ -39,6 +39,7 @@ class ScriptedApi:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.owners_keys: list[tuple[str, str]] = []
+        self.attempts: list[str] = []
         self.withdrawn: list[tuple[str, str]] = []
         self.relays: list[str] = []
         self.statuses: dict[str, list[int | tuple[int, str]]] = {"register": [], "refresh": []}
@@ -68,9 +69,11 @@ class ScriptedApi:
                 method, path = lines[0].split()[:2]
                 if method == "DELETE":
                     self.withdrawn.append((path, headers.get("authorization", "")))
+                if path.endswith("/register"):
+                    self.attempts.append(headers.get("idempotency-key", ""))
                 if "x-api-key" in headers:
                     self.owners_keys.append((path, headers["x-api-key"]))
-                status, answer = self._answer(path, body)
+                status, answer = self._answer(method, path, body)
                 raw = json.dumps(answer).encode()
                 writer.write(
                     f"HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n"
@@ -80,8 +83,8 @@ class ScriptedApi:
                 await writer.drain()
         writer.close()
 
-    def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        kind = path.rsplit("/", 1)[-1]
+    def _answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        kind = "withdrawal" if method == "DELETE" else path.rsplit("/", 1)[-1]
         self.calls.append((path, body))
         told = self.statuses.get(kind)
         if told:
@@ -89,7 +92,7 @@ class ScriptedApi:
             status, code = (script, "SCRIPTED") if isinstance(script, int) else script
             if status != 200:
                 return status, {"code": code, "message": "as the test wants"}
-        if kind == "consent":
+        if kind in {"consent", "withdrawal"}:
             return 200, {"deviceId": DEVICE, "consentRecorded": True}
         self.issued += 1
         return 200, {
@@ -112,6 +115,7 @@ class ScriptedRelay:
         self.select: Callable[[str], str | None] = lambda offered: offered
         self.answers_heartbeats = True
         self.silent = False
+        self.seen_at = "192.0.2.7"
         self.arrived: asyncio.Queue[Socket] = asyncio.Queue()
         self.upgrades: list[tuple[str, str]] = []
         self.open: list[Socket] = []
@@ -236,7 +240,7 @@ class Socket:
                 self.say(
                     peer.Type.CONNECTED,
                     deviceId=DEVICE,
-                    ip="192.0.2.7",
+                    ip=self.relay.seen_at,
                     protocol=mux.PROTOCOL if self.v2 else peer.PROTOCOL,
                 )
                 self.relay.arrived.put_nowait(self)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -184,17 +185,49 @@ async def test_an_owner_withdraws_by_the_key_or_by_the_devices_own_token(
     running = await rig.device(**owner)
     await rig.relay.socket()
     without_key = {"API_KEY": None} if wallet else {}
+    rig.api.statuses["withdrawal"] = [503]
+    refused = await rig.device("-withdraw", **without_key, PSX_ACCEPT_TERMS=None)
+    assert await refused.ended() == 1, refused.log
+    rig.api.withdrawn.clear()
     device = await rig.device("-withdraw", **without_key, PSX_ACCEPT_TERMS=None)
     assert await device.ended() == 0, device.log
     assert "withdrawn" in device.log
     mine, key = "/v1/peer/my-devices/agent_c0ffee/consent", (rig.api.owners_keys or [("", "")])[0][1]
     if wallet:
-        assert rig.api.withdrawn == [("/v1/peer/agents/agent_c0ffee/consent", "Bearer jwt-2")]
+        assert rig.api.withdrawn == [("/v1/peer/agents/agent_c0ffee/consent", "Bearer jwt-3")]
+        shown = [body["refreshToken"] for body in rig.api.named("refresh")]
+        assert shown == ["refresh-1", "refresh-2"], "a spent token shown again is taken for a copy"
+        assert rig.api.named("register")[0]["ownerTokens"] is True, "what relays see decides nothing"
+        assert {body.get("purpose") for body in rig.api.named("refresh")} == {"owner"}
     else:
         assert (rig.api.withdrawn, key) == ([(mine, "")], KEY)
     kept = json.loads((rig.folder / "state.json").read_text())
     assert kept == {"name": "conformance", "withdrawn": "agent_c0ffee"}
     await running.stop()
+
+
+async def test_a_registration_whose_answer_was_lost_is_asked_again_under_its_name_also_after_a_restart(
+    rig: Rig,
+) -> None:
+    state = rig.folder / "state.json"
+    rig.api.statuses["register"] = [(409, "IDEMPOTENCY_IN_PROGRESS"), *[503] * 1000]
+    lost = await rig.device()
+    while len(rig.api.attempts) < 2:
+        await asyncio.sleep(0.01)
+    lost.process.kill()
+    await lost.ended()
+    assert "attempt" in json.loads(state.read_text())
+    rig.api.statuses = {"register": [], "refresh": [401]}
+    await rig.device()
+    await rig.relay.socket()
+    (first,) = set(rig.api.attempts)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{8,128}", first)
+    kept = json.loads(state.read_text())
+    assert kept.keys() == {"name", "deviceId", "refreshToken", "consent"}
+    await rig.devices[-1].stop()
+    await rig.device()
+    await rig.relay.socket()
+    assert rig.api.attempts[-1] not in {first, ""}, "another registration is another attempt"
 
 
 async def test_a_second_instance_of_one_state_file_is_refused(rig: Rig) -> None:

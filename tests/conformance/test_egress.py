@@ -3,6 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from local.sdks import Sdk
 from shared.wire import mux, peer
 from shared.wire.mux import MuxReason, MuxType
 from tests.conformance.device import Rig
+from tests.conformance.public_home import INTERFACE_ADDRESSES, NEIGHBOUR
 from tests.conformance.relay import Socket
 from tests.conformance.resolver import Resolver, namespace
 from tests.conformance.targets import Target
@@ -161,6 +166,29 @@ async def test_private_literals_on_an_open_port_are_refused(
     for tunnel, host in enumerate(odd, 100):
         found = await refusal(socket, tunnel, host, target.port)
         assert found in {MuxReason.EGRESS_POLICY, MuxReason.DNS_FAILED}, host
+
+
+@pytest.mark.parametrize(
+    ("seen_at", "asked"), [("91.198.174.192", "91.198.174.192"), ("2a02:8108:1:2::5", "2a02:8108:1:2::80")]
+)
+async def test_nobody_reaches_the_address_that_the_relay_sees(rig: Rig, seen_at: str, asked: str) -> None:
+    rig.relay.seen_at, rig.times["dial"] = seen_at, 0.2
+    await rig.device()
+    socket = await rig.relay.socket()
+    assert await refusal(socket, 1, asked, 80) is MuxReason.EGRESS_POLICY
+
+
+async def test_nobody_reaches_what_is_public_on_the_owner_s_own_network(sdk: Sdk, tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or os.geteuid() != 0:
+        say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        say("own networks are not tested: this needs root and network namespaces")
+    command = (unshare, "--net", sys.executable, "-m", "tests.conformance.public_home", str(tmp_path))
+    given = json.dumps({"name": sdk.name, "command": sdk.command, "environment": sdk.environment})
+    done = await asyncio.create_subprocess_exec(*command, given, stdout=PIPE, stderr=PIPE)
+    told, errors = await done.communicate()
+    assert done.returncode == 0, errors.decode()
+    assert json.loads(told) == dict.fromkeys((*INTERFACE_ADDRESSES, NEIGHBOUR), "EGRESS_POLICY")
 
 
 async def test_sessions_of_v1_obey_the_same_policy(rig: Rig, target: Target, traps: list[Target]) -> None:

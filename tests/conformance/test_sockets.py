@@ -32,7 +32,7 @@ async def test_sockets_come_with_the_token_in_the_subprotocol(rig: Rig) -> None:
         assert {"country", "carrier"} <= info.keys()
     assert len(rig.api.named("register")) == 1
     line = await device.logged("[REGISTERED]")
-    assert f"device=agent_c0ffee relay={rig.relay.url} sockets=4" in line
+    assert f"device=agent_c0ffee relay={rig.relay.url} sockets=4 usdcPerGB=0.5" in line
     await device.logged("[CONNECTED]")
 
 

@@ -16,6 +16,7 @@ from shared.pool import live
 from shared.pool.model import Endpoint, Presence
 from shared.pool.numbers import derive
 from shared.pool.numbers import run as run_steps
+from shared.pool.ports import PortWish, hold_port, let_go, tend_holds
 from shared.pool.presence import (
     MOVE_PEERS,
     REVOKE_DEVICE,
@@ -24,13 +25,15 @@ from shared.pool.presence import (
     read_presence,
     renew_presence,
 )
-from shared.pool.sessions import CLOSED, close_session, closings
+from shared.pool.rotation import Outcome, RotationState, ask_rotation, tell_rotated
+from shared.pool.sessions import CLOSED, close_session, closings, leave_word, publish_closed
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, SyncRedis
 from shared.supply.live import put_regions
 from tests.support.cache_use import PASSWORDS, REFUSED
 from tests.support.permissions import as_function, as_node
 
+WISH = PortWish(Pool.MBL, None, "", "", private=False)
 NODES = ("relay", "gateway", "prober")
 FUNCTIONS = ("api", "x402", "jobs")
 SOLD = ["HSET {peer}:ep:d country us", "SADD {peer}:listed:any d", "SADD {mbl}:listed:us d"]
@@ -149,6 +152,7 @@ async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_
     with as_node("relay"):
         assert await nodes.run(put_presence(device)) == (0, 0)
         assert await nodes.run(renew_presence([device.device_id], device.relay_id)) == [True]
+        assert not await nodes.run(tell_rotated(device.device_id, "r1", Outcome(RotationState.DONE, 1)))
     with as_node("gateway"):
         for call in (*live.beat(Pool.PEER, gateway), live.publish_revoke_pak(PakId("pak1"))):
             await nodes.run(call)
@@ -168,6 +172,14 @@ async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_
         assert functions.run(read_presence(device.device_id)) == device
     with as_function("live-numbers"):
         assert run_steps(functions, derive()).stock["peer"] == {"us": 1}
+    with as_function("keep-leases"):
+        assert functions.run(tend_holds(Pool.PEER, ["l"], 1)) == [None]
+        for call in ask_rotation(device.device_id, "r1", 1):
+            functions.run(call)
+        functions.run(leave_word(Pool.PEER, "session:peer:pak1:s", 1))
+        functions.run(publish_closed("session:peer:pak1:s"))
+        assert not functions.run(let_go(Pool.PEER, "l"))
+        assert functions.run(hold_port(WISH, "l", AccountId("a"), PakId("pak1"), 2, 1)) is None
     with as_function("list-exits"):
         functions.run(put_regions({}))
     functions.close()

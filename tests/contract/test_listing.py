@@ -27,7 +27,8 @@ from shared.grading.live import (
 )
 from shared.grading.model import Failure, Grade, ProbeResult
 from shared.grading.rules import add_result
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
+from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.pool.numbers import derive, run
@@ -175,7 +176,7 @@ def test_the_brake_keeps_the_shelf_when_too_much_fails_at_once(listing: ListingR
     report = listing.run(NOW)
     assert (report.delisted, len(report.braked)) == ([], 1)
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 7}
-    assert len(listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows) == 1
+    assert len(all_incidents(listing.dynamo, "psx-test-guard")) == 1
 
 
 def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
@@ -194,12 +195,12 @@ def test_the_brake_counts_what_exits_did_apart_from_what_the_network_did(
     assert sorted(report.delisted) == [f"p{n}: failing" for n in range(5)]
     assert [text for text in report.braked if "(network)" in text] == report.braked
     assert report.listed == 7
-    opened = listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows
+    opened = all_incidents(listing.dynamo, "psx-test-guard")
     assert [(i.kind, i.closed_at_ms) for i in opened] == [("listing_brake", None)]
     for name in names[5:]:
         redis.run(put_presence(presence(name)))
     assert listing.run(NOW + 1).braked == []
-    assert listing.dynamo.run(open_incidents("psx-test-guard", 10)).rows[0].closed_at_ms == NOW + 1
+    assert all_incidents(listing.dynamo, "psx-test-guard")[0].closed_at_ms == NOW + 1
 
 
 def test_an_owners_word_is_carried_out_whatever_the_brake_says(listing: ListingRun) -> None:
@@ -227,6 +228,30 @@ def test_without_a_sweep_only_what_was_marked_is_looked_at(listing: ListingRun, 
     report = listing.run(NOW, sweep=False)
     assert (report.devices, report.delisted, report.swept) == (2, ["b: failing"], SEGMENTS)
     assert redis.run(read_changed(10)) == {}
+
+
+def test_everything_is_looked_at_by_as_many_runs_as_it_takes(
+    listing: ListingRun, dynoxide: SyncDynamo, redis: SyncRedis
+) -> None:
+    """A fleet whose sweep takes longer than a run, and a setting that changed meanwhile."""
+    enrol(listing, "a", PASS, US)
+    listing.run(NOW)
+    redis.run(mark_changed([EVERYTHING]))
+    clock = iter(range(10_000))
+    slow = ListingRun(dynoxide, redis, listing.table, elapsed_s=lambda: float(next(clock)))
+    reports = [slow.run(NOW, sweep=False)]
+    while reports[-1].left:
+        reports.append(slow.run(NOW, sweep=False))
+        assert len(reports) < 10
+    assert len(reports) > 3
+    assert sum(report.swept for report in reports) >= SEGMENTS > reports[0].swept
+    assert redis.run(read_changed(10)) == {}
+
+
+def test_a_setting_of_another_version_keeps_nothing_from_being_listed(listing: ListingRun) -> None:
+    listing.dynamo.run(write_setting("psx-test-guard", "grading", {"of_a_later_version": 1}, 1))
+    enrol(listing, "a", PASS, US)
+    assert listing.run(NOW).listed == 1
 
 
 def test_what_was_marked_is_counted_with_the_rest_of_the_fleet(listing: ListingRun, redis: SyncRedis) -> None:
@@ -321,7 +346,7 @@ def test_a_thousand_that_fail_at_once_stay_on_sale_until_somebody_looked(
     now_all(modems[100:], good)
     report = listing.run(NOW + 20_000, sweep=False)
     assert (len(report.delisted), report.braked, report.left, report.listed) == (100, [], 0, 900)
-    closed = [i.closed_at_ms for i in dynoxide.run(open_incidents("psx-test-guard", 10)).rows]
+    closed = [i.closed_at_ms for i in all_incidents(dynoxide, "psx-test-guard")]
     assert closed == [NOW + 20_000]
     redis.close()
 

@@ -20,6 +20,7 @@ WILD = replace(
     leave_every_h=0.5,
     flapping_share=0.1,
     altering_share=0.05,
+    lying_share=0.1,
     carrier_at_h=0.2,
     carrier_for_min=4,
     region_at_h=0.35,
@@ -40,6 +41,8 @@ def test_the_job_on_real_stores_does_what_the_rules_say(
     listed = {d.grade.device_id for d in stored.world.devices if d.grade.listed}
     assert redis.run(listed_ids(Pool.PEER)) == listed
     assert found.listing_writes > COUNT, "exits went and came back"
+    assert (found.bars, found.bars_of_honest) == (alone.bars, alone.bars_of_honest)
+    assert found.bars > 0, "liars were barred by their customers"
     assert (found.listing_writes, found.braked_rounds) == (alone.listing_writes, alone.braked_rounds)
     assert stored.counted.calls["update_item"] < 2 * found.listing_writes + COUNT, "only changes are written"
     redis.close()
@@ -54,3 +57,16 @@ def test_customers_meet_few_broken_exits_and_each_of_them_seldom() -> None:
     recovered = sorted(figures.mended_to_listed_ms)
     assert recovered[len(recovered) * 99 // 100] < 120_000
     assert sum(figures.customers_of_fault) / len(figures.customers_of_fault) < 2
+
+
+def test_customers_keep_liars_off_sale_and_no_exit_whose_faults_probes_see() -> None:
+    rates = replace(Rates(), break_every_h=4, lying_share=0.02, carrier_at_h=1.0)
+    figures, blind = (
+        Simulation(500, 2.0, rates, Thresholds(customers_to_bar=enough), seed=3).run()
+        for enough in (Thresholds().customers_to_bar, 10**6)
+    )
+    assert blind.bars == 0
+    assert figures.liar_customers * 4 < blind.liar_customers
+    assert figures.liar_listed_ms * 4 < blind.liar_listed_ms
+    assert figures.bars > figures.liars > 0
+    assert figures.bars_of_honest <= figures.bars // 20

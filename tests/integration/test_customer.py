@@ -93,6 +93,27 @@ def test_a_lost_answer_is_asked_for_again_and_never_paid_for_again(bed: Bed) -> 
     assert bed.state()["spent_micro"] == DUE
 
 
+def test_a_purchase_whose_answer_was_lost_for_too_long_ends_and_the_next_one_is_made(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sale gives what was bought out again for ten minutes, to who asked for it first."""
+    before = bed.paid()
+    bed.lost = lambda headers: "X-Payment" in headers
+    assert bed.run().startswith("unknown")
+    bed.lost = lambda headers: False
+    monkeypatch.setattr("shared.sale.service.REEMIT_WINDOW_MS", 0)
+    assert "its answer was lost: 403" in bed.run()
+    state = bed.state()
+    assert (state["attempt"], bed.paid() - before) == (None, DUE)
+    assert "its answer was lost" in (purchase_fault(state, state["looked_ms"]) or "")
+    told = bed.shop.dynamo.run(newest_entry(PREFIX + "audit", f"loop#{job.LOOP}"))
+    assert told is not None
+    assert told.event.action == "purchase_answer_lost"
+    assert bed.run(replace(ALLOWED, every_s=0)) == "bought"
+    assert purchase_fault(bed.state(), bed.state()["looked_ms"]) is None
+    assert bed.paid() - before == 2 * DUE
+
+
 def test_what_was_paid_and_carries_nothing_is_a_fault(bed: Bed) -> None:
     bed.carries = False
     assert bed.run() == "paid, and the key carries nothing through the gateway"

@@ -15,7 +15,7 @@ from local.evm import USDC
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, InvalidReason, Unknown, UnknownReason
 from shared.chain.settler import FEE_MAX_WEI, GAS_FLOOR_WEI
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
 from shared.sale import exact_table as rows
@@ -285,7 +285,7 @@ def test_a_buyer_who_never_asks_again_is_served_by_the_job(shop: Shop) -> None:
     report = serve_owed(shop.sale_wiring)
     assert (report["late"], report["served"], report["unknown"]) == (1, 1, 0), report
     assert shop.minted() == 1
-    (incident,) = shop.dynamo.run(open_incidents(f"{PREFIX}guard", 10)).rows
+    (incident,) = all_incidents(shop.dynamo, f"{PREFIX}guard")
     assert (incident.kind, incident.closed_at_ms is not None) == ("paid_not_served", True)
     assert serve_owed(shop.sale_wiring)["waiting"] == 0
     assert shop.buy(payload_of(transfer)).status == 200

@@ -114,6 +114,32 @@ async def test_single_bytes_arrive_whoever_reads_or_writes_them(plane: Plane, pr
     writer.close()
 
 
+async def test_how_customers_fare_with_an_exit_is_noted_whatever_the_exit_says_of_the_target(
+    plane: Plane,
+) -> None:
+    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    await plane.add_peer("p1")
+    for serve, answered in ((echo, b"x"), (hangs_up, b"")):
+        reader, writer = await plane.tunnel(await plane.target(serve))
+        writer.write(b"x")
+        assert await reader.read(1) == answered
+        writer.close()
+    plane.allowed.add(("127.0.0.1", 1))
+    _, writer, head = await plane.connect(1)
+    assert head.startswith("HTTP/1.1 502 ")
+    writer.close()
+    told: list[tuple[int, int, int]] = []
+
+    def all_told() -> bool:
+        told.extend((one.served, one.failed, len(one.targets)) for one in plane.leases.fared.take(10))
+        return [sum(column) for column in zip(*told, strict=True)] == [1, 2, 2]
+
+    await until(all_told)
+
+
 async def test_a_slow_sender_holds_up_nobody_and_loses_nothing(plane: Plane) -> None:
     heard = bytearray()
 

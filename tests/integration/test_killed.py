@@ -19,7 +19,7 @@ from local.http_server import HttpRequest
 from local.paths import ROOT
 from shared.access.prepaid import get_prepaid
 from shared.access.table import list_paks
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.sale import owed_table
@@ -166,7 +166,7 @@ def test_a_purchase_survives_a_kill_at_every_step(shop: Shop, rail: str, after: 
     else:
         pytest.fail("it never came to its end")
     assert step >= (2 if rail == "hash" else 6), "the steps were met"
-    open_ones = [i for i in shop.dynamo.run(open_incidents(f"{PREFIX}guard", 100)).rows if not i.closed_at_ms]
+    open_ones = [i for i in all_incidents(shop.dynamo, f"{PREFIX}guard") if not i.closed_at_ms]
     assert open_ones == []
 
 

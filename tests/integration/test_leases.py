@@ -139,7 +139,7 @@ def test_a_reserved_device_is_its_keys_alone_until_it_is_released(bed: Bed) -> N
 
 
 def test_leases_of_a_key_are_listed_in_pages_the_newest_first(bed: Bed) -> None:
-    bed.peers("d1", "d2", "d3")
+    bed.peers(*(f"d{n}" for n in range(6)))
     pool, other = bed.make_key("one"), bed.make_key("two")
     made = []
     for bed.later_ms in (0, 1000, 2000):
@@ -193,7 +193,7 @@ def test_where_nothing_is_free_nothing_is_kept_and_a_lock_of_the_key_holds(bed: 
 
 def test_an_account_has_as_many_leases_as_the_setting_says_and_a_refused_one_holds_nothing(bed: Bed) -> None:
     bed.peers("d1", "d2", "d3")
-    setting = {"per_account": 2, "rotations_per_hour": 1}
+    setting = {"per_account": 2, "rotations_per_hour": 1, "share_percent": 100}
     admin = {"x-api-key": bed.functions.keys.admin}
     path = "/v1/admin/settings/leases"
     assert bed.functions.call(path, "PUT", setting | {"rotations_per_hour": 0}, admin).status == 400
@@ -219,6 +219,20 @@ def test_a_repeat_of_a_reservation_whose_answer_was_lost_gets_the_same_lease(bed
     again = bed.functions.call(path, "POST", US, bed.headers | keyed)
     assert (first.status, again.body["id"]) == (200, first.body["id"])
     assert len(bed.call(path).body["leases"]) == 1
+
+
+def test_half_of_a_country_stays_for_everybody_and_one_device_may_always_be_reserved(bed: Bed) -> None:
+    bed.peers("d1")
+    pool = bed.make_key("one")
+    path = f"/v1/private-pool/{pool}/leases"
+    first = bed.reserve(pool)
+    bed.peers("d2", "d3")
+    assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE")
+    bed.peers("d4")
+    assert bed.reserve(pool)["status"] == "active"
+    assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE")
+    bed.call(f"/v1/private-pool/leases/{first['id']}", "DELETE")
+    assert bed.reserve(pool)["status"] == "active"
 
 
 def rotate(bed: Bed, lease: dict[str, Any]) -> Reply:
@@ -247,7 +261,9 @@ def test_a_rotation_is_asked_for_and_what_the_device_said_is_told(bed: Bed) -> N
 
 def test_rotations_have_a_budget_for_the_hour_and_a_device_that_is_away_is_not_asked(bed: Bed) -> None:
     bed.functions.dynamo.run(
-        write_setting(PREFIX + "guard", "leases", {"per_account": 5, "rotations_per_hour": 2}, 0)
+        write_setting(
+            PREFIX + "guard", "leases", {"per_account": 5, "rotations_per_hour": 2, "share_percent": 50}, 0
+        )
     )
     bed.peers("d1")
     lease = bed.reserve(bed.make_key("one"))
@@ -284,7 +300,7 @@ def test_a_lease_that_rotates_by_itself_is_asked_in_its_time_by_the_job(bed: Bed
 
 
 def test_what_nothing_used_is_released_and_what_is_used_or_extended_stays(bed: Bed) -> None:
-    bed.peers("d1", "d2", "d3")
+    bed.peers(*(f"d{n}" for n in range(6)))
     pool = bed.make_key("one")
     idle, used, extended = (bed.reserve(pool, idleTtlSec=300) for _ in range(3))
     taken = bed.take(used)

@@ -12,10 +12,10 @@ from shared.access.model import DisabledReason
 from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
 from shared.chain.rules import AUTHORIZATIONS_MAX
 from shared.guard.model import Incident
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.kernel.ids import PakId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, put, update
+from shared.runtime.dynamo import SyncDynamo, put, transact, update
 from shared.sale import owed_table
 from shared.sale.model import Order, Terms
 from shared.sale.owed import LATE_MS, RUN_MAX_MS, TRIES_MAX, UNKNOWN_MAX_MS, OwedRun
@@ -63,8 +63,8 @@ def claim(functions: Functions) -> Reply:
     return functions.call(QUERY, headers={"payment-signature": HASH})
 
 
-def incidents(functions: Functions) -> tuple[Incident, ...]:
-    return functions.dynamo.run(open_incidents(f"{PREFIX}guard", 10)).rows
+def incidents(functions: Functions) -> list[Incident]:
+    return all_incidents(functions.dynamo, f"{PREFIX}guard")
 
 
 def refunds(functions: Functions) -> tuple[Refund, ...]:
@@ -96,10 +96,36 @@ def test_a_purchase_that_is_late_raises_an_incident_and_is_served(functions: Fun
     )
 
 
+def test_an_incident_ends_when_the_buyer_is_served_by_repeating_or_a_human_decides(
+    functions: Functions,
+) -> None:
+    functions.call(QUERY)
+    owed = died(functions, pool(functions))
+    functions.chain.verdicts[HASH] = Unknown(UnknownReason.NODE_UNREACHABLE)
+    serve_owed(functions.sale_wiring)
+    assert [i.closed_at_ms for i in incidents(functions)] == [None]
+    functions.chain.verdicts[HASH] = Valid(PAYER, 400_000, now_ms() // 1000)
+    assert claim(functions).status == 200
+    serve_owed(functions.sale_wiring)
+    assert [i.closed_at_ms is not None for i in incidents(functions)] == [True]
+    other = replace(owed, key="0x" + "ef" * 32, tx_hash="0x" + "ef" * 32)
+    functions.dynamo.run(owed_table.owe(SALES, other))
+    functions.chain.verdicts[other.tx_hash] = Unknown(UnknownReason.NODE_UNREACHABLE)
+    serve_owed(functions.sale_wiring)
+    given_up = Refund("base", other.key, other.tx_hash, PAYER, 0, "nobody knows", now_ms())
+    assert functions.dynamo.run(owed_table.give_up(SALES, other, given_up)) is None
+    serve_owed(functions.sale_wiring)
+    assert [i.closed_at_ms is None for i in incidents(functions)] == [True, False], "a human has not decided"
+    decided = owed_table.decide_item(SALES, "base", other.key, "refunded", "sent back")
+    assert functions.dynamo.run(transact([decided])) is None
+    serve_owed(functions.sale_wiring)
+    assert [i.closed_at_ms is not None for i in incidents(functions)] == [True, True]
+
+
 def test_a_purchase_that_is_not_late_is_left_to_its_buyer(functions: Functions) -> None:
     died(functions, pool(functions), age_ms=LATE_MS // 2)
     assert serve_owed(functions.sale_wiring)["late"] == 0
-    assert incidents(functions) == ()
+    assert incidents(functions) == []
     functions.call(QUERY)
     assert claim(functions).status == 200
     assert owed_rows(functions) == ()

@@ -20,7 +20,8 @@ from shared.grading.dialer import Trust
 from shared.grading.listing import SEGMENTS, ListingReport, ListingRun
 from shared.grading.live import ask_probe, read_changed
 from shared.grading.model import Grade, Target
-from shared.guard.table import open_incidents, write_setting
+from shared.guard.service import standing_incidents
+from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.pool import live
@@ -194,9 +195,8 @@ async def test_a_target_that_is_away_costs_no_exit_its_place_and_opens_an_incide
             server.close()
 
     async def incidents() -> list[str]:
-        request = open_incidents(PREFIX + "guard", 10)
-        rows = (await asyncio.to_thread(bed.dynamo.run, request)).rows
-        return [i.kind for i in rows if i.closed_at_ms is None]
+        rows = await asyncio.to_thread(standing_incidents, bed.dynamo, PREFIX + "guard")
+        return [i.kind for i in rows]
 
     await bed.plane.redis.run(ask_probe(DeviceId("p1"), urgent=True))
     await until(incidents, 10)

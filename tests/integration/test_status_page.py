@@ -43,9 +43,9 @@ def test_the_page_shows_stock_incidents_and_history_and_runs_no_script(functions
         mean = {"stock.mbl.us": back}
         point = Point(begun - back * HOUR, mean, mean, mean, 60)
         functions.dynamo.run(put_point(PREFIX + "usage", Span.HOUR, point))
-    functions.dynamo.run(open_incident(PREFIX + "guard", Incident("1#a", "k", "relay eu is away", now)))
-    functions.dynamo.run(open_incident(PREFIX + "guard", Incident("0#b", "k", "an old story", now)))
-    functions.dynamo.run(close_incident(PREFIX + "guard", "0#b", now))
+    functions.dynamo.run(open_incident(PREFIX + "guard", Incident("a", "k", "relay eu is away", now)))
+    functions.dynamo.run(open_incident(PREFIX + "guard", Incident("b", "k", "an old story", now)))
+    functions.dynamo.run(close_incident(PREFIX + "guard", "b", now))
     reply = functions.call("/status/")
     page = str(reply.body)
     assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")

@@ -1,18 +1,22 @@
 """What a device is, told, sold and paid as: its address, its exit, its network, an operator's word."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from local.bootstrap import RATES
 from shared.grading import listing
-from shared.grading.model import Failure, ProbeResult
+from shared.grading.model import Failure, Grade, ProbeResult
+from shared.grading.offer import Classes
 from shared.guard.rules import first_broken
 from shared.guard.table import entries
 from shared.kernel.codes import IpType
+from shared.kernel.ids import DeviceId
 from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import command
+from shared.supply.live import read_crowded
 from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions
 from tests.support.supply import (
@@ -161,6 +165,24 @@ def test_more_homes_than_one_small_network_has_are_flagged_and_a_carriers_nat_is
     functions.api_wiring.live._kept.clear()
     status = functions.call(f"/v1/peer/agents/{crowd}/status", headers=owner(functions)).body
     assert (status["ipType"], status["earningsPerGB"]) == ("residential", 0.5)
+
+
+def test_ghosts_of_one_home_are_a_crowd_wherever_they_connect_from(
+    functions: Functions, list_now: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices of a rented machine that dial through one home line: probes see where they exit."""
+    monkeypatch.setattr(listing, "CROWD_MAX", 5)
+    home = replace(seen(IpType.RESIDENTIAL, 64611), exit_network="one-home")
+    for number in range(6):
+        ident = f"ghost-{number}"
+        put_row(functions, ident)
+        functions.redis.run(put_presence(placed(ident, SERVER, IpType.DATACENTER)))
+        probed(functions, ident, home, home)
+    assert list_now()["crowded"] == ["exit:one-home"]
+    classes = Classes({}, functions.redis.run(read_crowded()))
+    ghost, other = Grade(DeviceId("ghost-1"), latest=home), replace(home, exit_network="another")
+    assert classes.of(ghost, None) is IpType.UNKNOWN
+    assert classes.of(replace(ghost, latest=other), None) is IpType.RESIDENTIAL
 
 
 def test_connecting_from_a_network_with_a_good_name_does_not_ennoble_an_exit(

@@ -9,8 +9,9 @@ import pytest
 
 from local.api_gateway import http_event
 from local.http_server import HttpRequest
+from shared.grading import table as grades
 from shared.grading.live import ask_probe
-from shared.grading.model import Failure, ProbeResult
+from shared.grading.model import Bar, Failure, ProbeResult
 from shared.grading.rules import ADVICE
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId
@@ -103,6 +104,18 @@ def test_an_owner_sees_the_failing_check_the_next_probe_and_what_to_do(functions
     assert shown["whatToDo"] == ADVICE[Failure.TLS_DROPPED]
     assert 59_000 <= shown["nextProbeAt"] - asked_at <= 120_000
     assert not {"exitIp", "exit_ip", "exitMark"} & {*told["probe"], *shown}, "an address is nobody's business"
+
+
+def test_an_owner_sees_that_customers_were_let_down_until_when_and_what_to_do(functions: Functions) -> None:
+    ident = DeviceId(enrolled(functions)["deviceId"])
+    path = f"/v1/peer/my-devices/{ident}/verification"
+    probed(functions, ident, seen(IpType.MOBILE, 64601), seen(IpType.MOBILE, 64601))
+    assert functions.call(path, headers=owner(functions)).body["verification"]["offSaleUntil"] is None
+    until_ms = now_ms() + 60_000
+    functions.dynamo.run(grades.set_bar(PREFIX + "grades", ident, Bar(), Bar(1, until_ms)))
+    shown = functions.call(path, headers=owner(functions)).body["verification"]
+    assert (shown["failingCheck"], shown["offSaleUntil"]) == ("customers", until_ms)
+    assert "offSaleUntil" in shown["whatToDo"]
 
 
 def test_hours_are_kept_told_and_taken_back(functions: Functions) -> None:

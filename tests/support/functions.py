@@ -153,8 +153,9 @@ class Functions:
     def deliver(self, event: dict[str, Any]) -> Any:
         """One event through the function that API Gateway would choose; the answer as the function gave it."""
         sale = str(event["rawPath"]).startswith("/v1/x402/")
-        name, app = ("x402", _sale()) if sale else ("api", _api())
-        return self._thread.submit(call_as, name, app, event, None).result()
+        # Whoever makes a handler gets an event loop for it: made here, it is the one that is closed.
+        name, app = ("x402", _sale) if sale else ("api", _api)
+        return self._thread.submit(lambda: call_as(name, app(), event, None)).result()
 
     def open(self, *, exact: bool = False) -> None:
         """Let money routes open as the validation would."""

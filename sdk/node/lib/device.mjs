@@ -1,5 +1,6 @@
 // The device as a whole: one identity, several relay sockets, redials, redirects, and a stop that works.
 
+import { createHash, randomBytes } from "node:crypto";
 import http from "node:http";
 import https from "node:https";
 
@@ -21,7 +22,7 @@ const HURRY_S = [0.05, 0.5];
 export class Refused extends Error {
   constructor(status, code, message) {
     super(`${status}: ${message}`);
-    this.passes = status >= 500 || status === 429;
+    this.passes = status >= 500 || status === 429 || code === "IDEMPOTENCY_IN_PROGRESS";
     /** The owner took the agreement back: no SDK agrees in an owner's place. */
     this.withdrawn = code === "CONSENT_WITHDRAWN";
   }
@@ -34,7 +35,7 @@ export class Device {
     this.table = new Table(s, new Allowance(s.limitMbit), this.log);
     this.sockets = new Set();
     this.stopping = new AbortController();
-    Object.assign(this, { identity: null, obtaining: null, over: null, relay: null, redirectedMs: null });
+    Object.assign(this, { identity: null, obtaining: null, over: null, relay: null, redirectedMs: null, attempt: null });
   }
 
   stop() {
@@ -146,7 +147,7 @@ export class Device {
       } catch (fault) {
         if (signal.aborted) return this.identity;
         if (fault instanceof Refused && !fault.passes) throw (this.over = fault);
-        this.log.say(`API: ${fault instanceof Refused ? fault.message : "not reached"}`);
+        this.log.say(`API: ${fault instanceof Refused ? fault.message : `not reached (${fault.code ?? fault.name})`}`);
       }
       await pause(2 * waitS * Math.random(), signal); // full jitter
     }
@@ -160,7 +161,9 @@ export class Device {
       return await this.obtainWith(kept, signal);
     } catch (fault) {
       const withdrawn = kept.deviceId ?? kept.withdrawn; // kept so that the next start asks again, and tells the API
+      if (fault instanceof Refused && !fault.passes) this.attempt = null; // another registration is another attempt
       if (fault instanceof Refused && fault.withdrawn && !s.randomName) writeState(s.state, { name: s.name, withdrawn });
+      else if (fault instanceof Refused && !fault.passes && !s.randomName) this.forgetAttempt();
       throw fault;
     }
   }
@@ -182,21 +185,43 @@ export class Device {
     }
     const body = {
       name: s.name, type: "node", connectionMethod: "relay", sdkVersion: `node-${VERSION}`, consent: s.consent,
-      ...(s.key && { apiKey: s.key }), ...(s.wallet && { walletAddress: s.wallet }),
+      ownerTokens: true, ...(s.key && { apiKey: s.key }), ...(s.wallet && { walletAddress: s.wallet }),
     };
-    const answer = await callApi(s, "/v1/peer/agents/register", body, signal);
+    const once = { "Idempotency-Key": this.attemptKey(body) };
+    const answer = await callApi(s, "/v1/peer/agents/register", body, signal, once);
+    if (!answer.token || !answer.deviceId) throw new Error("answer not understood");
     return this.keep(String(answer.deviceId), "", answer);
+  }
+
+  /**
+   * What names a registration until it is answered, also over a restart: whoever lost the answer gets it again, and a device
+   * without an API key is known by it as the one that began.
+   */
+  attemptKey(body) {
+    const { name, state, consent, randomName } = this.s;
+    const read = randomName ? {} : readState(state);
+    const kept = read.name === undefined || read.name === name ? read : {};
+    this.attempt ??= kept.attempt ?? randomBytes(16).toString("hex");
+    if (!randomName && kept.attempt !== this.attempt) writeState(state, { ...kept, name, consent, attempt: this.attempt });
+    return createHash("sha256").update(`${this.attempt}\n${JSON.stringify(body)}`).digest("hex");
+  }
+
+  forgetAttempt() {
+    const { attempt, ...kept } = readState(this.s.state);
+    if (attempt !== undefined && kept.name === this.s.name) writeState(this.s.state, kept);
   }
 
   keep(deviceId, before, answer) {
     const { s } = this;
+    this.attempt = null;
     const identity = {
       deviceId, token: String(answer.token), refreshToken: String(answer.refreshToken || before),
       relay: s.relay || String(answer.relay), relays: (answer.relays ?? []).map(String),
     };
     const { name, consent } = s;
     if (!s.randomName) writeState(s.state, { name, deviceId, refreshToken: identity.refreshToken, consent });
-    this.log.say(`[REGISTERED] device=${printable(deviceId)} relay=${printable(identity.relay)} sockets=${s.connections}`);
+    const [id, relay, rate] = [deviceId, identity.relay, answer.earningsPerGB ?? "?"].map((told) => printable(String(told)));
+    this.log.say(`[REGISTERED] device=${id} relay=${relay} sockets=${s.connections} usdcPerGB=${rate}`);
     return identity;
   }
 }
@@ -216,14 +241,17 @@ function pause(seconds, signal) {
 
 /** Take the agreement back, by the owner's key or by the device's own token. */
 export async function withdraw(s) {
-  const { name, deviceId, refreshToken } = readState(s.state);
+  const kept = readState(s.state);
+  const { name, deviceId, refreshToken } = kept;
   if (!deviceId || !refreshToken || name !== s.name) throw new Wrong(`${s.state} holds no registered device of this name`);
   const signal = AbortSignal.timeout(2 * API_TIMEOUT_MS);
   const id = encodeURIComponent(deviceId);
   let [path, caller] = [`/v1/peer/my-devices/${id}/consent`, { "X-API-Key": s.key }];
   if (!s.key) {
-    const { token } = await callApi(s, `/v1/peer/agents/${id}/refresh`, { refreshToken }, signal);
-    [path, caller] = [`/v1/peer/agents/${id}/consent`, { Authorization: `Bearer ${token}` }];
+    const fresh = await callApi(s, `/v1/peer/agents/${id}/refresh`, { refreshToken, purpose: "owner" }, signal);
+    // the one that was shown is spent, whatever becomes of the order
+    writeState(s.state, { ...kept, refreshToken: String(fresh.refreshToken || refreshToken) });
+    [path, caller] = [`/v1/peer/agents/${id}/consent`, { Authorization: `Bearer ${fresh.token}` }];
   }
   await callApi(s, path, {}, signal, caller, "DELETE");
   writeState(s.state, { name, withdrawn: deviceId });

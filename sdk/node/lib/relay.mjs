@@ -153,6 +153,7 @@ export class RelaySocket {
     const id = text("sessionId");
     switch (type) {
       case "connected":
+        this.s.own.told(text("ip"));
         this.v2 = text("protocol") === PROTOCOL_V2 && this.s.protocol === PROTOCOL_V2;
         this.connected = true;
         this.log.say(`[CONNECTED] device=${printable(text("deviceId"))}`);

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 import { TERMS_VERSION, Wrong, obtainConsent } from "./consent.mjs";
-import { canonicalPair } from "./egress.mjs";
+import { OwnNetworks, canonicalPair } from "./egress.mjs";
 import { onCharger, parseSchedule } from "./limits.mjs";
 import { readState } from "./state.mjs";
 
@@ -99,6 +99,7 @@ export async function readSettings(args) {
     withdraw: given.withdraw,
     protocol: process.env.PSX_PROTOCOL === "binary-v1" ? "binary-v1" : "binary-v2",
     labAllow: new Set(lab ? (process.env.PSX_EGRESS_LAB_ALLOW ?? "").split(",").filter(Boolean).map(canonicalPair) : []),
+    own: new OwnNetworks(),
     times: lab ? labTimes(process.env.PSX_LAB_TIMES ?? "") : { ...TIMES },
   };
   check(s, given, lab);

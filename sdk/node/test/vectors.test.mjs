@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import test from "node:test";
 
-import { canonicalPair, egressVerdict } from "../lib/egress.mjs";
+import { OwnNetworks, canonicalPair, egressVerdict } from "../lib/egress.mjs";
 import {
   Malformed, Mux, number, numbersFrame, parseBinary, parseMux, parseOpen, parseText, reasonFrame,
   maskedMessage,
@@ -116,6 +116,12 @@ test("frames of v1", () => {
 test("verdicts on addresses", () => {
   for (const { address, port, verdict } of load("egress.json").addresses)
     assert.equal(egressVerdict(address, port) ?? "allowed", verdict, `${address}:${port}`);
+  for (const { of, address, verdict } of load("egress.json").own) {
+    const onLink = of.includes("/");
+    const own = new OwnNetworks(() => (onLink ? { lan: [{ address: of.split("/")[0], cidr: of }] } : {}));
+    if (!onLink) own.told(of);
+    assert.equal(egressVerdict(address, 443, new Set(), own.networks()) ?? "allowed", verdict, `${address} of ${of}`);
+  }
   assert.equal(egressVerdict("fe80::1%eth0", 443), "private_address");
   assert.equal(egressVerdict("0x7f000001", 443), "not_an_address");
   assert.equal(egressVerdict("0:0:0:0:0:0:0:1", 80, new Set([canonicalPair("[::1]:80")])), null);

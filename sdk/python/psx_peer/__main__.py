@@ -53,17 +53,20 @@ async def _share(peer: Peer, options: Options) -> ConsentWithdrawn | None:
 
 
 def withdraw(devices: list[Options]) -> int:
-    """Take the agreement back for each of them; returns the exit status."""
-    for options in devices:
-        try:
-            IdentityKeeper(options).withdraw()
-        except KeyError:
-            sys.stderr.write(f"psx-peer: {options.state_file} holds no registered device of this name\n")
-            return 2
-        except (ApiRefused, OSError, http.client.HTTPException) as fault:
-            sys.stderr.write(f"psx-peer: not withdrawn: {fault}\n")
-            return 1
-        sys.stdout.write(f"{options.name}: withdrawn, nothing of it is shared any more\n")
+    """Take the agreement back for each of them, whatever became of the others; returns the worst exit status."""
+    return max(_withdraw_one(options) for options in devices)
+
+
+def _withdraw_one(options: Options) -> int:
+    try:
+        IdentityKeeper(options).withdraw()
+    except KeyError:
+        sys.stderr.write(f"psx-peer: {options.state_file} holds no registered device of this name\n")
+        return 2
+    except (ApiRefused, OSError, http.client.HTTPException) as fault:
+        sys.stderr.write(f"psx-peer: {options.name}: not withdrawn: {fault}\n")
+        return 1
+    sys.stdout.write(f"{options.name}: withdrawn, nothing of it is shared any more\n")
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Final
 from psx_peer.identity import ApiRefused, Identity, IdentityKeeper
 from psx_peer.limits import allowance, on_charger
 from psx_peer.options import Options
+from psx_peer.own import OwnNetworks
 from psx_peer.relay import RelaySocket
 from psx_peer.streams import StreamTable
 from psx_peer.tunnels import Dialer, DirectDialer
@@ -48,7 +49,10 @@ class Peer:
     ) -> None:
         policy = egress.EgressPolicy(lab_allow=options.lab_allow)
         self._options = options
-        self._dialer = dialer or DirectDialer(policy, options.bind, options.lab_hosts, options.times.dial)
+        self._own = OwnNetworks()
+        self._dialer = dialer or DirectDialer(
+            policy, options.bind, options.lab_hosts, options.times.dial, self._own
+        )
         self._keeper = keeper or IdentityKeeper(options)
         self._rotate = rotate
         self._rotating: asyncio.Task[None] | None = None
@@ -115,6 +119,7 @@ class Peer:
                 self._table,
                 partial(self._may_follow, identity, url),
                 partial(self._move_on, identity, url),
+                self._own.told,
                 self._rotation_asked,
             )
             self._sockets.add(socket)

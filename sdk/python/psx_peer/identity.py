@@ -5,9 +5,11 @@ All sockets of a device share one identity; however many of them are told that i
 
 import asyncio
 import contextlib
+import hashlib
 import http.client
 import json
 import logging
+import secrets
 import ssl
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +21,7 @@ from psx_peer.state import read_state, write_state
 
 REQUEST_TIMEOUT_S: Final = 15
 ANSWER_MAX_BYTES: Final = 1024 * 1024
+ATTEMPT_BYTES: Final = 16
 
 log = logging.getLogger("psx_peer")
 
@@ -26,14 +29,15 @@ log = logging.getLogger("psx_peer")
 class ApiRefused(Exception):
     """The API answered with an error; `status` says which."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+        self.code = code
 
     @property
     def passes(self) -> bool:
         """Whether the same call may succeed later."""
-        return self.status >= 500 or self.status == 429
+        return self.status >= 500 or self.status == 429 or self.code == "IDEMPOTENCY_IN_PROGRESS"
 
 
 class ConsentWithdrawn(ApiRefused):
@@ -85,8 +89,9 @@ def call_api(
         parsed = {}
     if answer.status >= 400 or not isinstance(parsed, dict):
         told = parsed if isinstance(parsed, dict) else {}
-        kind = ConsentWithdrawn if told.get("code") == "CONSENT_WITHDRAWN" else ApiRefused
-        raise kind(answer.status, str(told.get("message", answer.reason)))
+        code = str(told.get("code", ""))
+        kind = ConsentWithdrawn if code == "CONSENT_WITHDRAWN" else ApiRefused
+        raise kind(answer.status, str(told.get("message", answer.reason)), code)
     return parsed
 
 
@@ -98,6 +103,7 @@ class IdentityKeeper:
         self._lock = asyncio.Lock()
         self._current: Identity | None = None
         self._over: ApiRefused | None = None
+        self._attempt = ""
 
     async def get(self) -> Identity:
         """The identity, registering when there is none yet."""
@@ -121,7 +127,9 @@ class IdentityKeeper:
         try:
             return self._obtain(saved)
         except ApiRefused as refusal:
-            self._over = None if refusal.passes else refusal
+            if not refusal.passes:
+                self._over, self._attempt = refusal, ""
+                self._keep_attempt("")
             raise
 
     def _saved(self) -> dict[str, str]:
@@ -163,7 +171,7 @@ class IdentityKeeper:
             credential = {"X-API-Key": options.api_key}
             path = f"/v1/peer/my-devices/{device_id}/consent"
         else:
-            credential = {"Authorization": f"Bearer {self._refresh(saved).token}"}
+            credential = {"Authorization": f"Bearer {self._refresh(saved, purpose='owner').token}"}
             path = f"/v1/peer/agents/{device_id}/consent"
         call_api(options, path, {}, credential, "DELETE")
         self._forget_agreement(device_id)
@@ -175,9 +183,9 @@ class IdentityKeeper:
             withdrawn = device_id or str(kept.get("withdrawn", ""))
             write_state(self._options.state_file, {"name": self._options.name, "withdrawn": withdrawn})
 
-    def _refresh(self, saved: dict[str, str]) -> Identity:
+    def _refresh(self, saved: dict[str, str], **purpose: str) -> Identity:
         device_id = saved["deviceId"]
-        body = {"refreshToken": saved["refreshToken"]}
+        body = {"refreshToken": saved["refreshToken"], **purpose}
         answer = call_api(self._options, f"/v1/peer/agents/{device_id}/refresh", body)
         return self._keep(device_id, answer, saved["refreshToken"])
 
@@ -188,14 +196,34 @@ class IdentityKeeper:
             "type": "python",
             "connectionMethod": "relay",
             "sdkVersion": f"python-{__version__}",
+            "ownerTokens": True,
             "consent": options.consent.as_json(),
         }
         if options.api_key:
             body["apiKey"] = options.api_key
         if options.wallet:
             body["walletAddress"] = options.wallet
-        answer = call_api(options, "/v1/peer/agents/register", body)
+        once = {"Idempotency-Key": self._attempt_key(body)}
+        answer = call_api(options, "/v1/peer/agents/register", body, once)
         return self._keep(str(answer["deviceId"]), answer, str(answer["refreshToken"]))
+
+    def _attempt_key(self, body: dict[str, Any]) -> str:
+        """What names this registration until it is answered, also over a restart: whoever lost the answer gets it again.
+
+        A device without an API key is known by it as the one that began.
+        """
+        self._attempt = self._attempt or self._saved().get("attempt") or secrets.token_hex(ATTEMPT_BYTES)
+        self._keep_attempt(self._attempt)
+        said = f"{self._attempt}\n{json.dumps(body, sort_keys=True)}"
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def _keep_attempt(self, attempt: str) -> None:
+        saved, options = self._saved(), self._options
+        if options.keep_state and saved.get("attempt", "") != attempt:
+            kept = {name: value for name, value in saved.items() if name != "attempt"}
+            more = {"attempt": attempt} if attempt else {}
+            consent = options.consent.as_json()
+            write_state(options.state_file, {**kept, "name": options.name, "consent": consent, **more})
 
     def _keep(self, device_id: str, answer: dict[str, Any], before: str) -> Identity:
         relay = self._options.relay or str(answer["relay"])
@@ -207,6 +235,7 @@ class IdentityKeeper:
             relays=tuple(str(r) for r in answer.get("relays", ())),
             earnings_per_gb=float(answer.get("earningsPerGB", 0)),
         )
+        self._attempt = ""
         if self._options.keep_state:
             write_state(
                 self._options.state_file,
@@ -218,9 +247,10 @@ class IdentityKeeper:
                 },
             )
         log.info(
-            "[REGISTERED] device=%s relay=%s sockets=%d",
+            "[REGISTERED] device=%s relay=%s sockets=%d usdcPerGB=%g",
             identity.device_id,
             identity.relay,
             self._options.connections,
+            identity.earnings_per_gb,
         )
         return identity

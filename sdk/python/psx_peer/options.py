@@ -6,11 +6,13 @@ import argparse
 import os
 import secrets
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 from psx_peer.consent import TERMS_TEXT, TERMS_VERSION, Consent, NotAgreed, obtain
 from psx_peer.limits import Schedule, on_charger
@@ -117,9 +119,12 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     parser = _parser(fleet=fleet)
     given = parser.parse_args(argv[1:] if fleet else argv)
     lab = os.environ.get("PSX_STAGE") == "local"
-    api_key = given.key_file.read_text().strip() if given.key_file else given.key or ""
+    api_key = _key(parser, given)
     if not given.api:
         parser.error("-api is missing: the API's base URL")
+    if not urlsplit(given.api).hostname:
+        parser.error("-api is no URL with a host")
+    _check_files(parser, given)
     if not given.api.startswith("https://") and not lab:
         parser.error("-api must begin with https://: the API key would travel in the clear")
     if not api_key and not given.wallet and not given.withdraw:
@@ -160,6 +165,31 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
         withdraw=given.withdraw,
         instances=instances,
     )
+
+
+def _key(parser: _Parser, given: argparse.Namespace) -> str:
+    try:
+        return given.key_file.read_text().strip() if given.key_file else given.key or ""
+    except (OSError, UnicodeDecodeError) as fault:
+        parser.error(f"-key-file: {getattr(fault, 'strerror', None) or 'is no text'}")
+
+
+def _check_files(parser: _Parser, given: argparse.Namespace) -> None:
+    """What will be wrong at every try is told before the first one: an API that is away is another matter."""
+    try:
+        if given.ca_file:
+            ssl.create_default_context(cafile=given.ca_file)
+    except ssl.SSLError:
+        parser.error("-ca-file holds no certificate")
+    except OSError as fault:
+        parser.error(f"-ca-file: {fault.strerror}")
+    if given.bind:
+        family = socket.AF_INET6 if ":" in given.bind else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((given.bind, 0))
+        except OSError as fault:
+            parser.error(f"-bind: {fault.strerror or 'is no address of this machine'}")
 
 
 def _name(given: argparse.Namespace, saved: dict[str, Any]) -> str:

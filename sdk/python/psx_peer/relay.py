@@ -57,6 +57,7 @@ class RelaySocket(asyncio.Protocol):
         table: StreamTable,
         allow_redirect: Callable[[str], bool],
         elsewhere: Callable[[], None],
+        seen_at: Callable[[str], None],
         rotate: Callable[[str], None],
     ) -> None:
         self._options = options
@@ -65,6 +66,7 @@ class RelaySocket(asyncio.Protocol):
         self._table = table
         self._allow_redirect = allow_redirect
         self._elsewhere = elsewhere
+        self._seen_at = seen_at
         self._rotate = rotate
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -249,6 +251,7 @@ class RelaySocket(asyncio.Protocol):
         self._send_text(peer.Type.ROTATION_COMPLETE, requestId=request_id, success=not error, **failed)
 
     def _connected(self, text: peer.Text) -> None:
+        self._seen_at(text.text("ip"))
         self._v2 = text.text("protocol") == mux.PROTOCOL == self._options.protocol
         if self._v2 and self._transport is not None:
             self._keep_unsent(self._transport, FRAME_SLOW_BYTES)

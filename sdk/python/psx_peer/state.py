@@ -1,7 +1,8 @@
 """What a device keeps between starts: its identity and its owner's agreement, in a file that only its owner can read.
 
 The file is the same for every SDK: `{name, deviceId, refreshToken, consent}`, and after a withdrawal of consent
-`{name, withdrawn}`, which names the device. A device that runs holds `<file>.lock` with
+`{name, withdrawn}`, which names the device; `attempt` is
+there while a registration is not answered. A device that runs holds `<file>.lock` with
 its process id, so that two instances never share one identity by accident.
 """
 

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
@@ -44,7 +44,7 @@ Dialer = Callable[[asyncio.Protocol, str, int], Awaitable[asyncio.Transport]]
 
 
 class DirectDialer:
-    """Dials from this device. The address that is checked is the address that is dialled."""
+    """Dials from this device. The address that is checked is the address that is dialled. `own` tells its own networks."""
 
     def __init__(
         self,
@@ -52,8 +52,10 @@ class DirectDialer:
         bind: str | None = None,
         hosts: tuple[tuple[str, str], ...] = (),
         timeout_s: float = DIAL_TIMEOUT_S,
+        own: Callable[[], Sequence[egress.Network]] = tuple,
     ) -> None:
         self._policy = policy
+        self._own = own
         self._bind = bind
         self._hosts = dict(hosts)
         self._timeout_s = timeout_s
@@ -90,8 +92,9 @@ class DirectDialer:
             found = [known] if known else await _lookup(loop, host, port)
         except (OSError, UnicodeError):
             raise DialRefused(peer.OpenFailure.DNS_FAILED, "name not found") from None
+        own = self._own()
         for address in found:
-            verdict = egress.check_address(address, port, self._policy)
+            verdict = egress.check_address(address, port, self._policy, own)
             if verdict is not egress.EgressVerdict.ALLOWED:
                 detail = f"egress policy: {verdict.value}"
                 raise DialRefused(peer.OpenFailure.CONNECTION_REFUSED, detail, policy=True)

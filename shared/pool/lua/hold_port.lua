@@ -4,12 +4,13 @@
 -- ARGV: 1 prefix "{pool}:", 2 lease, 3 account, 4 expires at ms, 5 now ms, 6 private (1/0), 7 city, 8 carrier,
 --       9 how many are looked at, 10 pak that the lease is for, 11 endpoint that is taken first, on sale or not ("" = any),
 --       12 ip type ("" = any), 13 needs presence (1/0), 14 idle ms: a use holds it so long from then on (0 = until its end),
---       15 how long what is known of it stays after its end (ms), 16.. endpoints to leave out
+--       15 how long what is known of it stays after its end (ms), 16 percent of the country's devices that may be held alone
+--       by then (100 = all), 17.. endpoints to leave out
 -- Answer: endpoint id, or "" when none is free
 local prefix, lease, now, private = ARGV[1], ARGV[2], tonumber(ARGV[5]), ARGV[6] == '1'
 local held = redis.call('HGET', KEYS[1], 'endpoint_id')
 local out = {}
-for i = 16, #ARGV do out[ARGV[i]] = true end
+for i = 17, #ARGV do out[ARGV[i]] = true end
 
 local function hold(id)
   local ports, kept = prefix .. 'ports:' .. id, tonumber(ARGV[4]) + tonumber(ARGV[15])
@@ -53,6 +54,13 @@ end
 -- The device with the fewest ports, of those the one with the fewest connections: who has it alone waits for nobody.
 local best, fewest
 local candidates = redis.call('SRANDMEMBER', KEYS[2], tonumber(ARGV[9]))
+if private and tonumber(ARGV[16]) < 100 then
+  local alone = 0
+  for _, id in ipairs(candidates) do
+    if taken({ reserved = redis.call('HGET', prefix .. 'ep:' .. id, 'reserved') or nil }) then alone = alone + 1 end
+  end
+  if alone > 0 and (alone + 1) * 100 > tonumber(ARGV[16]) * #candidates then return '' end
+end
 if ARGV[11] ~= '' then table.insert(candidates, 1, ARGV[11]) end
 for _, id in ipairs(candidates) do
   local fields = redis.call('HMGET', prefix .. 'ep:' .. id, 'reserved', 'city', 'carrier', 'max_customers', 'ip_type')

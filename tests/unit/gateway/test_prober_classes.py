@@ -7,9 +7,11 @@ import pytest
 
 from gateway_node.prober.service import SETTINGS_KEPT_MS, Parts, Prober
 from gateway_node.prober.settings import parse_targets
+from gateway_node.prober.target import TargetService, _body
 from shared.grading.dialer import Seen
 from shared.grading.live import Leased
 from shared.grading.model import Failure, ProbeResult
+from shared.grading.rules import MEASURING_BYTES
 from shared.guard.model import Switch
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
@@ -24,6 +26,7 @@ class Settings:
 
     def __init__(self) -> None:
         self.value: dict[str, Any] | None = None
+        self.grading: dict[str, Any] = {"interval_s": 7}
         self.switch = Switch()
         self.reads = 0
 
@@ -31,7 +34,7 @@ class Settings:
         if "switch" in str(request.params):
             return self.switch
         self.reads += 1
-        return self.value if "ip_classes" in str(request.params) else {"interval_s": 7}
+        return self.value if "ip_classes" in str(request.params) else self.grading
 
 
 class Queue:
@@ -122,3 +125,45 @@ def test_an_exit_that_is_elsewhere_or_else_than_it_registered_is_named(
 def test_targets_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="place, name"):
         parse_targets(text)
+
+
+async def test_a_setting_that_this_version_does_not_know_ends_no_prober(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings, now, queue = Settings(), [SETTINGS_KEPT_MS], Queue()
+    settings.grading = {"interval_s": 9, "of_a_later_version": 1}
+    probing = prober(settings, now, queue)
+    assert await probing._take() == 0
+    assert (queue.asked, probing._thresholds.interval_s) == (1, 9)
+    assert "of_a_later_version" in caplog.records[-1].reason  # type: ignore[attr-defined]
+
+
+def test_an_exits_network_is_a_digest_unless_an_operator_spoke_of_it() -> None:
+    probing = prober(Settings(), [0])
+
+    def network(address: str) -> str:
+        return probing._classified(DEVICE, Seen(ProbeResult(1), address)).exit_network
+
+    assert network("198.51.100.7") == network("198.51.100.200") != network("198.51.101.7")
+    assert network("2001:db8:1::7") == network("2001:db8:1:ffff::9")
+    assert "198" not in network("198.51.100.7")
+    probing._overrides = {"198.51.100.0/24": {"class": "residential"}}
+    assert network("198.51.100.7") == ""
+
+
+def test_what_one_address_draws_from_a_target_is_bounded_by_the_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway_node.prober.target.ADDRESS_BYTES_PER_MINUTE", 2_500)
+    clock = [60]
+    service = TargetService("eu", "", lambda: clock[0])
+    assert [service._may_draw("203.0.113.1", 1_000) for _ in range(4)] == [True, True, False, False]
+    assert service._may_draw("203.0.113.2", 1_000)
+    clock[0] += 60
+    assert service._may_draw("203.0.113.1", 1_000)
+
+
+def test_nobody_makes_a_target_work_for_more_than_a_probe_needs() -> None:
+    _, body = _body("/probe?nonce=a&size=100000000", encrypted=True)
+    assert body is not None
+    assert len(body) == MEASURING_BYTES

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.grading import table as grades
-from shared.grading.model import Cause, Failure, Grade, Phase, ProbePlan, ProbeResult, Stability
+from shared.grading.model import Cause, Failure, Grade, Phase, ProbePlan, ProbeResult, Stability, Thresholds
 from shared.grading.rules import (
     ADVICE,
     DEFAULTS,
@@ -25,6 +25,7 @@ from shared.grading.rules import (
     parse_thresholds,
     probe_body,
     stability_score,
+    stored_thresholds,
     throughput_kbps,
     tier_of,
     wants_attention,
@@ -57,7 +58,11 @@ def decide(
     grade: Grade | None, device: Device = DEVICE, *, online: bool = True, account: bool = False
 ) -> Listing:
     return decide_listing(
-        grade, wanted=device.listing_wanted, consented=device.consent is not None or account, online=online
+        grade,
+        wanted=device.listing_wanted,
+        consented=device.consent is not None or account,
+        online=online,
+        now_ms=1,
     )
 
 
@@ -260,10 +265,11 @@ def test_no_grade_outweighs_an_owners_no(
     results: list[ProbeResult], listed: bool, consented: bool, online: bool
 ) -> None:
     grade = after(*results, grade=Grade(ID, listed=listed))
-    verdict = decide_listing(grade, wanted=False, consented=consented, online=online)
+    verdict = decide_listing(grade, wanted=False, consented=consented, online=online, now_ms=1)
     assert verdict is Listing.OWNER_SAID_NO
     assert verdict.braked_as is None
-    assert decide_listing(grade, wanted=True, consented=False, online=online) is Listing.NO_CONSENT
+    refused = decide_listing(grade, wanted=True, consented=False, online=online, now_ms=1)
+    assert refused is Listing.NO_CONSENT
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 100))
@@ -367,11 +373,36 @@ def test_every_failure_says_what_to_do() -> None:
         ({"interval_s": True}, "interval_s"),
         ({"brake_percent": 101}, "brake_percent"),
         ({"medium_kbps": 1000}, "medium_kbps"),
+        ({"customers_to_bar": 2}, "customers_to_bar"),
+        ({"bar_percent": 50}, "bar_percent"),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(value: dict[str, int], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         parse_thresholds(value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "means"),
+    [
+        ({"fast_kbps": 2_000}, replace(DEFAULTS, fast_kbps=2_000)),
+        ({"fast_kbps": 2_000, "of_a_later_version": 7}, replace(DEFAULTS, fast_kbps=2_000)),
+        ({"medium_kbps": 5_000}, DEFAULTS),
+        ({}, DEFAULTS),
+    ],
+)
+def test_what_another_version_stored_ends_no_job(stored: dict[str, int], means: Thresholds) -> None:
+    found, fault = stored_thresholds(stored)
+    assert found == means
+    assert bool(fault) is (parse_fails(stored))
+
+
+def parse_fails(stored: dict[str, int]) -> bool:
+    try:
+        parse_thresholds(stored)
+    except ValueError:
+        return True
+    return False
 
 
 def test_thresholds_are_those_that_were_set_over_the_defaults() -> None:

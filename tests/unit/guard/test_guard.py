@@ -16,7 +16,15 @@ from shared.guard.model import (
     Switch,
 )
 from shared.guard.rules import GENESIS, LOOP_LIMITS, chain, first_broken, may_run
-from shared.guard.service import AuditContended, LiveSettings, append_audit, enter_loop, write_audited
+from shared.guard.service import (
+    AuditContended,
+    LiveSettings,
+    all_incidents,
+    append_audit,
+    enter_loop,
+    standing_incidents,
+    write_audited,
+)
 from shared.runtime.dynamo import (
     Conflict,
     DynamoRequest,
@@ -152,11 +160,29 @@ def test_what_a_setting_said_before_is_in_force_for_as_long_as_was_promised(dyna
     assert [v.get("p") for v in found.in_force(NOW + 120)] == [3]
 
 
-def test_incidents_are_opened_once_and_listed_newest_first(dynamo: SyncDynamo) -> None:
-    assert dynamo.run(rows.open_incident(GUARD, Incident("1#a", "brake", "first", NOW)))
-    assert not dynamo.run(rows.open_incident(GUARD, Incident("1#a", "brake", "again", NOW)))
-    dynamo.run(rows.open_incident(GUARD, Incident("2#a", "brake", "second", NOW)))
-    assert [i.message for i in dynamo.run(rows.open_incidents(GUARD, 10)).rows] == ["second", "first"]
+def test_what_is_wrong_stands_once_until_it_is_right_and_may_be_wrong_again(dynamo: SyncDynamo) -> None:
+    assert dynamo.run(rows.open_incident(GUARD, Incident("a", "brake", "first", NOW)))
+    assert not dynamo.run(rows.open_incident(GUARD, Incident("a", "brake", "again", NOW + 1)))
+    assert dynamo.run(rows.close_incident(GUARD, "a", NOW + 2))
+    assert not dynamo.run(rows.close_incident(GUARD, "a", NOW + 3))
+    assert standing_incidents(dynamo, GUARD) == []
+    assert dynamo.run(rows.open_incident(GUARD, Incident("a", "brake", "anew", NOW + 4)))
+    assert standing_incidents(dynamo, GUARD) == [Incident("a", "brake", "anew", NOW + 4)]
+
+
+def test_no_number_of_old_incidents_hides_one_that_stands(
+    dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "INCIDENTS_PAGE", 7)
+    names = [f"{kind}#{n}" for n in range(30) for kind in ("brake", "gateway")]
+    for number, name in enumerate(names):
+        dynamo.run(rows.open_incident(GUARD, Incident(name, "k", "old", NOW + number)))
+        dynamo.run(rows.close_incident(GUARD, name, NOW + 1_000))
+    unpaid = Incident("paid#base#0x1", "paid_not_served", "money", NOW - 1_000)
+    dynamo.run(rows.open_incident(GUARD, unpaid))
+    found = all_incidents(dynamo, GUARD)
+    assert (found[0], len(found)) == (unpaid, 61)
+    assert [i.opened_at_ms for i in found[1:]] == sorted((i.opened_at_ms for i in found[1:]), reverse=True)
 
 
 def test_live_settings_are_read_again_after_their_time(dynamo: SyncDynamo) -> None:

@@ -23,7 +23,7 @@ from relay_node.settings import RelaySettings
 from shared.access import table as access
 from shared.access.model import Account, AccountKind
 from shared.grading.model import Target
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.kernel.codes import Refusal
 from shared.kernel.ids import GatewayId
 from shared.metering.model import FlushBatch
@@ -146,7 +146,7 @@ async def test_a_prober_tells_of_a_target_that_went_and_came_as_its_role_may(dyn
     target = Target("eu", "probe.example", "192.0.2.9", 443, 80)
     await watch._tell(target, "tls_timeout")
     await watch._tell(target, None)
-    (incident,) = dynamo.run(open_incidents(PREFIX + "guard", 10)).rows
+    (incident,) = all_incidents(dynamo, PREFIX + "guard")
     assert incident.closed_at_ms == NOW
 
 

@@ -23,14 +23,16 @@ LINK_ID = 7
 class Path:
     """A device with one socket of v2, and a gateway's link with one tunnel through it."""
 
-    def __init__(self, here: Registry | None = None, device_id: str = "d") -> None:
+    def __init__(
+        self, here: Registry | None = None, device_id: str = "d", reasons_max: int = max(MuxReason)
+    ) -> None:
         self.registry = here or registry()
         self.socket, self.wire = peer(self.registry)
         self.socket._head, self.socket.ready, self.socket.v2 = None, True, True
         self.device = Device(device_id, "a", cast(Any, None), "", 0, sockets=[self.socket])
         self.registry.devices[device_id] = self.device
         self.link_wire = Wire()
-        self.link = LinkConnection(self.registry, cast(Any, self.link_wire))
+        self.link = LinkConnection(self.registry, cast(Any, self.link_wire), reasons_max)
         self.asks(mux.for_device(mux.open_frame(LINK_ID, bytes(16), 1, "a.example", 80), device_id))
         (self.peer_id,) = self.socket.ends
 
@@ -100,6 +102,12 @@ async def test_a_gateway_is_told_what_a_lost_socket_lets_it_hope_for(
     path.socket.connection_lost(ConnectionResetError())
     frame = await path.told()
     assert (frame.type, mux.read_reason(frame.body)) == (MuxType.RESET, told)
+
+
+async def test_a_gateway_that_knows_fewer_reasons_is_told_one_that_it_knows() -> None:
+    path = Path(reasons_max=mux.FIRST_REASONS_MAX)
+    path.socket.connection_lost(None)
+    assert mux.read_reason((await path.told()).body) is MuxReason.PATH_LOST
 
 
 @pytest.mark.parametrize("reason", list(MuxReason))

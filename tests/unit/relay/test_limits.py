@@ -24,6 +24,7 @@ from relay_node.registry import (
 from relay_node.tunnel import OPEN_TIMEOUT_S, SHARED_STALL_MAX_S, STALL_MAX_S
 from shared.pool.presence import MOVE_PEERS
 from shared.supply.tokens import TokenFault
+from shared.wire import mux
 from shared.wire.http1 import take_response_head
 from shared.wire.peer import Type, encode_text
 from shared.wire.websocket import Opcode, encode_frame, frame_header
@@ -45,6 +46,8 @@ class Wire:
         return {"peername": (self.address, 4000), "socket": bare_socket}.get(name)
 
     def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def set_protocol(self, protocol: Any) -> None: ...
 
     def write(self, data: bytes) -> None:
         self.written += bytes(data)
@@ -301,6 +304,24 @@ async def test_without_the_mesh_token_there_is_neither_a_tunnel_nor_a_link(reque
     assert wire.closing
     assert not here.links
     mesh.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    ("said", "reasons_max"),
+    [
+        ("", mux.FIRST_REASONS_MAX),
+        ("X-PSX-Reasons: 25\r\n", 25),
+        ("X-PSX-Reasons: \u00b9\r\n", mux.FIRST_REASONS_MAX),
+    ],
+)
+async def test_a_link_knows_the_reasons_that_its_gateway_says(said: str, reasons_max: int) -> None:
+    here = registry()
+    gateway, wire = MeshConnection(here, TOKEN, lambda: "s1"), Wire()
+    gateway.connection_made(cast(Any, wire))
+    head = f"GET / HTTP/1.1\r\nUpgrade: {mux.LINK_UPGRADE}\r\nX-PSX-Mesh-Token: {TOKEN}\r\n{said}\r\n"
+    gateway.data_received(head.encode("latin-1"))
+    (link,) = here.links
+    assert link.reasons_max == reasons_max
 
 
 def reads(wire: Wire) -> bool:

@@ -56,6 +56,11 @@ def test_the_key_may_stand_in_a_file(tmp_path: Path) -> None:
         (["--api", "http://api.example", *GOOD[2:], "--wallet", "0x1"], "https://"),
         ([*GOOD, "--wallet", "0x1", "--connections", "9"], "1 to 8"),
         ([*GOOD[:4], "--wallet", "0x1"], "--accept-terms"),
+        (["--api", "https://", *GOOD[2:], "--wallet", "0x1"], "no URL with a host"),
+        ([*GOOD, "--key-file", "/nowhere/key"], "-key-file: No such file"),
+        ([*GOOD, "--wallet", "0x1", "--ca-file", "/nowhere/ca"], "-ca-file: No such file"),
+        ([*GOOD, "--wallet", "0x1", "--ca-file", __file__], "-ca-file holds no certificate"),
+        ([*GOOD, "--wallet", "0x1", "--bind", "198.51.100.1"], "-bind: "),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(

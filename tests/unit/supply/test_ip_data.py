@@ -1,18 +1,21 @@
 """Address data goes from S3 to every process without a restart; what is broken, empty, old or altered is never used."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import boto3
 import pytest
 from moto import mock_aws
 
 from functions.jobs import refresh_ip_data
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.kernel.codes import IpType
 from shared.runtime.dynamo import SyncDynamo
-from shared.supply.ip_data import FETCH_EVERY_S, IpDataMirror, IpDataStore, first_fetch
+from shared.supply import ip_data
+from shared.supply.ip_data import FETCH_EVERY_S, IpDataMirror, IpDataStore, first_fetch, follow_bucket
 from shared.supply.origin import CHECK_EVERY_S, OriginReader
 from tests.unit.supply.test_origin import HOME_NET, MAXMIND, PHONE_NET, classes, write
 
@@ -142,7 +145,36 @@ def test_the_job_publishes_and_tells_of_what_it_refused(
     upload(store, "country", write(tmp_path / "c.mmdb", {PHONE_NET: MAXMIND[1]}))
     report = refresh_ip_data.handler({"job": "refresh_ip_data"}, None)
     assert report == {"asn": "refused: is no MMDB file", "country": "published"}
-    (incident,) = dynamo.run(open_incidents("psx-test-guard", 10)).rows
+    (incident,) = all_incidents(dynamo, "psx-test-guard")
     assert (incident.kind, "no MMDB" in incident.message) == ("ip_data_refused", True)
     monkeypatch.setenv("PSX_IP_DATA_BUCKET", "")
     assert "skipped" in refresh_ip_data.handler({"job": "refresh_ip_data"}, None)
+
+
+async def test_a_node_waits_for_a_silent_bucket_only_while_a_file_is_missing_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), threading.Event()
+
+    class Silent:
+        def current(self) -> dict[str, Any]:
+            asked.set()
+            answers.wait()
+            return {}
+
+    files = {name: tmp_path / f"{name}.mmdb" for name in ("asn", "country")}
+    monkeypatch.setattr(ip_data, "mirror_of", lambda *_: IpDataMirror(cast(IpDataStore, Silent()), files))
+    monkeypatch.setattr(ip_data, "FIRST_FETCH_MAX_S", 0.05)
+    try:
+        files["asn"].touch()
+        assert await first_fetch(BUCKET, *files.values()) is not None
+        assert asked.is_set(), "a file is missing"
+        asked.clear()
+        files["country"].touch()
+        mirror = await first_fetch(BUCKET, *files.values())
+        assert not asked.is_set(), "old files are better than none"
+        following = asyncio.ensure_future(follow_bucket(mirror))
+        assert await asyncio.to_thread(asked.wait, 30), "newer ones come while the node serves"
+        following.cancel()
+    finally:
+        answers.set()

@@ -73,26 +73,48 @@ def test_relays_settings_and_bills_are_told_beside_routing() -> None:
     assert len(judge(seen)) == 4
 
 
+LOOKED = [Observation(check, True, "a") for check in (Check.HTTP, Check.SOCKS, Check.CONTROL)]
+
+
 def test_two_runs_in_a_row_open_an_incident_and_one_good_one_closes_it() -> None:
     bad = Finding(Scope.FLEET, Check.HTTP)
-    first = advance({}, [bad])
+    first = advance({}, [bad], LOOKED)
     assert (first.opened, first.closed) == ((), ())
-    second = advance(first.counts, [bad])
+    second = advance(first.counts, [bad], LOOKED)
     assert (second.opened, second.closed) == ((bad,), ())
-    third = advance(second.counts, [bad])
+    third = advance(second.counts, [bad], LOOKED)
     assert (third.opened, third.closed) == ((), ())
-    assert advance(third.counts, []).closed == (bad.key,)
-    assert advance(first.counts, []).closed == ()
+    assert advance(third.counts, [], LOOKED).closed == (bad.key,)
+    assert advance(first.counts, [], LOOKED).closed == ()
 
 
 def test_a_blind_run_neither_opens_nor_closes_anything_else() -> None:
     bad, blind = Finding(Scope.FLEET, Check.HTTP), Finding(Scope.WATCHDOG, Check.CONTROL)
-    opened = advance(advance({}, [bad]).counts, [bad])
-    meanwhile = advance(opened.counts, [blind])
+    opened = advance(advance({}, [bad], LOOKED).counts, [bad], LOOKED)
+    meanwhile = advance(opened.counts, [blind], LOOKED)
     assert (meanwhile.opened, meanwhile.closed) == ((), ())
-    again = advance(meanwhile.counts, [bad])
+    again = advance(meanwhile.counts, [bad], LOOKED)
     assert (again.opened, again.closed) == ((), ())
-    assert advance(again.counts, []).closed == (bad.key,)
+    assert advance(again.counts, [], LOOKED).closed == (bad.key,)
+
+
+@pytest.mark.parametrize(
+    ("finding", "seen", "closes"),
+    [
+        (Finding(Scope.GATEWAY, Check.HTTP, "a"), LOOKED, True),
+        (Finding(Scope.GATEWAY, Check.HTTP, "b"), LOOKED, False),
+        (Finding(Scope.GATEWAY, Check.HTTP, "gone"), LOOKED, True),
+        (Finding(Scope.FLEET, Check.PURCHASE), LOOKED, False),
+        (Finding(Scope.FLEET, Check.SOCKS), LOOKED, True),
+        (Finding(Scope.RELAY, Check.RELAY, "eu"), [Observation(Check.RELAY, True, relay="us")], True),
+    ],
+)
+def test_only_what_was_looked_at_is_right_again(
+    finding: Finding, seen: list[Observation], closes: bool
+) -> None:
+    turn = advance({finding.key: RUNS_TO_OPEN}, [], seen, ["a", "b"])
+    assert turn.closed == ((finding.key,) if closes else ())
+    assert turn.counts == ({} if closes else {finding.key: RUNS_TO_OPEN})
 
 
 @given(st.lists(st.lists(st.sampled_from([Check.HTTP, Check.SOCKS, Check.CONTROL]), max_size=3), max_size=30))
@@ -103,7 +125,7 @@ def test_every_incident_is_opened_once_and_closed_before_it_opens_again(runs: li
         findings = [
             Finding(Scope.WATCHDOG if check is Check.CONTROL else Scope.FLEET, check) for check in set(checks)
         ]
-        turn = advance(counts, findings)
+        turn = advance(counts, findings, LOOKED)
         opened = {f.key for f in turn.opened}
         assert not opened & standing
         assert set(turn.closed) <= standing

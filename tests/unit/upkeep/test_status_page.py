@@ -51,6 +51,15 @@ def test_incidents_are_told_as_text_and_closed_ones_as_past() -> None:
     assert "Nothing is known to be wrong" in page(closed)
 
 
+def test_without_the_live_store_the_rest_is_told_and_nothing_is_called_fine() -> None:
+    opened = Incident("1", "k", "the cache is away", 1_800_000_000_000)
+    shown = render(None, [opened], tuple(point(h, h) for h in (1, 2, 3)), "The last 72 hours", "https://api")
+    assert "cannot be counted" in shown
+    assert "the cache is away" in shown
+    assert "<polyline" in shown
+    assert "Nothing is known to be wrong" not in render(None, [], (), "x", "https://api")
+
+
 def test_plots_are_lines_with_gaps_where_nobody_counted() -> None:
     shown = page(history=tuple(point(h, h) for h in (1, 2, 3, 9, 10)))
     first = shown[shown.index("<svg") : shown.index("</svg>")]

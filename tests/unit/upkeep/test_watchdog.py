@@ -3,20 +3,21 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import boto3
 import pytest
 
 from functions.jobs.watchdog import _notifier
-from shared.guard.table import open_incidents
+from shared.guard.service import all_incidents
 from shared.kernel.money import BYTES_PER_GB
 from shared.runtime.dynamo import SyncDynamo
 from shared.upkeep.audit import audit_recipients, audit_recovery, audit_schedules
-from shared.upkeep.customer import BODY_BYTES, Door, Fetched
+from shared.upkeep.customer import BODY_BYTES, TIMEOUT_S, Door, Fetched
 from shared.upkeep.model import Check, Observation
 from shared.upkeep.rules import top_up_gb
-from shared.upkeep.watchdog import LABEL, SUSPENDED_LABEL, Plan, Watchdog, WatchReport
+from shared.upkeep.watchdog import LABEL, RUN_MAX_S, SUSPENDED_LABEL, Plan, Watchdog, WatchReport
 
 GUARD = "psx-test-guard"
 DOORS = [Door("gw-1", "h", 1, 2), Door("gw-2", "h", 3, 4)]
@@ -33,9 +34,14 @@ class Network:
         self.free = self.no_top_ups = False
         self.told: list[str] = []
         self.calls: list[tuple[str, str]] = []
+        self.api_away = False
+        self.waited_s: dict[str, float] = {}
+        self._one_at_a_time = Lock()
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
         self.calls.append((method, path))
+        if self.api_away:
+            return 0, None
         if path == "/v1/gateway/pool/stock":
             return 200, {"pools": {"mbl": {"us": 2}, "peer": {"de": 1, "us": 1}}}
         name = path.split("/")[4] if path.count("/") >= 4 else ""
@@ -63,11 +69,16 @@ class Network:
         return next(k for k in self.keys.values() if k["label"] == LABEL)
 
     def fetch(self, door: Door | None, username: str, password: str, *, socks: bool = False) -> Fetched:
+        with self._one_at_a_time:
+            return self._fetched(door, password)
+
+    def _fetched(self, door: Door | None, password: str) -> Fetched:
         if door is None:
             return Fetched(fault="timeout") if self.blind else Fetched("203.0.113.9", body_bytes=BODY_BYTES)
         if password == f"secret of {SUSPENDED_LABEL}" and not self.suspended_works:
             return Fetched(fault="refused_407")
         if door.name in self.broken:
+            self.waited_s[door.name] = self.waited_s.get(door.name, 0) + TIMEOUT_S
             return Fetched(fault="refused_502")
         key = self.own_key
         if key["trafficUsedMB"] >= key["trafficCapGB"] * 1000:
@@ -90,7 +101,7 @@ def watch(network: Network, dynamo: SyncDynamo, now_ms: int, **plan: Any) -> Wat
 
 
 def standing(dynamo: SyncDynamo) -> list[str]:
-    return [i.kind for i in dynamo.run(open_incidents(GUARD, 20)).rows if i.closed_at_ms is None]
+    return [i.kind for i in all_incidents(dynamo, GUARD) if i.closed_at_ms is None]
 
 
 def test_a_network_that_works_is_left_alone_and_its_bill_is_right(
@@ -99,7 +110,7 @@ def test_a_network_that_works_is_left_alone_and_its_bill_is_right(
     for minute in range(3):
         report = watch(network, dynamo, minute * 300_000)
         assert (report.failed, report.findings) == ([], [])
-    assert report.tried == 1 + 1 + 2 * (2 + 1 + 2 + 1)
+    assert report.tried == 1 + 3 + 2 * (2 + 1 + 2 + 1)
     assert (standing(dynamo), network.told) == ([], [])
     assert {k["label"]: k["enabled"] for k in network.keys.values()} == {LABEL: True, SUSPENDED_LABEL: False}
     changed = {path.split("/")[3] for method, path in network.calls if method != "GET"}
@@ -120,6 +131,51 @@ def test_a_dead_gateway_opens_one_incident_after_two_runs_and_closes_it(
     assert len(watch(network, dynamo, 900_000).closed) == 1
     assert standing(dynamo) == []
     assert len(network.told) == 2
+
+
+def test_what_a_run_did_not_look_at_is_not_right_again(network: Network, dynamo: SyncDynamo) -> None:
+    network.broken = {"gw-2"}
+    for minute in range(2):
+        watch(network, dynamo, minute * 300_000)
+    network.api_away = True
+    report = watch(network, dynamo, 600_000)
+    assert (report.findings, report.closed) == (["fleet.reseller_api."], [])
+    assert standing(dynamo) == ["watchdog_gateway"]
+    network.api_away, network.broken = False, set()
+    assert len(watch(network, dynamo, 900_000).closed) == 1
+    assert standing(dynamo) == []
+
+
+def test_gateways_that_hang_are_told_in_time_however_many_they_are(
+    network: Network, dynamo: SyncDynamo
+) -> None:
+    doors = [Door(f"gw-{n}", "h", 1, 2) for n in range(9)]
+    network.broken = {door.name for door in doors}
+    for minute in range(2):
+        network.waited_s.clear()
+        report = watch(network, dynamo, minute * 300_000, doors=doors)
+    assert max(network.waited_s.values()) <= 2 * TIMEOUT_S, "doors are tried side by side"
+    assert report.opened == ["fleet.http."]
+
+
+def test_what_was_seen_is_told_when_time_is_up_or_an_audit_breaks(
+    network: Network, dynamo: SyncDynamo
+) -> None:
+    clock = [0.0]
+
+    def breaks() -> list[Observation]:
+        raise OSError("no such host")
+
+    def hangs() -> list[Observation]:
+        clock[0] = RUN_MAX_S
+        return [Observation(Check.CERTIFICATE, ok=False, detail="3 days left")]
+
+    def never() -> list[Observation]:
+        raise AssertionError("there is no time for it")
+
+    plan = Plan("psx_w", DOORS, [breaks, hangs, never])
+    made = Watchdog(dynamo, GUARD, network.call, network.fetch, lambda *_: None, plan, lambda: clock[0])
+    assert made.run(0).findings == ["settings.certificate.3 days left"]
 
 
 def test_a_blind_watchdog_says_so_of_itself_alone(network: Network, dynamo: SyncDynamo) -> None:

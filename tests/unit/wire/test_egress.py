@@ -16,6 +16,7 @@ from shared.wire.egress import (
     check_address,
     check_name,
     is_blocked_domain,
+    own_network,
     parse_domains,
 )
 
@@ -86,10 +87,25 @@ def test_no_form_of_an_address_says_more_than_its_plain_form(number: int) -> Non
     assert nat64 is verdict
 
 
-VECTORS: list[dict[str, Any]] = json.loads(Path("docs/protocol/egress.json").read_text())["addresses"]
+FILE: dict[str, list[dict[str, Any]]] = json.loads(Path("docs/protocol/egress.json").read_text())
 
 
-@pytest.mark.parametrize("row", VECTORS, ids=lambda row: f"{row['address']}:{row['port']}")
+@pytest.mark.parametrize("row", FILE["own"], ids=lambda row: f"{row['address']} of {row['of']}")
+def test_what_is_an_exit_s_own_is_refused_as_the_vectors_say(row: dict[str, Any]) -> None:
+    address, _, prefix = row["of"].partition("/")
+    own = own_network(address, int(prefix) if prefix else None)
+    assert check_address(row["address"], 443, POLICY, [own] if own else []).value == row["verdict"]
+
+
+def test_the_lab_list_opens_an_exit_s_own_network_too() -> None:
+    policy = EgressPolicy(lab_allow=frozenset({("91.198.174.192", 80)}))
+    own = own_network("91.198.174.192")
+    assert own is not None
+    assert check_address("91.198.174.192", 80, policy, [own]) is EgressVerdict.ALLOWED
+    assert check_address("91.198.174.192", 81, policy, [own]) is EgressVerdict.OWN_NETWORK
+
+
+@pytest.mark.parametrize("row", FILE["addresses"], ids=lambda row: f"{row['address']}:{row['port']}")
 def test_verdicts_are_those_of_the_vectors(row: dict[str, Any]) -> None:
     assert check_address(row["address"], row["port"], POLICY).value == row["verdict"]
 

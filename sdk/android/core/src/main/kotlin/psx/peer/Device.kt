@@ -12,6 +12,8 @@ import java.nio.file.Path
 import java.nio.file.StandardCopyOption.ATOMIC_MOVE
 import java.nio.file.StandardCopyOption.REPLACE_EXISTING
 import java.nio.file.attribute.PosixFilePermissions
+import java.security.MessageDigest
+import java.security.SecureRandom
 import java.time.LocalTime
 import java.util.concurrent.CountDownLatch
 import java.util.concurrent.TimeUnit
@@ -80,6 +82,7 @@ data class Settings(
     val osVersion: String = System.getProperty("os.name").orEmpty(),
     val protocol: String = PROTOCOL_V2,
     val policy: EgressPolicy = EgressPolicy(),
+    val own: OwnNetworks = OwnNetworks(),
     val times: Times = Times(),
     val verbose: Boolean = false,
 ) {
@@ -96,13 +99,15 @@ const val WITHDRAWN_TEXT =
 
 class Identity(val deviceId: String, val token: String, val refreshToken: String, val relay: String, val relays: List<String>)
 
-/** What a device keeps between starts; the file is the same for every SDK. `withdrawn` names it after its consent was withdrawn. */
+/** What a device keeps between starts; the file is the same for every SDK. `withdrawn` names it after its consent was withdrawn;
+ *  `attempt` is there while a registration is not answered. */
 class State(
     val name: String? = null,
     val deviceId: String? = null,
     val refreshToken: String? = null,
     val consent: Consent? = null,
     val withdrawn: String? = null,
+    val attempt: String? = null,
 ) {
     companion object {
         private val NONE = State()
@@ -141,7 +146,7 @@ class Log(verbose: Boolean, val say: (String) -> Unit) {
 
 /** The API answered with an error. */
 class Refused(val status: Int, code: String, message: String) : Exception("$status: $message") {
-    val passes = status >= 500 || status == 429
+    val passes = status >= 500 || status == 429 || code == "IDEMPOTENCY_IN_PROGRESS"
 
     /** The owner took the agreement back: no SDK agrees in an owner's place. */
     val withdrawn = code == "CONSENT_WITHDRAWN"
@@ -165,6 +170,7 @@ class Device(
     private val done = CountDownLatch(1)
     private val lines = ArrayList<Line>()
     private var identity: Identity? = null
+    private var attempt: String? = null
     private var obtaining: MutableList<(Identity?) -> Unit>? = null
     private var relay: String? = null
     private var redirectedNanos: Long? = null
@@ -361,7 +367,7 @@ class Device(
             return
         }
         val url = "${settings.api}/v1/peer/my-devices".toHttpUrl().newBuilder().addPathSegment(deviceId).addPathSegment("consent")
-        call(url.build().toString(), settings.consent, settings.apiKey) { answer ->
+        call(url.build().toString(), settings.consent, "X-API-Key" to settings.apiKey, "deviceId") { answer ->
             answer.onSuccess { register(deviceId, stale, waitS) }.onFailure { again(deviceId, stale, waitS, it) }
         }
     }
@@ -370,16 +376,41 @@ class Device(
         val body = mutableMapOf<String, Any>(
             "name" to settings.name, "type" to settings.type, "connectionMethod" to "relay",
             "sdkVersion" to settings.sdkVersion, "consent" to settings.consent,
+            "ownerTokens" to true,
         )
         if (settings.apiKey.isNotEmpty()) body["apiKey"] = settings.apiKey
         if (settings.wallet.isNotEmpty()) body["walletAddress"] = settings.wallet
-        call("${settings.api}/v1/peer/agents/register", body) { answer ->
+        val once = "Idempotency-Key" to attemptKey(body)
+        call("${settings.api}/v1/peer/agents/register", body, once, "token") { answer ->
             answer.onSuccess { keep(it.get("deviceId").asString, "", it) }.onFailure { again(deviceId, stale, waitS, it) }
         }
     }
 
+    /**
+     * What names a registration until it is answered, also over a restart: whoever lost the answer gets it again, and a device
+     * without an API key is known by it as the one that began.
+     */
+    private fun attemptKey(body: Map<String, Any>): String {
+        val kept = settings.state?.let(State::read)?.takeIf { it.name == null || it.name == settings.name } ?: State()
+        val mine = attempt ?: kept.attempt ?: ByteArray(16).also(SecureRandom()::nextBytes).hex()
+        attempt = mine
+        if (kept.attempt != mine) settings.state?.let {
+            State.write(it, State(settings.name, kept.deviceId, kept.refreshToken, settings.consent, kept.withdrawn, mine))
+        }
+        return MessageDigest.getInstance("SHA-256").digest("$mine\n${Gson().toJson(body)}".toByteArray()).hex()
+    }
+
+    private fun forgetAttempt() {
+        attempt = null
+        val path = settings.state ?: return
+        val kept = State.read(path)
+        if (kept.attempt == null || kept.name != settings.name) return
+        State.write(path, State(kept.name, kept.deviceId, kept.refreshToken, kept.consent, kept.withdrawn))
+    }
+
     private fun again(deviceId: String?, stale: Identity?, waitS: Double, fault: Throwable) {
         if (stopping) return
+        if (fault is Refused && !fault.passes) forgetAttempt() // another registration is another attempt
         if (fault is Refused && fault.withdrawn) { // the next start asks again
             settings.state?.let { State.write(it, State(name = settings.name, withdrawn = deviceId)) }
         }
@@ -394,6 +425,7 @@ class Device(
     }
 
     private fun keep(deviceId: String, before: String, answer: JsonObject) {
+        attempt = null
         val fresh = answer.get("refreshToken")?.asString.orEmpty().ifEmpty { before }
         val found = Identity(
             deviceId, answer.get("token").asString, fresh, settings.relay.ifEmpty { answer.get("relay").asString },
@@ -402,27 +434,36 @@ class Device(
         settings.state?.let { State.write(it, State(settings.name, deviceId, fresh, settings.consent)) }
         identity = found
         val relay = printable(found.relay)
-        log.say("[REGISTERED] device=${printable(deviceId)} relay=$relay sockets=${settings.connections}")
+        val rate = printable(answer.get("earningsPerGB")?.takeIf { it.isJsonPrimitive }?.asString ?: "?")
+        log.say("[REGISTERED] device=${printable(deviceId)} relay=$relay sockets=${settings.connections} usdcPerGB=$rate")
         val waiting = obtaining.orEmpty()
         obtaining = null
         waiting.forEach { it(found) }
     }
 
-    /** One JSON call, by the owner's key when one is given. */
-    private fun call(url: String, body: Any, key: String = "", told: (Result<JsonObject>) -> Unit) {
+    /** One JSON call, with one header more when it is given; the answer must hold what is wanted. */
+    private fun call(
+        url: String,
+        body: Any,
+        header: Pair<String, String>? = null,
+        wanted: String = "token",
+        told: (Result<JsonObject>) -> Unit,
+    ) {
         val asked = Request.Builder().url(url).post(json(body))
-        val request = (if (key.isEmpty()) asked else asked.header("X-API-Key", key)).build()
+        val request = (if (header == null) asked else asked.header(header.first, header.second)).build()
         val once = http.newBuilder().callTimeout(API_TIMEOUT_S, TimeUnit.SECONDS).build()
         once.newCall(request).enqueue(object : Callback {
             override fun onFailure(call: Call, e: IOException) = loop.execute { told(Result.failure(e)) }
 
             override fun onResponse(call: Call, response: Response) {
-                val result = runCatching { response.use { parsed(it, wanted = if (key.isEmpty()) "token" else "deviceId") } }
+                val result = runCatching { response.use { parsed(it, wanted) } }
                 loop.execute { told(result) }
             }
         })
     }
 }
+
+private fun ByteArray.hex() = joinToString("") { "%02x".format(it) }
 
 private fun json(body: Any) = Gson().toJson(body).toRequestBody("application/json".toMediaType())
 
@@ -453,9 +494,13 @@ fun withdraw(settings: Settings, client: OkHttpClient) {
     val order = if (settings.apiKey.isNotEmpty()) {
         Request.Builder().url(url("my-devices", "consent")).header("X-API-Key", settings.apiKey)
     } else {
-        val renewal = Request.Builder().url(url("agents", "refresh")).post(json(mapOf("refreshToken" to kept.refreshToken)))
-        val token = asked(renewal.build(), "token").get("token").asString
-        Request.Builder().url(url("agents", "consent")).header("Authorization", "Bearer $token")
+        val asking = mapOf("refreshToken" to kept.refreshToken, "purpose" to "owner")
+        val renewal = Request.Builder().url(url("agents", "refresh")).post(json(asking))
+        val answer = asked(renewal.build(), "token")
+        answer.get("refreshToken")?.let { // the one that was shown is spent, whatever becomes of the order
+            State.write(path, State(kept.name, id, it.asString, kept.consent))
+        }
+        Request.Builder().url(url("agents", "consent")).header("Authorization", "Bearer ${answer.get("token").asString}")
     }
     asked(order.delete(json(emptyMap<String, String>())).build(), "deviceId")
     State.write(path, State(name = kept.name, withdrawn = id))

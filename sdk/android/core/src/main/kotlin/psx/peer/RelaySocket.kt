@@ -272,6 +272,7 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
         val id = given.text("sessionId")
         when (given.type) {
             "connected" -> {
+                settings.own.told(given.text("ip"))
                 v2 = given.text("protocol") == PROTOCOL_V2 && settings.protocol == PROTOCOL_V2
                 connected = true
                 log.say("[CONNECTED] device=${printable(given.text("deviceId"))}")

@@ -37,8 +37,8 @@ class Table(val settings: Settings, val loop: Loop, val log: Log) {
 
     /** Addresses of a name, told in the loop; a literal needs no resolver's thread. */
     fun lookup(host: String, told: (List<InetAddress>) -> Unit) {
-        if (':' in host || NUMBERS.matches(host)) { // a form that others read differently is no address here
-            told(if (':' in host || DOTTED.matches(host)) resolve(host) else emptyList())
+        if (isLiteral(host)) {
+            told(listOfNotNull(literal(host)))
             return
         }
         if (lookingUp >= LOOKUPS_MAX || !NAME.matches(host)) {
@@ -64,8 +64,6 @@ class Table(val settings: Settings, val loop: Loop, val log: Log) {
     }
 
     private companion object {
-        val NUMBERS = Regex("[0-9.]+")
-        val DOTTED = Regex("(0|[1-9][0-9]{0,2})(\\.(0|[1-9][0-9]{0,2})){3}")
         val NAME = Regex("[A-Za-z0-9._-]{1,253}")
     }
 }
@@ -93,7 +91,8 @@ class Dial(
     /** Every address that a name has must be allowed. */
     private fun found(addresses: List<InetAddress>) {
         if (over) return
-        val refused = addresses.firstNotNullOfOrNull { table.settings.policy.verdict(it, port) }
+        val own = table.settings.own.networks()
+        val refused = addresses.firstNotNullOfOrNull { table.settings.policy.verdict(it, port, own) }
         when {
             addresses.isEmpty() -> tell(DialFailure(Reason.DNS_FAILED, "dns_failed", "name not found"))
             refused != null -> tell(policy(refused))

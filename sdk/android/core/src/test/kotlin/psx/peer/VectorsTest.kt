@@ -135,6 +135,14 @@ class VectorsTest {
             val found = policy.verdict(InetAddress.getByName(row.string("address")), row.get("port").asInt) ?: "allowed"
             assertEquals(row.string("verdict"), found, row.toString())
         }
+        for (row in load("egress.json").rows("own")) {
+            val (address, prefix) = row.string("of").split("/").let { it[0] to it.getOrNull(1)?.toInt() }
+            val onLink = if (prefix == null) emptyList() else listOf(InetAddress.getByName(address.substringBefore('%')) to prefix)
+            val own = OwnNetworks { onLink }
+            if (prefix == null) own.told(address)
+            val found = policy.verdict(InetAddress.getByName(row.string("address")), 443, own.networks()) ?: "allowed"
+            assertEquals(row.string("verdict"), found, row.toString())
+        }
     }
 
     @Test
