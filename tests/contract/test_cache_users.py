@@ -8,7 +8,8 @@ import redis
 
 from local.cache_users import access_list, access_strings
 from shared.access.live import first_in
-from shared.grading.live import report_fault
+from shared.grading.live import count_conduct, report_fault
+from shared.grading.model import Fared
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, GatewayId, PakId, RelayId
 from shared.metering import live as metering
@@ -157,6 +158,7 @@ async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_
         for call in (*live.beat(Pool.PEER, gateway), live.publish_revoke_pak(PakId("pak1"))):
             await nodes.run(call)
         assert await nodes.run(report_fault(device.device_id, doubtful=True))
+        assert await nodes.run(count_conduct([Fared(device.device_id, "c0", 5, 0)])) == 0
         assert await nodes.run(live.gateways(Pool.PEER)) == {gateway}
         await nodes.run(live.forget_gateway(Pool.PEER, gateway))
         assert await nodes.run(first_in("pak1:told", 60))
