@@ -251,6 +251,11 @@ class Pipeline:
                 doubts.add(acquired)
         if doubts:
             return doubts.answer()
+        return await self._unserved(excluded, route, missing)
+
+    async def _unserved(
+        self, excluded: list[EndpointId], route: Route, missing: NoStockReason
+    ) -> RefusedRequest:
         if excluded:
             return RefusedRequest(
                 Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry"

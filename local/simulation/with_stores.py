@@ -42,7 +42,8 @@ from shared.supply.rules import TERMS
 T = TypeVar("T")
 BEGINS_MS: Final = 1_800_000_000_000
 SAID_AT_ONCE: Final = 500
-OWNER: Final = AccountId("psx_simulated")
+OF_OWNER: Final = 500
+"""An account that has proven nothing has room for about a thousand."""
 RELAY: Final = RelayId("r")
 TABLE: Final = "psx-simulation-"
 AGAIN_S: Final = PRESENCE_TTL_S / 3
@@ -86,7 +87,8 @@ class StoredSimulation(Simulation):
         for part in parts_of(fine, SAID_AT_ONCE):
             self._redis.run(count_conduct(part))
         for device in self.world.devices:
-            self._dynamo.run(devices.create(TABLE + "devices", _row(device)))
+            if self._dynamo.run(devices.create(TABLE + "devices", _row(device))) is not None:
+                raise RuntimeError("a device of the simulation was refused a place")
 
     def _complains(self, device: Device) -> None:
         customer = self.world.new_customer()
@@ -199,13 +201,21 @@ def _dated(grade: Grade) -> Any:
     )
 
 
+def _owner(number: int) -> AccountId:
+    return AccountId(f"psx_simulated{number // OF_OWNER}")
+
+
 def _row(device: Device) -> Row:
     name = device.grade.device_id
     origin, consent = Origin(Country("us"), IpType.RESIDENTIAL), Consent(TERMS["current"], "sdk", 1)
-    return Row(name, OWNER, name, Kind.AGENT, origin, "lab", "eu", 1, proven_at_ms=1, consent=consent)
+    return Row(
+        name, _owner(device.index), name, Kind.AGENT, origin, "lab", "eu", 1, proven_at_ms=1, consent=consent
+    )
 
 
 def _presence(name: DeviceId) -> Presence:
     number = int(name[1:])
     ip = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-    return Presence(name, OWNER, RELAY, "127.0.0.1", 1, ip, Country("us"), IpType.MOBILE, 1, "Lab", BEGINS_MS)
+    return Presence(
+        name, _owner(number), RELAY, "127.0.0.1", 1, ip, Country("us"), IpType.MOBILE, 1, "Lab", BEGINS_MS
+    )
