@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import pytest
 
-from gateway_node.dial import ExitDialer
 from gateway_node.pipeline import Pipeline
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
-from shared.kernel.codes import Refusal
-from shared.pool.model import Acquired, Failover, Selected
+from shared.kernel.codes import Pool, Refusal
+from shared.pool.model import Acquired, Route, Selected
+from shared.pool.username import parse_username
 from shared.wire.egress import EgressPolicy
 from tests.unit.gateway.test_front import ENDPOINT, PAK
 
@@ -52,29 +52,44 @@ async def test_a_name_keeps_all_addresses_that_may_be_dialled(monkeypatch: pytes
 
 
 async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> None:
-    dialled: list[Target] = []
+    dialled: list[str] = []
+    chosen = Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
 
     class Dialer:
-        async def open(self, acquired: Acquired, target: Target, request_id: str) -> str:
-            dialled.append(target)
-            return "path"
+        async def open(self, acquired: Acquired, target: Target, request_id: str) -> RefusedRequest:
+            dialled.append(target.address)
+            return RefusedRequest(Refusal.TARGET_TIMEOUT, "")
 
-    async def chooses(*_: Any) -> Acquired:
-        return Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
+    class Holds:
+        fared = SimpleNamespace(note=lambda *told: None)
 
-    async def admits(*_: Any) -> str:
-        return "tunnel"
+        def __init__(self) -> None:
+            self.held = 0
 
-    parts: Any = SimpleNamespace()
-    leases: Any = SimpleNamespace(doubt=lambda device_id: None, give_back=lambda *_: None)
-    pipeline: Any = Pipeline(
-        parts, Resolver(EgressPolicy(), {}), leases, cast(ExitDialer, Dialer()), parts, parts, lambda: 0
-    )
-    pipeline._acquire, pipeline._admit = chooses, admits
-    asked, route = SimpleNamespace(request_id="r"), SimpleNamespace(failover=Failover.ANY)
-    refused = await pipeline._through_some_exit(asked, route, PAK, Target(LINE, LINE, 80))
-    assert isinstance(refused, RefusedRequest)
-    assert (refused.code, dialled) == (Refusal.SSRF_BLOCKED, [])
-    target = Target("both.example", LINE, 80, ("1.1.1.1",))
-    assert await pipeline._through_some_exit(asked, route, PAK, target) == "tunnel"
-    assert [target.address for target in dialled] == ["1.1.1.1"]
+        async def pools_of(self, route: Route, *of: object) -> tuple[Pool, ...]:
+            return route.pools[:1]
+
+        async def acquire(self, *wanted: object) -> Acquired:
+            self.held += 1
+            return chosen
+
+        def give_back(self, *given: object) -> None:
+            self.held -= 1
+
+        def doubt(self, device_id: str) -> None: ...
+
+    parts, leases = cast(Any, SimpleNamespace()), Holds()
+    resolver, dialer = Resolver(EgressPolicy(), {}), cast(Any, Dialer())
+    pipeline = Pipeline(parts, resolver, cast(Any, leases), dialer, parts, parts, lambda: 0)
+    route, asked = parse_username("psx_a-peer-us"), cast(Any, SimpleNamespace(request_id="r", target="t"))
+
+    async def answer(target: Target) -> Refusal:
+        refused = await pipeline._through_some_exit(asked, route, PAK, target)
+        assert isinstance(refused, RefusedRequest)
+        return refused.code
+
+    assert await answer(Target(LINE, LINE, 80)) is Refusal.SSRF_BLOCKED
+    assert dialled == []
+    assert await answer(Target("both.example", LINE, 80, ("1.1.1.1",))) is Refusal.TARGET_TIMEOUT
+    assert dialled == ["1.1.1.1"]
+    assert leases.held == 0
