@@ -22,7 +22,7 @@ from shared.runtime.dynamo import DynamoRequest, StoreUnavailable, SyncDynamo
 from shared.runtime.settings import Settings
 
 T = TypeVar("T")
-Admit = Callable[[Request, bytes], None]
+Admit = Callable[[Request, bytes], bool]
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 WAIT_MAX_S: Final = 8.0
 WAIT_STEP_S: Final = 0.05
@@ -88,7 +88,8 @@ class Once:
         if rows.KEY.fullmatch(key) is None:
             raise ProblemError(400, "INVALID_FIELD", "Idempotency-Key: 8 to 128 of A-Z, a-z, 0-9, _ and -")
         now, body = now_ms(), await request.body()
-        self._admit(request, body)
+        if not self._admit(request, body):
+            return await answered(self._app, request.scope, replayed(body, request.receive))
         target = f"{request.url.path}?{request.url.query}"
         ident = rows.operation_id(_caller(request), key)
         mine = Operation(ident, rows.fingerprint(request.method, target, body), now, now)
@@ -167,7 +168,8 @@ def install_idempotency(
     """Give every write of an app its first response again. Install it before the request ids, which go around it.
 
     `admit` counts a caller under its rate limits and looks at its credential, in the headers or in the body, or raises
-    ProblemError: before anything is written for it, and before anything is told again. Where the key names a payment, the
-    sale keeps what it stands for.
+    ProblemError: before anything is written for it, and before anything is told again. Where it answers False nothing is
+    kept: a stranger's write that only credentials can do comes to nothing anyway. Where the key names a payment, the sale
+    keeps what it stands for.
     """
     app.add_middleware(Once, wiring=wiring, admit=admit, names_payment=names_payment)

@@ -251,16 +251,8 @@ class Pipeline:
                 doubts.add(acquired)
         if doubts:
             return doubts.answer()
-        return await self._unserved(excluded, route, missing)
-
-    async def _unserved(
-        self, excluded: list[EndpointId], route: Route, missing: NoStockReason
-    ) -> RefusedRequest:
-        if excluded:
-            return RefusedRequest(
-                Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry"
-            )
-        return await self._no_stock(route, missing)
+        gone = RefusedRequest(Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry")
+        return gone if excluded else await self._no_stock(route, missing)
 
     async def _dial(
         self, acquired: Acquired, pak: Pak, target: Target, request: Request

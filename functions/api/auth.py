@@ -17,7 +17,7 @@ from shared.runtime.clock import now_ms
 from shared.supply.model import Device
 from shared.supply.owners import get_owner
 from shared.supply.table import get_device
-from shared.supply.tokens import Claims, verify
+from shared.supply.tokens import Claims, verify_either
 
 
 def api_key(wiring: Wiring, text: str) -> ApiKey:
@@ -94,7 +94,7 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
     device = wiring.dynamo.run(get_device(table, DeviceId(device_id))) if named else None
     token = bearer(request)
     if token:
-        claims = verify(token, wiring.settings.jwt_public_key.get_secret_value())
+        claims = verify_either(token, wiring.settings.jwt_public_key.get_secret_value())
         if not isinstance(claims, Claims):
             return _of_human(wiring, request, device)
         if device is not None and claims.device_id == device_id and _is_current(wiring, claims, device):
@@ -110,7 +110,7 @@ def device_of(wiring: Wiring, request: Request, device_id: str) -> Device:
 
 def device_by_token(wiring: Wiring, token: str) -> Device:
     """The device of a token that is valid now, or 401."""
-    claims = verify(token, wiring.settings.jwt_public_key.get_secret_value())
+    claims = verify_either(token, wiring.settings.jwt_public_key.get_secret_value())
     table = wiring.settings.table("devices")
     device = wiring.dynamo.run(get_device(table, claims.device_id)) if isinstance(claims, Claims) else None
     if not isinstance(claims, Claims) or device is None or not _is_current(wiring, claims, device):
@@ -124,11 +124,19 @@ def managed_device(wiring: Wiring, request: Request, device_id: str) -> Device:
     A wallet and a name are public: with them anybody gets a token that may serve and look, and decides nothing.
     """
     device = device_of(wiring, request, device_id)
-    claims = _claims(wiring, request)
-    if claims is not None and not claims.owned:
-        message = "registered by the wallet alone, when the device stood already: its first registration may do this"
-        raise ProblemError(403, "OWNERSHIP_NOT_SHOWN", message)
+    must_decide(wiring, request)
     return device
+
+
+def must_decide(wiring: Wiring, request: Request) -> None:
+    """403 for a caller that `device_of` let pass by a token which decides nothing in the owner's place."""
+    claims = _claims(wiring, request)
+    if claims is not None and not (claims.owned and claims.decides):
+        message = (
+            "this token decides nothing for the owner: refresh with purpose owner, if the device registered as its owner's;"
+            " after the first registration a wallet alone is no proof of that"
+        )
+        raise ProblemError(403, "OWNERSHIP_NOT_SHOWN", message)
 
 
 def by_device(wiring: Wiring, request: Request) -> bool:
@@ -139,7 +147,7 @@ def by_device(wiring: Wiring, request: Request) -> bool:
 def _claims(wiring: Wiring, request: Request) -> Claims | None:
     """What the bearer says, if it is a device's token."""
     token = bearer(request)
-    found = verify(token, wiring.settings.jwt_public_key.get_secret_value()) if token else None
+    found = verify_either(token, wiring.settings.jwt_public_key.get_secret_value()) if token else None
     return found if isinstance(found, Claims) else None
 
 

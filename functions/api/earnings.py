@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import Field
 
 from functions.api.audit import told
-from functions.api.auth import by_device, device_of
+from functions.api.auth import by_device, device_of, must_decide
 from functions.api.desk import Desk
 from functions.api.device_view import MICRO_PER_USDC, DeviceView, wallet_facts
 from functions.api.enrolling import Body, WalletText
@@ -108,6 +108,7 @@ class Earnings(Desk):
         if account is not None and account.kind is AccountKind.WALLET and not same_wallet(wallet, current):
             message = "this device belongs to its wallet; register it anew with the other wallet"
             raise ProblemError(409, "WALLET_FIXED", message)
+        must_decide(w, request)
         first = current is None and not by_device(w, request)
         if first or same_wallet(wallet, current):
             write = change(self.table, device.device_id, {"wallet": current or wallet}, ("pending_wallet",))

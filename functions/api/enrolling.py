@@ -1,10 +1,10 @@
 """Routes by which devices enrol: both register calls, refresh, and the modems of farms."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 
 from functions.api.audit import concerns, event_of, told
 from functions.api.auth import api_key, caller
@@ -71,7 +71,10 @@ class ConsentBody(Body):
 
 
 class AgentBody(Body):
-    """`POST /v1/peer/agents/register`. What the device says of its country is kept beside what its address says."""
+    """`POST /v1/peer/agents/register`. What the device says of its country is kept beside what its address says.
+
+    `ownerTokens`: what its relays see shall decide nothing; it refreshes with `purpose: owner` when its owner decides.
+    """
 
     name: Text
     type: Text = "custom"
@@ -80,6 +83,7 @@ class AgentBody(Body):
     connectionMethod: Text | None = None
     sdkVersion: Text | None = None
     country: Text = ""
+    ownerTokens: StrictBool = False
     consent: ConsentBody | None = None
 
 
@@ -93,9 +97,10 @@ class SdkBody(Body):
 
 
 class RefreshBody(Body):
-    """A refresh token to be replaced."""
+    """A refresh token to be replaced; the token that comes with the next one is for relays, or for the owner's acts."""
 
     refreshToken: Text
+    purpose: Literal["relay", "owner"] = "relay"
 
 
 class ModemBody(Body):
@@ -159,6 +164,8 @@ class Enrolling(Desk):
             kind=Kind.AGENT,
             address=address,
             proven=bool(body.apiKey),
+            apart=body.ownerTokens,
+            attempt=request.headers.get("idempotency-key", ""),
             event=self._event(request, account_id),
             consent=consent,
             claimed_consent_ms=body.consent.acceptedAt if body.consent else 0,
@@ -224,7 +231,9 @@ class Enrolling(Desk):
         """The next tokens of a device."""
         address = source_address(request)
         self._limited(request, REFRESHES_PER_SOURCE, f"ip:{network_of(address)}")
-        return self.enrolled(self.w.enrolment.refresh(DeviceId(device_id), body.refreshToken, address))
+        for_owner = body.purpose == "owner"
+        ident = DeviceId(device_id)
+        return self.enrolled(self.w.enrolment.refresh(ident, body.refreshToken, address, for_owner=for_owner))
 
     def enrolled(self, result: Enrolled | EnrolFault) -> dict[str, Any]:
         """What a registered or refreshed device goes on with."""

@@ -25,7 +25,7 @@ from shared.supply import table as devices
 from shared.supply.hours import parse_hours, span_of
 from shared.supply.model import Device, Owner
 from shared.supply.owners import change_owner, get_owner, revoke_owner
-from shared.supply.tokens import Claims, verify
+from shared.supply.tokens import Claims, verify_either
 
 DEVICES_PAGE_MAX: Final = 200
 LISTING_RUN_S: Final = 60
@@ -94,7 +94,7 @@ class Owned(Desk):
     def _device_itself(self, request: Request) -> Device | None:
         """The device whose own token this is: in its owner's list it sees itself alone."""
         token = bearer(request)
-        claims = verify(token, self.w.settings.jwt_public_key.get_secret_value()) if token else None
+        claims = verify_either(token, self.w.settings.jwt_public_key.get_secret_value()) if token else None
         return device_of(self.w, request, claims.device_id) if isinstance(claims, Claims) else None
 
     def count(self, account_id: AccountId) -> int:

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from functions.jobs.rounds import rounds
 from functions.jobs.wiring import wiring
+from shared.guard.model import Incident
 from shared.guard.service import enter_loop
-from shared.guard.table import read_setting
+from shared.guard.table import open_incident, read_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
 from shared.settlement.service import Tables, roll_up
@@ -19,6 +20,8 @@ configure("roll-up")
 ROLL_UP_EVERY_S: Final = 3.0
 """With a flush every 5 s, usage is fresh within 10 s."""
 SPOILED_TOLD_MAX: Final = 10
+INCIDENT_ID_MAX_CHARS: Final = 200
+WORDS_MAX_CHARS: Final = 500
 log = logging.getLogger("psx.jobs")
 
 
@@ -47,6 +50,12 @@ def _round() -> dict[str, Any]:
     tables = Tables(table("usage"), table("access"), table("ledger"), table("devices"))
     found = roll_up(w.dynamo, tables, rates, now_ms())
     report = {k: v for k, v in asdict(found).items() if k not in {"served", "rates_missing"}}
+    for words in found.spoiled:  # told at once: what comes later in this minute may fail
+        log.error("spoiled batch", extra={"batch": words})
+        told = Incident(
+            f"spoiled#{words}"[:INCIDENT_ID_MAX_CHARS], "spoiled_batch", words[:WORDS_MAX_CHARS], now_ms()
+        )
+        w.dynamo.run(open_incident(table("guard"), told))
     if found.unrated:
         missing = {"classes": sorted(found.rates_missing), "batches": found.unrated}
         log.error("rates missing", extra=missing)

@@ -16,7 +16,7 @@ from shared.guard.service import append_audit, write_audited
 from shared.kernel.money import MicroUsdc, format_usdc
 from shared.runtime.clock import now_ms
 from shared.sale import owed_table
-from shared.sale.owed_table import Owed, Refund
+from shared.sale.owed_table import Owed, Refund, Unreadable
 
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 100
@@ -78,13 +78,17 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
         return {"owed": [_owed(row) for row in page.rows], "next": _next(page.next_key)}
 
     @routes.get("/refunds")
-    def refunds(request: Request, limit: int = PAGE_DEFAULT, after: str = "") -> dict[str, Any]:
+    def refunds(
+        request: Request, limit: int = PAGE_DEFAULT, after: str = "", state: str = ""
+    ) -> dict[str, Any]:
+        """The list by pages; with `state` only those of a page that stand so, so a page may have fewer rows."""
         record(request, "refund_list", after=after)
         w = wiring()
         page = w.dynamo.run(
             owed_table.refunds(w.settings.table("sales"), _bounded(limit), _start("refund", after))
         )
-        return {"refunds": [_refund(row) for row in page.rows], "next": _next(page.next_key)}
+        found = [_refund(row) for row in page.rows if state in {"", row.state}]
+        return {"refunds": found, "next": _next(page.next_key)}
 
     @routes.post("/refunds/{network}/{key}")
     def decide(request: Request, network: str, key: str, body: Decision) -> dict[str, Any]:
@@ -117,7 +121,10 @@ def _next(key: Any) -> str | None:
     return str(key["sk"]["S"]) if key else None
 
 
-def _owed(row: Owed) -> dict[str, Any]:
+def _owed(row: Owed | Unreadable) -> dict[str, Any]:
+    if isinstance(row, Unreadable):
+        network, _, key = row.where.partition("#")
+        return {"network": network, "key": key, "unreadable": row.fault}
     return {
         "network": row.network,
         "key": row.key,

@@ -64,14 +64,14 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
         return {"countries": {c.upper(): n for c, n in sorted(sale.countries().items())}}
 
     @app.api_route("/v1/x402/pool", methods=["GET", "POST"])
-    def pool(request: Request) -> JSONResponse:
-        return sale.buy(request)
+    async def pool(request: Request) -> JSONResponse:
+        return sale.buy(request, await request.body())
 
     desk = PortDesk(sale)
 
     @app.api_route("/v1/x402/proxy", methods=["GET", "POST"])
-    def proxy(request: Request) -> JSONResponse:
-        return desk.buy(request)
+    async def proxy(request: Request) -> JSONResponse:
+        return desk.buy(request, await request.body())
 
     @app.get("/v1/x402/manage/session")
     def port_session(request: Request) -> dict[str, Any]:

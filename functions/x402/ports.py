@@ -7,7 +7,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from functions.http import ProblemError
-from functions.x402.reading import added_traffic, pays, refuse_field
+from functions.x402.reading import PORT_TERMS, added_traffic, pays, refuse_field, refuse_unread
 from functions.x402.sale import Sale
 from shared.access.model import Pak
 from shared.kernel.money import format_gb, format_usdc
@@ -33,8 +33,9 @@ class PortDesk:
     def __init__(self, sale: Sale) -> None:
         self._sale = sale
 
-    def buy(self, request: Request) -> JSONResponse:
+    def buy(self, request: Request, body: bytes = b"") -> JSONResponse:
         """`/v1/x402/proxy`: 402 with the price, or the credentials of a port."""
+        refuse_unread(request, body, PORT_TERMS)
         sale, tier = self._sale, request.query_params.get("tier", DEFAULT_TIER)
         sale.open_prices()
         paying, versions = pays(request.headers), sale.w.live.versions("prices")

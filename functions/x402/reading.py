@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+from fastapi import Request
 
 from functions.http import ProblemError
 from shared.sale.model import FieldFault, Payment, Prices, Problem
 from shared.sale.rules import read_payment, read_traffic
+
+POOL_TERMS: Final = frozenset({"tier", "country", "traffic", "duration", "sid", "rot"})
+PORT_TERMS: Final = frozenset({"tier", "country", "traffic", "duration", "city", "carrier", "sid", "rot"})
+EMPTY_BODIES: Final = frozenset({b"", b"{}", b"null"})
+NAME_SHOWN_MAX: Final = 40
 
 
 def pays(headers: Mapping[str, str]) -> bool:
@@ -25,6 +32,21 @@ def shown_payment(headers: Mapping[str, str]) -> Payment | None:
         )
         raise ProblemError(400, payment.value, message)
     return payment
+
+
+def refuse_unread(request: Request, body: bytes, known: frozenset[str]) -> None:
+    """400 for terms that nobody would read, before they are paid for: misspelt, or in a body instead of the query.
+
+    Who pays already is served what their quote said.
+    """
+    if pays(request.headers):
+        return
+    names = ", ".join(sorted(known))
+    unknown = next((name for name in request.query_params if name not in known), None)
+    if unknown is not None:
+        refuse_field(FieldFault(unknown[:NAME_SHOWN_MAX], f"one of {names}"))
+    if body.strip() not in EMPTY_BODIES:
+        refuse_field(FieldFault("body", f"nothing; terms stand in the query: {names}"))
 
 
 def added_traffic(value: Any, prices: Prices) -> int | FieldFault:

@@ -10,11 +10,20 @@ from fastapi.responses import JSONResponse
 from functions.http import ProblemError, source_address, source_network
 from functions.limits import spend
 from functions.x402.admin import api_key_of
-from functions.x402.reading import added_seconds, added_traffic, pays, refuse_field, shown_payment
+from functions.x402.reading import (
+    POOL_TERMS,
+    added_seconds,
+    added_traffic,
+    pays,
+    refuse_field,
+    refuse_unread,
+    shown_payment,
+)
 from functions.x402.validate import validated_rails
 from functions.x402.wiring import Wiring
 from shared.access.live import Limit
 from shared.access.model import Pak
+from shared.chain.model import UnknownReason
 from shared.guard.settings import sale_faults
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import Country
@@ -41,6 +50,8 @@ from shared.sale.service import account_requester, pool_order, top_up_order
 from shared.sale.verifying import SHOWN_HASH, SUSPENDED, UNKNOWN_RETRY_S
 
 PEER_TYPES: Final = frozenset(IpType) - {IpType.UNKNOWN}
+SEEN_WITHIN_S: Final = 120
+"""Blocks of either chain come within seconds; the rest is room for nodes that lag."""
 OFF_SALE: Final = "no longer on sale; what was bought stays"
 _STATUS: Final = {
     Problem.NOT_ON_SALE: 503,
@@ -70,13 +81,18 @@ class Sale:
         """The container's wiring."""
         return self._wiring()
 
-    def admit(self, request: Request, body: bytes) -> None:
-        """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again."""
+    def admit(self, request: Request, body: bytes) -> bool:
+        """Count who writes under an Idempotency-Key and look at their credential, before anything is kept or told again.
+
+        Without one nothing is kept: what a payment buys is kept under the payment's own name.
+        """
         self.limit(request, NAMED_LIMIT, source_network(request))
-        if request.headers.get("x-api-key"):
+        key, token = request.headers.get("x-api-key"), request.headers.get("x-session-token")
+        if key:
             api_key_of(self.w, request)
-        if request.headers.get("x-session-token"):
+        if token:
             self.session(request)
+        return bool(key or token)
 
     def _catalogue(self, tier: str) -> Prices | None:
         told = (read_prices(setting, tier) for setting in self.w.live.versions("prices"))
@@ -113,8 +129,9 @@ class Sale:
         numbers = known(self.w.redis, self.w.counter.now_ms())
         return numbers.stock_of(pool) if numbers else {}
 
-    def buy(self, request: Request) -> JSONResponse:
+    def buy(self, request: Request, body: bytes = b"") -> JSONResponse:
         """`/v1/x402/pool`: 402 with the price, or credentials for a payment."""
+        refuse_unread(request, body, POOL_TERMS)
         self.open_prices()
         tier, query = request.query_params.get("tier", ""), request.query_params
         paying, sold = pays(request.headers), types_on_sale(self.w.live.get("peer_tiers"))
@@ -226,7 +243,8 @@ class Sale:
         message, headers = result.detail, {}
         if status == 503:
             headers["Retry-After"] = str(UNKNOWN_RETRY_S)
-            message = f"{result.detail}; repeat this request with the same payment, do not pay again"
+            detail = self.unseen(payment) if _is_unseen(result, payment) else result.detail
+            message = f"{detail}; repeat this request with the same payment, do not pay again"
         if result.problem in {Problem.NOT_YOURS, Problem.PAYMENT_TOO_OLD}:
             shown = payment.tx_hash or SHOWN_HASH
             text = self.w.counter.text_to_sign(order, payment.network, shown).replace("\n", "\\n")
@@ -236,6 +254,15 @@ class Sale:
                 f'"{text}"; do not pay again'
             )
         raise ProblemError(status, result.problem.value, message, headers)
+
+    def unseen(self, payment: Payment) -> str:
+        """Where a hash was looked for in vain, and when waiting has become useless."""
+        rail = self.w.rail_of(payment.network)
+        return (
+            f"{UnknownReason.NOT_FOUND.value}: {payment.tx_hash} is not on {rail.network} ({rail.caip2}), where a payment "
+            f"is seen within {SEEN_WITHIN_S // 60} minutes; when an explorer of {rail.network} does not show it by then, "
+            "it is mistyped or was paid on another chain, where we cannot see it: show the hash that the explorer shows"
+        )
 
     def bought(self, bought: Bought, prices: Prices) -> JSONResponse:
         """200 with credentials and what was settled."""
@@ -320,16 +347,21 @@ class Sale:
         result = self.w.counter.top_up(session, token, offers, payment, address)
         if isinstance(result, Refused):
             return self.refused(request, result, offers[0], what, payment, asking)
-        if port is not None and not result.repeated:
-            self.w.counter.mint.ports.extend(port, port.expires_at_ms, result.claim.claimed_at_ms)
-        if seconds and not result.repeated:
-            return self.extended(session, result.pak, token, seconds, prices)
+        claim = result.claim
+        if port is not None:  # in a repeat, too: the first answer may have been lost before this was done
+            paid_at_ms = max(port.paid_at_ms, claim.claimed_at_ms)
+            self.w.counter.mint.ports.extend(port, port.expires_at_ms, paid_at_ms)
+        if seconds:
+            once = f"time#{claim.network}#{claim.key}"
+            return self.extended(session, result.pak, token, seconds, prices, once)
         return self.bought(result, prices)
 
-    def extended(self, session: Session, pak: Pak, token: str, seconds: int, prices: Prices) -> JSONResponse:
+    def extended(
+        self, session: Session, pak: Pak, token: str, seconds: int, prices: Prices, once: str = ""
+    ) -> JSONResponse:
         """More time for a key, and for the hold of its port; a port's is counted from when it was last paid for."""
         port = self.port_of(session.username)
-        changed = self.w.counter.extend(pak, seconds, prices, port.paid_at_ms if port else None)
+        changed = self.w.counter.extend(pak, seconds, prices, port.paid_at_ms if port else None, once)
         if port is not None:
             self.w.counter.mint.ports.extend(port, changed.expires_at_ms or port.expires_at_ms)
         return self.connection(session, changed, token, prices)
@@ -337,6 +369,10 @@ class Sale:
     def connection(self, session: Session, pak: Pak, token: str, prices: Prices | Held) -> JSONResponse:
         """The credentials of a session."""
         return self.credentials(self.w.counter.connection(session, pak, token), prices)
+
+
+def _is_unseen(result: Refused, payment: Payment) -> bool:
+    return result.detail == UnknownReason.NOT_FOUND and bool(payment.tx_hash)
 
 
 def _suspended() -> NoReturn:

@@ -39,6 +39,7 @@ class UnknownReason(StrEnum):
     NODE_MALFORMED = "chain_node_answer_malformed"
     NODES_DISAGREE = "chain_nodes_disagree"
     NOT_SETTLED = "transfer_is_under_way"
+    PAYER_BUSY = "balance_of_payer_is_promised_to_transfers_under_way"
     RAIL_CLOSED = "signed_transfers_are_not_taken_now"
 
 
@@ -96,9 +97,10 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """Not a payment to us."""
+    """Not a payment to us. `amount_micro`: what came in all the same, where nobody can tell whose it is."""
 
     reason: InvalidReason
+    amount_micro: int = 0
 
 
 @dataclass(frozen=True, slots=True)

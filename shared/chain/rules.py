@@ -101,7 +101,7 @@ def _reading(given: Sequence[Valid]) -> Valid | Several | Invalid:
     if not given:
         return Invalid(InvalidReason.NO_TRANSFER)
     if len(given) > PAYERS_MAX:
-        return Invalid(InvalidReason.SEVERAL_PAYERS)
+        return Invalid(InvalidReason.SEVERAL_PAYERS, sum(paid.amount_micro for paid in given))
     return given[0] if len(given) == 1 else Several(tuple(given))
 
 
@@ -232,7 +232,7 @@ def judge_solana(
     if (
         len(payers) > 1 and sum(payers.values()) != received
     ):  # others were paid too: nobody can say who paid us
-        return Invalid(InvalidReason.SEVERAL_PAYERS)
+        return Invalid(InvalidReason.SEVERAL_PAYERS, received)
     if depth_for(received, depths).commitment == "finalized" and commitment != "finalized":
         return Unknown(UnknownReason.NOT_CONFIRMED)
     at_s, memos = int(answer["blockTime"]), list(_memos(message))

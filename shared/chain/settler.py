@@ -67,22 +67,32 @@ class EvmSettler:
         self._wallet = Account.from_key(gas_key)
         self.address: str = self._wallet.address.lower()
 
-    def refused(self, authorization: Authorization, quorum: int) -> InvalidReason | None:
+    def refused(
+        self, authorization: Authorization, quorum: int, under_way_micro: int = 0
+    ) -> InvalidReason | UnknownReason | None:
         """Why the chain would not take it now: signature, nonce, balance, and then the contract's own word.
 
-        As many nodes must say each alike: a refusal is told to its buyer as "no money has moved". AUTH_USED_OTHERWISE means
+        A balance that holds the amount, but not with it what other transfers of the payer will take, is UNKNOWN. As many
+        nodes must say each alike: a refusal is told to its buyer as "no money has moved". AUTH_USED_OTHERWISE means
         used or canceled: `outcome` tells by what. Raises ReadFailed.
         """
         if not self.signed_by_payer(authorization):
             return InvalidReason.AUTH_SIGNATURE
         if self.is_used(authorization, quorum):
             return InvalidReason.AUTH_USED_OTHERWISE
-        asked, needed = balance_calldata(authorization.payer), authorization.amount_micro
-        if not self._agreed(quorum, asked, lambda held: held is not None and int(held, 16) >= needed):
+        if not self._holds(authorization.payer, authorization.amount_micro, quorum):
             return InvalidReason.AUTH_BALANCE
+        promised = authorization.amount_micro + under_way_micro
+        if under_way_micro and not self._holds(authorization.payer, promised, quorum):
+            return UnknownReason.PAYER_BUSY
         if not self._agreed(quorum, transfer_calldata(authorization), lambda answer: answer is not None):
             return InvalidReason.AUTH_REVERTED
         return None
+
+    def _holds(self, payer: str, micro: int, quorum: int) -> bool:
+        """Whether a payer holds so much, as this many nodes say alike. Raises ReadFailed."""
+        asked = balance_calldata(payer)
+        return self._agreed(quorum, asked, lambda held: held is not None and int(held, 16) >= micro)
 
     def signed_by_payer(self, authorization: Authorization) -> bool:
         """Whether the payer's key signed exactly this."""

@@ -20,6 +20,7 @@ from shared.grading.model import Grade, Thresholds
 from shared.grading.offer import Classes, Looked, endpoint_of, exits_from, facts_of
 from shared.grading.rules import Listing, decide_listing, is_verified, stored_thresholds
 from shared.grading.shelf import Brake, Shelf
+from shared.grading.standing import is_revoked, settle_may_serve
 from shared.guard.model import Incident
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId, EndpointId
@@ -229,15 +230,20 @@ class _Run:
             for d in fresh
         ]
         self._compare(looked)
+        settle_may_serve(self._redis, ((one.device, one.may_serve) for one in looked))
         return looked
 
     def _decide(self, device: Device, owner: Owner, grade: Grade | None, presence: Presence | None) -> Looked:
         fleet, report = self._fleet, self.report
+        consented = has_consent(device, owner, self._terms)
+        revoked = is_revoked(device, owner, presence)
+        may_serve = consented and presence is not None and not revoked
         verdict = decide_listing(
             grade,
             wanted=wants_listing(device, owner),
             in_hours=is_open(owner.hours, fleet.now_ms),
-            consented=has_consent(device, owner, self._terms),
+            consented=consented,
+            revoked=revoked,
             online=device.kind is Kind.MODEM or presence is not None,
             now_ms=fleet.now_ms,
             thresholds=self._thresholds,
@@ -247,7 +253,7 @@ class _Run:
         unproven = device.proven_at_ms is None and report.proven < PROVEN_PER_RUN_MAX
         if unproven and is_verified(grade, self._thresholds):
             report.proven += prove_device(fleet.dynamo, fleet.table("devices"), device, fleet.now_ms)
-        return Looked(device, grade, presence, verdict)
+        return Looked(device, grade, presence, verdict, may_serve)
 
     def _compare(self, looked: Sequence[Looked]) -> None:
         """Find what differs between what was decided, the truth and Redis."""

@@ -52,6 +52,7 @@ class Looked:
     grade: Grade | None
     presence: Presence | None
     verdict: Listing
+    may_serve: bool = False
 
 
 def facts_of(looked: Looked) -> list[str]:

@@ -44,6 +44,7 @@ class Listing(StrEnum):
     OWNER_SAID_NO = "owner_said_no"
     OUTSIDE_HOURS = "outside_the_owners_hours"
     NO_CONSENT = "no_consent"
+    REVOKED = "tokens_revoked"
     QUARANTINED = "quarantined"
     LETS_DOWN = "lets_customers_down"
     OFFLINE = "offline"
@@ -62,7 +63,12 @@ class Listing(StrEnum):
 
 
 _UNWANTED: Final = frozenset(
-    {Listing.OWNER_SAID_NO.value, Listing.OUTSIDE_HOURS.value, Listing.NO_CONSENT.value}
+    {
+        Listing.OWNER_SAID_NO.value,
+        Listing.OUTSIDE_HOURS.value,
+        Listing.NO_CONSENT.value,
+        Listing.REVOKED.value,
+    }
 )
 
 
@@ -276,6 +282,7 @@ def decide_listing(
     online: bool,
     now_ms: int,
     in_hours: bool = True,
+    revoked: bool = False,
     thresholds: Thresholds = DEFAULTS,
 ) -> Listing:
     """Whether a device is on sale. The owner's wish comes first; a listed device stays until three failures, or until its
@@ -287,6 +294,8 @@ def decide_listing(
         return Listing.OUTSIDE_HOURS
     if not consented:
         return Listing.NO_CONSENT
+    if revoked:
+        return Listing.REVOKED
     if grade is None or grade.latest is None:
         return Listing.NOT_PROBED
     if grade.quarantined:

@@ -78,9 +78,12 @@ def pending_batches(table: str, limit: int) -> DynamoRequest[Page[FlushBatch]]:
 
 
 def batches_to_apply(
-    table: str, limit: int, start: Any = None
+    table: str, limit: int, start: Any = None, waiting_for: IpType | None = None
 ) -> DynamoRequest[Page[FlushBatch | SpoiledBatch]]:
-    """The same for whoever applies them: what cannot be a batch is told apart and keeps nobody from the others."""
+    """The same for whoever applies them: what cannot be a batch is told apart and keeps nobody from the others.
+
+    `waiting_for`: instead those that were put off until this class has a rate.
+    """
 
     def parse(row: Item) -> FlushBatch | SpoiledBatch:
         try:
@@ -92,8 +95,26 @@ def batches_to_apply(
             fault = f"{type(error).__name__} in what should be lines"
         return batch if fault is None else SpoiledBatch(row["pk"], row["sk"], fault)
 
-    keys = {":p": _PENDING}
+    keys = {":p": _PENDING if waiting_for is None else _waiting(waiting_for)}
     return query(table, "pending = :p", keys, parse=parse, limit=limit, start=start, index="pending")
+
+
+def _waiting(ip_type: str) -> str:
+    return f"rate#{ip_type}"
+
+
+def put_off(table: str, batch: FlushBatch, ip_type: str) -> DynamoRequest[object]:
+    """Let a batch wait for the rate of a class, out of the way of all others."""
+    pk, sk = _batch_key(batch.gateway_id, batch.sequence)
+    return update(
+        table,
+        pk,
+        sk,
+        "SET pending = :waiting",
+        {":waiting": _waiting(ip_type)},
+        parse=lambda row: row["pending"],
+        condition="attribute_exists(pending)",
+    )
 
 
 def set_aside(table: str, spoiled: SpoiledBatch) -> DynamoRequest[object]:

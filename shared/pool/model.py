@@ -50,6 +50,9 @@ class Presence:
     protocol: str = "binary-v1"
     relay_life: str = ""
     """Which life of its relay told of it: it counts while that relay's heartbeat says the same. Empty: no heartbeat."""
+    generation: int = 0
+    account_generation: int = 0
+    """Of the token it came with."""
 
 
 @dataclass(frozen=True, slots=True)

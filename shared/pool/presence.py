@@ -21,6 +21,7 @@ RELAY_ALIVE_TTL_MS: Final = 4_000
 """A relay that is lost takes its devices out of the pool within this time."""
 
 _PREFIX: Final = f"{{{Pool.PEER.value}}}:"
+_MAY_SERVE: Final = f"{_PREFIX}may_serve"
 _RENEW_PRESENCE: Final = Script.load("shared.pool", "renew_presence")
 _PUT_PRESENCE: Final = Script.load("shared.pool", "put_presence")
 _DROP_PRESENCE: Final = Script.load("shared.pool", "drop_presence")
@@ -100,6 +101,8 @@ def _arrival(arrival: Arrival) -> tuple[str | int, ...]:
         "isp", presence.isp,
         "connected_at_ms", presence.connected_at_ms,
         "relay_life", presence.relay_life,
+        "generation", arrival.generation,
+        "account_generation", arrival.account_generation,
     )  # fmt: skip
 
 
@@ -172,7 +175,24 @@ def _presence(device_id: DeviceId, row: Mapping[str, str]) -> Presence | None:
         isp=row["isp"],
         connected_at_ms=int(row["connected_at_ms"]),
         relay_life=row.get("relay_life", ""),
+        generation=int(row.get("generation", "0")),
+        account_generation=int(row.get("account_generation", "0")),
     )
+
+
+def may_serve(device_ids: Sequence[DeviceId]) -> RedisCall[list[bool]]:
+    """Whether these peers may serve their owners by pin, in their order: also while they are not on sale."""
+    return command("SMISMEMBER", _MAY_SERVE, *device_ids, parse=lambda a: [bool(may) for may in a])
+
+
+def put_may_serve(device_ids: Sequence[DeviceId]) -> RedisCall[None]:
+    """These may."""
+    return command("SADD", _MAY_SERVE, *device_ids, parse=ok)
+
+
+def drop_may_serve(device_ids: Sequence[DeviceId]) -> RedisCall[None]:
+    """These may not."""
+    return command("SREM", _MAY_SERVE, *device_ids, parse=ok)
 
 
 # Orders to relays

@@ -147,8 +147,9 @@ def payment_required(
             "if the answer says that the payment is not known yet, repeat it again; do not pay again",
             "safer: put quoteTag (never quoteSecret) into the transaction - on base the 32 bytes behind the calldata of "
             "transfer, on solana a memo, or the tag as a reference key - and send X-Quote-Secret: <quoteSecret> as well",
-            "safest: sign textToSign (EIP-191, EIP-712, ERC-1271, or signMessage on solana) with the paying wallet, its "
-            "first line to its last, and send the signature as X-Payment-Proof",
+            "safest: sign textToSign, its first line to its last, with <network> (base or solana) and <transaction hash> "
+            "filled in, by the paying wallet (EIP-191, EIP-712, ERC-1271, or signMessage on solana), and send the "
+            "signature as X-Payment-Proof",
             *(["or let any x402 client sign a transfer (scheme exact): it needs no gas"] if signed else []),
         ],
         "trafficUnit": traffic_unit(),

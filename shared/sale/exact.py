@@ -4,6 +4,7 @@ Nothing is sent before it was stored, so a crash at any step is gone on from by 
 gets a transfer to the chain, it pays us: the contract's log decides, not our receipt. See decision 0011.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from shared.chain.model import (
 )
 from shared.chain.rules import deepest
 from shared.chain.settler import LOG_RANGE_BLOCKS, SignedTransfer
-from shared.runtime.dynamo import RunsDynamo, transact
+from shared.runtime.dynamo import Contended, RunsDynamo, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
 from shared.sale.model import Proof
@@ -35,6 +36,8 @@ POLL_S: Final = 0.15
 UNSTICK_AFTER_S: Final = 3.0
 EXPIRED_FOR_S: Final = 120
 NONCE_TRIES_MAX: Final = 8
+RESERVE_TRIES_MAX: Final = 8
+"""Tries to take a transfer on while others of the same payer are taken on; then its buyer asks again."""
 
 
 class Settles(Protocol):
@@ -42,7 +45,9 @@ class Settles(Protocol):
 
     address: str
 
-    def refused(self, authorization: Authorization, quorum: int) -> InvalidReason | None: ...
+    def refused(
+        self, authorization: Authorization, quorum: int, under_way_micro: int = 0
+    ) -> InvalidReason | UnknownReason | None: ...
 
     def height(self) -> int: ...
 
@@ -100,11 +105,15 @@ class ExactRail:
 
     def _settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
         transfer = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
-        if transfer is None:
+        for _ in range(RESERVE_TRIES_MAX):
+            if transfer is not None:
+                break
             taken = self._take_on(authorization, owed, depths)
             if isinstance(taken, Settled):
                 return taken
             transfer = taken
+        if transfer is None:
+            return Settled(Unknown(UnknownReason.PAYER_BUSY), False)
         first_hand = transfer.requester == owed.requester and transfer.subject == owed.order.subject
         if transfer.authorization != authorization:
             return Settled(Invalid(InvalidReason.AUTH_USED_OTHERWISE), False)
@@ -114,38 +123,49 @@ class ExactRail:
 
     def _take_on(
         self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]
-    ) -> Transfer | Settled:
-        """Check everything, then reserve. A transfer that is in the chain already is judged, not sent."""
+    ) -> Transfer | Settled | None:
+        """Check everything, then reserve. A transfer that is in the chain already is judged, not sent.
+
+        None when another one of its payer was taken on in the same moment: look at the balance again.
+        """
         settler, now = self.settler(), self.now_ms()
         fault = terms_fault(
             authorization, recipients=self.recipients(), due_micro=owed.order.due_micro, now_s=now // 1000
         )
         if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
             return Settled(Invalid(fault), False)
-        refused = settler.refused(authorization, deepest(depths))
+        under_way = self.dynamo.run(rows.under_way(self.table, authorization.payer))
+        refused = settler.refused(authorization, deepest(depths), under_way or 0)
         height = settler.height()
         if refused is InvalidReason.AUTH_USED_OTHERWISE:
             return Settled(settler.outcome(authorization, "", height - LOG_RANGE_BLOCKS, depths), False)
-        if fault is not None or refused is not None:
-            return Settled(Invalid(fault or refused or InvalidReason.AUTH_TERMS), False)
-        if not self.is_open():
-            return Settled(Unknown(UnknownReason.RAIL_CLOSED), False)
-        lease = now + rows.LEASE_MS
+        if fault is not None:
+            return Settled(Invalid(fault), False)
+        if isinstance(refused, InvalidReason):
+            return Settled(Invalid(refused), False)
+        if refused is not None or not self.is_open():
+            return Settled(Unknown(refused or UnknownReason.RAIL_CLOSED), False)
+        return self._reserve(authorization, owed, height, under_way)
+
+    def _reserve(
+        self, authorization: Authorization, owed: Owed, height: int, under_way: int | None
+    ) -> Transfer | None:
+        """Take it on, unless another transfer of its payer was taken on since their sum was read."""
+        now = self.now_ms()
+        lease, subject = now + rows.LEASE_MS, owed.order.subject
         transfer = Transfer(
-            authorization, owed.requester, owed.order.subject, Stage.RESERVED, now, lease, height
+            authorization, owed.requester, subject, Stage.RESERVED, now, lease, height, counted=True
         )
-        kept = rows.reserve_item(self.table, transfer)
-        if (
-            self.dynamo.run(
-                transact(
-                    [kept, owe_item(self.table, replace(owed, order=replace(owed.order, proof=Proof.EXACT)))]
-                )
-            )
-            is None
-        ):
-            return self._sign(transfer)
-        found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
-        return found or Settled(Unknown(UnknownReason.NOT_SETTLED), False)
+        owing = replace(owed, order=replace(owed.order, proof=Proof.EXACT))
+        items = [
+            rows.reserve_item(self.table, transfer),
+            rows.count_item(self.table, transfer, under_way),
+            owe_item(self.table, owing),
+        ]
+        with contextlib.suppress(Contended):
+            if self.dynamo.run(transact(items)) is None:
+                return self._sign(transfer)
+        return self.dynamo.run(rows.get_transfer(self.table, authorization.key))
 
     def finish(self, transfer: Transfer, depths: Sequence[Depth], wait_s: float) -> Verdict:
         """Send what is stored and wait for the chain. Raises ReadFailed."""
@@ -176,6 +196,8 @@ class ExactRail:
             key = transfer.authorization.key
             self.dynamo.run(rows.fail(self.table, key, verdict.reason))
             self.dynamo.run(forget(self.table, Network.BASE, key))
+        if transfer.counted:
+            self.dynamo.run(rows.uncount(self.table, transfer))
         return verdict
 
     def _given_up(self, transfer: Transfer, verdict: Verdict, depths: Sequence[Depth]) -> Verdict:

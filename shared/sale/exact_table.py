@@ -23,6 +23,8 @@ from shared.runtime.dynamo import (
 )
 
 LEASE_MS: Final = 5_000
+UNDER_WAY_KEPT_S: Final = 7 * 86_400
+"""How long a payer's sum is kept after their last transfer was taken on: what is under way longer is forgotten."""
 
 
 class Stage(StrEnum):
@@ -49,10 +51,16 @@ class Transfer:
     gas_nonce: int = -1
     fee_wei: int = 0
     reason: str = ""
+    counted: bool = False
+    """Whether its amount stands in what its payer has under way."""
 
 
 def _pk(key: str) -> str:
     return f"settle#base#{key}"
+
+
+def _payer_pk(payer: str) -> str:
+    return f"payer#base#{payer}"
 
 
 def _read(row: Item) -> Transfer:
@@ -71,6 +79,51 @@ def reserve_item(table: str, transfer: Transfer) -> TransactItem:
     authorization = {k: str(v) for k, v in asdict(transfer.authorization).items()}
     row = {**asdict(transfer), "authorization": authorization, "stage": transfer.stage.value}
     return transact_put(table, {**row, "pk": _pk(transfer.authorization.key), "sk": "-"})
+
+
+def under_way(table: str, payer: str) -> DynamoRequest[int | None]:
+    """Micro-USDC of a payer's transfers that were taken on and are not final; None before the first one."""
+    return get_item(table, _payer_pk(payer), parse=lambda row: int(row["under_way_micro"]))
+
+
+def count_item(table: str, transfer: Transfer, before: int | None) -> TransactItem:
+    """Add a transfer to what its payer has under way; fails when that is not what was read `before` any more."""
+    found = transfer.authorization
+    return transact_update(
+        table,
+        _payer_pk(found.payer),
+        "-",
+        "SET under_way_micro = :after, #ttl = :ttl",
+        {
+            ":after": (before or 0) + found.amount_micro,
+            ":ttl": transfer.reserved_at_ms // 1000 + UNDER_WAY_KEPT_S,
+        }
+        | ({} if before is None else {":before": before}),
+        condition="attribute_not_exists(pk)" if before is None else "under_way_micro = :before",
+        names={"#ttl": "ttl"},
+    )
+
+
+def uncount(table: str, transfer: Transfer) -> DynamoRequest[Conflict | None]:
+    """A transfer is final: its payer has it under way no more. Once, whoever comes first."""
+    found = transfer.authorization
+    once = transact_update(
+        table,
+        _pk(found.key),
+        "-",
+        "SET counted = :no",
+        {":no": False, ":yes": True},
+        condition="counted = :yes",
+    )
+    less = transact_update(
+        table,
+        _payer_pk(found.payer),
+        "-",
+        "ADD under_way_micro :less",
+        {":less": -found.amount_micro},
+        condition="attribute_exists(pk)",
+    )
+    return transact([once, less])
 
 
 def get_transfer(table: str, key: str) -> DynamoRequest[Transfer | None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.access import table as access
+from shared.access.idempotency import once_item
 from shared.access.model import Pak, Quality
 from shared.access.prepaid import credit_items
 from shared.access.secrets import Seals, new_pak_secret, new_session_token, token_hash
@@ -285,9 +286,13 @@ class Mint:
         self.tell(changed)
         return changed
 
-    def change(self, pak: Pak, action: str, fields: dict[str, object], **facts: int | None) -> Pak | None:
-        """Change a key of a session, on record; None when it was deleted meanwhile."""
+    def change(
+        self, pak: Pak, action: str, fields: dict[str, object], once: str = "", **facts: int | None
+    ) -> Pak | None:
+        """Change a key of a session, on record; None when it was deleted, or what `once` names was done before."""
         items = [access.set_item(self.table("access"), pak.pak_id, fields, self.now_ms())]
+        if once:
+            items.append(once_item(self.table("access"), once, self.now_ms()))
         event = AuditEvent(
             f"pak#{pak.pak_id}", action, "x402", self.now_ms(), auth_method="session", metadata=facts
         )

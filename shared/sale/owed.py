@@ -19,7 +19,7 @@ from shared.sale import exact_table
 from shared.sale import owed_table as rows
 from shared.sale.minting import Refunded
 from shared.sale.model import Order, Payment, Prices
-from shared.sale.owed_table import Owed, Refund
+from shared.sale.owed_table import Owed, Refund, Unreadable
 from shared.sale.service import Counter
 from shared.sale.verifying import is_too_many, too_many_refund
 
@@ -68,7 +68,7 @@ class OwedRun:
     def run(self) -> Report:
         """Look at what is late, each once, until the time is up; the rest is `left` to the next run."""
         began, report = self.now_ms(), Report()
-        waiting = self._waiting()
+        waiting = self._waiting(report)
         if len(waiting) < LISTED_MAX:
             self._close_settled({incident_name(owed.network, owed.key) for owed in waiting})
         late = [owed for owed in waiting if began - owed.seen_at_ms >= LATE_MS]
@@ -91,15 +91,26 @@ class OwedRun:
             if refund is None or refund.state != rows.OPEN:
                 self._run(close_incident(self.guard_table, incident.name, self.now_ms()))
 
-    def _waiting(self) -> list[Owed]:
+    def _waiting(self, report: Report) -> list[Owed]:
         found, start = list[Owed](), None
         while len(found) < LISTED_MAX:
             page = self._run(rows.all_owed(self._table, PAGE, start))
-            found += page.rows
+            found += [row for row in page.rows if isinstance(row, Owed)]
+            for row in page.rows:
+                if isinstance(row, Unreadable):
+                    self._unreadable(row, report)
             start = page.next_key
             if start is None:
                 break
         return found
+
+    def _unreadable(self, row: Unreadable, report: Report) -> None:
+        """A human looks at it; the versions that can read it serve it."""
+        report.failures.append(f"unreadable: {row.fault}")
+        log.error("an owed purchase cannot be read", extra={"payment": row.where, "error": row.fault})
+        words = f"the owed purchase {row.where} cannot be read ({row.fault}): was an update rolled back?"
+        incident = Incident(f"owed-unreadable#{row.where}", "owed_unreadable", words, self.now_ms())
+        self._run(open_incident(self.guard_table, incident))
 
     @property
     def _table(self) -> str:

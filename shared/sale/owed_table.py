@@ -5,7 +5,7 @@ payment is either served or refunded: minting deletes its refund row, which succ
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from shared.kernel.ids import Country, PakId
@@ -62,6 +62,19 @@ class Refund:
     decided: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row of this list that another version wrote, or nobody of ours: a human looks at it, and it stops no other."""
+
+    where: str
+    fault: str
+
+
+def _known(kind: type, row: Item) -> dict[str, Any]:
+    """What this version knows of a row: one that is newer may have put more into it."""
+    return {f.name: row[f.name] for f in fields(kind) if f.name in row}
+
+
 def _sk(network: str, payment_key: str) -> str:
     return f"{network}#{payment_key}"
 
@@ -78,10 +91,10 @@ def _read_order(row: Item) -> Order:
     if terms is not None:
         country = terms.get("country")
         optional = {"country": Country(country) if country else None, "session_id": terms.get("session_id")}
-        terms = Terms(**{**terms, **optional})
+        terms = Terms(**{**_known(Terms, terms), **optional})
     pak_id = row.get("pak_id")
     fixed = {"product": Product(row["product"]), "terms": terms, "pak_id": PakId(pak_id) if pak_id else None}
-    return Order(**{**row, **fixed, "proof": Proof(row["proof"])})
+    return Order(**{**_known(Order, row), **fixed, "proof": Proof(row["proof"])})
 
 
 def _owed_row(owed: Owed) -> dict[str, Any]:
@@ -150,12 +163,14 @@ def tried(table: str, owed: Owed) -> DynamoRequest[object]:
     )
 
 
-def all_owed(table: str, limit: int, start: Any = None) -> DynamoRequest[Page[Owed]]:
+def all_owed(table: str, limit: int, start: Any = None) -> DynamoRequest[Page[Owed | Unreadable]]:
     """What waits to be served."""
 
-    def parse(row: Item) -> Owed:
-        fields = {k: v for k, v in row.items() if k not in {"pk", "sk"}}
-        return Owed(**{**fields, "order": _read_order(row["order"])})
+    def parse(row: Item) -> Owed | Unreadable:
+        try:
+            return Owed(**{**_known(Owed, row), "order": _read_order(row["order"])})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return Unreadable(str(row["sk"]), type(error).__name__)
 
     return query(table, "pk = :pk", {":pk": _OWED}, parse=parse, limit=limit, start=start)
 
@@ -188,7 +203,7 @@ def get_refund(table: str, network: str, payment_key: str) -> DynamoRequest[Refu
 
 
 def _read_refund(row: Item) -> Refund:
-    return Refund(**{k: v for k, v in row.items() if k not in {"pk", "sk"}})
+    return Refund(**_known(Refund, row))
 
 
 def give_up(table: str, owed: Owed, found: Refund) -> DynamoRequest[Conflict | None]:

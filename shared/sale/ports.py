@@ -4,8 +4,8 @@ The row is the truth and is written by the transaction that mints the key; what 
 can be written again from the row at any time. Source: the v1 contract of `/v1/x402/proxy`; decision 0012.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -35,6 +35,9 @@ REPLACEMENTS_MAX: Final = 3
 PAGE: Final = 100
 EXTENDABLE_MS: Final = 7 * 86_400_000
 """How long after its end a port stays in the list: its holder may still add time."""
+RUN_EVERY_MS: Final = 60_000
+_FIRSTS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""What comes after the "l" of a lease: a run begins at another one of them than the run before."""
 _LISTED: Final = "ports"
 PRIVATE: Final = "private"
 
@@ -75,6 +78,14 @@ class PortLease:
         return PortWish(Pool.MBL, self.country, self.carrier, self.city, self.tier == PRIVATE)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldAgain:
+    """Holds that were put back, and what went wrong with others."""
+
+    put_back: int
+    faults: tuple[str, ...] = ()
+
+
 def lease_items(table: str, lease: PortLease) -> list[TransactItem]:
     """A new port, for the transaction that mints its key; also in the list that lost holds are put back from."""
     return [
@@ -112,8 +123,10 @@ def place_lease(table: str, lease: PortLease, endpoint_id: EndpointId) -> Dynamo
 
 
 def _read(row: Item) -> PortLease:
-    fields = {"country": None, **row}
-    return PortLease(**{k: v for k, v in fields.items() if k not in {"pk", "sk"}})
+    known: dict[str, Any] = {"country": None} | {
+        f.name: row[f.name] for f in fields(PortLease) if f.name in row
+    }
+    return PortLease(**known)
 
 
 def get_lease(table: str, lease_id: str) -> DynamoRequest[PortLease | None]:
@@ -211,19 +224,33 @@ class Ports:
             first=lease.endpoint_id,
         )
 
-    def hold_again(self) -> int:
-        """Put back the holds that the live network lost, each on its own device unless that was sold meanwhile; how many.
+    def hold_again(self, for_ms: int) -> HeldAgain:
+        """Put back the holds that the live network lost, each on its own device unless that was sold meanwhile.
 
-        A port whose device is not on sale fails closed until it is, or until its holder replaces it. Raises
-        StoreUnavailable.
+        A port whose device is not on sale fails closed until it is, or until its holder replaces it. After `for_ms` the
+        rest is left to the next run, which begins elsewhere in the list. No port holds up another. Raises StoreUnavailable.
         """
-        put_back, start = 0, None
+        until_ms, put_back, faults = self.now_ms() + for_ms, 0, list[str]()
+        for lease_id in self._listed(_FIRSTS[self.now_ms() // RUN_EVERY_MS % len(_FIRSTS)]):
+            if self.now_ms() >= until_ms:
+                return HeldAgain(put_back, (*faults, "ports: some are left to the next run"))
+            try:
+                put_back += self._hold_again(lease_id)
+            except Exception as error:  # noqa: BLE001 - a fault of one port, whatever it is, is counted and told
+                faults.append(f"port: {type(error).__name__}")
+        return HeldAgain(put_back, tuple(faults))
+
+    def _listed(self, first: str) -> Iterator[str]:
+        """All ports, those from a letter on before the others."""
+        passed, start = list[str](), None
         while True:
             page = self.dynamo.run(listed_leases(self.table, PAGE, start))
-            put_back += sum(self._hold_again(lease_id) for lease_id in page.rows)
+            passed += [lease_id for lease_id in page.rows if lease_id[1:2] < first]
+            yield from (lease_id for lease_id in page.rows if lease_id[1:2] >= first)
             start = page.next_key
             if start is None:
-                return put_back
+                break
+        yield from passed
 
     def _hold_again(self, lease_id: str) -> bool:
         lease = self.find(lease_id)

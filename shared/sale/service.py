@@ -231,8 +231,13 @@ class Counter(Verifier):
             self._disputed(served)
         return Refused(Problem.OTHER_PRODUCT, "this payment was used for another purchase")
 
-    def extend(self, pak: Pak, seconds: int, prices: Prices, since_ms: int | None = None) -> Pak:
-        """More time, which is free, up to the catalogue's longest duration from now, or from `since_ms` on."""
+    def extend(
+        self, pak: Pak, seconds: int, prices: Prices, since_ms: int | None = None, once: str = ""
+    ) -> Pak:
+        """More time, which is free, up to the catalogue's longest duration from now, or from `since_ms` on.
+
+        `once` names the payment that the time comes with: its repeat adds nothing, and adds what its first try could not.
+        """
         now = self.now_ms()
         latest = (now if since_ms is None else since_ms) + prices.duration_max_s * 1000
         ends = pak.expires_at_ms or 0
@@ -240,7 +245,7 @@ class Counter(Verifier):
         fields = dict[str, object](expires_at_ms=expires)
         if pak.disabled_reason is DisabledReason.EXPIRED and expires > now:
             fields |= {"enabled": True, "disabled_reason": None}
-        return self.mint.change(pak, "topup", fields, addedSeconds=seconds, expiresAt=expires) or pak
+        return self.mint.change(pak, "topup", fields, once, addedSeconds=seconds, expiresAt=expires) or pak
 
     def regenerate(self, session: Session, pak: Pak, token: str) -> Bought | None:
         """Another secret under the same username; None when somebody else did so in the same moment."""

@@ -69,6 +69,9 @@ SHARES_UNKNOWN: Final = "several"
 TOO_MANY_PAYERS: Final = (
     "whose part of this transaction is whose cannot be told; it is kept for a human to give back"
 )
+TOO_LITTLE_TO_SHARE: Final = (
+    "whose part of this transaction is whose cannot be told, and it holds less than is ever given back"
+)
 TOO_MANY_PARTS: Final = (
     "its payer used too many signed transfers in this transaction; it is kept for a human to give back"
 )
@@ -299,8 +302,10 @@ class Verifier:
             return Refused(Problem.PAYMENT_UNKNOWN, reading.reason.value)
         if reading.reason is not InvalidReason.SEVERAL_PAYERS:
             return Refused(Problem.PAYMENT_INVALID, reading.reason.value)
+        if reading.amount_micro < REFUND_MIN_MICRO:
+            return Refused(Problem.SHARES_UNKNOWN, TOO_LITTLE_TO_SHARE)
         words, key = reading.reason.value, f"{owed.tx_hash}#{SHARES_UNKNOWN}"
-        kept = Refund(owed.network, key, owed.tx_hash, "", 0, words, self.now_ms())
+        kept = Refund(owed.network, key, owed.tx_hash, "", reading.amount_micro, words, self.now_ms())
         self.mint.dynamo.run(owed_table.refund(self.mint.table("sales"), kept))
         return Refused(Problem.SHARES_UNKNOWN, f"{TOO_MANY_PAYERS}; do not pay again")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.access.table import add_used_item
+from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, DeviceId, PakId
 from shared.kernel.money import whole_micro
 from shared.ledger import table as ledger
@@ -57,17 +58,38 @@ class RollUpReport:
 def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
     """Apply every pending batch. Safe to run twice, late or beside itself.
 
-    A batch with bytes of a class that has no rate moves nothing and stays pending until the rate is set.
+    A batch with bytes of a class that has no rate moves nothing, and is put off until the rate is set.
     """
-    report, start = RollUpReport(), None
+    report = RollUpReport()
+    for ip_type in IpType:
+        if not dynamo.run(usage.batches_to_apply(tables.usage, 1, waiting_for=ip_type)).rows:
+            continue
+        if isinstance(rates.get(ip_type.value), int):
+            _apply_all(dynamo, tables, rates, now_ms, report, ip_type)
+        else:
+            report.unrated += 1
+            report.rates_missing.add(ip_type.value)
+    _apply_all(dynamo, tables, rates, now_ms, report, None)
+    return report
+
+
+def _apply_all(
+    dynamo: RunsDynamo,
+    tables: Tables,
+    rates: Mapping[str, Any],
+    now_ms: int,
+    report: RollUpReport,
+    waiting_for: IpType | None,
+) -> None:
+    start: Any = None
     seen: set[tuple[str, int | str]] = set()
     while len(seen) < BATCHES_PER_RUN_MAX:
-        page = dynamo.run(usage.batches_to_apply(tables.usage, BATCHES_PER_PAGE, start))
+        page = dynamo.run(usage.batches_to_apply(tables.usage, BATCHES_PER_PAGE, start, waiting_for))
         fresh = [batch for batch in page.rows if _name(batch) not in seen]
         if not fresh:  # whatever stands here stays: look behind it
             start = page.next_key
             if start is None:
-                return report
+                return
         for batch in fresh:
             seen.add(_name(batch))
             if isinstance(batch, SpoiledBatch):
@@ -77,6 +99,7 @@ def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms
             try:
                 _apply(dynamo, tables, batch, rates, now_ms, report)
             except RateMissing as missing:
+                dynamo.run(usage.put_off(tables.usage, batch, str(missing)))
                 report.unrated += 1
                 report.rates_missing.add(str(missing))
             except (
@@ -85,7 +108,6 @@ def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms
                 report.deferred += 1
                 if report.deferred > DEFERRED_MAX:
                     raise
-    return report
 
 
 def _name(batch: FlushBatch | SpoiledBatch) -> tuple[str, int | str]:
@@ -130,8 +152,13 @@ def _used_items(
 def _prove_served(
     dynamo: RunsDynamo, table: str, batch: FlushBatch, now_ms: int, report: RollUpReport
 ) -> None:
-    """Devices that served their first byte leave their account's unproven count."""
-    for device_id in {line.key.device_id for line in batch.lines if line.total_bytes} - report.served:
+    """Devices that served a first byte to others leave their account's unproven count: an owner's own proves nothing."""
+    served = {
+        line.key.device_id
+        for line in batch.lines
+        if line.total_bytes and line.key.account_id != line.key.supplier_id
+    }
+    for device_id in served - report.served:
         report.served.add(device_id)
         device = dynamo.run(get_device(table, device_id))
         if device is not None and device.proven_at_ms is None:

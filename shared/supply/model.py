@@ -53,7 +53,8 @@ class Family:
     """The chain of refresh tokens that one registration began: the hash of its newest one. One machine has one chain.
 
     `owned`: whoever began it showed that the device is theirs, by the account's key or by being the first of its name.
-    `previous_hash`: of the token that the newest one was first given for, and `spent_at_ms` when that was.
+    `previous_hash`: of the token that the newest one was first given for, and `spent_at_ms` when that was. `apart`: tokens
+    that its relays see decide nothing; it asks for others when its owner does.
     """
 
     refresh_hash: str
@@ -63,6 +64,7 @@ class Family:
     owned: bool
     previous_hash: str = ""
     spent_at_ms: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Device:
 
     `shard` is where it is counted, `proven_at_ms` when it first served or was verified. `claimed_country` is what it says
     where its address says otherwise. `twins_at_ms`: two machines were seen using this one identity. `released_at_ms`: its
-    place in the counts was given back, because it was withdrawn and never served.
+    place in the counts was given back, because it was withdrawn and never served. `begun_with`: hash of what named its
+    first registration, where no API key showed whose it is.
     """
 
     device_id: DeviceId
@@ -102,6 +105,7 @@ class Device:
     pending_wallet: PendingWallet | None = None
     requested_micro: int = 0
     claimed_country: str = ""
+    begun_with: str = ""
     twins_at_ms: int | None = None
     modem: Modem | None = None
     families: Mapping[str, Family] = field(default_factory=dict)

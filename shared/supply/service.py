@@ -4,6 +4,7 @@ Each registration begins a family of refresh tokens. A spent token of a family t
 token of the device: somebody copied it. Two machines with one identity have a family each; that is seen and told.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -41,6 +42,8 @@ CREATE_ATTEMPTS_MAX: Final = 8
 REFRESH_ATTEMPTS_MAX: Final = 8
 FAMILY_ID_BYTES: Final = 8
 REFRESH_SECRET_BYTES: Final = 24
+FIRST_ANSWER_LOST_MAX_MS: Final = 86_400_000
+"""So long whoever began a device without an API key may ask for the first answer again."""
 EVENT_ATTEMPTS: Final = 2
 """One for a stream that is new, one for that of a device which was forgotten and comes back."""
 
@@ -62,8 +65,10 @@ class EnrolFault(StrEnum):
 class Arrival:
     """Who registers, from where, and what they say. The address alone decides country, class and relay.
 
-    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `event` is written in the
-    same transaction, in the stream of the device that this turns out to be.
+    `proven`: they showed the account's API key. A wallet is public: knowing one proves nothing. `attempt` is the device's
+    own name for this registration, a secret: whoever began is known by it when the answer was lost. `event` is written in
+    the same transaction, in the stream of the device that this turns out to be. `apart`: it asks for tokens of its own when
+    its owner decides something, so those that its relays see shall decide nothing.
     """
 
     account_id: AccountId
@@ -77,6 +82,8 @@ class Arrival:
     claimed_consent_ms: int = 0
     wallet: str | None = None
     claimed_country: str = ""
+    attempt: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +145,7 @@ class Enrolment:
     def _create(self, arrival: Arrival, owner: Owner) -> Enrolled | EnrolFault | None:
         """A new device; None when its name or its id is taken, perhaps by another machine in this moment."""
         now = self.now_ms()
-        family_id, refresh, family = self._family(owner, now, owned=True)
+        family_id, refresh, family = self._family(owner, now, owned=True, apart=arrival.apart)
         origin = self.origin(arrival.address)
         device = Device(
             device_id=arrival.device_id,
@@ -154,6 +161,7 @@ class Enrolment:
             consent=arrival.consent,
             wallet=arrival.wallet,
             claimed_country=claimed_country(arrival.claimed_country, origin),
+            begun_with="" if arrival.proven else _begun_with(arrival),
             families={family_id: family},
         )
         fault = self._put_new(device, arrival)
@@ -208,9 +216,11 @@ class Enrolment:
         if fault is not None:
             return fault
         now = self.now_ms()
-        family_id, refresh, family = self._family(owner, now, owned=arrival.proven)
+        repeats = bool(found.begun_with) and found.begun_with == _begun_with(arrival)
+        owned = arrival.proven or (repeats and now - found.created_at_ms <= FIRST_ANSWER_LOST_MAX_MS)
+        family_id, refresh, family = self._family(owner, now, owned=owned, apart=arrival.apart)
         fields = self._seen_at(arrival.address, arrival.claimed_country or found.claimed_country)
-        given, receipt = arrival.consent if arrival.proven else None, None
+        given, receipt = arrival.consent if owned else None, None
         if given is not None and (
             found.consent is None or found.consent.terms_version != given.terms_version
         ):
@@ -225,7 +235,7 @@ class Enrolment:
         changed = run_audited(self.dynamo, self.table("audit"), event, write, kept)
         if changed is None:
             return None
-        return self._enrolled(changed, owner, family, refresh, created=False)
+        return self._enrolled(changed, owner, family, refresh)
 
     def _count_again(self, found: Device) -> EnrolFault | None:
         """A device whose place was released comes back within the caps; another machine may be first, which is as good."""
@@ -235,11 +245,11 @@ class Enrolment:
         fault = self._counted(found, lambda placed: self.dynamo.run(devices.count_again(table, placed)))
         return None if fault is EnrolFault.NAME_TAKEN else fault
 
-    def _family(self, owner: Owner, now: int, *, owned: bool) -> tuple[str, str, Family]:
+    def _family(self, owner: Owner, now: int, *, owned: bool, apart: bool) -> tuple[str, str, Family]:
         """(id, first refresh token, row) of a new family."""
         family_id = new_id(FAMILY_ID_BYTES)
         refresh = f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
-        return family_id, refresh, Family(token_hash(refresh), now, now, owner.generation, owned)
+        return family_id, refresh, Family(token_hash(refresh), now, now, owner.generation, owned, apart=apart)
 
     def _seen_at(self, address: str, claimed: str) -> dict[str, Any]:
         """Fields that follow from the address a device calls from."""
@@ -252,19 +262,38 @@ class Enrolment:
         }
 
     def _enrolled(
-        self, device: Device, owner: Owner, family: Family, refresh: str, *, created: bool
+        self,
+        device: Device,
+        owner: Owner,
+        family: Family,
+        refresh: str,
+        *,
+        created: bool = False,
+        for_owner: bool = False,
     ) -> Enrolled:
         regions = self.regions()
         relays = tuple(region.url for region in regions)
         relay = assign_region(device.origin.country, regions).url
         claims = tokens.Claims(
-            device.device_id, device.account_id, device.generation, owner.generation, family.owned, relays
+            device_id=device.device_id,
+            account_id=device.account_id,
+            generation=device.generation,
+            account_generation=owner.generation,
+            owned=family.owned,
+            decides=for_owner or not family.apart,
+            relays=relays,
         )
-        token = tokens.issue(claims, self.private_key, self.now_ms() // 1000)
+        audience = tokens.OWNER_AUDIENCE if for_owner else tokens.AUDIENCE
+        token = tokens.issue(claims, self.private_key, self.now_ms() // 1000, audience)
         return Enrolled(device, owner, token, refresh, relay, relays, created)
 
-    def refresh(self, device_id: DeviceId, refresh_token: str, address: str) -> Enrolled | EnrolFault:
-        """The next token and refresh token; for a lost answer another one. A token that was copied ends its family."""
+    def refresh(
+        self, device_id: DeviceId, refresh_token: str, address: str, *, for_owner: bool = False
+    ) -> Enrolled | EnrolFault:
+        """The next token and refresh token; for a lost answer another one. A token that was copied ends its family.
+
+        `for_owner`: a token that only the API takes, and that decides what an owner's does.
+        """
         table, family_id = self.table("devices"), refresh_token.partition(".")[0]
         fresh = f"{family_id}.{new_id(REFRESH_SECRET_BYTES)}"
         for _ in range(
@@ -276,7 +305,7 @@ class Enrolment:
             owner = self.dynamo.run(owners.get_owner(table, device.account_id))
             held, now = device.families[family_id], self.now_ms()
             if held.refresh_hash == token_hash(fresh):  # written, and the store's answer was lost
-                return self._enrolled(device, owner, held, fresh, created=False)
+                return self._enrolled(device, owner, held, fresh, for_owner=for_owner)
             renewed = rotated(held, token_hash(refresh_token), token_hash(fresh), now)
             if renewed is None:
                 return self._reused(device_id, family_id)
@@ -290,11 +319,13 @@ class Enrolment:
             request = devices.rotate_refresh(table, device_id, family_id, renewed, held.refresh_hash, fields)
             changed = self.dynamo.run(request)
             if changed is not None:
-                return self._enrolled(changed, owner, renewed, fresh, created=False)
+                return self._enrolled(changed, owner, renewed, fresh, for_owner=for_owner)
         raise Contended("devices: contended")
 
     def _reused(self, device_id: DeviceId, family_id: str) -> EnrolFault:
-        self.tell(self.dynamo.run(devices.end_family(self.table("devices"), device_id, family_id)))
+        ended = self.dynamo.run(devices.end_family(self.table("devices"), device_id, family_id))
+        with contextlib.suppress(StoreUnavailable):  # the listing run takes it off sale
+            self.tell(ended)
         return EnrolFault.REFRESH_REUSED
 
     def add_modem(
@@ -346,14 +377,16 @@ class Enrolment:
         return account_id, self.dynamo.run(access.put_account(self.table("access"), account))
 
     def tell(self, revoked: Device | None) -> None:
-        """Make relays close the sockets of a device whose tokens ended. Without Redis they go on until they expire."""
-        if revoked is None:
-            return
-        try:
+        """Make relays close the sockets of a device whose tokens ended. Raises StoreUnavailable: its sockets stand then,
+        and serve nobody from the next listing run on.
+        """
+        if revoked is not None:
             for call in revoke_device(revoked.device_id, revoked.generation):
                 self.redis.run(call)
-        except StoreUnavailable:
-            return
+
+
+def _begun_with(arrival: Arrival) -> str:
+    return token_hash(f"attempt:{arrival.attempt}") if arrival.attempt else ""
 
 
 def _event(arrival: Arrival, device_id: DeviceId) -> AuditEvent:

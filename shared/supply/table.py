@@ -60,6 +60,8 @@ def family_row(family: Family) -> dict[str, Any]:
         "agen": family.account_generation,
         "owned": family.owned,
     }
+    if family.apart:
+        row["apart"] = True
     if family.previous_hash:
         row |= {"was": family.previous_hash, "spent_ms": family.spent_at_ms}
     return row
@@ -86,6 +88,7 @@ def _row(device: Device) -> dict[str, Any]:
         "pending_wallet": {"wallet": pending.wallet, "from_ms": pending.from_ms} if pending else None,
         "requested_micro": device.requested_micro,
         "claimed_country": device.claimed_country,
+        "begun_with": device.begun_with or None,
         "twins_ms": device.twins_at_ms,
         "withdrawn_ms": device.withdrawn_at_ms,
         "released_ms": device.released_at_ms,
@@ -119,6 +122,7 @@ def read_device(row: Item) -> Device:
         pending_wallet=PendingWallet(pending["wallet"], pending["from_ms"]) if pending else None,
         requested_micro=row["requested_micro"],
         claimed_country=row["claimed_country"],
+        begun_with=row.get("begun_with") or "",
         twins_at_ms=row.get("twins_ms"),
         modem=Modem(modem["host"], modem["port"], modem["credentials_sealed"]) if modem else None,
         families={name: _read_family(family) for name, family in row["families"].items()},
@@ -127,7 +131,15 @@ def read_device(row: Item) -> Device:
 
 def _read_family(row: Item) -> Family:
     previous = row.get("was", ""), row.get("spent_ms", 0)
-    return Family(row["hash"], row["begun_ms"], row["used_ms"], row["agen"], row["owned"], *previous)
+    return Family(
+        row["hash"],
+        row["begun_ms"],
+        row["used_ms"],
+        row["agen"],
+        row["owned"],
+        *previous,
+        row.get("apart", False),
+    )
 
 
 def find_name(table: str, account_id: AccountId, name: str) -> DynamoRequest[DeviceId | None]:

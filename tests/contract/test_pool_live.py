@@ -21,7 +21,9 @@ from shared.pool.model import (
 from shared.pool.ports import Hold, Idle, PortWish, hold_port, let_go, tend_holds
 from shared.pool.presence import (
     Arrival,
+    drop_may_serve,
     drop_presences,
+    put_may_serve,
     put_presence,
     put_presences,
     read_presence,
@@ -116,7 +118,8 @@ def test_devices_that_come_and_go_together_are_told_of_together_each_as_itself(r
     assert redis.run(put_presences(RelayId("r1"), first)) == [(0, 0), (3, 0), (0, 0)]
     ids = [DeviceId(name) for name in ("d1", "old", "D-3", "elsewhere")]
     found = redis.run(read_presences(ids))
-    assert found == [presence("d1"), None, presence("D-3"), presence("elsewhere", "r2")]
+    d3 = replace(presence("D-3"), generation=1)
+    assert found == [presence("d1"), None, d3, presence("elsewhere", "r2")]
     assert redis.run(command("GET", f"{{peer}}:pin:{presence('D-3').account_id}:d3", parse=bytes)) == b"D-3"
     assert redis.run(drop_presences(ids, RelayId("r1"))) == [True, False, True, False]
     assert redis.run(read_presences(ids)) == [None, None, None, presence("elsewhere", "r2")]
@@ -405,10 +408,19 @@ def test_a_port_pin_selects_the_port_and_is_substituted_when_it_is_gone(redis: S
 
 
 def test_a_device_pin_works_for_its_owner_alone_and_while_unlisted(redis: SyncRedis) -> None:
+    username, d1 = "psx_farm-peer-us-failover-strict-pin-device-d1", DeviceId("d1")
     run(redis, put_presence(presence("d1")))
-    own = pin(redis, "psx_farm-peer-us-failover-strict-pin-device-d1", Pool.PEER)
+    assert isinstance(pin(redis, username, Pool.PEER), NoStock), "nobody agreed to its serving"
+    run(redis, put_may_serve([d1]))
+    own = pin(redis, username, Pool.PEER)
     assert isinstance(own, Acquired)
     assert (own.endpoint.endpoint_id, own.endpoint.account_id) == ("d1", "psx_farm")
+    assert own.endpoint.ip_type is IpType.UNKNOWN, "no probe saw where it exits"
+    assert isinstance(
+        pin(redis, "psx_farm-peer-us-iptype-mobile-failover-strict-pin-device-d1", Pool.PEER), NoStock
+    )
+    run(redis, drop_may_serve([d1]))
+    assert isinstance(pin(redis, username, Pool.PEER), NoStock)
     assert isinstance(pin(redis, "psx_a-peer-us-failover-strict-pin-device-d1", Pool.PEER), NoStock)
 
 
@@ -417,6 +429,7 @@ def test_a_device_whose_id_a_username_cannot_carry_is_pinned_by_its_letters_and_
 ) -> None:
     ident = "3F2504E0-4F89-11d3:Pixel.7"
     run(redis, put_presence(presence(ident)), put_presence(presence("d1")))
+    run(redis, put_may_serve([DeviceId(ident)]))
     assert pin_id(ident) == "3f2504e04f8911d3pixel7"
     assert redis.run(renew_presence([DeviceId(ident), DeviceId("d1")], RelayId("r1"))) == [True, True]
     username = f"peer-us-failover-strict-pin-device-{pin_id(ident)}"

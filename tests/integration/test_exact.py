@@ -7,7 +7,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,13 @@ from local.bootstrap import HOUSE
 from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
 from shared.access import table as access
 from shared.chain.eip3009 import read_authorization, transfer_calldata
+from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
 from shared.runtime.dynamo import SyncDynamo
+from shared.sale import exact_table as rows
+from shared.sale.model import Terms
+from shared.sale.owed_table import Owed
+from shared.sale.rules import read_prices, read_terms
+from shared.sale.service import pool_order
 from tests.support.chain import Anvil, encoded, header
 from tests.support.functions import PREFIX, Functions, Reply, validate_sale
 
@@ -314,6 +320,48 @@ def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop:
 
 
 # When the chain cannot say
+
+
+def test_one_balance_stands_behind_one_transfer_at_a_time(shop: Shop) -> None:
+    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    shop.anvil.set_balance(USDC, wallet.address, DUE)
+    rail = replace(counter.exact, wait_s=0.0)
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    order = pool_order(terms, prices)
+
+    def settle(payload: dict[str, Any]) -> Verdict:
+        found = read_authorization(payload)
+        assert found is not None
+        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
+        return rail.settle(found, owed, SHALLOW).verdict
+
+    first, second = signed(wallet), signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    try:
+        assert settle(first) == Unknown(UnknownReason.NOT_SETTLED)
+        assert settle(second) == Unknown(UnknownReason.PAYER_BUSY)
+    finally:
+        shop.anvil.call("evm_setAutomine", True)
+    shop.anvil.call("evm_mine")
+    assert isinstance(settle(first), Valid)
+    assert settle(second) == Invalid(InvalidReason.AUTH_BALANCE)
+    assert shop.dynamo.run(rows.under_way(rail.table, wallet.address.lower())) == 0
+    shop.anvil.set_balance(USDC, wallet.address, DUE)
+    assert isinstance(until_final(settle, second), Valid)
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2
+
+
+def until_final(settle: Callable[[dict[str, Any]], Verdict], payload: dict[str, Any]) -> Verdict:
+    """The verdict when it is no longer UNKNOWN."""
+    for _ in range(100):
+        verdict = settle(payload)
+        if not isinstance(verdict, Unknown):
+            return verdict
+        time.sleep(0.05)
+    return verdict
 
 
 def test_a_transfer_that_is_not_mined_in_time_is_asked_for_again_and_never_paid_again(shop: Shop) -> None:

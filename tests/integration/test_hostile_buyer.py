@@ -29,6 +29,7 @@ from shared.sale.model import Claim, Order, Payment, Statement, Terms
 from shared.sale.owed_table import Owed, Refund
 from shared.sale.rules import QUOTE_TTL_S, read_port_terms, read_prices, read_terms
 from shared.sale.service import pool_order, port_order
+from shared.sale.verifying import REFUND_MIN_MICRO
 from tests.support.chain import header
 from tests.support.functions import PREFIX, RECIPIENT, FakeChain, Functions, Reply
 
@@ -239,11 +240,18 @@ def test_asking_again_keeps_a_quote_for_as_long_as_the_answer_says(functions: Fu
 def test_a_transaction_whose_shares_nobody_can_tell_is_kept_for_a_human_and_not_asked_for_again(
     functions: Functions,
 ) -> None:
-    functions.chain.verdicts[HASH] = Invalid(InvalidReason.SEVERAL_PAYERS)
+    functions.chain.verdicts[HASH] = Invalid(InvalidReason.SEVERAL_PAYERS, REFUND_MIN_MICRO)
     answer = claim(functions)
     assert answer.status == 409, answer.body
     assert "do not pay again" in answer.body["message"]
-    assert [r.key for r in functions.dynamo.run(owed_table.refunds(SALES, 10)).rows] == [f"{HASH}#several"]
+    (kept,) = functions.dynamo.run(owed_table.refunds(SALES, 10)).rows
+    assert (kept.key, kept.amount_micro) == (f"{HASH}#several", REFUND_MIN_MICRO)
+
+
+def test_dust_of_several_payers_makes_no_work(functions: Functions) -> None:
+    functions.chain.verdicts[HASH] = Invalid(InvalidReason.SEVERAL_PAYERS, REFUND_MIN_MICRO - 1)
+    assert claim(functions).status == 409
+    assert functions.dynamo.run(owed_table.refunds(SALES, 10)).rows == ()
 
 
 # Odd input

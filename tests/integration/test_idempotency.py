@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
+from functions.api.admission import KEPT_OF_STRANGERS
 from functions.idempotency import _caller
 from local import lab
 from shared.access import idempotency as rows
@@ -181,7 +182,21 @@ def test_nothing_is_kept_for_who_calls_too_often_or_has_no_valid_key(functions: 
         for n in range(NAMED_LIMIT.calls + 1)
     ]
     assert sale[-1] == 429
-    assert kept(functions) == 2 + NAMED_LIMIT.calls
+    assert kept(functions) == 2
+
+
+def test_nothing_is_kept_for_strangers_but_where_they_may_write(functions: Functions) -> None:
+    for n, path in enumerate(("/no/such/path", KEYS, f"{KEYS}/x/topup", "/v1/x402/pool")):
+        functions.call(path, "POST", {"label": "x"}, {"idempotency-key": f"attack-{n:04d}"})
+    assert kept(functions) == 0
+    headers = {"idempotency-key": "sign-in-0001"}
+    answers = [
+        functions.call("/v1/peer/agents/register", "POST", {"name": "rig"}, headers)
+        for _ in range(KEPT_OF_STRANGERS.calls + 1)
+    ]
+    assert [a.status for a in answers[:2]] == [400, 400]
+    assert answers[1].headers["idempotency-replayed"] == "true"
+    assert (answers[-1].status, kept(functions)) == (429, 1)
 
 
 def end_key(functions: Functions, text: str) -> None:

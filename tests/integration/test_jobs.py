@@ -28,6 +28,7 @@ from shared.access.settling import SETTLE_AFTER_MS, settle_later_item
 from shared.access.table import mint as mint_pak
 from shared.grading.listing import ListingRun
 from shared.grading.live import account_mark, mark_changed
+from shared.guard.service import all_incidents
 from shared.guard.table import write_setting
 from shared.kernel.ids import UNKNOWN_COUNTRY, EndpointId, PakId
 from shared.metering.table import put_batch
@@ -186,6 +187,8 @@ def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
     dynamo.run(put_batch("psx-test-usage", batch(1, line("d1", 10, 20))))
     with pytest.raises(roll_up.SpoiledBatches, match="batch#evil"):
         run("roll-up", roll_up.handler)
+    (told,) = all_incidents(dynamo, "psx-test-guard")
+    assert (told.kind, "batch#evil" in told.message) == ("spoiled_batch", True)
     assert run("roll-up", roll_up.handler)["applied"] == 0
 
 

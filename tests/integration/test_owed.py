@@ -15,11 +15,11 @@ from shared.guard.model import Incident
 from shared.guard.service import all_incidents
 from shared.kernel.ids import PakId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact, update
+from shared.runtime.dynamo import SyncDynamo, put, transact, update
 from shared.sale import owed_table
 from shared.sale.model import Order, Terms
 from shared.sale.owed import LATE_MS, RUN_MAX_MS, TRIES_MAX, UNKNOWN_MAX_MS, OwedRun
-from shared.sale.owed_table import Owed, Refund
+from shared.sale.owed_table import Owed, Refund, Unreadable
 from shared.sale.ports import NoDevice
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order, top_up_order
@@ -71,7 +71,7 @@ def refunds(functions: Functions) -> tuple[Refund, ...]:
     return functions.dynamo.run(owed_table.refunds(SALES, 10)).rows
 
 
-def owed_rows(functions: Functions) -> tuple[Owed, ...]:
+def owed_rows(functions: Functions) -> tuple[Owed | Unreadable, ...]:
     return functions.dynamo.run(owed_table.all_owed(SALES, 10)).rows
 
 
@@ -315,6 +315,22 @@ def served_by_its_buyer(functions: Functions) -> Any:
         raise NoDevice("port: no device is free")
 
     return act
+
+
+def test_a_row_of_another_version_stops_no_other(functions: Functions) -> None:
+    order = pool(functions)
+    died(functions, order)
+    newer = owed_table._owed_row(died(functions, order, tx_hash=LATER))
+    newer["order"] |= {"coupon": "x"}
+    strange = {**newer, "sk": "base#strange", "key": "strange", "order": {**newer["order"], "product": "car"}}
+    for row in (newer, strange):
+        functions.dynamo.run(put(SALES, row))
+    report = serve_owed(functions.sale_wiring)
+    assert (report["served"], report["failures"]) == (2, ["unreadable: ValueError"])
+    assert "owed_unreadable" in {i.kind for i in incidents(functions) if i.closed_at_ms is None}
+    headers = {"x-api-key": functions.keys.admin}
+    listed = functions.call("/v1/x402/admin/owed", headers=headers).body["owed"]
+    assert listed == [{"network": "base", "key": "strange", "unreadable": "ValueError"}]
 
 
 def test_a_run_ends_in_time_and_leaves_the_rest(functions: Functions) -> None:

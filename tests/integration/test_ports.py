@@ -19,10 +19,10 @@ from shared.pool import live
 from shared.pool.model import Acquired, Endpoint, NoStock
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, put
 from shared.runtime.redis import command
 from shared.sale.owed import LATE_MS
-from shared.sale.owed_table import all_owed
+from shared.sale.owed_table import Owed, all_owed
 from shared.sale.rules import key_id_of, lease_of
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -134,6 +134,7 @@ def test_a_paid_port_without_a_free_device_is_owed_and_served_when_one_comes(fun
     assert "do not pay again" in waiting.body["message"]
     table = f"{PREFIX}sales"
     (owed,) = functions.dynamo.run(all_owed(table, 10)).rows
+    assert isinstance(owed, Owed)
     assert owed.order.tier == "private"
     list_modems(functions, "m2")
     clock = functions.sale_wiring.counter
@@ -220,6 +221,22 @@ def test_a_hold_that_redis_lost_is_put_back_on_the_same_device(functions: Functi
     assert {through(functions, username) for _ in range(3)} == {mine}
     assert mine not in {through(functions, f"{HOUSE}-mbl-us") for _ in range(20)}
     assert serve_owed(functions.sale_wiring)["heldAgain"] == 0
+
+
+def test_ports_that_cannot_be_looked_at_hold_up_no_other(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    bought = private(functions)
+    lease_id = lease_of(bought.body["proxy"]["username"])
+    ports = functions.sale_wiring.counter.mint.ports
+    table, broken = f"{PREFIX}sales", "l-broken"
+    for row in ({"pk": "ports", "sk": broken}, {"pk": f"port#{broken}", "sk": "-", "lease_id": broken}):
+        functions.dynamo.run(put(table, row))
+    newer = replace(ports, now_ms=lambda: 60_000 * 36)  # a run that begins at the first letter
+    held = newer.hold_again(1_000)
+    assert (held.put_back, held.faults) == (0, ("port: TypeError",))
+    assert list(ports._listed("0")) == [lease_id, broken]
+    ended = replace(ports, now_ms=iter(range(0, 9 * 10**9, 1_000)).__next__)
+    assert ended.hold_again(1_000).faults == ("ports: some are left to the next run",)
 
 
 def test_pool_access_is_no_port(functions: Functions) -> None:

@@ -22,7 +22,7 @@ from shared.guard.settings import STALE, VALIDATED_MAX_MS
 from shared.guard.table import write_setting
 from shared.kernel.ids import PakId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
 from shared.sale.model import Bought, Offer, Payment, Refused, Session, Terms
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
@@ -181,6 +181,11 @@ def test_an_unknown_payment_is_never_a_402_and_consumes_nothing(functions: Funct
     assert answer.status == 503
     assert "do not pay again" in answer.body["message"]
     assert answer.headers["retry-after"] == "2"
+    functions.chain.verdicts[HASH] = Unknown(UnknownReason.NOT_FOUND)
+    unseen = claim(functions)
+    assert unseen.status == 503
+    for words in ("do not pay again", HASH, "eip155:8453", "within 2 minutes"):
+        assert words in unseen.body["message"]
     paid(functions)
     assert claim(functions).status == 200
 
@@ -244,12 +249,27 @@ def test_parallel_claims_of_one_payment_mint_one_key(
         ("duration=x", "duration"),
         ("sid=a-b", "sid"),
         ("rot=never", "rot"),
+        ("trafficGB=5", "trafficGB"),
+        ("country=de&countryCode=de", "countryCode"),
     ],
 )
 def test_bad_terms_are_400_naming_the_field(functions: Functions, query: str, field: str) -> None:
     answer = functions.call(f"/v1/x402/pool?{query}")
     assert answer.status == 400
     assert answer.body["message"].startswith(f"{field}: allowed is")
+
+
+@pytest.mark.parametrize("path", ["/v1/x402/pool", "/v1/x402/proxy"])
+def test_terms_in_a_body_are_not_dropped_in_silence(functions: Functions, path: str) -> None:
+    answer = functions.call(path, "POST", {"country": "de", "traffic": "1"})
+    assert (answer.status, answer.body["message"].startswith("body: allowed is")) == (400, True)
+
+
+def test_who_pays_is_served_though_their_query_says_more_than_is_read(functions: Functions) -> None:
+    assert functions.call(QUERY, "POST", {}).status == 402
+    paid(functions)
+    paying = {"payment-signature": HASH}
+    assert functions.call(QUERY + "&source=bot", "POST", {"note": "x"}, paying).status == 200
 
 
 @pytest.mark.parametrize("value", ["nonsense", "0x12", base64.b64encode(b"[]").decode(), "A" * 9000])
@@ -373,6 +393,27 @@ def test_a_top_up_is_quoted_paid_and_turns_the_key_on_again(functions: Functions
     assert (first.body["credit"]["allocatedBytes"], first.body["credit"]["enabled"]) == (350_000_000, True)
     again = functions.call(TOPUP, "POST", {"addTrafficGB": 0.25}, headers)
     assert again.body["credit"]["allocatedBytes"] == 350_000_000
+
+
+def test_the_time_of_a_paid_top_up_is_added_once_though_its_first_answer_was_lost(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, other = bought(functions), "0x" + "cd" * 32
+    more = {"addTrafficGB": 0.1, "addDurationSeconds": 86_400}
+    assert functions.call(TOPUP, "POST", more, token(body)).status == 402
+    paid(functions, other)
+    headers = token(body) | {"payment-signature": other}
+
+    def away(*_: object) -> Any:
+        raise StoreUnavailable("update_item: away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(functions.sale_wiring.counter), "extend", away)
+        assert functions.call(TOPUP, "POST", more, headers).status == 503
+    for _ in range(2):
+        credit = functions.call(TOPUP, "POST", more, headers).body["credit"]
+        assert credit["allocatedBytes"] == 200_000_000
+        assert credit["expiresAt"] == body["credit"]["expiresAt"] + 86_400_000
 
 
 def test_a_payment_serves_one_product(functions: Functions) -> None:

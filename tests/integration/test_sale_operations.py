@@ -72,6 +72,8 @@ def test_refunds_are_listed_and_decided_once_and_both_are_on_record(functions: F
     done = admin(functions, f"{REFUNDS}/base/{HASH}", "POST", decision)
     assert (done.status, done.body["state"]) == (200, "refunded")
     assert admin(functions, f"{REFUNDS}/base/{HASH}", "POST", decision).status == 409
+    states = [admin(functions, f"{REFUNDS}?state={s}").body["refunds"] for s in ("open", "refunded")]
+    assert list(map(len, states)) == [0, 1]
     paid(functions, HASH, 400_000)
     again = functions.call(QUERY, headers={"payment-signature": HASH})
     assert (again.status, "given back" in again.body["message"]) == (409, True)

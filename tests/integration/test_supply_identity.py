@@ -1,15 +1,22 @@
 """Who enrols as what, how fast, and what a token of one device is worth with another."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import pytest
 
 from functions.api import enrolling
+from shared.kernel.codes import IpType, Pool
+from shared.kernel.ids import AccountId, DeviceId
+from shared.pool.live import listed_ids
+from shared.pool.presence import RevokedBelow, may_serve, put_presence, renew_presence
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply.live import read_regions
+from shared.supply.tokens import Claims, TokenFault, verify
+from tests.contract.test_pool_live import presence
 from tests.support.functions import Functions, Reply
 from tests.support.supply import (
     NEW,
@@ -19,12 +26,15 @@ from tests.support.supply import (
     device,
     enrolled,
     functions,
+    list_now,
     owner,
+    probed,
     register,
+    seen,
     stranger,
 )
 
-__all__ = ["functions"]
+__all__ = ["functions", "list_now"]
 pytestmark = pytest.mark.slow
 
 
@@ -203,3 +213,57 @@ def test_one_place_makes_few_wallet_accounts_and_knows_those_it_made(functions: 
     answers = [wallet(number).status for number in range(31)]
     assert answers == [200] * 30 + [429]
     assert wallet(0).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/peer/my-devices/{}/revoke", "/v1/peer/my-devices/revoke-all"])
+def test_a_revocation_that_no_relay_could_hear_of_is_not_called_done_and_its_sockets_serve_nobody(
+    functions: Functions, list_now: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    ident, run = DeviceId(enrolled(functions, consent=TERMS)["deviceId"]), SyncRedis.run
+    mine = replace(presence(ident), account_id=AccountId("psx_supplier1"))
+    functions.redis.run(put_presence(mine))
+    probed(functions, ident, seen(IpType.MOBILE, 64601), seen(IpType.MOBILE, 64601))
+    assert list_now()["newly_listed"] == [ident]
+
+    def away(self: SyncRedis, call: Any) -> Any:
+        if "revoke" in repr(call):
+            raise StoreUnavailable("redis: away")
+        return run(self, call)
+
+    with monkeypatch.context() as while_away:
+        while_away.setattr(SyncRedis, "run", away)
+        refused = functions.call(path.format(ident), "POST", headers=owner(functions))
+        assert (refused.status, refused.body["code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    functions.redis.run(renew_presence([ident], mine.relay_id))
+    assert list_now()["reasons"] == {"tokens_revoked": 1}
+    assert functions.redis.run(listed_ids(Pool.PEER)) == frozenset()
+    assert functions.redis.run(may_serve([ident])) == [False]
+    assert functions.call(path.format(ident), "POST", headers=owner(functions)).status == 200
+    told: RevokedBelow = functions.redis.run(put_presence(mine))
+    assert max(told) == 2, "a repeat reaches relays"
+
+
+def test_what_a_relay_sees_of_a_device_decides_nothing_for_its_owner(functions: Functions) -> None:
+    body = enrolled(functions, consent=TERMS, ownerTokens=True)
+    ident, public = body["deviceId"], functions.api_wiring.settings.jwt_public_key.get_secret_value()
+    acts: list[tuple[str, str, Any]] = [
+        ("PUT", f"/v1/peer/agents/{ident}/wallet", {"walletAddress": NEW}),
+        ("PATCH", f"/v1/peer/my-devices/{ident}/listing", {"listed": False}),
+        ("POST", f"/v1/peer/my-devices/{ident}/revoke", None),
+        ("DELETE", f"/v1/peer/agents/{ident}/consent", None),
+    ]
+    refresh = f"/v1/peer/agents/{ident}/refresh"
+    seen = functions.call(refresh, "POST", {"refreshToken": body["refreshToken"]}).body
+    for held in (body, seen):
+        claims = verify(held["token"], public)
+        assert isinstance(claims, Claims)
+        assert claims.owned, "a relay prefers its owner's sockets"
+        assert functions.call(f"/v1/peer/agents/{ident}/status", headers=device(held)).status == 200
+        for method, path, given in acts:
+            refused = functions.call(path, method, given, device(held))
+            assert (refused.status, refused.body["code"]) == (403, "OWNERSHIP_NOT_SHOWN"), path
+    asked = {"refreshToken": seen["refreshToken"], "purpose": "owner"}
+    owners = functions.call(refresh, "POST", asked).body
+    assert verify(owners["token"], public) is TokenFault.INVALID, "no relay takes it"
+    method, path, given = acts[-1]
+    assert functions.call(path, method, given, device(owners)).status == 200

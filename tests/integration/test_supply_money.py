@@ -154,9 +154,10 @@ def test_an_sdk_device_withdraws_ten_at_least(functions: Functions) -> None:
     assert functions.call(f"{path}/withdraw", "POST", {"amount": 10}, device(body)).status == 200
 
 
-def test_a_served_byte_takes_a_device_out_of_the_unproven_count(functions: Functions) -> None:
+def test_a_byte_served_to_others_takes_a_device_out_of_the_unproven_count(functions: Functions) -> None:
     body = enrolled(functions)
     path = f"/v1/peer/agents/{body['deviceId']}/status"
+    served(functions, body["deviceId"], 1, customer="psx_supplier1")
     assert functions.call(path, headers=device(body)).body["proven"] is False
-    served(functions, body["deviceId"], 1)
+    served(functions, body["deviceId"], 1, 1)
     assert functions.call(path, headers=device(body)).body["proven"] is True

@@ -16,7 +16,7 @@ from shared.grading.rules import ADVICE
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId
 from shared.pool.live import listed_ids
-from shared.pool.presence import put_presence
+from shared.pool.presence import may_serve, put_presence
 from shared.runtime.clock import now_ms
 from shared.supply.table import get_device
 from tests.contract.test_pool_live import presence
@@ -140,6 +140,7 @@ def test_a_device_without_consent_is_never_listed_until_its_owner_agrees_for_all
     functions.redis.run(put_presence(presence(ident)))
     probed(functions, ident, seen(IpType.MOBILE, 64601), seen(IpType.MOBILE, 64601))
     assert list_now()["reasons"] == {"no_consent": 2}
+    assert functions.redis.run(may_serve([DeviceId(ident)])) == [False], "not even its own account reaches it"
     for headers in ({}, {"x-api-key": functions.keys.reseller}):
         assert functions.call("/v1/peer/consent", "POST", TERMS, headers).status in {401, 403}
     old = functions.call("/v1/peer/consent", "POST", {"termsVersion": "1999"}, owner(functions))
@@ -148,6 +149,7 @@ def test_a_device_without_consent_is_never_listed_until_its_owner_agrees_for_all
     assert (given["termsVersion"], given["devices"]) == ("2026-11", 2)
     assert given["acceptedBy"].startswith("key ")
     assert list_now()["newly_listed"] == [ident]
+    assert functions.redis.run(may_serve([DeviceId(ident)])) == [True]
     assert enrolled(functions)["consentRecorded"] is True
 
 

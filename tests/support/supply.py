@@ -84,11 +84,13 @@ def set_field(functions: Functions, ident: str, field: str, value: Any) -> None:
     functions.dynamo.run(request)
 
 
-def served(functions: Functions, ident: str, gigabytes: int, sequence: int = 0) -> None:
+def served(
+    functions: Functions, ident: str, gigabytes: int, sequence: int = 0, customer: str = "psx_c"
+) -> None:
     """Bytes of a device, counted, rolled up and earned at the mobile rate."""
     key = LineKey(
         PakId("p"),
-        AccountId("psx_c"),
+        AccountId(customer),
         DeviceId(ident),
         AccountId("psx_supplier1"),
         Country("us"),

@@ -48,11 +48,12 @@ local function matches(ep, with_carrier)
   return true
 end
 
--- An owner's own device answers to its pin although it is not on sale.
+-- An owner's own device answers to its pin although it is not on sale, if its owner agreed to its serving. Where it comes
+-- from is no proof of where it exits: its class is unknown.
 local function unlisted(id)
-  local live = redis.call('HMGET', prefix .. 'live:' .. id, 'account_id', 'country', 'ip_type', 'asn', 'isp')
-  if live[1] ~= account then return nil end
-  local fields = { 'account_id', live[1], 'country', live[2], 'ip_type', live[3], 'asn', live[4], 'isp', live[5],
+  local live = redis.call('HMGET', prefix .. 'live:' .. id, 'account_id', 'country', 'asn', 'isp')
+  if live[1] ~= account or redis.call('SISMEMBER', prefix .. 'may_serve', id) == 0 then return nil end
+  local fields = { 'account_id', live[1], 'country', live[2], 'ip_type', 'unknown', 'asn', live[3], 'isp', live[4],
     'carrier', '', 'tier', 'unknown', 'max_connections', '2', 'max_customers', '1', 'modem_host', '',
     'modem_port', '0', 'modem_credentials_sealed', '' }
   local map = {}

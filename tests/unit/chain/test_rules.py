@@ -78,7 +78,7 @@ def test_several_payers_are_told_apart() -> None:
     assert isinstance(found, Several)
     assert (found.of(OTHER), found.of(US)) == (found.payments[1], Invalid(InvalidReason.NO_TRANSFER))
     many = [log(1, sender="0x" + f"{n:040x}") for n in range(PAYERS_MAX + 1)]
-    assert evm(receipt(*many)) == Invalid(InvalidReason.SEVERAL_PAYERS)
+    assert evm(receipt(*many)) == Invalid(InvalidReason.SEVERAL_PAYERS, len(many))
     given = transaction([balance(1, "a", 2), balance(3, "b", 3)], [balance(2, "us", 5)])
     assert solana(given) == Several((Valid("a", 2, 1_800_000_000), Valid("b", 3, 1_800_000_000)))
 
@@ -264,7 +264,7 @@ def test_a_balance_that_was_not_there_was_zero() -> None:
         (transaction([balance(2, "us", 4)], [balance(3, "us", 4)]), Invalid(InvalidReason.NO_TRANSFER)),
         (
             transaction([balance(1, "a", 2), balance(3, "b", 3)], [balance(2, "us", 4), balance(0, "c", 1)]),
-            Invalid(InvalidReason.SEVERAL_PAYERS),
+            Invalid(InvalidReason.SEVERAL_PAYERS, 4),
         ),
         (transaction([balance(1, "a", 4)], [balance(3, "us", 4)]), Invalid(InvalidReason.NO_TRANSFER)),
     ],

@@ -156,6 +156,22 @@ def test_a_batch_that_another_run_applied_meanwhile_is_counted_as_repeated(dynam
     assert (report.applied, report.repeated, report.total_bytes) == (1, 1, 7)
 
 
+def test_more_unrated_batches_than_a_run_looks_at_hold_up_nobody(
+    dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCHES_PER_PAGE", 3)
+    monkeypatch.setattr(service, "BATCHES_PER_RUN_MAX", 6)
+    mint(dynamo, "p1")
+    for sequence in range(7):
+        dynamo.run(put_batch(TABLES.usage, batch(sequence, line("d1", 7, 0, IpType.UNKNOWN))))
+    dynamo.run(put_batch(TABLES.usage, batch(7, line("d2", 1, 0))))
+    reports = [roll_up(dynamo, TABLES, RATES, NOW) for _ in range(3)]
+    assert [r.total_bytes for r in reports] == [0, 1, 0]
+    assert all(r.rates_missing == {"unknown"} for r in reports)
+    rated = {**RATES, "unknown": 1}
+    assert sum(roll_up(dynamo, TABLES, rated, NOW).total_bytes for _ in range(2)) == 49
+
+
 class Busy:
     """A store in which some keys are being changed all the time."""
 

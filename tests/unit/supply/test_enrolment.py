@@ -19,7 +19,14 @@ from shared.supply.model import Consent, Device, Kind, Modem, Origin, parse_regi
 from shared.supply.owners import change_owner, receipts, revoke_owner
 from shared.supply.proving import prove_device
 from shared.supply.rules import FAMILIES_MAX, REFRESH_REPEAT_MAX_MS
-from shared.supply.service import Arrival, EnrolFault, Enrolled, Enrolment, device_id_for
+from shared.supply.service import (
+    FIRST_ANSWER_LOST_MAX_MS,
+    Arrival,
+    EnrolFault,
+    Enrolled,
+    Enrolment,
+    device_id_for,
+)
 from tests.support.lab import pem_keys
 
 REGIONS = parse_regions(
@@ -393,6 +400,23 @@ def test_a_wallet_alone_makes_its_own_account(enrolment: Enrolment) -> None:
     assert enrolment.wallet_account("0xabc") == (first, False)
     assert enrolment.wallet_account("0xdef")[0] != first
     assert enrolment.wallet_account("So1anaA")[0] != enrolment.wallet_account("so1anaa")[0]
+
+
+def test_whoever_lost_the_first_answer_of_a_wallets_device_is_known_by_its_attempt_for_a_day(
+    enrolment: Enrolment, dynamo: SyncDynamo
+) -> None:
+    def owns(attempt: str, later_ms: int = 0) -> bool:
+        there = replace(enrolment, now_ms=lambda: enrolment.now_ms() + later_ms)
+        found = there.register(replace(arrival(), proven=False, attempt=attempt, wallet="0x1"))
+        assert isinstance(found, Enrolled)
+        return found.device.families[found.refresh_token.partition(".")[0]].owned
+
+    assert owns("mine-alone")
+    assert "mine-alone" not in repr(stored(dynamo, device_id_for("k", "rig"))), "a hash is kept"
+    assert owns("mine-alone"), "the answer was lost, or whoever answered died after it wrote"
+    assert not owns("another-one")
+    assert not owns("")
+    assert not owns("mine-alone", FIRST_ANSWER_LOST_MAX_MS + 1)
 
 
 def test_a_wallet_is_kept_when_it_was_registered_first(enrolment: Enrolment, dynamo: SyncDynamo) -> None:
