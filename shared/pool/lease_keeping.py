@@ -5,7 +5,7 @@ part of them, keeps no other waiting.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -100,8 +100,10 @@ class KeepLeases:
                 return
             case Fate.LOST:
                 report.put_back += self._put_back(lease)
-            case Fate.AWAY:
-                report.moved += self._move(lease)
+            case Fate.AWAY if hold is not None:  # used all the time, by way of others
+                self._write_use(lease, hold)
+                ends = max(lease.expires_at_ms, hold.expires_at_ms)
+                report.moved += self._move(replace(lease, expires_at_ms=ends))
             case Fate.STAYS if hold is not None:
                 self._write_use(lease, hold)
         away = hold is None or hold.away_since_ms

@@ -357,9 +357,15 @@ def test_an_owners_stop_wins_and_the_lease_moves_if_it_may(bed: Bed, failover: s
         assert stands_in.selected is Selected.INSTEAD_OF_PIN
         bed.end(stands_in, lease)
     assert bed.keep().moved == 0
+    bed.later_ms = MOVE_AFTER_MS - 1
+    used_ms, stands_in = bed.now(), bed.take(lease)
+    if isinstance(stands_in, Acquired):
+        bed.end(stands_in, lease)
     bed.later_ms = MOVE_AFTER_MS
     assert bed.keep().moved == int(moves)
-    assert bed.lease(lease["id"])["endpointId"] == ("d2" if moves else "d1")
+    kept = bed.lease(lease["id"])
+    assert kept["endpointId"] == ("d2" if moves else "d1")
+    assert not moves or kept["expiresAt"] >= used_ms + 7_200_000, "it was used all the time"
     assert bed.device(lease) == ("d2" if moves else "")
     bed.peers("d1")
     assert bed.device(lease) == ("d2" if moves else "d1")
