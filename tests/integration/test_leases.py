@@ -228,6 +228,10 @@ def test_half_of_a_country_stays_for_everybody_and_one_device_may_always_be_rese
     first = bed.reserve(pool)
     bed.peers("d2", "d3")
     assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE")
+    for number in range(9):
+        bed.run(live.list_endpoint(peer(f"far{number}", country="br")))
+    anywhere = US | {"country": "any", "ipType": "residential"}
+    assert code(bed.call(path, "POST", anywhere)) == (409, "NO_DEVICE_FREE"), "also not by way of any country"
     bed.peers("d4")
     assert bed.reserve(pool)["status"] == "active"
     assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE")

@@ -51,21 +51,29 @@ local function fits(id, ep)
     (ARGV[12] == '' or ep.ip_type == ARGV[12]) and redis.call('EXISTS', prefix .. 'pause:' .. id) == 0 and is_there(id)
 end
 
+-- Whether so many devices of a country are held alone that the others are everybody's.
+local over = {}
+local function is_over(country)
+  if not private or tonumber(ARGV[16]) >= 100 then return false end
+  if over[country] == nil then
+    local all, alone = redis.call('SRANDMEMBER', prefix .. 'listed:' .. country, tonumber(ARGV[9])), 0
+    for _, id in ipairs(all) do
+      if taken({ reserved = redis.call('HGET', prefix .. 'ep:' .. id, 'reserved') or nil }) then alone = alone + 1 end
+    end
+    over[country] = alone > 0 and (alone + 1) * 100 > tonumber(ARGV[16]) * #all
+  end
+  return over[country]
+end
+
 -- The device with the fewest ports, of those the one with the fewest connections: who has it alone waits for nobody.
 local best, fewest
 local candidates = redis.call('SRANDMEMBER', KEYS[2], tonumber(ARGV[9]))
-if private and tonumber(ARGV[16]) < 100 then
-  local alone = 0
-  for _, id in ipairs(candidates) do
-    if taken({ reserved = redis.call('HGET', prefix .. 'ep:' .. id, 'reserved') or nil }) then alone = alone + 1 end
-  end
-  if alone > 0 and (alone + 1) * 100 > tonumber(ARGV[16]) * #candidates then return '' end
-end
 if ARGV[11] ~= '' then table.insert(candidates, 1, ARGV[11]) end
 for _, id in ipairs(candidates) do
-  local fields = redis.call('HMGET', prefix .. 'ep:' .. id, 'reserved', 'city', 'carrier', 'max_customers', 'ip_type')
+  local fields = redis.call('HMGET', prefix .. 'ep:' .. id, 'reserved', 'city', 'carrier', 'max_customers', 'ip_type',
+    'country')
   local ep = { reserved = fields[1] or nil, city = fields[2] or '', carrier = fields[3] or '', ip_type = fields[5] or '' }
-  if not out[id] and not taken(ep) and (id == ARGV[11] or fits(id, ep)) then
+  if not out[id] and not taken(ep) and (id == ARGV[11] or (fits(id, ep) and not is_over(fields[6] or ''))) then
     local ports = ports_on(id)
     local most = private and 0 or (tonumber(fields[4] or '') or 1000) - 1
     local busy = ports * 1000 + tonumber(redis.call('HGET', prefix .. 'load:' .. id, '#') or '0')
