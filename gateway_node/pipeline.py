@@ -364,7 +364,7 @@ class Pipeline:
         if drops:
             del self._barren[endpoint_id]
         exit_broke = exit_broke or tunnel.barren
-        if exit_broke and not tunnel.down_bytes:
+        if (exit_broke or tunnel.was_reset) and not tunnel.down_bytes:
             self._fared(tunnel.acquired, tunnel.pak, target)
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()

@@ -83,8 +83,8 @@ class StreamExit:
 
     def attach(self, tunnel: Tunnel) -> None:
         """The tunnel stands: what came early goes first."""
-        if self._over:  # the target reset it in the same breath as it accepted
-            tunnel.cut()
+        if self._over:  # the target reset it in the same breath as it accepted, or so the exit says
+            tunnel.exit_reset(by_target=True)
             return
         self._tunnel = tunnel
         early, self._early = self._early, []

@@ -134,6 +134,7 @@ class Tunnel:
         )
         self._ended: Callable[[Tunnel, bool], None] | None = ended
         self._answered = answered
+        self.was_reset = False
         self._customer_ended = False
         self._exit_ended = False
         self._customer_full = False
@@ -224,7 +225,7 @@ class Tunnel:
 
     def exit_reset(self, *, by_target: bool) -> None:
         """The exit broke it off, or says that the target did: what took bytes and gave none is suspicious either way."""
-        self._exit_ended = True
+        self._exit_ended = self.was_reset = True
         self.cut(exit_broke=not by_target)
 
     # the meter

@@ -102,7 +102,7 @@ class MeshConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._cancel_timer()
         if self._tunnel is not None:
-            self._may_block_s -= self._loop.time() - self._blocked_s
+            self._may_block_s = max(self._may_block_s - (self._loop.time() - self._blocked_s), 0.0)
             self._tunnel.unblock()
 
     # from the tunnel

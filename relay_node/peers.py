@@ -72,7 +72,7 @@ class PeerSocket(asyncio.Protocol):
 
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
-        "_frames_in_second", "_head", "_heard_s", "_last_id", "_network", "_redirected_s",
+        "_frames_in_second", "_head", "_heard_s", "_last_id", "_network", "_owed_pong", "_owes_ack", "_redirected_s",
         "_second", "_transport", "account_generation", "address", "buffers", "device", "ends", "generation",
         "known_relays", "loop", "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s", "tunnels", "v2",
     )  # fmt: skip
@@ -110,6 +110,8 @@ class PeerSocket(asyncio.Protocol):
         self._frames_in_second = 0
         self._follows_redirects = False
         self._redirected_s = 0.0
+        self._owed_pong: bytes | None = None
+        self._owes_ack = False
 
     @property
     def load(self) -> int:
@@ -165,6 +167,11 @@ class PeerSocket(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.outbox.resume()
+        if self._owed_pong is not None:
+            self._write(encode_frame(Opcode.PONG, self._owed_pong))
+        if self._owes_ack:
+            self._write(_HEARTBEAT_ACK)
+        self._owed_pong, self._owes_ack = None, False
         for tunnel in self.tunnels.values():
             tunnel.mesh.resume_reading()
 
@@ -271,7 +278,9 @@ class PeerSocket(asyncio.Protocol):
                 text = peer.parse_text(message.payload)
                 if text is not None:
                     self._text_frame(text)
-            case Opcode.PING if not self.outbox.paused:  # who asks and never reads is owed nothing
+            case Opcode.PING if self.outbox.paused:  # only the last one is owed an answer (RFC 6455, 5.5.3)
+                self._owed_pong = bytes(message.payload)
+            case Opcode.PING:
                 self._write(encode_frame(Opcode.PONG, message.payload))
             case Opcode.CLOSE:
                 stops = message.close_code() == CloseCode.NORMAL
@@ -309,7 +318,9 @@ class PeerSocket(asyncio.Protocol):
                     self._tunnel_frame(tunnel, frame)
 
     def _heartbeat(self) -> None:
-        if not self.outbox.paused:
+        if self.outbox.paused:
+            self._owes_ack = True
+        else:
             self._write(_HEARTBEAT_ACK)
         if self.ready and self.load == 0:
             self._offer_redirect()

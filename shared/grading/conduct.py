@@ -16,6 +16,8 @@ see to, and it is back as soon as it works.
 """
 EXCUSED_S: Final = 60
 """Customers that failed around a probe that failed, too, say nothing that is not known."""
+EXCUSES_MAX: Final = 2
+"""Within the window; whoever fails more probes, never so many in a row that it is delisted, is judged like others."""
 CUSTOMERS_MIN: Final = 3
 """No setting makes fewer customers enough. From so many on that failed, an exit is looked at."""
 TUNNELS_MIN: Final = 8

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.grading.conduct import CUSTOMERS_MIN, EXCUSED_S, PROBED_WITHIN_MS, WINDOW_S
+from shared.grading.conduct import CUSTOMERS_MIN, EXCUSED_S, EXCUSES_MAX, PROBED_WITHIN_MS, WINDOW_S
 from shared.grading.model import Conduct, Experience, Fared
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId
@@ -266,7 +266,8 @@ def forget_conduct(device_id: DeviceId) -> RedisCall[int]:
 
 def excuse_conduct(device_id: DeviceId) -> RedisCall[None]:
     """A probe failed, too: that is what customers met, and probes see to it."""
-    return RedisCall(ok, script=_EXCUSE, keys=[conduct_key(device_id)], args=[EXCUSED_S])
+    args = [EXCUSED_S, WINDOW_S, EXCUSES_MAX]
+    return RedisCall(ok, script=_EXCUSE, keys=[conduct_key(device_id)], args=args)
 
 
 def put_barred(pool: Pool, device_id: DeviceId, until_ms: int) -> RedisCall[None]:

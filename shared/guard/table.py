@@ -152,7 +152,11 @@ def incidents(table: str, start: Mapping[str, Any] | None = None) -> DynamoReque
 
     def parse(row: Item) -> Incident:
         return Incident(
-            row["name"], row["kind"], row["message"], row["opened_at_ms"], row.get("closed_at_ms")
+            row.get("name", row["sk"]),
+            row["kind"],
+            row["message"],
+            row["opened_at_ms"],
+            row.get("closed_at_ms"),
         )
 
     return query(table, "pk = :pk", {":pk": "incident"}, parse=parse, limit=INCIDENTS_PAGE, start=start)

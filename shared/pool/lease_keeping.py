@@ -49,7 +49,10 @@ class KeepLeases:
     def run(self) -> Kept:
         """Look at every lease."""
         report = Kept()
-        for part in rows.PARTS:
+        first = (
+            self.now_ms() // 60_000 % len(rows.PARTS)
+        )  # a run that is ended leaves others than the one before
+        for part in rows.PARTS[first:] + rows.PARTS[:first]:
             self._tried(report, partial(self._part, part, report))
         return report
 
@@ -69,15 +72,16 @@ class KeepLeases:
                 return
 
     def _page(self, found: Sequence[Lease], report: Kept) -> None:
+        now_ms = self.now_ms()  # what is read is judged by the time of reading
         keyless = self._keyless({lease.pak_id for lease in found if not lease.released_at_ms})
         for pool in Pool:
             some = [lease for lease in found if lease.pool is pool]
             if not some:
                 continue
-            call = tend_holds(pool, [lease.lease_id for lease in some], self.now_ms())
+            call = tend_holds(pool, [lease.lease_id for lease in some], now_ms)
             holds: list[Hold | None] = self.leasing.redis.run(call)
             for lease, hold in zip(some, holds, strict=True):
-                self._tried(report, partial(self._keep, lease, hold, keyless, report))
+                self._tried(report, partial(self._keep, lease, hold, keyless, now_ms, report))
 
     def _keyless(self, pak_ids: set[PakId]) -> frozenset[PakId]:
         """Those of the keys that were deleted."""
@@ -85,7 +89,9 @@ class KeepLeases:
             return frozenset()
         return self.leasing.dynamo.run(ended_paks(self.leasing.table, sorted(pak_ids)))
 
-    def _keep(self, lease: Lease, hold: Hold | None, keyless: frozenset[PakId], report: Kept) -> None:
+    def _keep(
+        self, lease: Lease, hold: Hold | None, keyless: frozenset[PakId], now_ms: int, report: Kept
+    ) -> None:
         if lease.released_at_ms:
             if hold is not None:
                 self.leasing.let_go(lease)
@@ -94,9 +100,9 @@ class KeepLeases:
         if lease.pak_id in keyless:
             report.keyless += self._release(lease, "key_deleted")
             return
-        match fate_of(lease, hold, self.now_ms()):
+        match fate_of(lease, hold, now_ms):
             case Fate.IDLE:
-                report.idle += self._release(lease, "idle")
+                report.idle += self._release(lease, "idle", as_read=True)
                 return
             case Fate.LOST:
                 report.put_back += self._put_back(lease)
@@ -107,13 +113,13 @@ class KeepLeases:
             case Fate.STAYS if hold is not None:
                 self._write_use(lease, hold)
         away = hold is None or hold.away_since_ms
-        if not away and is_due_to_rotate(lease, self.now_ms()):
+        if not away and is_due_to_rotate(lease, now_ms):
             report.rotated += self._rotate(lease)
 
-    def _release(self, lease: Lease, reason: str) -> bool:
+    def _release(self, lease: Lease, reason: str, *, as_read: bool = False) -> bool:
         facts = {"lease": lease.lease_id, "pakId": lease.pak_id, "reason": reason}
         event = self._event(lease, "lease_release", facts)
-        items = rows.release_items(self.leasing.table, lease, self.now_ms())
+        items = rows.release_items(self.leasing.table, lease, self.now_ms(), as_read=as_read)
         released = write_audited(self.leasing.dynamo, self.audit, event, items) is None
         if released:
             self.leasing.let_go(lease)

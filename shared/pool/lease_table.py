@@ -76,15 +76,16 @@ def create_items(table: str, lease: Lease, most: int) -> list[TransactItem]:
     return [transact_put(table, row), transact_put(table, {"pk": pk, "sk": sk}), counted]
 
 
-def release_items(table: str, lease: Lease, now_ms: int) -> list[TransactItem]:
-    """The end of a lease; the first item fails when it ended already."""
+def release_items(table: str, lease: Lease, now_ms: int, *, as_read: bool = False) -> list[TransactItem]:
+    """The end of a lease; the first item fails when it ended already, or (`as_read`) was extended since it was read."""
+    unchanged = {":read": lease.expires_at_ms} if as_read else {}
     ended = transact_update(
         table,
         _pk(lease.lease_id),
         lease.lease_id,
         "SET released_at_ms = :now, #ttl = :ttl",
-        {":now": now_ms, ":ttl": now_ms // 1000 + RELEASED_KEPT_S, ":none": 0},
-        condition=_STANDS,
+        {":now": now_ms, ":ttl": now_ms // 1000 + RELEASED_KEPT_S, ":none": 0, **unchanged},
+        condition=_STANDS + (" AND expires_at_ms = :read" if as_read else ""),
         names={"#ttl": "ttl"},
     )
     less = transact_update(table, f"leasecount#{lease.account_id}", "-", "ADD live :less", {":less": -1})

@@ -192,12 +192,12 @@ class ExactRail:
             time.sleep(POLL_S)
 
     def _settled(self, transfer: Transfer, verdict: Verdict) -> Verdict:
+        if transfer.counted:  # first: nobody comes back for a transfer that is final
+            self.dynamo.run(rows.uncount(self.table, transfer))
         if isinstance(verdict, Invalid):  # taken on, and then it moved nothing
             key = transfer.authorization.key
             self.dynamo.run(rows.fail(self.table, key, verdict.reason))
             self.dynamo.run(forget(self.table, Network.BASE, key))
-        if transfer.counted:
-            self.dynamo.run(rows.uncount(self.table, transfer))
         return verdict
 
     def _given_up(self, transfer: Transfer, verdict: Verdict, depths: Sequence[Depth]) -> Verdict:

@@ -69,8 +69,6 @@ class OwedRun:
         """Look at what is late, each once, until the time is up; the rest is `left` to the next run."""
         began, report = self.now_ms(), Report()
         waiting = self._waiting(report)
-        if len(waiting) < LISTED_MAX:
-            self._close_settled({incident_name(owed.network, owed.key) for owed in waiting})
         late = [owed for owed in waiting if began - owed.seen_at_ms >= LATE_MS]
         report.waiting, report.late, report.left = len(waiting), len(late), len(late)
         for owed in sorted(late, key=lambda owed: _turn(owed, began)):
@@ -79,11 +77,18 @@ class OwedRun:
                 break
             report.left -= 1
             self._late(owed, report)
+        if len(waiting) < LISTED_MAX:
+            try:
+                self._close_settled({incident_name(owed.network, owed.key) for owed in waiting}, began)
+            except StoreUnavailable as error:
+                report.failures.append(f"incidents: {error}")
         return report
 
-    def _close_settled(self, waiting: set[str]) -> None:
+    def _close_settled(self, waiting: set[str], began: int) -> None:
         """Incidents of payments that are owed no more: whoever served them, and whatever a human decided."""
         for incident in standing_incidents(self.counter.mint.dynamo, self.guard_table):
+            if self.now_ms() - began >= RUN_MAX_MS:
+                return
             if incident.kind != PAID_NOT_SERVED or incident.name in waiting:
                 continue
             network, _, payment_key = incident.name.removeprefix(_PAID).partition("#")

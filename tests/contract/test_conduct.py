@@ -8,7 +8,7 @@ import pytest
 from gateway_node.fared import FaredBook
 from gateway_node.leases import Leases
 from shared.grading import table as grades
-from shared.grading.conduct import HOLD_MS
+from shared.grading.conduct import EXCUSES_MAX, HOLD_MS
 from shared.grading.listing import ListingRun
 from shared.grading.live import (
     accuse,
@@ -130,6 +130,17 @@ def test_what_a_failed_probe_explains_bars_nobody(listing: ListingRun, redis: Sy
     assert not redis.run(accuse(LIAR)), "what is told around a failed probe is not counted"
     redis.run(mark_changed([conduct_mark(LIAR)]))
     assert listing.run(NOW, sweep=False).listed == 2
+
+
+def test_failing_a_probe_now_and_then_does_not_make_customers_forgotten(redis: SyncRedis) -> None:
+    for _ in range(EXCUSES_MAX):
+        redis.run(excuse_conduct(LIAR))
+        assert redis.run(command("HLEN", conduct_key(LIAR), parse=int)) == 1, "nothing but the excuse"
+    redis.run(command("DEL", conduct_key(LIAR), parse=int))  # its minute is over
+    complain(redis, *CUSTOMERS)
+    told = redis.run(command("HLEN", conduct_key(LIAR), parse=int))
+    redis.run(excuse_conduct(LIAR))
+    assert redis.run(command("HLEN", conduct_key(LIAR), parse=int)) == told > 1
 
 
 @pytest.mark.parametrize("count", [1, 5])

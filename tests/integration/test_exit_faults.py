@@ -15,7 +15,7 @@ from shared.access.secrets import SecretBox
 from shared.kernel.ids import AccountId, PakId
 from shared.pool.live import BREAKER_HOSTS, BREAKER_OWNERS
 from shared.runtime.redis import command
-from tests.support.dataplane import ACCOUNT, SECRET, WAIT_S, Plane, echo
+from tests.support.dataplane import ACCOUNT, SECRET, WAIT_S, Plane, echo, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 HOSTS = [f"site{number}.example" for number in range(BREAKER_HOSTS)]
@@ -125,6 +125,25 @@ async def test_a_session_stays_on_its_device_whatever_that_says_of_a_target(plan
         writer.close()
         await given_back(plane)
         assert await device() == first
+
+
+async def test_an_exit_that_accepts_and_resets_in_one_breath_is_told_of(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resets(self: RelaySocket, frame: mux.Frame) -> None:
+        if frame.type is mux.MuxType.OPEN:
+            self._send_frame(mux.opened_frame(frame.tunnel, mux.DATA_MAX_BYTES))
+            self._send_frame(mux.reset_frame(frame.tunnel, mux.MuxReason.TARGET_RESET))
+
+    monkeypatch.setattr(RelaySocket, "_frame", resets)
+    noted: list[str] = []
+    monkeypatch.setattr(plane.leases.fared, "note", lambda acquired, *who: noted.append(who[-1]))
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    _, writer, _ = await plane.connect(port)
+    writer.close()
+    await until(lambda: bool(noted))
+    assert noted == [f"127.0.0.1:{port}"]
 
 
 async def test_an_exit_that_accepts_and_resets_is_suspect_after_two_customers(

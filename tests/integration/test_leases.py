@@ -375,6 +375,33 @@ def test_an_owners_stop_wins_and_the_lease_moves_if_it_may(bed: Bed, failover: s
     assert bed.device(lease) == ("d2" if moves else "d1")
 
 
+def test_what_ran_out_and_is_somebody_elses_now_is_not_taken_back_by_an_extension(bed: Bed) -> None:
+    bed.peers("d1")
+    first = bed.reserve(bed.make_key("one"), idleTtlSec=120)
+    bed.later_ms = 121_000
+    second = bed.reserve(bed.make_key("two"), failover="strict")
+    bed.call(f"/v1/private-pool/leases/{first['id']}/extend", "POST", {})
+    taken = bed.take(second)
+    assert isinstance(taken, Acquired)
+    assert taken.endpoint.endpoint_id == "d1"
+    assert isinstance(bed.take(first), NoStock)
+
+
+def test_a_tunnel_by_way_of_a_stand_in_is_a_use_of_its_lease(bed: Bed) -> None:
+    bed.peers("d1")
+    lease = bed.reserve(bed.make_key("one"), idleTtlSec=120)
+    bed.run(live.unlist_endpoint(Pool.PEER, EndpointId("d1")))
+    bed.peers("d2")
+    stands_in = bed.take(lease)
+    assert isinstance(stands_in, Acquired)
+    for at_ms in (100_000, 200_000, 300_000):
+        bed.later_ms = at_ms
+        assert bed.keep().idle == 0
+    bed.end(stands_in, lease)
+    bed.later_ms = 430_000
+    assert bed.keep().idle == 1
+
+
 def test_leases_of_a_deleted_key_end(bed: Bed) -> None:
     bed.peers("d1")
     pool, other = bed.make_key("one"), bed.make_key("two")

@@ -18,6 +18,7 @@ local free = KEYS[1]
 local lease = ''
 local absent = 0
 local crowded = false -- a device was left out for want of room alone
+local stands_for -- a lease whose device is away: whoever carries for it is noted with it
 local excluded = {}
 for i = 24, #ARGV do excluded[ARGV[i]] = true end
 
@@ -111,6 +112,7 @@ local function take(choice, reused, sessions)
   redis.call('HINCRBY', load, '#', 1)
   redis.call('HINCRBY', load, pak, 1)
   redis.call('HINCRBY', KEYS[3], id .. '|' .. pak, 1)
+  if stands_for then redis.call('HSET', prefix .. 'reserved:' .. stands_for, 'stand_in', id) end
   if choice.total + 1 >= tonumber(ep.max_connections) or choice.customers >= tonumber(ep.max_customers) then
     redis.call('SREM', prefix .. 'free:any', id)
     redis.call('SREM', prefix .. 'free:' .. ep.country, id)
@@ -152,11 +154,12 @@ if pin_kind ~= '' then
   local wanted, used = pin_id, nil
   if pin_kind == 'lease' then
     local held = redis.call('HMGET', prefix .. 'reserved:' .. pin_id, 'account_id', 'endpoint_id', 'expires_at_ms',
-      'pak', 'idle_ms', 'kept_ms')
+      'pak', 'idle_ms', 'kept_ms', 'stand_in')
     -- A hold is one key's: keys of one account may belong to strangers.
     if held[1] ~= account or (held[4] and held[4] ~= pak) then return { false, 0, 'lease' } end
     local idle = tonumber(held[5] or '0')
-    local in_use = idle > 0 and redis.call('HEXISTS', prefix .. 'load:' .. held[2], pak) == 1
+    local in_use = idle > 0 and (redis.call('HEXISTS', prefix .. 'load:' .. held[2], pak) == 1 or
+      (held[7] and redis.call('HEXISTS', prefix .. 'load:' .. held[7], pak) == 1))
     if tonumber(held[3]) <= now and not in_use then return { false, 0, 'lease' } end
     if idle > 0 then used = { ends = now + idle, kept = tonumber(held[6] or '0') } end
     wanted, lease = held[2], pin_id
@@ -170,7 +173,7 @@ if pin_kind ~= '' then
   if used and (choice or not pin_strict) then hold_longer(pin_id, wanted, used.ends, used.kept) end
   if choice then return take(choice, 2) end
   if pin_strict then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
-  stood_in = 3
+  stood_in, stands_for = 3, used and pin_id
 end
 
 local session = sid ~= '' and redis.call('HMGET', KEYS[2], 'endpoint', 'picked', 'country', 'carrier') or {}

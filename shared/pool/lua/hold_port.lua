@@ -25,12 +25,17 @@ local function hold(id)
   return id
 end
 
-if held and not out[held] then return hold(held) end
-
 local function taken(ep)
   if not ep.reserved or ep.reserved == lease then return false end
   local other = redis.call('HGET', prefix .. 'reserved:' .. ep.reserved, 'expires_at_ms')
   return other and tonumber(other) > now
+end
+
+-- What ran out may be somebody else's by now.
+if held and not out[held] then
+  local whose = private and redis.call('HGET', prefix .. 'ep:' .. held, 'reserved')
+  if not taken({ reserved = whose }) then return hold(held) end
+  out[held] = true
 end
 
 local function ports_on(id)

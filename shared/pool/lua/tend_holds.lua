@@ -10,16 +10,20 @@ local function is_there(id)
   return on[1] and (not on[2] or on[2] == '' or redis.call('GET', prefix .. 'relay:' .. on[1]) == on[2])
 end
 
+local function carries(id, pak)
+  return id and redis.call('HEXISTS', prefix .. 'load:' .. id, pak or '') == 1
+end
+
 local out = {}
 for n, key in ipairs(KEYS) do
   local held = redis.call('HMGET', key, 'endpoint_id', 'expires_at_ms', 'used_at_ms', 'away_since_ms', 'idle_ms',
-    'kept_ms', 'pak')
+    'kept_ms', 'pak', 'stand_in')
   local id = held[1]
   if not id then
     out[n] = {}
   else
     local ends, used, idle = tonumber(held[2]), tonumber(held[3] or '0'), tonumber(held[5] or '0')
-    if idle > 0 and redis.call('HEXISTS', prefix .. 'load:' .. id, held[7] or '') == 1 then
+    if idle > 0 and (carries(id, held[7]) or carries(held[8], held[7])) then
       used, ends = now, math.max(ends, now + idle)
       redis.call('HSET', key, 'used_at_ms', string.format('%d', used), 'expires_at_ms', string.format('%d', ends))
       redis.call('PEXPIREAT', key, string.format('%d', ends + tonumber(held[6] or '0')))

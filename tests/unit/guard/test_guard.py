@@ -30,6 +30,7 @@ from shared.runtime.dynamo import (
     DynamoRequest,
     StoreUnavailable,
     SyncDynamo,
+    put,
     transact,
     transact_put,
 )
@@ -183,6 +184,14 @@ def test_no_number_of_old_incidents_hides_one_that_stands(
     found = all_incidents(dynamo, GUARD)
     assert (found[0], len(found)) == (unpaid, 61)
     assert [i.opened_at_ms for i in found[1:]] == sorted((i.opened_at_ms for i in found[1:]), reverse=True)
+
+
+def test_an_incident_that_an_older_version_wrote_is_read_and_can_be_closed(dynamo: SyncDynamo) -> None:
+    row = {"pk": "incident", "sk": f"{NOW}#brake", "kind": "brake", "message": "old", "opened_at_ms": NOW}
+    dynamo.run(put(GUARD, row))
+    assert standing_incidents(dynamo, GUARD) == [Incident(f"{NOW}#brake", "brake", "old", NOW)]
+    assert dynamo.run(rows.close_incident(GUARD, f"{NOW}#brake", NOW + 1))
+    assert standing_incidents(dynamo, GUARD) == []
 
 
 def test_live_settings_are_read_again_after_their_time(dynamo: SyncDynamo) -> None:
