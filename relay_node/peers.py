@@ -166,12 +166,12 @@ class PeerSocket(asyncio.Protocol):
             tunnel.mesh.pause_reading()
 
     def resume_writing(self) -> None:
-        self.outbox.resume()
         if self._owed_pong is not None:
             self._write(encode_frame(Opcode.PONG, self._owed_pong))
         if self._owes_ack:
             self._write(_HEARTBEAT_ACK)
         self._owed_pong, self._owes_ack = None, False
+        self.outbox.resume()
         for tunnel in self.tunnels.values():
             tunnel.mesh.resume_reading()
 

@@ -8,7 +8,7 @@ from shared.grading.conduct import ADVICE as CONDUCT_ADVICE
 from shared.grading.conduct import CHECK, is_barred
 from shared.grading.live import next_probe
 from shared.grading.model import PROBE_MODE, Grade
-from shared.grading.offer import Classes
+from shared.grading.offer import Classes, exits_from
 from shared.grading.rules import ADVICE, exit_was_seen, is_verified, stability_score
 from shared.grading.table import get_grade
 from shared.kernel.codes import IpType
@@ -98,7 +98,7 @@ class DeviceView(Desk):
             "trafficUnit": traffic_unit(),
             "proven": device.proven_at_ms is not None,
             "registrationsInUse": sum(now - f.used_at_ms < IN_USE_MS for f in device.families.values()),
-            "flags": self._flags(device, presence, now),
+            "flags": self._flags(device, presence, grade, now),
             **wallet_facts(device, now),
             "probe": _probe(grade),
             "verification": self._verification(device, grade),
@@ -122,11 +122,14 @@ class DeviceView(Desk):
             "exitDiffersIn": [name for name in (latest.differs if latest else "").split(",") if name],
         }
 
-    def _flags(self, device: Device, presence: Presence | None, now: int) -> list[str]:
+    def _flags(self, device: Device, presence: Presence | None, grade: Grade | None, now: int) -> list[str]:
         flags = []
         if device.twins_at_ms is not None and now - device.twins_at_ms < TWINS_TOLD_MS:
             flags.append("identity_used_by_two_machines")
-        if presence is not None and network_of(presence.ip) in self.w.redis.run(read_crowded()):
+        networks = {network_of(presence.ip)} if presence is not None else set()
+        if grade is not None and grade.latest is not None:
+            networks.add(exits_from(grade.latest))
+        if networks & self.w.redis.run(read_crowded()):
             flags.append("crowded_network")
         return flags
 

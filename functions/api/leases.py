@@ -114,8 +114,7 @@ class LeaseDesk(Desk):
         share_percent = self.setting("share_percent", rules.SHARE_PERCENT_DEFAULT)
         lease = leasing.hold_new(draft, pools, share_percent)
         if lease is None:
-            message = "no device of that kind is free now; ask again later, or for another country or IP type"
-            raise ProblemError(409, "NO_DEVICE_FREE", message, {"Retry-After": str(NO_DEVICE_RETRY_S)})
+            raise _none_free()
         most = self.setting("per_account", rules.PER_ACCOUNT_DEFAULT)
         try:
             conflict = run_told(self.w, request, transact(rows.create_items(self.table, lease, most)))
@@ -168,7 +167,8 @@ class LeaseDesk(Desk):
         extended = run_told(self.w, request, rows.change(self.table, lease, fields))
         if extended is None:
             raise _absent()
-        self.leasing.hold(extended)
+        if self.leasing.hold(extended) is None:
+            raise _none_free()  # it had run out, and its device is somebody else's now
         return self.shown(extended)
 
     def set_mode(self, request: Request, lease_id: str, body: ModeBody) -> dict[str, Any]:
@@ -295,6 +295,11 @@ def _check_rotates(lease: Lease) -> None:
 def _too_soon(code: str, words: str, wait_ms: int) -> ProblemError:
     wait_s = seconds_up(wait_ms)
     return ProblemError(409, code, f"{words}; wait {wait_s} s", {"Retry-After": str(wait_s)})
+
+
+def _none_free() -> ProblemError:
+    message = "no device of that kind is free now; ask again later, or for another country or IP type"
+    return ProblemError(409, "NO_DEVICE_FREE", message, {"Retry-After": str(NO_DEVICE_RETRY_S)})
 
 
 def _absent() -> ProblemError:

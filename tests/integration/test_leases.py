@@ -9,6 +9,7 @@ import redis as redis_client
 
 from functions.api import leases as routes
 from local import lab
+from shared.access.idempotency import operation_id
 from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import DeviceId, EndpointId, GatewayId, PakId, RelayId
@@ -23,6 +24,7 @@ from shared.pool.username import parse_username
 from shared.runtime import clock
 from shared.runtime.dynamo import SyncDynamo
 from tests.contract.test_pool_live import modem, peer, presence
+from tests.integration.test_idempotency import lapse
 from tests.support.functions import PREFIX, Functions, Reply
 
 pytestmark = pytest.mark.slow
@@ -216,7 +218,9 @@ def test_a_repeat_of_a_reservation_whose_answer_was_lost_gets_the_same_lease(bed
     pool = bed.make_key("one")
     path, keyed = f"/v1/private-pool/{pool}/leases", {"idempotency-key": "reserve-once-1"}
     first = bed.functions.call(path, "POST", US, bed.headers | keyed)
+    lapse(bed.functions, operation_id(f"x-api-key:{bed.headers['x-api-key']}", keyed["idempotency-key"]))
     again = bed.functions.call(path, "POST", US, bed.headers | keyed)
+    assert "idempotency-replayed" not in again.headers
     assert (first.status, again.body["id"]) == (200, first.body["id"])
     assert len(bed.call(path).body["leases"]) == 1
 
@@ -380,7 +384,8 @@ def test_what_ran_out_and_is_somebody_elses_now_is_not_taken_back_by_an_extensio
     first = bed.reserve(bed.make_key("one"), idleTtlSec=120)
     bed.later_ms = 121_000
     second = bed.reserve(bed.make_key("two"), failover="strict")
-    bed.call(f"/v1/private-pool/leases/{first['id']}/extend", "POST", {})
+    again = bed.call(f"/v1/private-pool/leases/{first['id']}/extend", "POST", {})
+    assert code(again) == (409, "NO_DEVICE_FREE")
     taken = bed.take(second)
     assert isinstance(taken, Acquired)
     assert taken.endpoint.endpoint_id == "d1"

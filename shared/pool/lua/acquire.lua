@@ -149,6 +149,13 @@ local function hold_longer(id, device, ends, kept)
   redis.call('PEXPIREAT', ports, redis.call('ZRANGE', ports, -1, -1, 'WITHSCORES')[2])
 end
 
+-- Whether this key has a connection there, on a device that is not held by another lease.
+local function carries(id, of_lease)
+  if not id or redis.call('HEXISTS', prefix .. 'load:' .. id, pak) == 0 then return false end
+  local whose = redis.call('HGET', prefix .. 'ep:' .. id, 'reserved')
+  return not whose or whose == of_lease
+end
+
 local stood_in = 0
 if pin_kind ~= '' then
   local wanted, used = pin_id, nil
@@ -158,8 +165,7 @@ if pin_kind ~= '' then
     -- A hold is one key's: keys of one account may belong to strangers.
     if held[1] ~= account or (held[4] and held[4] ~= pak) then return { false, 0, 'lease' } end
     local idle = tonumber(held[5] or '0')
-    local in_use = idle > 0 and (redis.call('HEXISTS', prefix .. 'load:' .. held[2], pak) == 1 or
-      (held[7] and redis.call('HEXISTS', prefix .. 'load:' .. held[7], pak) == 1))
+    local in_use = idle > 0 and (carries(held[2], pin_id) or carries(held[7]))
     if tonumber(held[3]) <= now and not in_use then return { false, 0, 'lease' } end
     if idle > 0 then used = { ends = now + idle, kept = tonumber(held[6] or '0') } end
     wanted, lease = held[2], pin_id
@@ -171,7 +177,10 @@ if pin_kind ~= '' then
   end
   local choice = wanted ~= '' and usable(wanted, false, pin_kind)
   if used and (choice or not pin_strict) then hold_longer(pin_id, wanted, used.ends, used.kept) end
-  if choice then return take(choice, 2) end
+  if choice then
+    if used then redis.call('HDEL', prefix .. 'reserved:' .. pin_id, 'stand_in') end
+    return take(choice, 2)
+  end
   if pin_strict then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
   stood_in, stands_for = 3, used and pin_id
 end

@@ -93,5 +93,5 @@ if held and redis.call('HGET', prefix .. 'ep:' .. held, 'reserved') == lease the
   redis.call('HDEL', prefix .. 'ep:' .. held, 'reserved')
 end
 if held then redis.call('ZREM', prefix .. 'ports:' .. held, lease) end
-redis.call('HDEL', KEYS[1], 'away_since_ms')
+redis.call('HDEL', KEYS[1], 'away_since_ms', 'stand_in')
 return hold(best)

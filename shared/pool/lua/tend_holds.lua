@@ -10,8 +10,11 @@ local function is_there(id)
   return on[1] and (not on[2] or on[2] == '' or redis.call('GET', prefix .. 'relay:' .. on[1]) == on[2])
 end
 
-local function carries(id, pak)
-  return id and redis.call('HEXISTS', prefix .. 'load:' .. id, pak or '') == 1
+-- Whether a lease's key has a connection there, on a device that is not held by another lease.
+local function carries(id, pak, lease)
+  if not id or redis.call('HEXISTS', prefix .. 'load:' .. id, pak or '') == 0 then return false end
+  local whose = redis.call('HGET', prefix .. 'ep:' .. id, 'reserved')
+  return not whose or whose == lease
 end
 
 local out = {}
@@ -23,7 +26,8 @@ for n, key in ipairs(KEYS) do
     out[n] = {}
   else
     local ends, used, idle = tonumber(held[2]), tonumber(held[3] or '0'), tonumber(held[5] or '0')
-    if idle > 0 and (carries(id, held[7]) or carries(held[8], held[7])) then
+    local stands_in = carries(held[8], held[7])
+    if idle > 0 and (carries(id, held[7], ARGV[3 + n]) or stands_in) then
       used, ends = now, math.max(ends, now + idle)
       redis.call('HSET', key, 'used_at_ms', string.format('%d', used), 'expires_at_ms', string.format('%d', ends))
       redis.call('PEXPIREAT', key, string.format('%d', ends + tonumber(held[6] or '0')))
@@ -38,6 +42,7 @@ for n, key in ipairs(KEYS) do
       redis.call('HSETNX', key, 'away_since_ms', ARGV[2])
       away = tonumber(held[4] or ARGV[2])
     end
+    if away == 0 or not stands_in then redis.call('HDEL', key, 'stand_in') end
     out[n] = { id, ends, used, away }
   end
 end
