@@ -38,6 +38,7 @@ EXPIRED_FOR_S: Final = 120
 NONCE_TRIES_MAX: Final = 8
 RESERVE_TRIES_MAX: Final = 8
 """Tries to take a transfer on while others of the same payer are taken on; then its buyer asks again."""
+UNCOUNT_TRIES_MAX: Final = 8
 
 
 class Settles(Protocol):
@@ -193,12 +194,23 @@ class ExactRail:
 
     def _settled(self, transfer: Transfer, verdict: Verdict) -> Verdict:
         if transfer.counted:  # first: nobody comes back for a transfer that is final
-            self.dynamo.run(rows.uncount(self.table, transfer))
+            self._uncount(transfer)
         if isinstance(verdict, Invalid):  # taken on, and then it moved nothing
             key = transfer.authorization.key
             self.dynamo.run(rows.fail(self.table, key, verdict.reason))
             self.dynamo.run(forget(self.table, Network.BASE, key))
         return verdict
+
+    def _uncount(self, transfer: Transfer) -> None:
+        """Others of the same payer may become final in the same moment. Raises Contended when they go on doing so."""
+        for left in reversed(range(UNCOUNT_TRIES_MAX)):
+            try:
+                self.dynamo.run(rows.uncount(self.table, transfer))
+                return
+            except Contended:
+                if not left:
+                    raise
+                time.sleep(POLL_S)
 
     def _given_up(self, transfer: Transfer, verdict: Verdict, depths: Sequence[Depth]) -> Verdict:
         """Still unknown; but an unused authorization that expired a while ago will never move money.
