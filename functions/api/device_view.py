@@ -129,7 +129,8 @@ class DeviceView(Desk):
         networks = {network_of(presence.ip)} if presence is not None else set()
         if grade is not None and grade.latest is not None:
             networks.add(exits_from(grade.latest))
-        if networks & self.w.redis.run(read_crowded()):
+        crowded = self.w.redis.run(read_crowded())
+        if networks & crowded:
             flags.append("crowded_network")
         return flags
 

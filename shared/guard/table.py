@@ -152,7 +152,7 @@ def incidents(table: str, start: Mapping[str, Any] | None = None) -> DynamoReque
 
     def parse(row: Item) -> Incident:
         return Incident(
-            row.get("name", row["sk"]),
+            str(row.get("name") or row["sk"]),
             row["kind"],
             row["message"],
             row["opened_at_ms"],
