@@ -17,6 +17,7 @@ from shared.access.model import Scope
 from shared.grading.live import Lengths, queue_lengths
 from shared.guard.service import standing_incidents
 from shared.guard.table import read_setting, read_switch
+from shared.kernel.traffic import traffic_unit_text
 from shared.pool.numbers import live_numbers, run
 from shared.runtime.clock import now_ms
 from shared.upkeep.purchase import STATE, purchase_fault
@@ -97,7 +98,7 @@ _PAGE: Final = f"""<!doctype html>
 <body><main><h1>psx network</h1>
 <form><label>API key of an admin, or the token of a sign-in
 <input name="key" type="password" autocomplete="off" maxlength="4096" required></label> <button>Look</button></form>
-<section></section></main><script>{_SCRIPT}</script></body></html>
+<section></section><p>{traffic_unit_text()}</p></main><script>{_SCRIPT}</script></body></html>
 """
 
 

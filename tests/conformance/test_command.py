@@ -326,7 +326,7 @@ async def test_the_allowance_holds_over_both_directions(rig: Rig, target: Target
     await tunnel.received(1_000_000, 20)
     await reading
     took = loop.time() - began
-    assert took > 1.3, f"2 MB at 1 MB/s took {took:.1f} s"
+    assert took > 1.1, f"2 MB at 1 MB/s took {took:.1f} s, which is less than one of its directions alone"
 
 
 async def test_outside_the_owners_hours_nothing_is_shared(rig: Rig) -> None:

@@ -22,7 +22,7 @@ REFUSED: Final = "redis: NoPermissionError"
 EVERYBODY: Final = frozenset({"on", "-@all", "+command", "+client|setinfo", "+cluster|slots"})
 """What clients do when they connect."""
 _COMMAND: Final = re.compile(r"redis\.call\(\s*'([A-Z]+)'")
-_COMPUTED: Final = re.compile(r"\.\. '([a-z-]+)(:?)'?")
+_COMPUTED: Final = re.compile(r"\.\. '([a-z_-]+)(:?)'?")
 _TAGS: Final = ("{mbl}:", "{peer}:")
 
 known_servers: set[str] = set()

@@ -30,6 +30,7 @@ from shared.supply.model import Device, Kind, Origin
 from shared.supply.table import read_device
 from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.permissions import as_function
 
 PHONE, HOME, SERVER, NOWHERE = "127.10.1.7", "127.11.1.7", "127.12.1.7", "127.99.0.1"
 OLD, NEW = "0x" + "a1" * 20, "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
@@ -129,7 +130,12 @@ def list_now(functions: Functions, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(
         list_exits, "wiring", lambda: jobs.Wiring(settings, functions.dynamo, functions.redis)
     )
-    return lambda: list_exits.handler({"job": "list_exits"}, None)
+
+    def run() -> Any:
+        with as_function("list-exits"):
+            return list_exits.handler({"job": "list_exits"}, None)
+
+    return run
 
 
 def placed(ident: str, address: str, ip_type: IpType) -> Presence:
