@@ -10,8 +10,8 @@ FLUSH_INTERVAL_S: Final = 5.0
 LEASE_LEAST_BYTES: Final = 256 * 1024
 LEASE_LIFE_MS: Final = 30_000
 """How long the lease of a gateway that has died keeps bytes from the others."""
-OVERDRAFT_MAX_BYTES: Final = 704 * 1024
-"""What a gateway may carry beyond its lease while it asks for the next one. With the reads that are under way (256 KiB at
+OVERDRAFT_MAX_BYTES: Final = 448 * 1024
+"""What a gateway may carry beyond its lease while it asks for the next one. With what is under way (512 KiB at
 most) a key's overshoot stays within 1 MiB per gateway."""
 MAX_LINES_PER_BATCH: Final = 20
 """So that applying a batch (up to four rows a line and the batch itself) fits one DynamoDB transaction of 100."""
