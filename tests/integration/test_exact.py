@@ -24,8 +24,9 @@ from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
 from shared.access import table as access
 from shared.chain.eip3009 import read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
-from shared.runtime.dynamo import SyncDynamo
+from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
+from shared.sale.exact_table import Transfer
 from shared.sale.model import Terms
 from shared.sale.owed_table import Owed
 from shared.sale.rules import read_prices, read_terms
@@ -322,7 +323,9 @@ def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop:
 # When the chain cannot say
 
 
-def test_one_balance_stands_behind_one_transfer_at_a_time(shop: Shop) -> None:
+def test_one_balance_stands_behind_one_transfer_at_a_time(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
     rail = replace(counter.exact, wait_s=0.0)
@@ -346,7 +349,15 @@ def test_one_balance_stands_behind_one_transfer_at_a_time(shop: Shop) -> None:
     finally:
         shop.anvil.call("evm_setAutomine", True)
     shop.anvil.call("evm_mine")
-    assert isinstance(settle(first), Valid)
+    counted_off, busy = rows.uncount, iter((True, True))
+
+    def contended(table: str, transfer: Transfer) -> DynamoRequest[Conflict | None]:
+        if next(busy, False):
+            raise Contended("another transfer of this payer became final in the same moment")
+        return counted_off(table, transfer)
+
+    monkeypatch.setattr(rows, "uncount", contended)
+    assert isinstance(settle(first), Valid), "whose money moved is not told to wait"
     assert settle(second) == Invalid(InvalidReason.AUTH_BALANCE)
     assert shop.dynamo.run(rows.under_way(rail.table, wallet.address.lower())) == 0
     shop.anvil.set_balance(USDC, wallet.address, DUE)
