@@ -250,6 +250,7 @@ def _test(fast: bool, second_look: bool, arguments: Sequence[str]) -> int:
         str((os.cpu_count() or 1) + 1),  # tests wait about half of their time
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",  # the order is ours: tests/support/order.py
         "--max-worker-restart=3",  # who hangs is ended with its worker; the others go on
         *arguments,
     ]
