@@ -94,7 +94,8 @@ const add = (to, kind, text = "") => {
 fetch("/v1/x402/pricing").then(async (reply) => {
   const told = await reply.json();
   if (!reply.ok) throw new Error(told.message || reply.status);
-  const tiers = [...told.tiers.map((t) => ["Pool access", t]), ...told.proxy.tiers.map((t) => ["One exit of your own", t])];
+  const named = (name, tiers) => tiers.map((tier) => [name, tier]);
+  const tiers = [...named("Pool access", told.tiers), ...named("One exit, kept for you", told.proxy.tiers)];
   place.replaceChildren();
   const made = add(place, "table"), head = add(add(made, "thead"), "tr"), body = add(made, "tbody");
   for (const name of ["Product", "Tier", "USDC per GB", "From GB", "To GB"]) add(head, "th", name);

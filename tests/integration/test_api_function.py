@@ -342,7 +342,8 @@ def test_inventory_counts_and_never_names(functions: Functions) -> None:
 def test_pages_for_machines_are_there(functions: Functions) -> None:
     assert "https://api.example/v1/x402/pool" in functions.call("/skill.md").body
     assert functions.call("/llms.txt").status == 200
-    assert functions.call("/.well-known/x402.json").body["resources"] == ["https://api.example/v1/x402/pool"]
+    products = ["https://api.example/v1/x402/pool", "https://api.example/v1/x402/proxy"]
+    assert functions.call("/.well-known/x402.json").body["resources"] == products
     assert functions.call("/openapi.json").body["info"]["title"] == "psx"
     missing = functions.call("/nothing", headers={"x-request-id": "abcdefgh-1"})
     assert (missing.status, missing.body["code"], missing.body["requestId"]) == (
