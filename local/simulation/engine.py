@@ -92,7 +92,7 @@ class Simulation:
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
         self.world = World(count, rates, self._rng)
         self.world.populate()
-        self.customers = Customers(self.world.devices, thresholds)
+        self.customers = Customers(self.world.devices, thresholds, rates)
         self._thresholds = thresholds
         self._end_ms = int(hours * HOUR_MS)
         self._heap: list[tuple[int, int, Callable[..., None], Device | None, int]] = []
@@ -481,7 +481,8 @@ class Simulation:
                 self.figures.braked_rounds += 1
                 self._held.update(device.index for device, _ in of_cause)
         for index in sorted(self.customers.accused):
-            self._ask_for_probe(self.world.devices[index])
+            if self.world.devices[index].accused_ms == self._now:
+                self._ask_for_probe(self.world.devices[index])
         self._at(ROUND_MS, self._round)
 
     def _list(self, device: Device) -> None:

@@ -27,7 +27,8 @@ from shared.grading.live import (
 from shared.grading.model import Bar, Conduct, Experience, Fared, Grade
 from shared.guard.service import all_incidents
 from shared.kernel.codes import Pool
-from shared.kernel.ids import AccountId, DeviceId, GatewayId
+from shared.kernel.ids import AccountId, DeviceId, EndpointId, GatewayId
+from shared.pool.live import unpause
 from shared.pool.model import Acquired, Selected
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import AsyncRedis, RedisCall, SyncRedis, command
@@ -249,6 +250,27 @@ async def test_a_gateway_tells_what_it_saw_and_an_owner_is_no_witness(
     assert leases.fared.take(10) == []
     (said,) = redis.run(read_conduct([LIAR]))
     assert ({(c.served, c.failed) for c in said.customers}, said.targets) == ({(0, 2), (1, 0)}, 2)
+    await shared.close()
+
+
+async def test_two_customers_keep_an_exit_from_others_only_while_a_probe_is_due(
+    any_valkey_url: str, redis: SyncRedis
+) -> None:
+    """Or two accounts could hold any number of exits for nothing: a passed probe lets each back, and they drop again."""
+    shared = AsyncRedis(any_valkey_url)
+    leases = Leases(shared, GatewayId("g"), lambda: 0)
+    for paused in (1, 0):
+        leases.report_drops(acquired())
+        with as_node("gateway"):
+            await leases.drain()
+        assert redis.run(command("EXISTS", "{peer}:pause:liar", parse=int)) == paused
+        redis.run(unpause(Pool.PEER, EndpointId("liar")))
+    redis.run(excuse_conduct(LIAR))
+    leases.report_drops(acquired())
+    await leases.drain()
+    assert redis.run(command("EXISTS", "{peer}:pause:liar", parse=int)), (
+        "since a probe failed they are believed"
+    )
     await shared.close()
 
 
