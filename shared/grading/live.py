@@ -18,7 +18,7 @@ from shared.runtime.redis import RedisCall, Script, command, ok
 FAULT_WAITS_S: Final = (10, 20, 40, 80, 160, 320, 600)
 """Between two probes for which a fault asks, while they pass: what found nothing so often is less and less urgent."""
 DOUBT_WAITS_S: Final = (120, 240, 480, 600)
-"""The same for faults that may be the target's. Both at their slowest are 288 light probes a day, of 16 KB each."""
+"""The same for faults that may be the target's. Both at their slowest are 288 probes a day."""
 FAULTS_KEPT_S: Final = 3600
 """The first probe that fails, and an hour without any, begin again."""
 DAY_KEPT_S: Final = 2 * 86_400

@@ -1,7 +1,9 @@
 """Exits that serve probes and let customers down: counted by gateways in Redis, barred by the listing run in the truth."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -137,16 +139,25 @@ def test_what_a_failed_probe_explains_bars_nobody(listing: ListingRun, redis: Sy
     assert listing.run(NOW, sweep=False).listed == 2
 
 
-@pytest.mark.parametrize("settle", [excuse_conduct, forget_conduct])
+@pytest.mark.parametrize(
+    ("settle", "settler"),
+    [
+        (excuse_conduct, partial(as_node, "gateway", "prober")),
+        (forget_conduct, partial(as_function, "list-exits")),
+    ],
+)
 def test_what_is_forgotten_of_an_exit_makes_nobody_a_worse_witness(
-    redis: SyncRedis, settle: Callable[[DeviceId], RedisCall[Any]]
+    redis: SyncRedis,
+    settle: Callable[[DeviceId], RedisCall[Any]],
+    settler: Callable[[], AbstractContextManager[None]],
 ) -> None:
     """Customers have in all what they had without that exit; never less than nothing, and no window begins by it."""
     redis.run(count_conduct([Fared(GOOD, "c0", 3, 0), Fared(GOOD, "young", 1, 0)]))
     redis.run(count_conduct([Fared(LIAR, name, 2, 9, ("t",)) for name in ("c0", "c1", "young", "over")]))
     redis.run(command("HSET", "{probe}:customer:young", "failed", 4, parse=int))  # its window began later
     redis.run(command("DEL", "{probe}:customer:over", parse=int))
-    redis.run(settle(LIAR))
+    with settler():
+        redis.run(settle(LIAR))
     assert [in_all(redis, name) for name in ("c0", "c1", "young")] == [(103, 0), (100, 0), (1, 0)]
     assert not redis.run(command("EXISTS", "{probe}:customer:over", parse=int))
     redis.run(settle(LIAR))
