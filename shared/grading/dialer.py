@@ -33,6 +33,8 @@ class Timeouts:
 PATIENT: Final = Timeouts()
 URGENT: Final = Timeouts(connect_s=3.0, tls_s=3.0, overall_s=6.0)
 """After a customer's tunnel failed: an exit that needs longer is broken for customers, whatever it is."""
+URGENT_LONG: Final = replace(URGENT, overall_s=PATIENT.overall_s)
+"""The same with a body that takes a slow line its time."""
 
 
 @dataclass(frozen=True, slots=True)
