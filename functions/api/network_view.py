@@ -132,6 +132,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
             "stock": numbers.stock,
             "online": numbers.online,
             "openConnections": numbers.load,
+            "held": numbers.held,
             "quality": numbers.quality,
             "fleet": numbers.fleet,
             "traffic": {"totalBytes": numbers.traffic_bytes, "bytesPerSecond": numbers.bytes_per_s},

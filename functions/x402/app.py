@@ -57,7 +57,8 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
         kinds = sorted(sale.w.live.get("prices").get("ports", {}))
         ports = [answers.tier_row(sale.prices(kind)) for kind in kinds]
         prepaid = {"product": "balance", "currency": "USDC", "steps": steps(sale.w)}
-        return sheet | {"proxy": {"product": "proxy", "tiers": ports}, "balance": prepaid}
+        proxy = {"product": "proxy", "tiers": ports, "caveats": list(sale.port_caveats())}
+        return sheet | {"proxy": proxy, "balance": prepaid}
 
     @app.get("/v1/x402/countries")
     def countries() -> dict[str, Any]:
