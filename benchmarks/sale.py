@@ -30,6 +30,10 @@ from local.supervisor import free_port
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW
 from shared.guard.table import write_setting
+from shared.kernel.codes import IpType, Pool, SpeedTier
+from shared.kernel.ids import AccountId, Country, EndpointId
+from shared.pool.live import list_endpoint
+from shared.pool.model import Endpoint
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -105,6 +109,11 @@ def _open(dynamo: SyncDynamo) -> None:
     rails = validated_rails(wire(settings, dynamo, redis).rails)
     found = {"ok": True, "rails": rails, "at_ms": now_ms()}
     dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
+    modem = Endpoint(
+        *(EndpointId("modem"), Pool.MBL, AccountId("psx_farm"), Country("us"), "lab", 64601, "Lab"),
+        *(IpType.MOBILE, SpeedTier.FAST, "127.0.0.1", 8000, "sealed"),
+    )
+    redis.run(list_endpoint(modem))  # nothing is priced while nothing is on sale
     redis.close()
 
 

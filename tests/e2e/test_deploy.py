@@ -23,6 +23,7 @@ from shared.guard.table import read_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from tests.support.cloud import Emulator, http_call, serverless
+from tests.support.stock import put_on_sale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STAGE: Final = "dev"
@@ -161,6 +162,9 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     async with asyncio.timeout(SCHEDULES_FIRE_WITHIN_S):
         while not (dynamo.run(read_setting(f"psx-{STAGE}-guard", "sale")) or {}).get("ok"):
             await asyncio.sleep(POLL_S)
+    empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
+    assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
+    await asyncio.to_thread(put_on_sale, stores.redis)
     status, headers, body = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert status == 402, body
     offered = json.loads(base64.b64decode(headers["payment-required"]))["accepts"]
@@ -193,4 +197,4 @@ def comes_back(emulator: Emulator, packages: list[str]) -> None:
         for e in stacks.describe_stacks(StackName=f"psx-{STAGE}")["Stacks"][0]["Outputs"]
     }
     api = Api(emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost")
-    assert api.call("/v1/x402/pool?traffic=0.1")[0] == 402
+    assert api.call("/v1/x402/pool/pricing")[0] == 200
