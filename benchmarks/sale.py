@@ -24,16 +24,13 @@ from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import HOUSE, PRICES, bootstrap
 from local.evm import USDC, EvmChain, sign_authorization
+from local.goods import put_goods
 from local.http_server import HttpRequest
 from local.paths import ANVIL
 from local.supervisor import free_port
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW
 from shared.guard.table import write_setting
-from shared.kernel.codes import IpType, Pool, SpeedTier
-from shared.kernel.ids import AccountId, Country, EndpointId
-from shared.pool.live import list_endpoint
-from shared.pool.model import Endpoint
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -109,11 +106,7 @@ def _open(dynamo: SyncDynamo) -> None:
     rails = validated_rails(wire(settings, dynamo, redis).rails)
     found = {"ok": True, "rails": rails, "at_ms": now_ms()}
     dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
-    modem = Endpoint(
-        *(EndpointId("modem"), Pool.MBL, AccountId("psx_farm"), Country("us"), "lab", 64601, "Lab"),
-        *(IpType.MOBILE, SpeedTier.FAST, "127.0.0.1", 8000, "sealed"),
-    )
-    redis.run(list_endpoint(modem))  # nothing is priced while nothing is on sale
+    put_goods(redis)
     redis.close()
 
 
@@ -304,6 +297,7 @@ def _counter(
     }
     settings = SaleSettings(**fields)
     wired = wire(settings, dynamo, SyncRedis(redis_url))
+    put_goods(wired.redis)
     prices = read_prices(PRICES)
     terms = read_terms({"traffic": "0.1"}, prices) if prices else None
     if prices is None or not isinstance(terms, Terms):

@@ -15,6 +15,7 @@ from local.admin import house_account, make_admin
 from local.adopt import adopt
 from local.bootstrap import CONFIRMATIONS, HOUSE, PRICES, RATES
 from local.configure import create_secrets, publish_keys, write_parameters
+from local.goods import put_goods
 from local.lab import LabFiles, relays_setting
 from local.network import LocalNetwork
 from local.packaging import Artefact
@@ -23,7 +24,6 @@ from shared.guard.table import read_setting
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from tests.support.cloud import Emulator, http_call, serverless
-from tests.support.stock import put_on_sale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STAGE: Final = "dev"
@@ -164,7 +164,7 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
             await asyncio.sleep(POLL_S)
     empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
-    await asyncio.to_thread(put_on_sale, stores.redis)
+    put_goods(stores.redis)
     status, headers, body = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert status == 402, body
     offered = json.loads(base64.b64decode(headers["payment-required"]))["accepts"]
@@ -173,11 +173,11 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     await asyncio.to_thread(serverless, "remove", "--stage", STAGE, *packages, env=env)
     kept = set(database.list_tables()["TableNames"])
     assert {definition["TableName"] for definition in table_definitions(STAGE)} <= kept
-    await asyncio.to_thread(comes_back, emulator, packages)
+    await asyncio.to_thread(comes_back, emulator, packages, stores)
     assert dynamo.run(read_setting(f"psx-{STAGE}-guard", "prices")) == PRICES, "what the tables held is there"
 
 
-def comes_back(emulator: Emulator, packages: list[str]) -> None:
+def comes_back(emulator: Emulator, packages: list[str], stores: LocalNetwork) -> None:
     """A removed stage is put back around what stayed, as an operator does it: packaged, adopted, deployed."""
     env = emulator.environment()
     serverless("package", "--stage", STAGE, *packages, env=env)
@@ -197,4 +197,5 @@ def comes_back(emulator: Emulator, packages: list[str]) -> None:
         for e in stacks.describe_stacks(StackName=f"psx-{STAGE}")["Stacks"][0]["Outputs"]
     }
     api = Api(emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost")
-    assert api.call("/v1/x402/pool/pricing")[0] == 200
+    put_goods(stores.redis)
+    assert api.call("/v1/x402/pool?traffic=0.1")[0] == 402

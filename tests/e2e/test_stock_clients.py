@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from local.goods import put_goods
 from local.network import LocalNetwork
-from tests.support.stock import put_on_sale
 from tests.support.stock_clients import SOURCES, node_folder, python_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -22,14 +22,14 @@ CLIENT_BOUND_S = 60
 
 @pytest_asyncio.fixture
 async def sale() -> AsyncIterator[LocalNetwork]:
-    """The functions with an open sale; what is on sale leads nowhere."""
+    """The functions with an open sale; no exits behind it."""
     network = LocalNetwork()
     try:
         await network.start_stores_and_chains()
         await network.start_cloud()
         report = await network.cloud.fire("validate_sale")
         assert report["exact"] is True, report
-        await asyncio.to_thread(put_on_sale, network.redis)
+        put_goods(network.redis)
         yield network
     finally:
         await network.close()

@@ -29,14 +29,12 @@ from functions.x402.wiring import wire as wire_sale
 from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import ADMIN, HOUSE, Keys, bootstrap
+from local.goods import put_goods
 from local.http_server import HttpRequest
 from shared.access.people import NOBODY, Person, issue, person_item
 from shared.chain.model import Depth, Reading, Unknown, UnknownReason
 from shared.guard.table import write_setting
-from shared.kernel.codes import IpType, Pool, SpeedTier
-from shared.kernel.ids import AccountId, Country, EndpointId
-from shared.pool.live import list_endpoint
-from shared.pool.model import Endpoint
+from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
 from shared.runtime.redis import SyncRedis
@@ -166,7 +164,7 @@ class Functions:
         found = {"ok": True, "exact": exact, "rails": rails, "at_ms": now_ms()}
         self.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
         if stocked:
-            self.stock()
+            put_goods(self.redis)
 
     def held_at_most(self, share_percent: int) -> None:
         """How much of a country's devices may be held alone: 100 where a test has few of them, and no word on the share."""
@@ -174,20 +172,6 @@ class Functions:
         self.dynamo.run(write_setting(f"{PREFIX}guard", "leases", setting, 0))
         for reader in (self.sale_wiring.live, self.api_wiring.live):
             reader._kept.clear()
-
-    def stock(self) -> None:
-        """A modem and a peer of each type that is sold, in one country."""
-        kinds = ((Pool.MBL, IpType.MOBILE), (Pool.PEER, IpType.MOBILE), (Pool.PEER, IpType.RESIDENTIAL))
-        for pool, ip_type in kinds:
-            name = EndpointId(f"stock_{pool.value}_{ip_type.value}")
-            self.redis.run(
-                list_endpoint(
-                    Endpoint(
-                        *(name, pool, AccountId("psx_farm"), Country("us"), "lab", 64601, "Lab", ip_type),
-                        *(SpeedTier.FAST, "127.0.0.1", 8000, "sealed"),
-                    )
-                )
-            )
 
     def person(self, email: str, account: AccountId = ADMIN, created_at_ms: int = 0) -> dict[str, str]:
         """A signed-in person of an account, of the admin's if no other one is named."""
