@@ -11,6 +11,7 @@ from functions.api import (
     device_page,
     earnings,
     enrolling,
+    incidents,
     inventory,
     ip_classes,
     keys,
@@ -42,7 +43,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
     rest = (inventory, account, balance, keys, sign_in, resellers, leases, operations, setting_changes, pages)
-    views = (status_page, network_view, visitor_pages)
+    views = (status_page, network_view, incidents, visitor_pages)
     for room in (*supply, *rest, *views):
         app.include_router(room.router(wired))
     return app

@@ -162,6 +162,9 @@ def test_a_redis_that_lost_everything_is_healed_from_the_truth(listing: ListingR
     listing.redis.run(command("FLUSHALL", parse=bool))
     report = listing.run(NOW, sweep=False)
     assert (report.newly_listed, report.rebuilt, report.healed, report.queued) == ([], 1, 0, 1)
+    assert (report.swept, report.left) == (SEGMENTS, 0), (
+        "and compared with the truth, by as many runs as that takes"
+    )
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 1}
 
 
