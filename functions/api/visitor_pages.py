@@ -68,7 +68,8 @@ answer = requests.get("https://example.org/", proxies={{"http": proxy, "https": 
 """
 
 _PEER: Final = """
-<p>A phone, a computer or a server that you own carries the traffic of paying customers, and you earn for each GB.</p>
+<p>A phone, a computer or a server that you own carries the traffic of paying customers, and you earn for each GB.
+{unit}</p>
 <h2>What is shared, and what is not</h2>
 <ul><li>Websites that customers visit see the address of your connection.</li>
 <li>Nobody reaches your files, your other devices or your own network, and nobody sends mail through you.</li>
@@ -244,7 +245,10 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
 
     @routes.get("/peer/", response_class=HTMLResponse)
     def share() -> HTMLResponse:
-        return _page("Share your connection", _PEER.format(api=html.escape(wiring().settings.api_base_url)))
+        return _page(
+            "Share your connection",
+            _PEER.format(api=html.escape(wiring().settings.api_base_url), unit=traffic_unit_text()),
+        )
 
     @routes.get("/system-map/", response_class=HTMLResponse)
     def system_map() -> HTMLResponse:
