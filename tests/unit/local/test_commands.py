@@ -19,10 +19,14 @@ from local import __main__ as local
 def test_words_of_the_program_behind_are_passed_on_in_their_order(
     words: Sequence[str], passed: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run: list[Sequence[str]] = []
-    monkeypatch.setattr(local, "_run", lambda command: run.append(command) or 0)
+    ran: list[str] = []
+
+    def run(command: Sequence[str]) -> int:
+        ran.extend(command)
+        return 0
+
+    monkeypatch.setattr(local, "_run", run)
     assert local.main(words) == 0
-    ran = list(run[0])
     begin = ran.index(passed[0])
     assert ran[begin : begin + len(passed)] == list(passed)
     assert "--fast" not in ran
