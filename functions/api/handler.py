@@ -9,6 +9,7 @@ from functions.api import (
     balance,
     consent,
     device_page,
+    document,
     earnings,
     enrolling,
     incidents,
@@ -37,7 +38,8 @@ from shared.runtime.log import configure
 
 def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
-    app = FastAPI(title="psx", docs_url=None, redoc_url=None, dependencies=[Depends(limited(wired))])
+    limits = [Depends(limited(wired))]
+    app = FastAPI(title="psx", openapi_url=None, docs_url=None, redoc_url=None, dependencies=limits)
     install_audit(app, wired)
     install_idempotency(app, wired, admitted(wired))
     install(app)
@@ -46,6 +48,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     views = (status_page, network_view, incidents, visitor_pages)
     for room in (*supply, *rest, *views):
         app.include_router(room.router(wired))
+    app.include_router(document.router(app.openapi))
     return app
 
 

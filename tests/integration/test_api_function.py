@@ -1,6 +1,7 @@
 """The API through its function: devices, resellers, inventory, operations."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -344,7 +345,17 @@ def test_pages_for_machines_are_there(functions: Functions) -> None:
     assert functions.call("/llms.txt").status == 200
     products = ["https://api.example/v1/x402/pool", "https://api.example/v1/x402/proxy"]
     assert functions.call("/.well-known/x402.json").body["resources"] == products
-    assert functions.call("/openapi.json").body["info"]["title"] == "psx"
+    whole = functions.call("/openapi.json").body
+    assert whole["info"]["title"] == "psx"
+    assert {"/v1/x402/pool", "/v1/x402/manage/pool/topup", "/v1/reseller/pool-keys"} <= whole["paths"].keys()
+    names = [
+        operation["operationId"] for methods in whole["paths"].values() for operation in methods.values()
+    ]
+    assert len(set(names)) == len(names)
+    assert (
+        set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(whole)))
+        <= whole["components"]["schemas"].keys()
+    )
     missing = functions.call("/nothing", headers={"x-request-id": "abcdefgh-1"})
     assert (missing.status, missing.body["code"], missing.body["requestId"]) == (
         404,
