@@ -368,7 +368,10 @@ class Pipeline:
             self._fared(tunnel.acquired, tunnel.pak, target)
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
-            self._leases.report(tunnel.acquired, suspect=drops)
+            if drops:
+                self._leases.report_drops(tunnel.acquired)
+            else:
+                self._leases.report(tunnel.acquired, suspect=False)
 
     def _limited_as(self, pak: Pak) -> str:
         """Whose connections and sessions count together: the house account is shared by strangers."""

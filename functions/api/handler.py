@@ -12,6 +12,7 @@ from functions.api import (
     document,
     earnings,
     enrolling,
+    incidents,
     inventory,
     ip_classes,
     keys,
@@ -24,6 +25,7 @@ from functions.api import (
     setting_changes,
     sign_in,
     status_page,
+    visitor_pages,
 )
 from functions.api.admission import admitted
 from functions.api.audit import install_audit
@@ -43,7 +45,7 @@ def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
     rest = (inventory, account, balance, keys, sign_in, resellers, leases, operations, setting_changes, pages)
-    views = (status_page, network_view)
+    views = (status_page, network_view, incidents, visitor_pages)
     for room in (*supply, *rest, *views):
         app.include_router(room.router(wired))
     app.include_router(document.router(app.openapi))

@@ -343,7 +343,8 @@ def test_inventory_counts_and_never_names(functions: Functions) -> None:
 def test_pages_for_machines_are_there(functions: Functions) -> None:
     assert "https://api.example/v1/x402/pool" in functions.call("/skill.md").body
     assert functions.call("/llms.txt").status == 200
-    assert functions.call("/.well-known/x402.json").body["resources"] == ["https://api.example/v1/x402/pool"]
+    products = ["https://api.example/v1/x402/pool", "https://api.example/v1/x402/proxy"]
+    assert functions.call("/.well-known/x402.json").body["resources"] == products
     whole = functions.call("/openapi.json").body
     assert whole["info"]["title"] == "psx"
     assert {"/v1/x402/pool", "/v1/x402/manage/pool/topup", "/v1/reseller/pool-keys"} <= whole["paths"].keys()

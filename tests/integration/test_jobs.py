@@ -111,7 +111,9 @@ def test_the_watchdog_looks_and_tells_within_its_role(
         ),
     )
     topic: Any = boto3.client("sns").create_topic(Name="alarms")
-    monkeypatch.setenv("PSX_SECRETS", "psx/test/watchdog")
+    asking = json.dumps({"PSX_PROBE_ASKING_KEY": "k"})
+    boto3.client("secretsmanager").create_secret(Name="psx/test/probe-asking", SecretString=asking)
+    monkeypatch.setenv("PSX_SECRETS", "psx/test/watchdog,psx/test/probe-asking")
     monkeypatch.setenv("PSX_ALERT_TOPIC", topic["TopicArn"])
     monkeypatch.setenv("PSX_API_BASE_URL", "http://127.0.0.1:9")
     assert run("watchdog", watchdog.handler)["opened"] == []

@@ -41,6 +41,7 @@ from tests.support.permissions import as_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 PRIVATE, PUBLIC = pem_keys()
+ASKING = "probers and targets know it"
 LAB = Origin(Country("us"), IpType.MOBILE, 64601, "Lab")
 ROUTED_NO_MORE_WITHIN_S = 10.0
 LISTED_AGAIN_WITHIN_S = 120.0
@@ -58,7 +59,7 @@ class Bed:
         self._probing: asyncio.Task[None] | None = None
 
     async def start_target(self, place: str, ports: tuple[int, int] = (0, 0)) -> None:
-        service = TargetService(place, PRIVATE, lambda: int(time.time()))
+        service = TargetService(place, PRIVATE, ASKING, lambda: int(time.time()))
         tls_server = await asyncio.start_server(service.serve, "127.0.0.1", ports[0], ssl=self._tls)
         plain_server = await asyncio.start_server(service.serve, "127.0.0.1", ports[1])
         self.servers[place] = [tls_server, plain_server]
@@ -76,7 +77,7 @@ class Bed:
             mesh_token=MESH_TOKEN,
             origin=lambda address: LAB,
             targets=self.targets,
-            trust=Trust(ssl.create_default_context(cafile=str(ca)), PUBLIC),
+            trust=Trust(ssl.create_default_context(cafile=str(ca)), PUBLIC, ASKING),
             concurrency=16,
             now_ms=now_ms,
         )
@@ -305,7 +306,9 @@ async def test_the_synthetic_customer_fetches_over_both_ports_and_tells_refusals
     trust = ssl.create_default_context(cafile=str(lab_files.ca))
 
     async def fetched(username: str, secret: str, *, socks: bool, through: Door | None = door) -> Fetched:
-        return await asyncio.to_thread(fetch, through, username, secret, bed.targets[0], trust, socks=socks)
+        return await asyncio.to_thread(
+            fetch, through, username, secret, bed.targets[0], trust, ASKING, socks=socks
+        )
 
     for socks in (False, True):
         found = await fetched(f"{ACCOUNT}-peer-us", SECRET, socks=socks)
