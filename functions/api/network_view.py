@@ -171,6 +171,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
             "stock": numbers.stock,
             "online": numbers.online,
             "openConnections": numbers.load,
+            "held": numbers.held,
             "quality": numbers.quality,
             "fleet": numbers.fleet,
             "traffic": {

@@ -44,7 +44,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
         api = wiring().settings.api_base_url
         return {
             "x402Version": 2,
-            "resources": [f"{api}/v1/x402/pool"],
+            "resources": [f"{api}/v1/x402/pool", f"{api}/v1/x402/proxy"],
             "pricing": f"{api}/v1/x402/pool/pricing",
             "instructions": f"{api}/skill.md",
         }

@@ -23,6 +23,7 @@ class InvalidReason(StrEnum):
     AUTH_AMOUNT = "authorization_is_for_less_than_the_price"
     AUTH_NOT_YET = "authorization_is_not_valid_yet"
     AUTH_EXPIRED = "authorization_expired_or_about_to"
+    AUTH_TOO_LONG = "authorization_valid_before_is_over_an_hour_away"
     AUTH_CANCELED = "authorization_was_canceled"
     AUTH_USED_OTHERWISE = "authorization_nonce_was_used_for_something_else"
     AUTH_BALANCE = "balance_of_payer_is_too_small"

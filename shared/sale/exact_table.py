@@ -23,6 +23,7 @@ from shared.runtime.dynamo import (
 )
 
 LEASE_MS: Final = 5_000
+REVERTED_KEPT_S: Final = 30 * 86_400
 UNDER_WAY_KEPT_S: Final = 7 * 86_400
 """How long a payer's sum is kept after their last transfer was taken on: what is under way longer is forgotten."""
 
@@ -104,8 +105,10 @@ def count_item(table: str, transfer: Transfer, before: int | None) -> TransactIt
     )
 
 
-def uncount(table: str, transfer: Transfer) -> DynamoRequest[Conflict | None]:
-    """A transfer is final: its payer has it under way no more. Once, whoever comes first."""
+def uncount(
+    table: str, transfer: Transfer, reverted: TransactItem | None = None
+) -> DynamoRequest[Conflict | None]:
+    """A transfer is final: its payer has it under way no more, and what it burned is counted. Once, whoever comes first."""
     found = transfer.authorization
     once = transact_update(
         table,
@@ -123,7 +126,24 @@ def uncount(table: str, transfer: Transfer) -> DynamoRequest[Conflict | None]:
         {":less": -found.amount_micro},
         condition="attribute_exists(pk)",
     )
-    return transact([once, less])
+    return transact([once, less] if reverted is None else [once, less, reverted])
+
+
+def reverted_item(table: str, wallet: str, day: str, wei: int, now_ms: int) -> TransactItem:
+    """Add to what transactions that did nothing have burned on a UTC day."""
+    return transact_update(
+        table,
+        f"gas#{wallet}",
+        f"reverted#{day}",
+        "SET #ttl = :ttl ADD wei :wei",
+        {":wei": wei, ":ttl": now_ms // 1000 + REVERTED_KEPT_S},
+        names={"#ttl": "ttl"},
+    )
+
+
+def reverted_wei(table: str, wallet: str, day: str) -> DynamoRequest[int | None]:
+    """What they burned on a UTC day; None for nothing."""
+    return get_item(table, f"gas#{wallet}", f"reverted#{day}", parse=lambda row: int(row["wei"]))
 
 
 def get_transfer(table: str, key: str) -> DynamoRequest[Transfer | None]:

@@ -34,6 +34,8 @@ from shared.supply.live import put_regions
 from tests.support.cache_use import PASSWORDS, REFUSED
 from tests.support.permissions import as_function, as_node
 
+pytestmark = pytest.mark.slow
+
 WISH = PortWish(Pool.MBL, None, "", "", private=False)
 NODES = ("relay", "gateway", "prober")
 FUNCTIONS = ("api", "x402", "jobs")

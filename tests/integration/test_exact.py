@@ -22,8 +22,11 @@ from local import lab
 from local.bootstrap import HOUSE
 from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
 from shared.access import table as access
-from shared.chain.eip3009 import read_authorization, transfer_calldata
+from shared.chain.eip3009 import LIFE_MAX_S, read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
+from shared.guard.service import standing_incidents
+from shared.metering.rules import day_of
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Transfer
@@ -204,6 +207,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("expired", {"valid_before_s": 1}, "authorization_expired_or_about_to"),
     ("about to expire", {"valid_before_s": -2}, "authorization_expired_or_about_to"),
     ("not yet valid", {"valid_after_s": 2**40, "valid_before_s": 2**41}, "authorization_is_not_valid_yet"),
+    (
+        "valid for longer than a quote",
+        {"valid_before_s": int(time.time()) + 2 * LIFE_MAX_S},
+        "authorization_valid_before_is_over_an_hour_away",
+    ),
     ("another token", {"token": FAKE_TOKEN}, "authorization_signature_invalid"),
     ("another chain", {"chain_id": 1}, "authorization_signature_invalid"),
     ("more than is there", {"amount": 20_000_000}, "balance_of_payer_is_too_small"),
@@ -351,10 +359,10 @@ def test_one_balance_stands_behind_one_transfer_at_a_time(
     shop.anvil.call("evm_mine")
     counted_off, busy = rows.uncount, iter((True, True))
 
-    def contended(table: str, transfer: Transfer) -> DynamoRequest[Conflict | None]:
+    def contended(table: str, transfer: Transfer, *more: Any) -> DynamoRequest[Conflict | None]:
         if next(busy, False):
             raise Contended("another transfer of this payer became final in the same moment")
-        return counted_off(table, transfer)
+        return counted_off(table, transfer, *more)
 
     monkeypatch.setattr(rows, "uncount", contended)
     assert isinstance(settle(first), Valid), "whose money moved is not told to wait"
@@ -395,6 +403,38 @@ def test_the_rail_is_offered_only_while_its_wallet_can_pay_for_gas(shop: Shop) -
     report = validate_sale(shop.sale_wiring)
     assert report["exact"] is False
     assert "nearly empty" in report["exactFaults"][0]
+
+
+def test_what_reverted_transfers_burned_closes_the_rail_until_the_day_is_over(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.sale.exact.REVERTED_DAY_MAX_WEI", 1)
+    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    payload = signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.buy(payload).status == 503
+    shop.anvil.set_balance(USDC, wallet.address, 0)
+    shop.anvil.call("evm_mine")
+    shop.anvil.call("evm_setAutomine", True)
+    answer = shop.buy(payload)
+    assert (answer.status, "transfer_was_reverted" in answer.body["error"]) == (402, True)
+    burned = 10**18 - int(shop.anvil.call("eth_getBalance", shop.gas_address, "latest"), 16)
+    rail = counter.exact
+    day = day_of(now_ms())
+    assert shop.dynamo.run(rows.reverted_wei(rail.table, shop.gas_address.lower(), day)) == burned
+    closed = shop.buy(signed(shop.anvil.new_wallet()))
+    assert (closed.status, closed.body["code"]) == (503, "PAYMENT_UNKNOWN")
+    assert "signed_transfers_are_not_taken_now" in closed.body["message"]
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 1
+    (fault,) = validate_sale(shop.sale_wiring)["exactFaults"]
+    assert "payments by transaction hash go on" in fault
+    guard = f"{PREFIX}guard"
+    assert [i.kind for i in standing_incidents(shop.dynamo, guard)] == ["reverted_gas_spent"]
+    tomorrow = now_ms() + 86_400_000
+    object.__setattr__(counter, "exact", replace(rail, now_ms=lambda: tomorrow))
+    assert validate_sale(shop.sale_wiring)["exactFaults"] == []
+    assert standing_incidents(shop.dynamo, guard) == []
 
 
 def test_without_a_gas_wallet_the_rail_is_not_offered(

@@ -157,3 +157,18 @@ def test_the_operators_page_holds_nothing_and_may_run_its_own_script_alone(funct
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = reply.headers["content-security-policy"]
     assert f"script-src 'sha256-{digest}'; connect-src 'self'" in policy
+
+
+def test_visitors_find_what_is_for_sale_how_to_use_it_and_how_to_share(functions: Functions) -> None:
+    functions.redis.run(list_endpoint(modem("m1", "us")))
+    run(functions.redis, derive())
+    market = functions.call("/marketplace/proxy/")
+    assert "<tr><td>US</td><td>1</td><td>0</td>" in str(market.body)
+    assert "connect-src 'self'" in market.headers["content-security-policy"], "prices come from the sale"
+    quick = str(functions.call("/pool-quickstart.html").body)
+    assert "https://api.example/v1/x402/pool?country=us" in quick
+    assert "1 exits on sale" in str(functions.call("/system-map/").body)
+    sharing = str(functions.call("/peer/").body)
+    links = set(re.findall(r'href="(/[^"#]*)"', sharing + quick + str(market.body)))
+    assert links >= {"/marketplace/proxy/", "/pool-quickstart.html", "/peer/", "/system-map/", "/peer/device"}
+    assert {link: functions.call(link).status for link in links} == dict.fromkeys(links, 200)
