@@ -261,22 +261,27 @@ def test_peer_tiers(wiring: Wiring) -> dict[str, Any]:
         tested, faults = SelfTest(w, state, keep).run()
     except StoreUnavailable as error:
         tested, faults = [], [str(error)]
+    _told(w, state, faults)
     same = faults and not state.get("on") and state.get("faults") == faults
-    written = True if same else _decided(w, flag, state, tested, faults)
+    written = True if same else _decided(flag, state, tested, faults)
     report = {"wanted": True, "on": not faults, "tested": tested, "faults": faults, "written": written}
     log.info("peer tiers tested", extra={"report": report})
     return report
 
 
-def _decided(w: Wiring, flag: Flag, state: dict[str, Any], tested: list[str], faults: list[str]) -> bool:
-    """Store what the test says, and keep an incident open for as long as it says no; False when the flag was changed."""
+def _told(w: Wiring, state: dict[str, Any], faults: list[str]) -> None:
+    """Keep an incident open for as long as the test says no, also when somebody closes it by hand."""
     guard, now = w.settings.table("guard"), now_ms()
     if faults:
         words = f"the peer tiers are off: {'; '.join(faults)}"[:500]
         w.dynamo.run(open_incident(guard, Incident(INCIDENT, "peer_tiers_off", words, now)))
     elif not state.get("on"):
         w.dynamo.run(close_incident(guard, INCIDENT, now))
-    return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now})
+
+
+def _decided(flag: Flag, state: dict[str, Any], tested: list[str], faults: list[str]) -> bool:
+    """Store what the test says; False when the flag was changed."""
+    return flag.write(state | {"on": not faults, "tested": tested, "faults": faults, "at_ms": now_ms()})
 
 
 def router(wiring: Callable[[], Wiring]) -> Routes:

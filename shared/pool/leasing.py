@@ -7,7 +7,7 @@ from shared.kernel.codes import Pool
 from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool import lease_table as rows
 from shared.pool.leases import Lease
-from shared.pool.ports import PortWish, hold_port, let_go
+from shared.pool.ports import LAST_KEPT_PERCENT, PortWish, hold_port, let_go
 from shared.pool.rotation import ask_rotation
 from shared.pool.sessions import leave_word, publish_closed
 from shared.runtime.dynamo import RunsDynamo
@@ -16,12 +16,13 @@ from shared.runtime.redis import SyncRedis
 
 @dataclass(frozen=True, slots=True)
 class Leasing:
-    """Stores of the leases; `table` holds their rows."""
+    """Stores of the leases; `table` holds their rows. Leases that move may hold alone `moved_percent` of a country."""
 
     dynamo: RunsDynamo
     redis: SyncRedis
     table: str
     now_ms: Callable[[], int]
+    moved_percent: int = LAST_KEPT_PERCENT
 
     def find(self, lease_id: str) -> Lease | None:
         """A lease, released or not."""
@@ -61,7 +62,7 @@ class Leasing:
         wish: PortWish,
         excluded: tuple[EndpointId, ...] = (),
         first: EndpointId | None = None,
-        share_percent: int = 100,
+        share_percent: int | None = None,
     ) -> EndpointId | None:
         call = hold_port(
             wish,
@@ -73,7 +74,7 @@ class Leasing:
             excluded,
             first,
             lease.idle,
-            share_percent,
+            self.moved_percent if share_percent is None else share_percent,
         )
         return self.redis.run(call)
 

@@ -13,7 +13,16 @@ from shared.guard.model import AuditEvent
 from shared.guard.service import write_audited
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
-from shared.pool.ports import PortWish, could_hold, hold_port, is_held, is_listed, is_paused, let_go
+from shared.pool.ports import (
+    LAST_KEPT_PERCENT,
+    PortWish,
+    could_hold,
+    hold_port,
+    is_held,
+    is_listed,
+    is_paused,
+    let_go,
+)
 from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
@@ -247,6 +256,7 @@ class Ports:
             self.now_ms(),
             excluded,
             first=lease.endpoint_id,
+            share_percent=max(LAST_KEPT_PERCENT, self.held_share_percent()),
         )
 
     def hold_again(self, for_ms: int) -> HeldAgain:

@@ -85,10 +85,13 @@ def _routing(seen: Sequence[Observation]) -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a run leads to: the counts to keep, and which incidents to open and to close."""
+    """What a run leads to: the counts to keep, which incidents must stand, and which to close.
+
+    What stands is told in every run: who closed it by hand, while it is still wrong, sees it again.
+    """
 
     counts: Mapping[str, int]
-    opened: tuple[Finding, ...]
+    standing: tuple[Finding, ...]
     closed: tuple[str, ...]
 
 
@@ -115,10 +118,8 @@ def advance(
     unseen = {k for k in counts if k not in now and (blind or not was_looked_at(k, seen, gateways))}
     kept |= {key: counts[key] for key in unseen}
     closed = tuple(sorted(k for k, n in counts.items() if k not in kept and n >= RUNS_TO_OPEN))
-    opened = tuple(
-        now[key] for key, count in kept.items() if key in now and count == RUNS_TO_OPEN > counts.get(key, 0)
-    )
-    return Turn(kept, opened, closed)
+    standing = tuple(now[key] for key, count in kept.items() if key in now and count == RUNS_TO_OPEN)
+    return Turn(kept, standing, closed)
 
 
 def billing_fault(carried_bytes: int, fetches: int, failed: int, billed_bytes: int) -> str | None:

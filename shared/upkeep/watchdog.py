@@ -245,12 +245,12 @@ class Watchdog:
             len(seen), [f"{o.check.value} {o.gateway} {o.detail}".strip() for o in seen if not o.ok]
         )
         report.findings = [f.key for f in findings]
-        for finding in turn.opened:
+        for finding in turn.standing:
             name, kind = f"watchdog#{finding.key}", f"watchdog_{finding.scope.value}"
             incident = Incident(name, kind, _words(finding), now_ms)
-            self._dynamo.run(open_incident(self._guard, incident))
-            self._notify(f"psx: {finding.scope.value} fault", incident.message)
-            report.opened.append(finding.key)
+            if self._dynamo.run(open_incident(self._guard, incident)):  # or it stands, and was told
+                self._notify(f"psx: {finding.scope.value} fault", incident.message)
+                report.opened.append(finding.key)
         for key in turn.closed:
             if self._dynamo.run(close_incident(self._guard, f"watchdog#{key}", now_ms)) is not None:
                 self._notify("psx: fault is over", f"{key} is right again")

@@ -18,7 +18,16 @@ from shared.pool.model import (
     Presence,
     Selected,
 )
-from shared.pool.ports import Hold, Idle, PortWish, could_hold, hold_port, let_go, tend_holds
+from shared.pool.ports import (
+    LAST_KEPT_PERCENT,
+    Hold,
+    Idle,
+    PortWish,
+    could_hold,
+    hold_port,
+    let_go,
+    tend_holds,
+)
 from shared.pool.presence import (
     Arrival,
     drop_may_serve,
@@ -496,6 +505,17 @@ def test_looking_for_a_device_says_what_holding_would_and_holds_nothing(redis: S
     assert hold(redis, "lother67890") != held
     assert (free(ALONE), free(TOGETHER)) == (False, False)
     assert not numbers.run(redis, numbers.derive()).is_free(Pool.MBL, None)
+
+
+def test_holds_that_move_take_no_countrys_last_device(redis: SyncRedis) -> None:
+    real, own = ([EndpointId(f"{kind}{n}") for n in range(2)] for kind in ("real", "own"))
+    run(redis, *(live.list_endpoint(modem(name)) for name in (*real, *own)))
+    held = [hold(redis, f"lease{n}67890", share_percent=50, excluded=real) for n in range(2)]
+    assert set(held) == set(own)
+    run(redis, *(live.unlist_endpoint(Pool.MBL, name) for name in own))
+    moved = [hold(redis, f"lease{n}67890", excluded=own, share_percent=LAST_KEPT_PERCENT) for n in range(2)]
+    assert (moved[0] in real, moved[1]) == (True, None)
+    assert redis.run(could_hold(TOGETHER, NOW, 50)), "the last one is everybody's"
 
 
 def test_a_lease_that_is_released_fails_closed_and_one_that_moved_goes_along(redis: SyncRedis) -> None:

@@ -89,7 +89,9 @@ class Bed:
 
     def keep(self) -> Kept:
         """One run of the job."""
-        leasing = Leasing(self.functions.dynamo, self.functions.redis, PREFIX + "access", self.now)
+        leasing = Leasing(
+            self.functions.dynamo, self.functions.redis, PREFIX + "access", self.now, moved_percent=100
+        )
         return KeepLeases(leasing, PREFIX + "audit", self.now).run()
 
 

@@ -79,11 +79,11 @@ LOOKED = [Observation(check, True, "a") for check in (Check.HTTP, Check.SOCKS, C
 def test_two_runs_in_a_row_open_an_incident_and_one_good_one_closes_it() -> None:
     bad = Finding(Scope.FLEET, Check.HTTP)
     first = advance({}, [bad], LOOKED)
-    assert (first.opened, first.closed) == ((), ())
+    assert (first.standing, first.closed) == ((), ())
     second = advance(first.counts, [bad], LOOKED)
-    assert (second.opened, second.closed) == ((bad,), ())
+    assert (second.standing, second.closed) == ((bad,), ())
     third = advance(second.counts, [bad], LOOKED)
-    assert (third.opened, third.closed) == ((), ())
+    assert (third.standing, third.closed) == ((bad,), ()), "closed by hand, it is opened again"
     assert advance(third.counts, [], LOOKED).closed == (bad.key,)
     assert advance(first.counts, [], LOOKED).closed == ()
 
@@ -92,9 +92,9 @@ def test_a_blind_run_neither_opens_nor_closes_anything_else() -> None:
     bad, blind = Finding(Scope.FLEET, Check.HTTP), Finding(Scope.WATCHDOG, Check.CONTROL)
     opened = advance(advance({}, [bad], LOOKED).counts, [bad], LOOKED)
     meanwhile = advance(opened.counts, [blind], LOOKED)
-    assert (meanwhile.opened, meanwhile.closed) == ((), ())
+    assert (meanwhile.standing, meanwhile.closed) == ((), ())
     again = advance(meanwhile.counts, [bad], LOOKED)
-    assert (again.opened, again.closed) == ((), ())
+    assert (again.standing, again.closed) == ((bad,), ())
     assert advance(again.counts, [], LOOKED).closed == (bad.key,)
 
 
@@ -118,7 +118,7 @@ def test_only_what_was_looked_at_is_right_again(
 
 
 @given(st.lists(st.lists(st.sampled_from([Check.HTTP, Check.SOCKS, Check.CONTROL]), max_size=3), max_size=30))
-def test_every_incident_is_opened_once_and_closed_before_it_opens_again(runs: list[list[Check]]) -> None:
+def test_nothing_is_closed_that_did_not_stand_or_still_does(runs: list[list[Check]]) -> None:
     counts: dict[str, int] = {}
     standing: set[str] = set()
     for checks in runs:
@@ -126,10 +126,10 @@ def test_every_incident_is_opened_once_and_closed_before_it_opens_again(runs: li
             Finding(Scope.WATCHDOG if check is Check.CONTROL else Scope.FLEET, check) for check in set(checks)
         ]
         turn = advance(counts, findings, LOOKED)
-        opened = {f.key for f in turn.opened}
-        assert not opened & standing
+        told = {f.key for f in turn.standing}
+        assert not told & set(turn.closed)
         assert set(turn.closed) <= standing
-        standing = (standing | opened) - set(turn.closed)
+        standing = (standing | told) - set(turn.closed)
         counts = dict(turn.counts)
         assert all(1 <= count <= RUNS_TO_OPEN for count in counts.values())
 

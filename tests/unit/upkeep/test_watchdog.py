@@ -11,6 +11,7 @@ import pytest
 
 from functions.jobs.watchdog import _notifier
 from shared.guard.service import all_incidents
+from shared.guard.table import close_incident
 from shared.kernel.money import BYTES_PER_GB
 from shared.runtime.dynamo import SyncDynamo
 from shared.upkeep.audit import audit_recipients, audit_recovery, audit_schedules
@@ -127,10 +128,13 @@ def test_a_dead_gateway_opens_one_incident_after_two_runs_and_closes_it(
     assert standing(dynamo) == ["watchdog_gateway"]
     assert watch(network, dynamo, 600_000).opened == []
     assert len(network.told) == 1
+    dynamo.run(close_incident(GUARD, f"watchdog#{report.opened[0]}", 650_000))
+    assert watch(network, dynamo, 700_000).opened == report.opened, "closed by hand, and still wrong"
+    assert len(network.told) == 2
     network.broken = set()
     assert len(watch(network, dynamo, 900_000).closed) == 1
     assert standing(dynamo) == []
-    assert len(network.told) == 2
+    assert len(network.told) == 3
 
 
 def test_what_a_run_did_not_look_at_is_not_right_again(network: Network, dynamo: SyncDynamo) -> None:
