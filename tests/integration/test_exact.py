@@ -33,7 +33,8 @@ from shared.pool.numbers import derive, run
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
-from shared.sale.exact_table import Transfer
+from shared.sale.exact import UNDER_WAY_MAX
+from shared.sale.exact_table import Payer, Transfer
 from shared.sale.model import Terms
 from shared.sale.owed_table import Owed
 from shared.sale.rules import read_prices, read_terms
@@ -316,6 +317,30 @@ def test_a_nonce_that_was_spent_on_oneself_pays_nothing(shop: Shop) -> None:
     assert "authorization_nonce_was_used_for_something_else" in answer.body["error"]
 
 
+Settle = Callable[[dict[str, Any]], Verdict]
+Settling = tuple[Shop, Settle]
+
+
+@pytest.fixture
+def settling(shop: Shop) -> Settling:
+    """The rail alone, which answers at once."""
+    counter = shop.sale_wiring.counter
+    rail = replace(counter.exact, wait_s=0.0)
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    order = pool_order(terms, prices)
+
+    def settle(payload: dict[str, Any]) -> Verdict:
+        found = read_authorization(payload)
+        assert found is not None
+        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
+        return rail.settle(found, owed, SHALLOW).verdict
+
+    return shop, settle
+
+
 def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop: Shop) -> None:
     wallet = shop.anvil.new_wallet(DUE)
     payload = signed(wallet)
@@ -330,29 +355,37 @@ def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop:
     assert answer.status == 402, answer.body
     assert "transfer_was_reverted" in answer.body["error"]
     assert "transfer_was_reverted" in shop.buy(payload).body["error"]
+    shop.anvil.call("evm_setAutomine", True)
+    shop.anvil.set_balance(USDC, wallet.address, DUE)
+    again = shop.buy(signed(wallet))
+    assert (again.status, "an_earlier_signed_transfer" in again.body["error"]) == (402, True), again.body
+    assert shop.buy(signed(shop.anvil.new_wallet())).status == 200, "others are not concerned"
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2
+
+
+def test_a_payer_has_a_few_transfers_under_way_whatever_its_balance(settling: Settling) -> None:
+    shop, settle = settling
+    wallet = shop.anvil.new_wallet(100 * DUE)
+    shop.anvil.call("evm_setAutomine", False)
+    try:
+        payloads = [signed(wallet) for _ in range(UNDER_WAY_MAX + 1)]
+        told = [settle(payload) for payload in payloads]
+    finally:
+        shop.anvil.call("evm_setAutomine", True)
+    assert told == [Unknown(UnknownReason.NOT_SETTLED)] * UNDER_WAY_MAX + [Unknown(UnknownReason.PAYER_BUSY)]
+    shop.anvil.call("evm_mine")
+    assert all(isinstance(until_final(settle, payload), Valid) for payload in payloads)
 
 
 # When the chain cannot say
 
 
 def test_one_balance_stands_behind_one_transfer_at_a_time(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    settling: Settling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    shop, settle = settling
+    rail, wallet = shop.sale_wiring.counter.exact, shop.anvil.new_wallet()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
-    rail = replace(counter.exact, wait_s=0.0)
-    prices = read_prices(shop.sale_wiring.live.get("prices"))
-    assert prices is not None
-    terms = read_terms({"traffic": "0.1"}, prices)
-    assert isinstance(terms, Terms)
-    order = pool_order(terms, prices)
-
-    def settle(payload: dict[str, Any]) -> Verdict:
-        found = read_authorization(payload)
-        assert found is not None
-        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
-        return rail.settle(found, owed, SHALLOW).verdict
-
     first, second = signed(wallet), signed(wallet)
     shop.anvil.call("evm_setAutomine", False)
     try:
@@ -371,7 +404,7 @@ def test_one_balance_stands_behind_one_transfer_at_a_time(
     monkeypatch.setattr(rows, "uncount", contended)
     assert isinstance(settle(first), Valid), "whose money moved is not told to wait"
     assert settle(second) == Invalid(InvalidReason.AUTH_BALANCE)
-    assert shop.dynamo.run(rows.under_way(rail.table, wallet.address.lower())) == 0
+    assert shop.dynamo.run(rows.get_payer(rail.table, wallet.address.lower())) == Payer()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
     assert isinstance(until_final(settle, second), Valid)
     assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2
