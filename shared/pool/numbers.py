@@ -59,9 +59,9 @@ class Numbers:
     """One derivation. `stock` counts listed endpoints that anybody may be routed to: what a private port or a lease has
     alone is under `held`, and nowhere else but in `load`.
 
-    `online` counts those of the stock that are connected now, `load` open connections on all listed ones.
-    `quality` counts the stock by speed tier, and under `paused` those that selection is kept from just now. `fleet`
-    counts all devices as the listing run last saw them: by verdict and by tier.
+    `online` counts those of the stock that are connected now, `routable` the same by IP type; `load` open connections on
+    all listed ones. `quality` counts the stock by speed tier, and under `paused` what selection is kept from now.
+    `fleet` counts all devices as the listing run last saw them: by verdict and by tier.
     `traffic_bytes` is all that was flushed since Redis began; `bytes_per_s` its growth since the derivation before.
     """
 
@@ -71,6 +71,7 @@ class Numbers:
     load: Counts = field(default_factory=dict)
     held: Counts = field(default_factory=dict)
     types: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    routable: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     quality: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     fleet: dict[str, int] = field(default_factory=dict)
     traffic_bytes: int = 0
@@ -81,8 +82,8 @@ class Numbers:
         return {Country(country): count for country, count in self.stock.get(pool.value, {}).items()}
 
     def is_free(self, pool: Pool, country: Country | None, ip_type: str = "") -> bool:
-        """Whether a pool has anything for everybody: in a country, or anywhere; of one IP type, or of any."""
-        types = self.types.get(pool.value, {})
+        """Whether a pool can carry anybody now: in a country, or anywhere; by one IP type, or by any."""
+        types = self.routable.get(pool.value, {})
         found = (types.get(country, {}),) if country else types.values()
         return any(counts.get(ip_type, 0) if ip_type else sum(counts.values()) for counts in found)
 
@@ -152,6 +153,7 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
     prefix, seen = f"{{{pool.value}}}:", set[bytes]()
     stock, online, load, held = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     types: dict[str, Counter[str]] = defaultdict(Counter)
+    routable: dict[str, Counter[str]] = defaultdict(Counter)
     quality: dict[str, Counter[str]] = defaultdict(Counter)
     found: Counter[tuple[str, int, str, str]] = Counter()
     cursor = b"0"
@@ -170,6 +172,7 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
                 stock[row.country] += 1
                 online[row.country] += row.online
                 types[row.country][row.ip_type] += 1
+                routable[row.country][row.ip_type] += row.online
                 quality[row.country][row.tier] += 1
                 quality[row.country][PAUSED] += row.paused
                 found[row.country, row.asn, row.isp, row.ip_type] += 1
@@ -178,8 +181,8 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
     name = pool.value
     numbers.stock[name], numbers.online[name], numbers.load[name] = dict(stock), dict(online), dict(load)
     numbers.held[name] = dict(held)
-    numbers.types[name] = {country: dict(counts) for country, counts in types.items()}
-    numbers.quality[name] = {country: dict(counts) for country, counts in quality.items()}
+    for told, counted in ((numbers.types, types), (numbers.routable, routable), (numbers.quality, quality)):
+        told[name] = {country: dict(counts) for country, counts in counted.items()}
     for (country, asn, isp, ip_type), count in found.most_common():
         networks.setdefault((pool, country), []).append(Network(asn, isp, ip_type, count))
 

@@ -518,6 +518,18 @@ def test_holds_that_move_take_no_countrys_last_device(redis: SyncRedis) -> None:
     assert redis.run(could_hold(TOGETHER, NOW, 50)), "the last one is everybody's"
 
 
+def test_peers_are_for_sale_while_they_are_on_a_relay(redis: SyncRedis) -> None:
+    def free(ip_type: str) -> bool:
+        return numbers.run(redis, numbers.derive()).is_free(Pool.PEER, Country("us"), ip_type)
+
+    run(redis, live.list_endpoint(peer("d1")))
+    assert not free("mobile")
+    run(redis, put_presence(presence("d1")))
+    assert (free("mobile"), free(""), free("residential")) == (True, True, False)
+    assert hold(redis, wish=PortWish(Pool.PEER, Country("us"), "", "", private=True)) == "d1"
+    assert not free("mobile")
+
+
 def test_a_lease_that_is_released_fails_closed_and_one_that_moved_goes_along(redis: SyncRedis) -> None:
     run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
     first = EndpointId(hold(redis) or "")

@@ -14,9 +14,9 @@ NUMBERS = Numbers(
     1,
     stock={"mbl": {"us": 2}, "peer": {"us": 1, "de": 3}},
     held={"mbl": {"fr": 4}},
-    types={
+    routable={
         "mbl": {"us": {"mobile": 2}},
-        "peer": {"us": {"residential": 1}, "de": {"mobile": 3}},
+        "peer": {"us": {"residential": 1, "datacenter": 0}, "de": {"mobile": 3}},
     },
 )
 
@@ -30,6 +30,7 @@ NUMBERS = Numbers(
         (Pool.MBL, None, "", True),
         (Pool.PEER, US, "residential", True),
         (Pool.PEER, US, "mobile", False),
+        (Pool.PEER, US, "datacenter", False),
         (Pool.PEER, DE, "residential", False),
         (Pool.PEER, None, "mobile", True),
         (Pool.PEER, None, "datacenter", False),
