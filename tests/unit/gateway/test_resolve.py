@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from gateway_node.buyer import Buyer
 from gateway_node.pipeline import Pipeline
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
@@ -81,10 +82,10 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
     parts, leases = cast(Any, SimpleNamespace()), Holds()
     resolver, dialer = Resolver(EgressPolicy(), {}), cast(Any, Dialer())
     pipeline = Pipeline(parts, resolver, cast(Any, leases), dialer, parts, parts, lambda: 0)
-    route, asked = parse_username("psx_a-peer-us"), cast(Any, SimpleNamespace(request_id="r", target="t"))
+    buyer = Buyer(PAK, parse_username("psx_a-peer-us"), "psx_a")
 
     async def answer(target: Target) -> Refusal:
-        refused = await pipeline._through_some_exit(asked, route, PAK, target)
+        refused = await pipeline.attempts.reach(buyer, target, "r")
         assert isinstance(refused, RefusedRequest)
         return refused.code
 
