@@ -136,9 +136,9 @@ class Attempts:
         if buyer.route.unusable:
             return missing
         for asking in buyer.turns():
-            missing = _NONE_LEFT
+            missing, has_many = _NONE_LEFT, self._tunnels.places.has_many(buyer.owner)
             for pool in await self._leases.pools_of(asking.route, buyer.pak_id):
-                acquired = await self._leases.acquire(asking, pool, excluded)
+                acquired = await self._leases.acquire(asking, pool, excluded, has_many=has_many)
                 if isinstance(acquired, Acquired):
                     return acquired
                 if acquired.reason is not NoStockReason.STOCK:

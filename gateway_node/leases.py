@@ -54,10 +54,11 @@ class Leases:
         self._wake = asyncio.Event()
 
     async def acquire(
-        self, buyer: Buyer, pool: Pool, excluded: Sequence[EndpointId] = ()
+        self, buyer: Buyer, pool: Pool, excluded: Sequence[EndpointId] = (), *, has_many: bool = False
     ) -> Acquired | NoStock:
-        """Hold one connection on an endpoint that matches."""
-        call = buyer.selection(pool, self._gateway_id).acquire(self._now_ms(), excluded)
+        """Hold one connection on an endpoint that matches. `has_many`: as `Selection.acquire` has it."""
+        selection = buyer.selection(pool, self._gateway_id)
+        call = selection.acquire(self._now_ms(), excluded, has_many=has_many)
         acquired = await self.redis.run(call, partial(self._unheard, buyer.pak_id))
         if isinstance(acquired, NoStock):
             return acquired

@@ -39,7 +39,7 @@ class Tunnels:
         self.sessions = sessions
         self._leases = leases
         self._meter = meter
-        self._places = places
+        self.places = places
         self._barren: dict[EndpointId, set[str]] = {}
 
     def begin(
@@ -67,7 +67,7 @@ class Tunnels:
         self._meter.closed(tunnel)
         if self.sessions is not None:
             self.sessions.closed(tunnel)
-        self._places.give(buyer.owner)
+        self.places.give(buyer.owner)
         self._leases.give_back(tunnel.acquired, buyer.pak_id)
         OPEN.inc(-1)
         if tunnel.barren or exit_broke or tunnel.was_reset or self._barren:

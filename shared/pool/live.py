@@ -203,9 +203,12 @@ class Selection:
         self._wishes = _wishes(route, pool, limited_as)
         self._parse = partial(_acquired, pool)
 
-    def acquire(self, now_ms: int, excluded: Sequence[EndpointId] = ()) -> RedisCall[Acquired | NoStock]:
-        """Choose an endpoint and hold a connection on it until `release`."""
-        args = (*self._who, now_ms, *self._wishes, *excluded)
+    def acquire(
+        self, now_ms: int, excluded: Sequence[EndpointId] = (), *, has_many: bool = False
+    ) -> RedisCall[Acquired | NoStock]:
+        """Choose an endpoint and hold a connection on it until `release`. `has_many`: who asks has many connections
+        already, and leaves the last place of an endpoint to others (decision 0088)."""
+        args = (*self._who, now_ms, *self._wishes, int(has_many), *excluded)
         return RedisCall(self._parse, script=_ACQUIRE, keys=self._keys, args=args)
 
 
@@ -216,10 +219,11 @@ def acquire(
     gateway_id: GatewayId,
     now_ms: int,
     excluded: Sequence[EndpointId] = (),
-    limited_as: str = "",
+    *,
+    has_many: bool = False,
 ) -> RedisCall[Acquired | NoStock]:
     """One acquire of a `Selection` that is not kept."""
-    return Selection(route, pool, pak_id, gateway_id, limited_as).acquire(now_ms, excluded)
+    return Selection(route, pool, pak_id, gateway_id).acquire(now_ms, excluded, has_many=has_many)
 
 
 def _wishes(route: Route, pool: Pool, limited_as: str) -> tuple[str | int, ...]:

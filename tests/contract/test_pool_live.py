@@ -92,9 +92,10 @@ def take(
     pak: PakId = PAK,
     now: int = NOW,
     excluded: tuple[str, ...] = (),
+    has_many: bool = False,
 ) -> Acquired | NoStock:
-    route = parse_username(username)
-    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, [EndpointId(e) for e in excluded]))
+    route, others = parse_username(username), [EndpointId(e) for e in excluded]
+    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, others, has_many=has_many))
 
 
 def taken(redis: SyncRedis, username: str, **more: Any) -> str:
@@ -191,17 +192,22 @@ def test_caps_hold_for_connections_and_for_customers(redis: SyncRedis) -> None:
 
 def test_an_endpoint_carries_its_connections_and_no_more(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(modem("m1")))
-    assert [taken(redis, "psx_a-mbl-us") for _ in range(5)] == ["m1"] * 5
-    assert isinstance(take(redis, "psx_a-mbl-us"), NoStock), "the last place is a newcomer's"
+    assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
+    assert isinstance(take(redis, "psx_a-mbl-us"), NoStock)
+
+
+def test_who_has_many_connections_leaves_the_last_place_to_a_newcomer(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    assert [taken(redis, "psx_a-mbl-us", has_many=True) for _ in range(5)] == ["m1"] * 5
+    assert isinstance(take(redis, "psx_a-mbl-us", has_many=True), NoStock)
     assert taken(redis, "psx_a-mbl-us", pak=PakId("b")) == "m1"
-    assert isinstance(take(redis, "psx_a-mbl-us", pak=PakId("c")), NoStock)
     run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m1"), PAK, 1)]))
-    assert taken(redis, "psx_a-mbl-us") == "m1", "who shares an endpoint may fill it"
+    assert taken(redis, "psx_a-mbl-us", has_many=True) == "m1", "who shares an endpoint may fill it"
 
 
 def test_an_endpoint_of_one_customer_is_all_of_its(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(peer("d1", tier=SpeedTier.MEDIUM)), put_presence(presence("d1")))
-    found = [take(redis, "psx_a-peer-us-rot-sticky-sid-s", Pool.PEER) for _ in range(4)]
+    found = [take(redis, "psx_a-peer-us-rot-sticky-sid-s", Pool.PEER, has_many=True) for _ in range(4)]
     assert [isinstance(one, Acquired) for one in found] == [True, True, True, False]
 
 
@@ -221,7 +227,7 @@ def test_giving_back_more_than_is_held_changes_nothing(redis: SyncRedis) -> None
     held = (EndpointId("m1"), PAK, 5)
     run(redis, live.release(Pool.MBL, GATEWAY, [held, held]))
     assert redis.run(command("EXISTS", "{mbl}:load:m1", parse=int)) == 0
-    assert [taken(redis, "psx_a-mbl-us") for _ in range(5)] == ["m1"] * 5
+    assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
 
 
 def test_a_sticky_session_keeps_its_device(redis: SyncRedis) -> None:
@@ -294,7 +300,7 @@ def test_whoever_stands_in_for_a_lost_device_is_in_its_country_unless_any_will_d
 def test_a_session_whose_device_is_full_borrows_another_and_stays_where_it_is(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(modem("m1")))
     username = "psx_a-mbl-us-rot-sticky-sid-s"
-    for _ in range(5):
+    for _ in range(6):
         assert taken(redis, username) == "m1"
     run(redis, live.list_endpoint(modem("m2")))
     assert taken(redis, username) == "m2"
@@ -348,9 +354,9 @@ def test_among_equals_the_choice_is_random(redis: SyncRedis) -> None:
 
 def test_a_dead_gateways_connections_are_given_back(redis: SyncRedis) -> None:
     run(redis, live.list_endpoint(modem("m1")), *live.beat(Pool.MBL, GATEWAY))
-    assert [taken(redis, "psx_a-mbl-us") for _ in range(5)] == ["m1"] * 5
+    assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
     assert redis.run(live.leftover(Pool.MBL, GATEWAY)) == ()
-    assert redis.run(live.leftover(Pool.MBL, GATEWAY, restarted=True)) == ((EndpointId("m1"), PAK, 5),)
+    assert redis.run(live.leftover(Pool.MBL, GATEWAY, restarted=True)) == ((EndpointId("m1"), PAK, 6),)
     run(redis, command("DEL", "{mbl}:alive:gw1", parse=int))
     assert GATEWAY in redis.run(live.gateways(Pool.MBL))
     held = redis.run(live.leftover(Pool.MBL, GATEWAY))

@@ -5,7 +5,8 @@
 --       7 needs presence (1/0), 8 ip type, 9 asn, 10 isp, 11 carrier, 12 carrier is hard (1/0), 13 country ("" = any),
 --       14 session must keep its device (1/0), 15 pin kind ("" = none), 16 pin id, 17 pin is strict (1/0), 18 city,
 --       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
---       23 whoever stands in for a session's lost device is in its country (1/0), 24.. endpoints to leave out
+--       23 whoever stands in for a session's lost device is in its country (1/0), 24 the customer has many connections (1/0),
+--       25.. endpoints to leave out
 -- Answer: {endpoint, what its row says (FACTS), where it is (PLACE, or nothing), how (0 fresh, 1 session, 2 pin,
 --          3 instead of the pin), how many sessions there are now if this began one, else 0}
 --         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
@@ -26,7 +27,7 @@ local absent = 0
 local crowded = false -- a device was left out for want of room alone
 local stands_for -- a lease whose device is away: whoever carries for it is noted with it
 local excluded = {}
-for i = 24, #ARGV do excluded[ARGV[i]] = true end
+for i = 25, #ARGV do excluded[ARGV[i]] = true end
 
 local function endpoint(values)
   return { country = values[2], carrier = values[3] or '', asn = values[4], ip_type = values[6], city = values[8],
@@ -64,7 +65,7 @@ local function unlisted(id)
 end
 
 -- Connections that an endpoint has now, and its customers with this one if it is new there (0 if not); nil when it is full.
--- One customer alone leaves the last connection to a newcomer, unless the endpoint is one customer's.
+-- A customer with many connections, while it is alone, leaves the last one to a newcomer if there may be newcomers.
 local function room(id, ep, is_theirs)
   local load = prefix .. 'load:' .. id
   local held = redis.call('HMGET', load, '#', pak)
@@ -72,7 +73,7 @@ local function room(id, ep, is_theirs)
   if total >= ep.max_connections then return nil end
   if held[2] then
     local is_last = total + 1 == ep.max_connections and ep.max_customers > 1 and not is_theirs
-    if is_last and tonumber(held[2]) == total then return nil end
+    if is_last and ARGV[24] == '1' and tonumber(held[2]) == total then return nil end
     return total, 0
   end
   local customers = total > 0 and redis.call('HLEN', load) or 1 -- one field is the sum
