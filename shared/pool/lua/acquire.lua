@@ -7,13 +7,10 @@
 --       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
 --       23 whoever stands in for a session's lost device is in its country (1/0), 24 the customer has many connections (1/0),
 --       25.. endpoints to leave out
--- Answer: {endpoint, what its row says (FACTS), where it is (PLACE, or nothing), how (0 fresh, 1 session, 2 pin,
---          3 instead of the pin), how many sessions there are now if this began one, else 0}
+-- Answer: {endpoint, what its row says, where it is (or nothing), how (0 fresh, 1 session, 2 pin, 3 instead of the pin),
+--          how many sessions there are now if this began one, else 0}
 --         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
-local FACTS = { 'account_id', 'country', 'carrier', 'asn', 'isp', 'ip_type', 'tier', 'city', 'stability', 'modem_host',
-  'modem_port', 'modem_credentials_sealed', 'max_connections', 'max_customers', 'isp_slug', 'reserved' }
-local TOLD = 12 -- so many of them are answered
-local PLACE = { 'relay_id', 'relay_life', 'mesh_host', 'mesh_port', 'protocol', 'ip' }
+local TOLD = 12 -- so many facts of a row are answered
 local DRAWN_FIRST, DRAWN_THEN, LOOKED_AT = -2, -6, 256
 -- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
 local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -36,7 +33,9 @@ local function endpoint(values)
 end
 
 local function row(id)
-  local values = redis.call('HMGET', prefix .. 'ep:' .. id, unpack(FACTS))
+  local values = redis.call('HMGET', prefix .. 'ep:' .. id, 'account_id', 'country', 'carrier', 'asn', 'isp', 'ip_type',
+    'tier', 'city', 'stability', 'modem_host', 'modem_port', 'modem_credentials_sealed', -- these are told
+    'max_connections', 'max_customers', 'isp_slug', 'reserved')
   return values[2] and endpoint(values)
 end
 
@@ -98,7 +97,7 @@ local function usable(id, with_carrier, pinned)
   if pinned ~= 'device' and redis.call('EXISTS', prefix .. 'pause:' .. id) == 1 then return nil end
   local live = {}
   if presence_needed then
-    live = redis.call('HMGET', prefix .. 'live:' .. id, unpack(PLACE))
+    live = redis.call('HMGET', prefix .. 'live:' .. id, 'relay_id', 'relay_life', 'mesh_host', 'mesh_port', 'protocol', 'ip')
     if not stands(live) then
       absent = absent + 1
       return nil
