@@ -24,6 +24,7 @@ from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import HOUSE, PRICES, bootstrap
 from local.evm import USDC, EvmChain, sign_authorization
+from local.goods import put_goods
 from local.http_server import HttpRequest
 from local.paths import ANVIL
 from local.supervisor import free_port
@@ -105,6 +106,7 @@ def _open(dynamo: SyncDynamo) -> None:
     rails = validated_rails(wire(settings, dynamo, redis).rails)
     found = {"ok": True, "rails": rails, "at_ms": now_ms()}
     dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
+    put_goods(redis)
     redis.close()
 
 
@@ -295,6 +297,7 @@ def _counter(
     }
     settings = SaleSettings(**fields)
     wired = wire(settings, dynamo, SyncRedis(redis_url))
+    put_goods(wired.redis)
     prices = read_prices(PRICES)
     terms = read_terms({"traffic": "0.1"}, prices) if prices else None
     if prices is None or not isinstance(terms, Terms):

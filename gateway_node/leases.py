@@ -47,7 +47,7 @@ class Leases:
         self.fared = FaredBook()
         self._gateway_id = gateway_id
         self._now_ms = now_ms
-        self._waiting: deque[tuple[RedisCall[Any], Callable[[], None] | None]] = deque(maxlen=WAITING_MAX)
+        self._waiting: deque[tuple[RedisCall[Any], Callable[[Any], None] | None]] = deque(maxlen=WAITING_MAX)
         self._held: dict[Pool, Counter[Hold]] = {pool: Counter() for pool in Pool}
         self._returned: dict[Pool, Counter[Hold]] = {pool: Counter() for pool in Pool}
         self._excess: dict[Pool, Counter[Hold]] = {pool: Counter() for pool in Pool}
@@ -115,6 +115,19 @@ class Leases:
             self._later(live.trip(endpoint.pool, endpoint.endpoint_id))
         self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=not suspect))
 
+    def report_drops(self, acquired: Acquired) -> None:
+        """It took several customers' tunnels and served none: kept from others until a probe has spoken, if one is due now.
+        An exit that passed such probes again and again is believed, until more customers than these say otherwise.
+        """
+        endpoint = acquired.endpoint
+        trip = live.trip(endpoint.pool, endpoint.endpoint_id)
+
+        def asked(is_due: bool) -> None:
+            if is_due:
+                self._later(trip)
+
+        self._later(report_fault(DeviceId(endpoint.endpoint_id)), asked)
+
     def report_target(self, acquired: Acquired, owner: str, host: str) -> None:
         """A target was not reached through this exit and was through another one. Several of several owners are the
         exit's fault for sure.
@@ -132,8 +145,8 @@ class Leases:
         """A peer with open tunnels is gone and not back: have it probed next."""
         self._later(report_fault(device_id))
 
-    def _later(self, call: RedisCall[Any]) -> None:
-        self._waiting.append((call, None))
+    def _later(self, call: RedisCall[Any], then: Callable[[Any], None] | None = None) -> None:
+        self._waiting.append((call, then))
         self._wake.set()
 
     async def run(self) -> None:
@@ -156,15 +169,15 @@ class Leases:
         while self._waiting:
             call, then = self._waiting.popleft()
             try:
-                await self.redis.run(call)
+                answer = await self.redis.run(call)
             except StoreUnavailable:
                 self._waiting.appendleft((call, then))
                 await asyncio.sleep(RETRY_S)
                 continue
             if then is not None:
-                then()
+                then(answer)
 
-    def _released(self, pool: Pool, holds: Sequence[tuple[EndpointId, PakId, int]]) -> None:
+    def _released(self, pool: Pool, holds: Sequence[tuple[EndpointId, PakId, int]], _: Any) -> None:
         held = self._held[pool]
         for endpoint_id, pak_id, given in holds:
             held[endpoint_id, pak_id] -= given

@@ -90,4 +90,7 @@ class Tunnels:
             self.fared(buyer, tunnel.acquired, target.name)
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
-            self._leases.report(tunnel.acquired, suspect=drops)
+            if drops:
+                self._leases.report_drops(tunnel.acquired)
+            else:
+                self._leases.report(tunnel.acquired, suspect=False)

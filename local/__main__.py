@@ -17,6 +17,8 @@ from local.paths import ROOT
 EXIT_USAGE: Final = 2
 FAST_MARK: Final = "not slow"
 TESTS_FAILED: Final = 1
+OWN_WORDS: Final = {"test": {"--fast", "--second-look", "-h", "--help"}, "simulate": frozenset[str]()}
+"""Of commands that pass all other words on: those that are for us."""
 SECOND_LOOK_AT_MOST: Final = 20
 """Failed tests; when more fail than this, it was not the machine."""
 
@@ -47,21 +49,19 @@ def _parser() -> argparse.ArgumentParser:
         up.add_argument(
             f"--{name}-port", type=int, default=0, metavar="PORT", help=f"{what} port (0: any free one)"
         )
-    test = commands.add_parser("test", help="run the tests with coverage")
+    test = commands.add_parser(
+        "test", help="run the tests with coverage", epilog="Everything else is passed to pytest."
+    )
     test.add_argument("--fast", action="store_true", help="only tests that need no server, without coverage")
     test.add_argument(
         "--second-look",
         action="store_true",
         help=f"up to {SECOND_LOOK_AT_MOST} failed tests run again, alone; whoever fails again fails, the others are named",
     )
-    test.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to pytest")
     bench = commands.add_parser("bench", help="measure against peers in the same run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    simulate = commands.add_parser(
-        "simulate", help="the rules of grading on a simulated fleet", add_help=False
-    )
-    simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="see ./psx simulate --help")
+    commands.add_parser("simulate", help="the rules of grading on a simulated fleet", add_help=False)
     packages = commands.add_parser("package", help="build one zip per Lambda function, ready to deploy")
     packages.add_argument("--python", default="3.12", metavar="VERSION", help="Python of the runtime (3.12)")
     nodes = commands.add_parser("artefact", help="build the versioned artefact of relay and gateway nodes")
@@ -114,18 +114,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; answers the exit status."""
-    given = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    own = OWN_WORDS.get(words[0]) if words else None
+    passed_on = [] if own is None else [word for word in words[1:] if word not in own]
+    given = _parser().parse_args(words if own is None else [words[0], *(w for w in words[1:] if w in own)])
     match given.command:
         case "demo":
             return _demo(given.json)
         case "up":
             return _up(given.api_port, given.http_port, given.socks_port)
         case "test":
-            return _test(given.fast, given.second_look, given.arguments)
+            return _test(given.fast, given.second_look, passed_on)
         case "bench":
             return _run([sys.executable, "-m", "benchmarks", *given.names, *_json(given.json)])
         case "simulate":
-            return _run([sys.executable, "-m", "local.simulation", *given.arguments])
+            return _run([sys.executable, "-m", "local.simulation", *passed_on])
         case "fleet":
             return _fleet(given)
         case _:
@@ -250,6 +253,7 @@ def _test(fast: bool, second_look: bool, arguments: Sequence[str]) -> int:
         str((os.cpu_count() or 1) + 1),  # tests wait about half of their time
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",  # the order is ours: tests/support/order.py
         "--max-worker-restart=3",  # who hangs is ended with its worker; the others go on
         *arguments,
     ]

@@ -37,6 +37,7 @@ SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     "sale": ("PSX_QUOTE_SECRET",),
     "mesh": ("PSX_MESH_TOKEN",),
     "probe-target": ("PSX_TARGET_SIGNING_KEY", "PSX_TARGET_PUBLIC_KEYS"),
+    "probe-asking": ("PSX_PROBE_ASKING_KEY",),
     "chains": (
         "PSX_EVM_RPC_URLS",
         "PSX_SOLANA_RPC_URLS",
@@ -91,6 +92,7 @@ def fresh_values() -> dict[str, str]:
         "PSX_JWT_PUBLIC_KEY": tokens[1],
         "PSX_TARGET_SIGNING_KEY": target[0],
         "PSX_TARGET_PUBLIC_KEYS": target[1],
+        "PSX_PROBE_ASKING_KEY": secrets.token_hex(32),
         "PSX_REDIS_PASSWORD": secrets.token_hex(32),
     }
 

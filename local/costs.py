@@ -13,8 +13,8 @@ from shared.grading.listing import SEGMENTS
 from shared.grading.rules import (
     DEFAULTS,
     LIGHT_BYTES,
-    MEASURE_EVERY_MS,
-    MEASURING_BYTES,
+    LONG_MEAN_BYTES,
+    LONG_SHARE,
     PLAIN_EVERY_MS,
     PROBE_OVERHEAD_BYTES,
 )
@@ -157,11 +157,11 @@ def refreshes(devices: int) -> int:
 
 
 def probe_gb(devices: int) -> int:
-    """What probes of settled exits carry with the default thresholds: a small body always, a large one seldom."""
+    """What probes of settled exits carry with the default thresholds: a small body always, a long one seldom."""
     light = SECONDS // DEFAULTS.interval_s * (LIGHT_BYTES + PROBE_OVERHEAD_BYTES)
     pages = SECONDS * 1000 // PLAIN_EVERY_MS * PROBE_OVERHEAD_BYTES
-    large = SECONDS * 1000 // MEASURE_EVERY_MS * MEASURING_BYTES
-    return devices * (light + pages + large) // 10**9
+    long = int(SECONDS // DEFAULTS.interval_s * LONG_SHARE * (LONG_MEAN_BYTES - LIGHT_BYTES))
+    return devices * (light + pages + long) // 10**9
 
 
 def table() -> str:

@@ -175,6 +175,7 @@ class LabSecrets:
     jwt_public: str
     target_private: str
     target_public: str
+    asking_key: str
     cache: Mapping[str, str]
     """Passwords of the cache's users."""
 
@@ -189,6 +190,7 @@ def fresh_secrets() -> LabSecrets:
         secrets.token_urlsafe(32),
         *_key_pair(),
         *_key_pair(),
+        secrets.token_hex(32),
         {user: secrets.token_hex(32) for user in access_strings()},
     )
 

@@ -163,6 +163,7 @@ class LocalNetwork(LocalStores):
             "PSX_TARGET_PLAIN_LISTEN": f"{self.target_address}:{plain_port}",
             "PSX_TARGET_CERT": str(self.files.target_cert),
             "PSX_TARGET_SIGNING_KEY": self.secrets.target_private,
+            "PSX_PROBE_ASKING_KEY": self.secrets.asking_key,
         }
         command = [sys.executable, "-m", "gateway_node.prober.target"]
         part = await self.supervisor.start(f"probe-target-{place}", command, env)
@@ -326,6 +327,7 @@ class LocalNetwork(LocalStores):
             "PSX_WATCHDOG_TARGETS": lab.targets_setting(self.ports.probe_targets, self.target_address),
             "PSX_WATCHDOG_RELAYS": lab.relays_setting(self.ports.relay_peer),
             "PSX_WATCHDOG_CA_FILE": str(self.files.ca),
+            "PSX_PROBE_ASKING_KEY": self.secrets.asking_key,
             "PSX_WATCHDOG_RECIPIENTS": json.dumps(
                 {"base": self.evm_recipient, "solana": self.solana_recipient}
             ),
@@ -374,5 +376,6 @@ class LocalNetwork(LocalStores):
             "PSX_MESH_TOKEN": self.secrets.mesh_token,
             "PSX_PROBE_TARGETS": lab.targets_setting(self.ports.probe_targets, self.target_address),
             "PSX_PROBE_TARGET_KEYS": self.secrets.target_public,
+            "PSX_PROBE_ASKING_KEY": self.secrets.asking_key,
             "PSX_PROBE_CA_FILE": str(self.files.ca),
         }

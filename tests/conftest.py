@@ -8,6 +8,8 @@ import pytest
 
 pytest_plugins = [
     "tests.support.hung",
+    "tests.support.measured",
+    "tests.support.order",
     "tests.support.stores",
     "tests.support.lab",
     "tests.support.chain",

@@ -9,8 +9,10 @@ from functions.api import (
     balance,
     consent,
     device_page,
+    document,
     earnings,
     enrolling,
+    incidents,
     inventory,
     ip_classes,
     keys,
@@ -23,6 +25,7 @@ from functions.api import (
     setting_changes,
     sign_in,
     status_page,
+    visitor_pages,
 )
 from functions.api.admission import admitted
 from functions.api.audit import install_audit
@@ -35,15 +38,17 @@ from shared.runtime.log import configure
 
 def create_app(wired: Callable[[], Wiring]) -> FastAPI:
     """The app; nothing is connected before the first request."""
-    app = FastAPI(title="psx", docs_url=None, redoc_url=None, dependencies=[Depends(limited(wired))])
+    limits = [Depends(limited(wired))]
+    app = FastAPI(title="psx", openapi_url=None, docs_url=None, redoc_url=None, dependencies=limits)
     install_audit(app, wired)
     install_idempotency(app, wired, admitted(wired))
     install(app)
     supply = (enrolling, owned, earnings, consent, device_page, ip_classes)
     rest = (inventory, account, balance, keys, sign_in, resellers, leases, operations, setting_changes, pages)
-    views = (status_page, network_view)
+    views = (status_page, network_view, incidents, visitor_pages)
     for room in (*supply, *rest, *views):
         app.include_router(room.router(wired))
+    app.include_router(document.router(app.openapi))
     return app
 
 

@@ -68,6 +68,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
             "stock": found.stock,
             "online": found.online,
             "openConnections": found.load,
+            "held": found.held,
             "quality": found.quality,
             "fleet": found.fleet,
             "traffic": {"totalBytes": found.traffic_bytes, "bytesPerSecond": found.bytes_per_s},

@@ -81,11 +81,13 @@ def make_watchdog(w: Wiring, settings: JobSettings) -> Watchdog:
         for d in json.loads(settings.watchdog_gateways or "[]")
     ]
 
+    asking = settings.probe_asking_key.get_secret_value()
+
     def fetch_some(door: Door | None, username: str, password: str, *, socks: bool = False) -> Fetched:
         """From the first target; a control also from the others, because one that is away blinds nobody."""
         found = Fetched(fault="no_target")
         for target in targets:
-            found = fetch(door, username, password, target, tls, socks=socks)
+            found = fetch(door, username, password, target, tls, asking, socks=socks)
             if found.ok or door is not None:
                 return found
         return found

@@ -21,6 +21,7 @@ class JobSettings(Settings):
     watchdog_gateways: str = "[]"
     watchdog_targets: str = "[]"
     watchdog_ca_file: Path | None = None
+    probe_asking_key: SecretStr = SecretStr("")
     watchdog_relays: str = "{}"
     watchdog_recipients: str = "{}"
     watchdog_certificates: str = ""

@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 
 from functions.http import InlineRoute, ProblemError, install
 from functions.idempotency import install_idempotency
-from functions.x402 import admin, peer_tiers
+from functions.x402 import admin, described, peer_tiers
 from functions.x402.balance import BalanceDesk, steps
 from functions.x402.ports import PortDesk
-from functions.x402.reading import pays, refuse_field
+from functions.x402.reading import POOL_TERMS, PORT_TERMS, pays, refuse_field
 from functions.x402.sale import Sale
 from functions.x402.wiring import Wiring
 from shared.kernel.traffic import traffic_unit
@@ -43,7 +43,11 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
     app.include_router(peer_tiers.router(wiring))
     balance = BalanceDesk(sale)
 
-    @app.post("/v1/x402/balance")
+    prepaid = described.sold(
+        "Prepaid traffic of a reseller: its price, or the balance", ("traffic",), key=True
+    )
+
+    @app.post("/v1/x402/balance", openapi_extra=prepaid)
     def buy_balance(request: Request) -> JSONResponse:
         return balance.buy(request)
 
@@ -56,32 +60,52 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
         sheet = sale.sheet()
         kinds = sorted(sale.w.live.get("prices").get("ports", {}))
         ports = [answers.tier_row(sale.prices(kind)) for kind in kinds]
-        prepaid = {"product": "balance", "currency": "USDC", "steps": steps(sale.w)}
-        return sheet | {"proxy": {"product": "proxy", "tiers": ports}, "balance": prepaid}
+        balances = {"product": "balance", "currency": "USDC", "steps": steps(sale.w)}
+        proxy = {"product": "proxy", "tiers": ports, "caveats": list(sale.port_caveats())}
+        return sheet | {"proxy": proxy, "balance": balances}
 
     @app.get("/v1/x402/countries")
     def countries() -> dict[str, Any]:
         return {"countries": {c.upper(): n for c, n in sorted(sale.countries().items())}}
 
-    @app.api_route("/v1/x402/pool", methods=["GET", "POST"])
+    @app.api_route(
+        "/v1/x402/pool",
+        methods=["GET", "POST"],
+        openapi_extra=described.sold("Pool access: its price, or a key for a payment", POOL_TERMS),
+    )
     async def pool(request: Request) -> JSONResponse:
         return sale.buy(request, await request.body())
 
     desk = PortDesk(sale)
 
-    @app.api_route("/v1/x402/proxy", methods=["GET", "POST"])
+    @app.api_route(
+        "/v1/x402/proxy",
+        methods=["GET", "POST"],
+        openapi_extra=described.sold("A dedicated port: its price, or its credentials", PORT_TERMS),
+    )
     async def proxy(request: Request) -> JSONResponse:
         return desk.buy(request, await request.body())
 
-    @app.get("/v1/x402/manage/session")
+    @app.get(
+        "/v1/x402/manage/session",
+        openapi_extra=described.managed("A dedicated port, whether it is online, and its credit", 409),
+    )
     def port_session(request: Request) -> dict[str, Any]:
         return desk.session(request)
 
-    @app.get("/v1/x402/manage/session/topup/calculate")
+    @app.get(
+        "/v1/x402/manage/session/topup/calculate",
+        openapi_extra=described.managed("What more traffic would cost", 409, terms=("addTrafficGB",)),
+    )
     def calculate(request: Request) -> dict[str, Any]:
         return desk.calculate(request)
 
-    @app.post("/v1/x402/manage/ports/replace")
+    @app.post(
+        "/v1/x402/manage/ports/replace",
+        openapi_extra=described.managed(
+            "Another device for a port whose device is offline: free, at most 3", 409
+        ),
+    )
     def replace(request: Request) -> dict[str, Any]:
         return desk.replace(request)
 
@@ -90,13 +114,13 @@ def create_app(wiring: Callable[[], Wiring]) -> FastAPI:
 
 
 def _manage(app: FastAPI, sale: Sale) -> None:
-    @app.get("/v1/x402/manage/pool/credit")
+    @app.get("/v1/x402/manage/pool/credit", openapi_extra=described.managed("What a key has left"))
     def credit(request: Request) -> dict[str, Any]:
         session, pak, _ = sale.session(request)
         shown = answers.credit(pak, sale.held(session, pak), sale.used(pak))
         return {"credit": shown, "trafficUnit": traffic_unit()}
 
-    @app.get("/v1/x402/manage/pool/usage")
+    @app.get("/v1/x402/manage/pool/usage", openapi_extra=described.managed("Bytes by day"))
     def usage(request: Request, days: str = str(USAGE_DAYS_DEFAULT)) -> dict[str, Any]:
         _, pak, _ = sale.session(request)
         if not (days.isascii() and days.isdecimal() and len(days) < 3 and 0 < int(days) <= USAGE_DAYS_MAX):
@@ -107,13 +131,15 @@ def _manage(app: FastAPI, sale: Sale) -> None:
         rows = [{"day": day, "bytesOut": up, "bytesIn": down} for day, up, down in page.rows]
         return {"usage": rows, "usedBytes": sale.used(pak), "trafficUnit": traffic_unit()}
 
-    @app.get("/v1/x402/manage/pool/connection")
+    @app.get("/v1/x402/manage/pool/connection", openapi_extra=described.managed("The credentials again"))
     def connection(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
         return sale.connection(session, pak, token, sale.held(session, pak))
 
-    @app.post("/v1/x402/manage/session/topup")
-    @app.post("/v1/x402/manage/pool/topup")
+    more = described.topped_up("More traffic (402, then a payment) or more time (free)")
+
+    @app.post("/v1/x402/manage/session/topup", openapi_extra=more)
+    @app.post("/v1/x402/manage/pool/topup", openapi_extra=more)
     async def top_up(request: Request) -> JSONResponse:
         try:
             body = await request.json()
@@ -123,7 +149,10 @@ def _manage(app: FastAPI, sale: Sale) -> None:
             refuse_field(FieldFault("body", "a JSON object"))
         return sale.top_up(request, body)
 
-    @app.post("/v1/x402/manage/pool/regenerate")
+    @app.post(
+        "/v1/x402/manage/pool/regenerate",
+        openapi_extra=described.managed("Another secret under the same username", 409),
+    )
     def regenerate(request: Request) -> JSONResponse:
         session, pak, token = sale.session(request)
         sale.limit(request, REGENERATE_LIMIT, pak.pak_id)

@@ -58,13 +58,6 @@ class PortDesk:
             return terms if isinstance(terms, FieldFault) else Offer(port_order(terms, prices), prices)
 
         offers = sale.offers("prices", read, paying=paying)
-        terms = offers[0].order.terms
-        country = terms.country if terms else None
-        stock = sale.countries()
-        listed = stock.get(country, 0) if country else sum(stock.values())
-        if not listed and not paying:
-            message = "no device of that kind is free now; do not pay, ask again later"
-            raise ProblemError(503, "NO_STOCK", message, {"Retry-After": "60"})
         what = f"a {tier} dedicated port with {format_gb(offers[0].order.traffic_bytes)} GB"
         return sale.sell(request, offers, what)
 

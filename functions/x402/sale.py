@@ -40,6 +40,7 @@ from shared.sale.model import (
     Payment,
     Prices,
     Problem,
+    Product,
     Rail,
     Refused,
     Session,
@@ -47,11 +48,14 @@ from shared.sale.model import (
 from shared.sale.ports import PortLease
 from shared.sale.rules import lease_of, peer_tiers, read_prices, read_terms, told_tier, types_on_sale
 from shared.sale.service import account_requester, pool_order, top_up_order
-from shared.sale.verifying import SHOWN_HASH, SUSPENDED, UNKNOWN_RETRY_S
+from shared.sale.verifying import NONE_FREE, SHOWN_HASH, SUSPENDED, UNKNOWN_RETRY_S
 
 PEER_TYPES: Final = frozenset(IpType) - {IpType.UNKNOWN}
 SEEN_WITHIN_S: Final = 120
 """Blocks of either chain come within seconds; the rest is room for nodes that lag."""
+NONE_FREE_RETRY_S: Final = 60
+"""Devices come back, and leases end, no sooner than the jobs look at them."""
+ELSEWHERE_MAX: Final = 8
 OFF_SALE: Final = "no longer on sale; what was bought stays"
 _STATUS: Final = {
     Problem.NOT_ON_SALE: 503,
@@ -67,7 +71,10 @@ _STATUS: Final = {
     Problem.OTHER_PAYLOAD: 409,
     Problem.BAD_PAYMENT: 400,
     Problem.RETRY: 503,
+    Problem.NO_STOCK: 503,
+    Problem.NO_DEVICE: 503,
 }
+_RETRY_S: Final = {Problem.NO_STOCK: NONE_FREE_RETRY_S, Problem.NO_DEVICE: NONE_FREE_RETRY_S}
 
 
 class Sale:
@@ -208,15 +215,26 @@ class Sale:
     def required(
         self, request: Request, order: Order, description: str, error: str | None, requester: str = ""
     ) -> JSONResponse:
-        """A 402 in every form, for whoever asks from an address, or is known by better than that."""
+        """A 402 in every form, for whoever asks from an address, or is known by better than that; 503 for what nobody could
+        have now: nothing is asked for it.
+        """
         w, exact = self.w, self.exact()
+        pool = Pool.PEER if order.terms is not None and order.terms.ip_type else Pool.MBL
+        stock = self.countries(pool)
+        if w.counter.lacks(order):
+            _none_free(order, stock, error)
         quote = w.counter.quote(order, requester or source_address(request))
         resource = w.settings.api_base_url + request.url.path
-        asked = answers.Asked(resource, description, order.due_micro, quote, error)
-        pool = Pool.PEER if order.terms is not None and order.terms.ip_type else Pool.MBL
-        body = answers.payment_required(asked, w.rails, exact, self.countries(pool))
+        is_port = order.product is Product.PORT
+        caveats = self.port_caveats() if is_port else answers.CAVEATS
+        asked = answers.Asked(resource, description, order.due_micro, quote, error, caveats)
+        body = answers.payment_required(asked, w.rails, exact, stock)
         header = answers.payment_required_header(asked, w.rails, exact)
         return JSONResponse(body, 402, {"PAYMENT-REQUIRED": header, "Cache-Control": "no-store"})
+
+    def port_caveats(self) -> Sequence[str]:
+        """What whoever buys a dedicated port should know."""
+        return answers.port_caveats(self.w.counter.mint.held_share_percent())
 
     def refused(
         self,
@@ -242,7 +260,7 @@ class Sale:
             return self.required(request, order, description, words, requester)
         message, headers = result.detail, {}
         if status == 503:
-            headers["Retry-After"] = str(UNKNOWN_RETRY_S)
+            headers["Retry-After"] = str(_RETRY_S.get(result.problem, UNKNOWN_RETRY_S))
             detail = self.unseen(payment) if _is_unseen(result, payment) else result.detail
             message = f"{detail}; repeat this request with the same payment, do not pay again"
         if result.problem in {Problem.NOT_YOURS, Problem.PAYMENT_TOO_OLD}:
@@ -373,6 +391,16 @@ class Sale:
 
 def _is_unseen(result: Refused, payment: Payment) -> bool:
     return result.detail == UnknownReason.NOT_FOUND and bool(payment.tx_hash)
+
+
+def _none_free(order: Order, stock: Mapping[Country, int], error: str | None) -> NoReturn:
+    country = order.terms.country if order.terms else None
+    others = sorted((c for c in stock if c != country), key=lambda c: -stock[c])[:ELSEWHERE_MAX]
+    where = f" in {country.upper()}" if country else ""
+    hint = f", or for another country: {', '.join(others).upper()}" if others and country else ""
+    before = f"{error}; " if error else ""
+    message = f"{before}{NONE_FREE}{where}: do not pay, ask again later{hint}"
+    raise ProblemError(503, Problem.NO_STOCK.value, message, {"Retry-After": str(NONE_FREE_RETRY_S)})
 
 
 def _suspended() -> NoReturn:

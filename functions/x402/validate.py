@@ -7,15 +7,18 @@ from typing import Any
 from functions.x402.wiring import Wiring
 from shared.access.model import AccountKind
 from shared.access.table import get_account
-from shared.chain.model import Depth
+from shared.chain.model import Depth, ReadFailed
+from shared.guard.model import Incident
 from shared.guard.service import enter_loop
-from shared.guard.table import write_setting
+from shared.guard.table import close_incident, open_incident, write_setting
 from shared.kernel.ids import AccountId
 from shared.runtime.clock import now_ms
+from shared.sale.exact import REVERTED_DAY_MAX_WEI
 from shared.sale.model import Rail
 from shared.sale.rules import read_depths, read_prices
 
 SETTING = "sale"
+GAS_SPENT = "reverted-gas"
 log = logging.getLogger("psx.jobs")
 
 
@@ -34,8 +37,8 @@ def validate_sale(wiring: Wiring) -> dict[str, Any]:
         faults.append("prices: not set")
     faults += wiring.chains.faults(lambda network: max(d.quorum for d in _depths(wiring, network)))
     faults += depth_faults(wiring)
-    exact_faults = wiring.chains.exact_faults()
     now = now_ms()
+    exact_faults = [*wiring.chains.exact_faults(), *_budget_faults(wiring, now)]
     found = {
         "ok": not faults,
         "rails": validated_rails(wiring.rails),
@@ -48,6 +51,24 @@ def validate_sale(wiring: Wiring) -> dict[str, Any]:
     if faults:
         log.warning("sale closed", extra={"faults": faults})
     return found
+
+
+def _budget_faults(wiring: Wiring, now: int) -> list[str]:
+    """Whether the gas of reverted transfers closes `exact` for today; its incident ends with the day."""
+    guard = wiring.settings.table("guard")
+    try:
+        is_spent = wiring.counter.exact.is_spent()
+    except ReadFailed:  # there is no gas wallet
+        return []
+    if not is_spent:
+        wiring.dynamo.run(close_incident(guard, GAS_SPENT, now))
+        return []
+    words = (
+        f"signed transfers (exact) are closed until 0:00 UTC: those that reverted burned {REVERTED_DAY_MAX_WEI} wei today; "
+        "payments by transaction hash go on"
+    )
+    wiring.dynamo.run(open_incident(guard, Incident(GAS_SPENT, "reverted_gas_spent", words, now)))
+    return [words]
 
 
 def validated_rails(rails: Sequence[Rail]) -> list[str]:

@@ -13,6 +13,7 @@ from shared.access.secrets import Seals
 from shared.chain.model import Network
 from shared.guard.service import LiveSettings
 from shared.kernel.ids import AccountId
+from shared.pool.leases import share_percent_of
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
@@ -98,7 +99,13 @@ def wire(settings: SaleSettings, dynamo: SyncDynamo, redis: SyncRedis) -> Wiring
     chains = Chains(settings, ours)
     counter = Counter(
         mint=Mint(
-            dynamo, redis, settings.table, envelope(settings), AccountId(settings.house_account), now_ms
+            dynamo,
+            redis,
+            settings.table,
+            envelope(settings),
+            AccountId(settings.house_account),
+            now_ms,
+            lambda: share_percent_of(live.get("leases")),
         ),
         redis=redis,
         quote_secret=secret_bytes(settings.quote_secret, KEY_BYTES),

@@ -45,7 +45,7 @@ async def serve(settings: ProberSettings) -> None:
             mesh_token=settings.mesh_token.get_secret_value(),
             origin=origins.lookup,
             targets=settings.targets(),
-            trust=Trust(tls, settings.probe_target_keys),
+            trust=Trust(tls, settings.probe_target_keys, settings.probe_asking_key.get_secret_value()),
             concurrency=settings.probe_concurrency,
             now_ms=now_ms,
         )

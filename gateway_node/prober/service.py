@@ -20,16 +20,16 @@ from prometheus_client import Counter, Histogram
 
 from gateway_node.prober.targets import TargetWatch
 from shared.access.secrets import SealBroken, SecretBox
-from shared.grading.dialer import PATIENT, URGENT, Exit, Seen, Trust, probe
+from shared.grading.dialer import PATIENT, URGENT, URGENT_LONG, Exit, Seen, Trust, probe
 from shared.grading.live import device_mark, excuse_conduct, finish_probe, mark_changed, spent_bytes, take_due
-from shared.grading.model import Cause, Failure, Grade, ProbePlan, ProbeResult, Target, Thresholds
+from shared.grading.model import Cause, Failure, Grade, ProbeResult, Target, Thresholds
 from shared.grading.proof import mark_of
 from shared.grading.rules import (
     DEFAULTS,
-    LIGHT_BYTES,
     PROBE_OVERHEAD_BYTES,
     add_result,
     choose_plan,
+    is_light,
     is_verified,
     is_worth_writing,
     next_probe_ms,
@@ -111,7 +111,8 @@ class Prober:
             await self._read_settings()
             if self._switch.stopped:
                 return 0
-            leased = await self._redis.run(take_due(LEASE_MS, room))
+            budget = self._thresholds.bytes_per_day
+            leased = await self._redis.run(take_due(LEASE_MS, room, _day(self._now_ms()), budget))
         except StoreUnavailable as error:
             log.warning("nothing to probe is known", extra={"reason": str(error)})
             await asyncio.sleep(RETRY_S)
@@ -150,11 +151,11 @@ class Prober:
         exit_ = await self._exit_of(device)
         if isinstance(exit_, Failure):
             return Seen(ProbeResult(now, exit_), "")
-        plan = choose_plan(grade, spent, now, self._thresholds)
-        if urgent and grade is not None and grade.listed and not grade.quarantined:
-            plan = ProbePlan(LIGHT_BYTES, plain=False)
+        plan = choose_plan(grade, spent, now, self._thresholds, random.random(), urgent=urgent)  # noqa: S311
         target = self._choose_target(grade)
-        timeouts = URGENT if urgent else PATIENT
+        timeouts = PATIENT
+        if urgent:
+            timeouts = URGENT if is_light(plan) else URGENT_LONG
         with PROBE_S.time():
             seen = await probe(exit_, target, plan, secrets.token_hex(8), self._parts.trust, now, timeouts)
         failure = seen.result.failure
@@ -264,7 +265,8 @@ class Prober:
         )
         endpoint_id = EndpointId(device.device_id)
         if failure is None:
-            await self._redis.run(unpause(device.pool, endpoint_id))
+            if not grade.cut_short:
+                await self._redis.run(unpause(device.pool, endpoint_id))
             return
         await self._redis.run(excuse_conduct(device.device_id))
         if failure.cause is Cause.EXIT:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Final
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from shared.grading.asking import KEY_MIN_CHARS
 from shared.grading.model import Target
 from shared.runtime.settings import Settings
 from shared.runtime.signing import check_public_keys
@@ -26,6 +27,8 @@ class ProberSettings(Settings):
     ip_data_bucket: str = ""
     probe_targets: str
     probe_target_keys: str
+    probe_asking_key: SecretStr = Field(min_length=KEY_MIN_CHARS)
+    """What targets send bodies to; one that is being rotated out may stand behind it, after a comma."""
     probe_ca_file: Path | None = None
     probe_concurrency: int = 64
     probe_private_listen: str = ""

@@ -1,8 +1,8 @@
 """`python -m gateway_node.prober.target`: a probe target. One runs in each of several places; probers hold public keys.
 
-Over TLS `/probe?nonce=&size=` answers a body that only the nonce decides; without TLS `/page?nonce=` a page. Both are
-signed, with the address that asked. Nobody's data is here, and nothing but these two is answered. TLS ends here, or at a
-balancer in front that keeps the address of whoever asks (no `PSX_TARGET_CERT`).
+Over TLS `/probe?nonce=&size=&at=&mac=` answers a body that only the nonce decides, to whoever holds the key; without TLS
+`/page?nonce=` a page of 250 bytes, to anybody. Both are signed, with the address that asked. Nobody's data is here, and
+nothing but these two is answered. TLS ends here, or at a balancer in front that keeps the address of who asks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import uvloop
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
+from shared.grading.asking import KEY_MIN_CHARS, is_ours
 from shared.grading.model import PROOF_HEADER
 from shared.grading.proof import Sight, prove
 from shared.grading.rules import MEASURING_BYTES, plain_page, probe_body
@@ -53,6 +54,8 @@ class TargetSettings(Settings):
     target_cert: Path | None = None
     """Certificate and key, unless a balancer in front ends TLS."""
     target_signing_key: SecretStr
+    probe_asking_key: SecretStr = Field(min_length=KEY_MIN_CHARS)
+    """Whose questions are answered with bodies: one key, or several with commas while they are rotated."""
     redis_url: str = "redis://unused"
     table_prefix: str = ""
 
@@ -60,9 +63,10 @@ class TargetSettings(Settings):
 class TargetService:
     """Answers probes; `now_s` is the clock of signatures."""
 
-    def __init__(self, place: str, signing_key: str, now_s: Callable[[], int]) -> None:
+    def __init__(self, place: str, signing_key: str, asking_keys: str, now_s: Callable[[], int]) -> None:
         self._place = place
         self._key = signing_key
+        self._asking_keys = asking_keys
         self._now_s = now_s
         self._open = 0
         self._minute = 0
@@ -95,7 +99,7 @@ class TargetService:
         if head is None or head.method != "GET":
             return
         encrypted = balanced or writer.get_extra_info("ssl_object") is not None
-        nonce, body = _body(head.target, encrypted=encrypted)
+        nonce, body = self._body(head.target, encrypted=encrypted)
         if body is None:
             writer.write(build_head("HTTP/1.1 404 Not Found", [("Connection", "close")]))
             return
@@ -113,25 +117,24 @@ class TargetService:
                 writer.write(body[start : start + CHUNK_BYTES])
                 await writer.drain()
 
+    def _body(self, target: str, *, encrypted: bool) -> tuple[str, bytes | None]:
+        url = urlsplit(target)
+        fields = dict(parse_qsl(url.query))
+        nonce = fields.get("nonce", "")
+        if not 0 < len(nonce) <= NONCE_MAX_CHARS:
+            return nonce, None
+        if encrypted and url.path == "/probe" and is_ours(self._asking_keys, fields, self._now_s()):
+            return nonce, probe_body(nonce, min(max(int(fields["size"]), 0), BODY_MAX_BYTES))
+        return nonce, plain_page(nonce) if not encrypted and url.path == "/page" else None
+
     def _may_draw(self, address: str, size: int) -> bool:
-        """Count what an address draws in this minute. Anybody may ask: a target proves nothing to who is no prober."""
+        """Count what an address draws in this minute: a page is for anybody who asks."""
         minute = self._now_s() // MINUTE_S
         if minute != self._minute or len(self._drawn) >= ADDRESSES_MAX:
             self._minute = minute
             self._drawn.clear()
         drawn = self._drawn[address] = self._drawn.get(address, 0) + size
         return drawn <= ADDRESS_BYTES_PER_MINUTE
-
-
-def _body(target: str, *, encrypted: bool) -> tuple[str, bytes | None]:
-    url = urlsplit(target)
-    fields = parse_qs(url.query)
-    nonce = fields.get("nonce", [""])[0]
-    if not 0 < len(nonce) <= NONCE_MAX_CHARS:
-        return nonce, None
-    if encrypted and url.path == "/probe":
-        return nonce, probe_body(nonce, min(max(int(fields.get("size", ["0"])[0]), 0), BODY_MAX_BYTES))
-    return nonce, plain_page(nonce) if not encrypted and url.path == "/page" else None
 
 
 async def serve(settings: TargetSettings) -> None:
@@ -142,7 +145,8 @@ async def serve(settings: TargetSettings) -> None:
         loop.add_signal_handler(number, stopping.set)
     tls = _tls(settings.target_cert)
     key = settings.target_signing_key.get_secret_value()
-    service = TargetService(settings.target_place, key, lambda: now_ms() // 1000)
+    asking = settings.probe_asking_key.get_secret_value()
+    service = TargetService(settings.target_place, key, asking, lambda: now_ms() // 1000)
     host, port = listen_address(settings.target_listen)
     plain_host, plain_port = listen_address(settings.target_plain_listen)
     probes = partial(service.serve, balanced=tls is None)

@@ -56,18 +56,17 @@ class TargetWatch:
             return stood
 
     async def _tell(self, target: Target, failure: str | None) -> None:
-        """Open an incident for a target that is away, close it when it is back: whichever prober's life opened it.
-
-        It is public, so it names the place alone.
+        """Open an incident for a target that is away, also after a human closed it; close it when the target is back,
+        whichever prober's life opened it. It is public, so it names the place alone.
         """
         now, name, away = self._now_ms(), f"target#{target.place}", failure is not None
-        if self._told.get(target.place) is away:
+        if not away and self._told.get(target.place) is False:
             return
         try:
             if away:
                 message = f"the probe target in {target.place} fails without any exit ({failure})"
-                await self._dynamo.run(open_incident(self._guard, Incident(name, KIND, message, now)))
-                log.warning("target away", extra={"place": target.place, "failure": failure})
+                if await self._dynamo.run(open_incident(self._guard, Incident(name, KIND, message, now))):
+                    log.warning("target away", extra={"place": target.place, "failure": failure})
             else:
                 await self._dynamo.run(close_incident(self._guard, name, now))
             self._told[target.place] = away

@@ -57,8 +57,8 @@ READS: Final[Mapping[str, frozenset[str]]] = {
 SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("mesh", "cache-relay"),
     "gateway": ("credentials", "modems", "mesh", "cache-gateway"),
-    "prober": ("credentials", "modems", "mesh", "cache-prober"),
-    "target": ("probe-target",),
+    "prober": ("credentials", "modems", "mesh", "cache-prober", "probe-asking"),
+    "target": ("probe-target", "probe-asking"),
 }
 """What each program reads, by names below `psx/<stage>/`."""
 SETTINGS: Final = Path("/etc/psx")

@@ -12,15 +12,19 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from gateway_node.tunnels import BARREN_CUSTOMERS
 from local.simulation.liars import Customers
 from local.simulation.world import FAILURES, HOUR_MS, MINUTE_MS, NOTICED_AFTER_MS, Device, Fault, Rates, World
 from shared.grading.conduct import next_bar
-from shared.grading.live import FAULT_DEBOUNCE_S, LEFT_AFTER_MS
+from shared.grading.live import FAULT_WAITS_S, FAULTS_KEPT_S, LEFT_AFTER_MS
 from shared.grading.model import Bar, Cause, Failure, ProbeResult, Thresholds
 from shared.grading.rules import (
+    LIGHT_BYTES,
+    LONG_MEAN_BYTES,
+    LONG_SHARE,
     MEASURE_EVERY_MS,
     MEASURING_BYTES,
     PLAIN_EVERY_MS,
@@ -88,7 +92,7 @@ class Simulation:
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
         self.world = World(count, rates, self._rng)
         self.world.populate()
-        self.customers = Customers(self.world.devices, thresholds)
+        self.customers = Customers(self.world.devices, thresholds, rates)
         self._thresholds = thresholds
         self._end_ms = int(hours * HOUR_MS)
         self._heap: list[tuple[int, int, Callable[..., None], Device | None, int]] = []
@@ -293,10 +297,9 @@ class Simulation:
         self.figures.liar_customers += 1
         self._complains(device)
         device.barren += 1
-        if device.barren % BARREN_CUSTOMERS == 0:
+        if device.barren % BARREN_CUSTOMERS == 0 and self._reported(device):
             self._account(device)
             device.paused_until_ms = self._now + BREAKER_PAUSE_S * 1000
-        self._ask_for_probe(device)
 
     def _complains(self, device: Device) -> None:
         self.customers.failed(device, self.world.new_customer(), self._now)
@@ -310,14 +313,26 @@ class Simulation:
         if device.fault is Fault.REFUSES:  # plainly the exit's fault: the breaker opens at once
             self._account(device)
             device.paused_until_ms = max(device.paused_until_ms, self._now + BREAKER_PAUSE_S * 1000)
-        self._ask_for_probe(device)
+        self._reported(device)
+
+    def _reported(self, device: Device) -> bool:
+        """Whether a fault is probed at once: `report_fault`, in simulated time."""
+        passed_ms = self._now - device.reported_ms
+        if passed_ms >= FAULTS_KEPT_S * 1000:
+            device.reports = 0
+        last = min(device.reports, len(FAULT_WAITS_S)) - 1
+        if device.reports and passed_ms < FAULT_WAITS_S[last] * 1000:
+            return False
+        device.reports += 1
+        device.reported_ms = self._now
+        if device.spent_bytes < self._thresholds.bytes_per_day:
+            self._ask_for_probe(device)
+        return True
 
     def _ask_for_probe(self, device: Device) -> None:
-        if self._now - device.reported_ms >= FAULT_DEBOUNCE_S * 1000:
-            self._unsettle(device)
-            device.reported_ms = self._now
-            device.probe_token += 1
-            self._at(POLL_MS, self._probe_urgently, device, device.probe_token)
+        self._unsettle(device)
+        device.probe_token += 1
+        self._at(POLL_MS, self._probe_urgently, device, device.probe_token)
 
     # probes
 
@@ -329,14 +344,16 @@ class Simulation:
             return
         took_ms = PASS_MS if device.works else FAIL_MS[device.fault or Fault.HANGS]
         took_ms = min(took_ms, URGENT_FAIL_MAX_MS) if urgent else took_ms
-        self._at(0 if device.away else took_ms, self._probed, device, token)
+        probed = partial(self._probed, urgent=urgent)
+        self._at(0 if device.away else took_ms, probed, device, token)
 
-    def _probed(self, device: Device, token: int) -> None:
+    def _probed(self, device: Device, token: int, *, urgent: bool = False) -> None:
         if token != device.probe_token:
             return
         self._account(device)
         before = device.grade
-        plan = choose_plan(before, device.spent_bytes, self._now, self._thresholds)
+        draw = self._rng.random()
+        plan = choose_plan(before, device.spent_bytes, self._now, self._thresholds, draw, urgent=urgent)
         result = self._result(device, plan.size_bytes, plain=plan.plain)
         if result is None:  # the target is away: nothing is held against anybody
             self._at(5_000, self._probe, device, token)
@@ -351,10 +368,11 @@ class Simulation:
         self.figures.grade_writes += is_worth_writing(before, device.grade)
         if wants_attention(before, device.grade, self._thresholds):
             self._marked.add(device.index)
-        if result.passed:
-            device.paused_until_ms = 0
-        else:
+        if not result.passed:
+            device.reports = 0
             self._excuse(device)
+        elif not device.grade.cut_short:
+            device.paused_until_ms = 0
         if result.failure is not None and result.failure.cause is Cause.EXIT:
             device.paused_until_ms = self._now + PAUSE_MS
         self._plan_next(device)
@@ -401,7 +419,8 @@ class Simulation:
         passed_ms = self._now - device.settled_ms
         probes = passed_ms // (self._thresholds.interval_s * 1000)
         pages = passed_ms // PLAIN_EVERY_MS
-        cost = probes * (PROBE_OVERHEAD_BYTES + 8 * 1024) + pages * PROBE_OVERHEAD_BYTES
+        long = int(probes * LONG_SHARE * (LONG_MEAN_BYTES - LIGHT_BYTES))
+        cost = probes * (PROBE_OVERHEAD_BYTES + LIGHT_BYTES) + long + pages * PROBE_OVERHEAD_BYTES
         self.figures.probes += probes
         self.figures.outcomes["passed"] += probes
         self.figures.probe_bytes += cost
@@ -462,7 +481,8 @@ class Simulation:
                 self.figures.braked_rounds += 1
                 self._held.update(device.index for device, _ in of_cause)
         for index in sorted(self.customers.accused):
-            self._ask_for_probe(self.world.devices[index])
+            if self.world.devices[index].accused_ms == self._now:
+                self._ask_for_probe(self.world.devices[index])
         self._at(ROUND_MS, self._round)
 
     def _list(self, device: Device) -> None:

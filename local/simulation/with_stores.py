@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from local.simulation.engine import ROUND_MS, Simulation
-from local.simulation.liars import SERVED_ELSEWHERE
 from local.simulation.world import Device, Rates
 from shared.grading import table as grades
 from shared.grading.fleet import Fleet, parts_of
@@ -83,7 +82,8 @@ class StoredSimulation(Simulation):
         self._present: set[int] = set()
         self._put_at_s = time.monotonic()
         self.slowest_s = 0.0
-        fine = [Fared(DeviceId("elsewhere"), f"c{n}", SERVED_ELSEWHERE, 0) for n in range(rates.customers)]
+        served = self.customers.served
+        fine = [Fared(DeviceId("elsewhere"), f"c{n}", served, 0) for n in range(rates.customers)]
         for part in parts_of(fine, SAID_AT_ONCE):
             self._redis.run(count_conduct(part))
         for device in self.world.devices:

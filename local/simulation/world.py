@@ -93,7 +93,8 @@ class Device:
     probe_token: int = 0
     settled_ms: int = -1
     paused_until_ms: int = 0
-    reported_ms: int = -(10**9)
+    reports: int = 0
+    reported_ms: int = 0
     spent_bytes: int = 0
     # what is measured
     since_ms: int = 0

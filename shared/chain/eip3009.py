@@ -14,6 +14,9 @@ DOMAIN_NAME: Final = "USD Coin"
 DOMAIN_VERSION: Final = "2"
 LIFE_MIN_S: Final = 8
 """An authorization must outlive the next blocks: one that expires before ours is mined would burn gas for nothing."""
+LIFE_MAX_S: Final = 3_600
+"""No longer than a quote: what we refused or gave up is soon nothing that anybody could still send. Stock clients sign for
+the `maxTimeoutSeconds` that they are told, which are five minutes."""
 TRANSFER_SELECTOR: Final = "0xe3ee160e"
 STATE_SELECTOR: Final = "0xe94a0102"
 BALANCE_SELECTOR: Final = "0x70a08231"
@@ -65,6 +68,8 @@ def terms_fault(
         return InvalidReason.AUTH_NOT_YET
     if authorization.valid_before_s < now_s + LIFE_MIN_S:
         return InvalidReason.AUTH_EXPIRED
+    if authorization.valid_before_s > now_s + LIFE_MAX_S:
+        return InvalidReason.AUTH_TOO_LONG
     return None
 
 

@@ -4,6 +4,7 @@ A probe cannot find an exit that serves our targets and drops everybody else: a 
 through only. So its customers are asked, each with one voice. Decision 0075.
 """
 
+from math import log10
 from typing import Final
 
 from shared.grading.model import Bar, Conduct, Experience, Thresholds
@@ -24,7 +25,11 @@ TUNNELS_MIN: Final = 8
 TARGETS_MIN: Final = 3
 """Different targets that failed: one that is dead, or that bans the exit's address, is no fault of the exit."""
 ELSEWHERE_MIN: Final = 5
-ELSEWHERE_FAILED_PERCENT_MAX: Final = 10
+ELSEWHERE_FAILED_PERCENT_WELL: Final = 10
+"""Up to here a customer's word counts in full, and beyond it the less, the worse it fares: where one exit in ten lies,
+every customer fails one time in ten.
+"""
+ELSEWHERE_FAILED_PERCENT_MAX: Final = 30
 """Whoever fares worse than this with other exits has trouble of its own."""
 HOLD_MS: Final = 30 * 60_000
 HOLD_MAX_MS: Final = 24 * 3600_000
@@ -38,23 +43,33 @@ CHECK: Final = "customers"
 """The failing check that a supplier is shown."""
 
 
-def is_witness(customer: Experience) -> bool:
-    """Whether a customer that an exit failed may speak against it: others serve it, and nearly always."""
+def word_of(customer: Experience) -> float:
+    """What the word of a customer that an exit failed counts against it, 0 to 1: others serve it, and nearly always.
+
+    The logarithm of how likely an honest exit fails it, so that words add up to how unlikely it is that an exit is honest.
+    """
     elsewhere = customer.served_elsewhere + customer.failed_elsewhere
-    well = customer.failed_elsewhere * 100 <= elsewhere * ELSEWHERE_FAILED_PERCENT_MAX
-    return elsewhere >= ELSEWHERE_MIN and well
+    if (
+        elsewhere < ELSEWHERE_MIN
+        or customer.failed_elsewhere * 100 > elsewhere * ELSEWHERE_FAILED_PERCENT_MAX
+    ):
+        return 0.0
+    if customer.failed_elsewhere * 100 <= elsewhere * ELSEWHERE_FAILED_PERCENT_WELL:
+        return 1.0
+    return -log10(customer.failed_elsewhere / elsewhere)
 
 
 def lets_customers_down(conduct: Conduct, thresholds: Thresholds) -> bool:
     """Whether enough witnesses were let down, and few customers served. Each has one voice, however many its tunnels are;
     whoever was served speaks for the exit, witness or not.
     """
-    against = [c for c in conduct.customers if c.failed > c.served and is_witness(c)]
+    against = [(c, word_of(c)) for c in conduct.customers if c.failed > c.served]
+    witnesses = [c for c, word in against if word]
     served = sum(c.served > 0 and c.served >= c.failed for c in conduct.customers)
     return (
-        len(against) >= thresholds.customers_to_bar
-        and len(against) * 100 >= thresholds.bar_percent * (len(against) + served)
-        and sum(c.failed for c in against) >= TUNNELS_MIN
+        sum(word for _, word in against) >= thresholds.customers_to_bar
+        and len(witnesses) * 100 >= thresholds.bar_percent * (len(witnesses) + served)
+        and sum(c.failed for c in witnesses) >= TUNNELS_MIN
         and conduct.targets >= TARGETS_MIN
     )
 

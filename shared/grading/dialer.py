@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from shared.grading.asking import question
 from shared.grading.model import PROOF_HEADER, Failure, ProbePlan, ProbeResult, Target
 from shared.grading.proof import Sight, check, mark_of
 from shared.grading.rules import compare_body, plain_page, throughput_kbps
@@ -33,6 +34,8 @@ class Timeouts:
 PATIENT: Final = Timeouts()
 URGENT: Final = Timeouts(connect_s=3.0, tls_s=3.0, overall_s=6.0)
 """After a customer's tunnel failed: an exit that needs longer is broken for customers, whatever it is."""
+URGENT_LONG: Final = replace(URGENT, overall_s=PATIENT.overall_s)
+"""The same with a body that takes a slow line its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,11 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What answers are held against: certificates, and the targets' public keys (PEM)."""
+    """What answers are held against: certificates, and the targets' public keys (PEM); and the key that lets us ask."""
 
     tls: ssl.SSLContext
     keys: str
+    asking_keys: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ class _Probe:
 
     async def _fetch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
         began = time.monotonic()
-        self._ask(writer, f"/probe?nonce={self._nonce}&size={size}")
+        self._ask(writer, question(self._trust.asking_keys, self._nonce, size, int(time.time())))
         try:
             head = await _head(reader)
             self.result = replace(self.result, ttfb_ms=_since(began))

@@ -141,8 +141,9 @@ class _Run:
         lost = not self._redis.run(marks.sweep_stands())
         if lost:
             self.report.rebuilt = self._shelf.rebuild()
+            self._redis.run(marks.mark_changed([marks.EVERYTHING]))
         changed = self._redis.run(marks.read_changed(MARKS_MAX))
-        everything = lost or marks.EVERYTHING in changed
+        everything = marks.EVERYTHING in changed
         self._look_at_marked(changed)
         if sweep or everything:
             self._sweep(SWEEP_ALL_S if everything else SWEEP_S)

@@ -15,9 +15,12 @@ from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId
 from shared.runtime.redis import RedisCall, Script, command, ok
 
-FAULT_DEBOUNCE_S: Final = 10
-DOUBT_DEBOUNCE_S: Final = 120
-"""720 light probes of 16 KB a day are within what probes may cost an owner's line (setting `grading`, 16 MB a day)."""
+FAULT_WAITS_S: Final = (10, 20, 40, 80, 160, 320, 600)
+"""Between two probes for which a fault asks, while they pass: what found nothing so often is less and less urgent."""
+DOUBT_WAITS_S: Final = (120, 240, 480, 600)
+"""The same for faults that may be the target's. Both at their slowest are 288 probes a day."""
+FAULTS_KEPT_S: Final = 3600
+"""The first probe that fails, and an hour without any, begin again."""
 DAY_KEPT_S: Final = 2 * 86_400
 EVERYTHING: Final = "*"
 """The mark that makes the listing run look at every device."""
@@ -42,7 +45,7 @@ _READ_CHANGED: Final = Script.load("shared.grading", "read_changed", reads=True)
 _SETTLE: Final = Script.load("shared.grading", "settle_changed")
 _COUNT_CONDUCT: Final = Script.load("shared.grading", "count_conduct")
 _ACCUSE: Final = Script.load("shared.grading", "accuse")
-_EXCUSE: Final = Script.load("shared.grading", "excuse_conduct")
+_FORGET: Final = Script.load("shared.grading", "forget_conduct")
 _READ_CONDUCT: Final = Script.load("shared.grading", "read_conduct")
 
 
@@ -75,13 +78,16 @@ def _ask(device_ids: Sequence[DeviceId], in_ms: int, *, urgent: bool, only_new: 
     return RedisCall(int, script=_ASK, keys=keys, args=[in_ms, int(only_new), *device_ids])
 
 
-def take_due(lease_ms: int, limit: int) -> RedisCall[Leased]:
-    """Up to `limit` devices that are due, urgent ones first; they come back after `lease_ms` unless they are finished."""
+def take_due(lease_ms: int, limit: int, day: str, bytes_per_day: int) -> RedisCall[Leased]:
+    """Up to `limit` devices that are due, urgent ones first; they come back after `lease_ms` unless they are finished.
+
+    A device that cost its owner `bytes_per_day` on that day is never urgent.
+    """
 
     def parse(answer: Any) -> Leased:
         return Leased(tuple(DeviceId(i.decode()) for i in answer[2:]), int(answer[0]), int(answer[1]))
 
-    return RedisCall(parse, script=_TAKE, keys=list(_QUEUE), args=[lease_ms, limit])
+    return RedisCall(parse, script=_TAKE, keys=[*_QUEUE, _spent(day)], args=[lease_ms, limit, bytes_per_day])
 
 
 def finish_probe(
@@ -119,13 +125,17 @@ def next_probe(device_id: DeviceId) -> RedisCall[int | None]:
 
 
 def report_fault(device_id: DeviceId, *, doubtful: bool = False) -> RedisCall[bool]:
-    """A live tunnel failed at this exit. True when that put it to the front; False within the debounce.
+    """A live tunnel failed at this exit. True when that put it to the front; False while it was probed for that just now.
 
     A doubtful fault may be the target's: customers of dead targets must not have owners' lines probed all the time.
     """
-    name, debounce_s = ("maybe", DOUBT_DEBOUNCE_S) if doubtful else ("soon", FAULT_DEBOUNCE_S)
-    keys = [_URGENT, f"{{probe}}:{name}:{device_id}"]
-    return RedisCall(bool, script=_REPORT, keys=keys, args=[device_id, debounce_s])
+    waits_s = DOUBT_WAITS_S if doubtful else FAULT_WAITS_S
+    keys = [_URGENT, _asked(device_id, doubtful=doubtful)]
+    return RedisCall(bool, script=_REPORT, keys=keys, args=[device_id, FAULTS_KEPT_S, *waits_s])
+
+
+def _asked(device_id: DeviceId, *, doubtful: bool) -> str:
+    return f"{_PREFIX}{'maybe' if doubtful else 'soon'}:{device_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +270,14 @@ def accuse(device_id: DeviceId) -> RedisCall[bool]:
 
 
 def forget_conduct(device_id: DeviceId) -> RedisCall[int]:
-    """It was judged: what follows is counted afresh."""
-    return command("DEL", conduct_key(device_id), parse=int)
+    """It was judged: what follows is counted afresh, and what was counted makes nobody a worse witness."""
+    return RedisCall(int, script=_FORGET, keys=[conduct_key(device_id)], args=[_PREFIX, 0, 0, 0])
 
 
 def excuse_conduct(device_id: DeviceId) -> RedisCall[None]:
-    """A probe failed, too: that is what customers met, and probes see to it."""
-    args = [EXCUSED_S, WINDOW_S, EXCUSES_MAX]
-    return RedisCall(ok, script=_EXCUSE, keys=[conduct_key(device_id)], args=args)
+    """A probe failed, too: that is what customers met, and probes see to it. The next fault is probed without delay."""
+    keys = [conduct_key(device_id), *(_asked(device_id, doubtful=doubtful) for doubtful in (False, True))]
+    return RedisCall(ok, script=_FORGET, keys=keys, args=[_PREFIX, EXCUSED_S, WINDOW_S, EXCUSES_MAX])
 
 
 def put_barred(pool: Pool, device_id: DeviceId, until_ms: int) -> RedisCall[None]:

@@ -185,6 +185,7 @@ class Grade:
 
     `vantages` are the places whose probes passed in the present run of passes. `listed_before`: it was on sale once.
     `measured_ms` is when its throughput was last measured, `plain_ms` when an unencrypted page last came through unaltered.
+    `cut_short`: a body did not come through, and no long one has since; what smaller ones do says nothing then.
     """
 
     device_id: DeviceId
@@ -193,6 +194,7 @@ class Grade:
     tier: SpeedTier = SpeedTier.UNKNOWN
     listed: bool = False
     quarantined: bool = False
+    cut_short: bool = False
     reason: str = "not_probed"
     latest: ProbeResult | None = None
     version: int = 0

@@ -22,6 +22,12 @@ COUNTED_MAX: Final = 1_000
 MIN_MEASURED_BYTES: Final = 64 * 1024
 MEASURING_BYTES: Final = 256 * 1024
 LIGHT_BYTES: Final = 8 * 1024
+"""On average: half of it to one and a half times as much, so that no exit knows how much is enough."""
+LONG_SHARE: Final = 1 / 32
+"""Of ordinary probes, whenever they come: a body of any size that can be measured, for exits that cut later."""
+LONG_MEAN_BYTES: Final = (MIN_MEASURED_BYTES + MEASURING_BYTES) // 2
+LONG_SHARE_URGENT: Final = 1 / 4
+"""Of probes that a customer's failed tunnel asked for."""
 PROBE_OVERHEAD_BYTES: Final = 8 * 1024
 """CONNECT, two certificates and heads: what a probe costs the owner beside its body."""
 MEASURE_EVERY_MS: Final = 6 * 3600_000
@@ -35,6 +41,9 @@ STABILITY_KNOWN_MS: Final = 3600_000
 JITTER_PERCENT: Final = 20
 UNWANTED_S: Final = 3600
 """A proven exit that its owner keeps off sale is probed this often: it is on sale at once when they change their mind."""
+
+
+_CUT_SHORT: Final = frozenset({Failure.BODY_SHORT, Failure.OVERALL_TIMEOUT})
 
 
 class Listing(StrEnum):
@@ -138,17 +147,21 @@ def add_result(grade: Grade, result: ProbeResult, thresholds: Thresholds = DEFAU
         vantages=(),
         failures=min(grade.failures + 1, COUNTED_MAX),
         quarantined=grade.quarantined or failure.alters_content,
+        cut_short=grade.cut_short or failure in _CUT_SHORT,
         latest=result,
     )
 
 
 def _passed(grade: Grade, result: ProbeResult, thresholds: Thresholds) -> Grade:
-    passes = min(grade.passes + 1, COUNTED_MAX)
     measured = result.throughput_kbps is not None
+    if needs_long(grade) and not measured:
+        return replace(grade, latest=result)
+    passes = min(grade.passes + 1, COUNTED_MAX)
     return replace(
         grade,
         passes=passes,
         failures=0,
+        cut_short=False,
         vantages=tuple(sorted({*grade.vantages, result.vantage} - {""})),
         tier=tier_of(result.throughput_kbps, thresholds) if measured else grade.tier,
         measured_ms=result.at_ms if measured else grade.measured_ms,
@@ -157,6 +170,11 @@ def _passed(grade: Grade, result: ProbeResult, thresholds: Thresholds) -> Grade:
         stability=watch_address(grade.stability, result.exit_mark, result.at_ms),
         latest=result,
     )
+
+
+def needs_long(grade: Grade) -> bool:
+    """Whether only a long body shows that an exit is what it was not: that it alters nothing, or cuts nothing short."""
+    return grade.quarantined or grade.cut_short
 
 
 def _with_known_exit(result: ProbeResult, before: ProbeResult | None) -> ProbeResult:
@@ -211,25 +229,51 @@ def _facts(grade: Grade) -> tuple[object, ...]:
     latest = grade.latest
     assert latest is not None  # noqa: S101 - looked at before
     seen = latest.exit_country, latest.exit_ip_type, latest.exit_asn, latest.exit_mark, latest.differs
-    return (grade.tier, grade.quarantined, grade.failures, grade.measured_ms, grade.plain_ms, *seen)
+    return (grade.tier, needs_long(grade), grade.failures, grade.measured_ms, grade.plain_ms, *seen)
 
 
 # What to probe, and when
 
 
-def choose_plan(grade: Grade | None, spent_bytes: int, now_ms: int, thresholds: Thresholds) -> ProbePlan:
-    """Measure when it is due, otherwise a small body; the owner's budget of the day comes first.
+def choose_plan(
+    grade: Grade | None,
+    spent_bytes: int,
+    now_ms: int,
+    thresholds: Thresholds,
+    draw: float,
+    *,
+    urgent: bool = False,
+) -> ProbePlan:
+    """Measure when it is due, otherwise a small body or now and then a long one, as `draw` in [0, 1) decides: no exit can
+    know how much it must not cut. The owner's budget of the day comes first.
 
-    Only a large body and a page show that a quarantined exit alters nothing any more.
+    A quarantined exit is shown a page, too. Urgent: a customer waits for the verdict on an exit that is on sale.
     """
     if grade is None:
         return ProbePlan(MEASURING_BYTES, plain=True)
-    measure = now_ms - grade.measured_ms >= MEASURE_EVERY_MS or grade.tier is SpeedTier.UNKNOWN
-    room = thresholds.bytes_per_day - spent_bytes
+    hurried = urgent and grade.listed and not grade.quarantined
     proving = not grade.listed and grade.passes < thresholds.first_passes
     plain = proving or grade.quarantined or now_ms - grade.plain_ms >= PLAIN_EVERY_MS
-    large = grade.quarantined or (measure and room > MEASURING_BYTES)
-    return ProbePlan(MEASURING_BYTES if large else LIGHT_BYTES, plain)
+    measure = now_ms - grade.measured_ms >= MEASURE_EVERY_MS or grade.tier is SpeedTier.UNKNOWN
+    share = LONG_SHARE_URGENT if hurried else LONG_SHARE
+    if thresholds.bytes_per_day - spent_bytes <= MEASURING_BYTES:
+        size = _light_bytes(draw)
+    elif needs_long(grade) or (measure and not hurried):
+        size = MEASURING_BYTES
+    elif draw < share:
+        size = MIN_MEASURED_BYTES + int((MEASURING_BYTES - MIN_MEASURED_BYTES) * draw / share)
+    else:
+        size = _light_bytes((draw - share) / (1 - share))
+    return ProbePlan(size, plain and not hurried)
+
+
+def _light_bytes(draw: float) -> int:
+    return LIGHT_BYTES // 2 + int(LIGHT_BYTES * draw)
+
+
+def is_light(plan: ProbePlan) -> bool:
+    """Whether a probe's body is too small to measure by it."""
+    return plan.size_bytes < MIN_MEASURED_BYTES
 
 
 def next_probe_ms(grade: Grade, spent_bytes: int, thresholds: Thresholds, draw: float) -> int | None:

@@ -133,33 +133,43 @@ def open_incident(table: str, incident: Incident) -> DynamoRequest[bool]:
     return put_if(table, row, "attribute_not_exists(pk) OR attribute_exists(closed_at_ms)")
 
 
-def close_incident(table: str, name: str, at_ms: int) -> DynamoRequest[object]:
-    """What was wrong is right again; None when it was closed before, or never opened."""
+def close_incident(
+    table: str, name: str, at_ms: int, opened_at_ms: int | None = None
+) -> DynamoRequest[object]:
+    """What was wrong is right again; None when it was closed before, or never opened, or not at that time."""
+    same = "" if opened_at_ms is None else " AND opened_at_ms = :opened"
+    values = {":at": at_ms, ":ttl": at_ms // 1000 + INCIDENT_KEPT_S}
     return update(
         table,
         "incident",
         name,
         "SET closed_at_ms = :at, #ttl = :ttl",
-        {":at": at_ms, ":ttl": at_ms // 1000 + INCIDENT_KEPT_S},
+        values if opened_at_ms is None else values | {":opened": opened_at_ms},
         parse=lambda row: row["closed_at_ms"],
-        condition="attribute_exists(pk) AND attribute_not_exists(closed_at_ms)",
+        condition="attribute_exists(pk) AND attribute_not_exists(closed_at_ms)" + same,
         names={"#ttl": "ttl"},
     )
 
 
+def _read_incident(row: Item) -> Incident:
+    return Incident(
+        str(row.get("name") or row["sk"]),
+        row["kind"],
+        row["message"],
+        row["opened_at_ms"],
+        row.get("closed_at_ms"),
+    )
+
+
+def get_incident(table: str, name: str) -> DynamoRequest[Incident | None]:
+    """The latest time that something was wrong."""
+    return get_item(table, "incident", name, parse=_read_incident)
+
+
 def incidents(table: str, start: Mapping[str, Any] | None = None) -> DynamoRequest[Page[Incident]]:
     """A page of all that stand and of those that were closed within 90 days, in no order of time."""
-
-    def parse(row: Item) -> Incident:
-        return Incident(
-            str(row.get("name") or row["sk"]),
-            row["kind"],
-            row["message"],
-            row["opened_at_ms"],
-            row.get("closed_at_ms"),
-        )
-
-    return query(table, "pk = :pk", {":pk": "incident"}, parse=parse, limit=INCIDENTS_PAGE, start=start)
+    values = {":pk": "incident"}
+    return query(table, "pk = :pk", values, parse=_read_incident, limit=INCIDENTS_PAGE, start=start)
 
 
 # Audit

@@ -13,6 +13,7 @@ from shared.runtime.dynamo import (
     Item,
     Page,
     TransactItem,
+    get_item,
     put_new,
     query,
     transact_update,
@@ -129,6 +130,11 @@ def set_aside(table: str, spoiled: SpoiledBatch) -> DynamoRequest[object]:
         condition="attribute_exists(pending)",
         names={"#ttl": "ttl"},
     )
+
+
+def is_set_aside(table: str, pk: str, sk: str) -> DynamoRequest[bool | None]:
+    """Whether a row that was set aside still waits for a human; None when it is gone."""
+    return get_item(table, pk, sk, parse=lambda row: "fault" in row and not row.get("applied"))
 
 
 def newest_sequence(table: str, gateway_id: GatewayId) -> DynamoRequest[int]:

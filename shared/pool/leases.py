@@ -5,9 +5,10 @@ the credential holds the lease's id alone. Source: the v1 contract, section 8; d
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
@@ -31,8 +32,8 @@ ROTATION_MAX_MS: Final = 90_000
 PER_ACCOUNT_DEFAULT: Final = 20
 PER_HOUR_DEFAULT: Final = 12
 SHARE_PERCENT_DEFAULT: Final = 50
-"""Leases of an account, rotations of a lease, and how much of a country's devices may be held alone (one always may): where
-the live setting `leases` says nothing else."""
+"""Leases of an account, rotations of a lease, and how much of a country's devices leases and private ports may hold alone:
+where the live setting `leases` says nothing else."""
 MODES: Final = {
     **{mode.value: mode for mode in Rotation if mode is not Rotation.STICKY},
     "sticky": Rotation.ON_DEMAND,
@@ -114,6 +115,11 @@ def is_due_to_rotate(lease: Lease, now_ms: int) -> bool:
     every_ms = ROTATION_WINDOW_MS[lease.rotation]
     since = max(lease.rotated_at_ms, lease.created_at_ms)
     return lease.pool is Pool.PEER and every_ms > 0 and now_ms - since >= every_ms
+
+
+def share_percent_of(setting: Mapping[str, Any]) -> int:
+    """How much of a country's devices may be held alone, by the live setting `leases`."""
+    return int(setting.get("share_percent", SHARE_PERCENT_DEFAULT))
 
 
 def idle_of(asked_s: int | None) -> int:

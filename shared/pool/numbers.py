@@ -9,7 +9,7 @@ Steps are generators that ask for Redis calls: `run` and `run_async` drive them.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, NamedTuple, TypeVar
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
@@ -28,10 +28,10 @@ LOCK_MS: Final = 8_000
 """Longer than a derivation takes; a deriver that died keeps others from it no longer."""
 CHUNK: Final = 500
 READ_TRIES_MAX: Final = 5
-ROW_FIELDS: Final = 8
+ROW_FIELDS: Final = 9
 PAUSED: Final = "paused"
-_NUMBERS: Final = "{live}:numbers"
-_NETWORKS: Final = "{live}:networks"
+_NUMBERS: Final = "{live}:rollup"
+_NETWORKS: Final = "{live}:rollup_networks"
 _LOCK: Final = "{live}:lock"
 _FLEET: Final = "{live}:fleet"
 FLEET_KEPT_S: Final = 3600
@@ -56,9 +56,11 @@ class Network:
 
 @dataclass(slots=True)
 class Numbers:
-    """One derivation. `online` counts listed endpoints that are connected now, `load` open connections on listed ones.
+    """One derivation. `stock` counts listed endpoints that anybody may be routed to: what a private port or a lease has
+    alone is under `held`, and nowhere else but in `load`.
 
-    `quality` counts listed endpoints by speed tier, and under `paused` those that selection is kept from just now. `fleet`
+    `online` counts those of the stock that are connected now, `load` open connections on all listed ones.
+    `quality` counts the stock by speed tier, and under `paused` those that selection is kept from just now. `fleet`
     counts all devices as the listing run last saw them: by verdict and by tier.
     `traffic_bytes` is all that was flushed since Redis began; `bytes_per_s` its growth since the derivation before.
     """
@@ -67,6 +69,7 @@ class Numbers:
     stock: Counts = field(default_factory=dict)
     online: Counts = field(default_factory=dict)
     load: Counts = field(default_factory=dict)
+    held: Counts = field(default_factory=dict)
     types: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     quality: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     fleet: dict[str, int] = field(default_factory=dict)
@@ -74,8 +77,14 @@ class Numbers:
     bytes_per_s: int = 0
 
     def stock_of(self, pool: Pool) -> dict[Country, int]:
-        """Listed endpoints of a pool per country."""
+        """What of a pool anybody may be routed to, per country."""
         return {Country(country): count for country, count in self.stock.get(pool.value, {}).items()}
+
+    def is_free(self, pool: Pool, country: Country | None, ip_type: str = "") -> bool:
+        """Whether a pool has anything for everybody: in a country, or anywhere; of one IP type, or of any."""
+        types = self.types.get(pool.value, {})
+        found = (types.get(country, {}),) if country else types.values()
+        return any(counts.get(ip_type, 0) if ip_type else sum(counts.values()) for counts in found)
 
 
 Networks = dict[tuple[Pool, str], list[Network]]
@@ -141,7 +150,7 @@ def derive() -> Steps[Numbers]:
 
 def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
     prefix, seen = f"{{{pool.value}}}:", set[bytes]()
-    stock, online, load = Counter[str](), Counter[str](), Counter[str]()
+    stock, online, load, held = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     types: dict[str, Counter[str]] = defaultdict(Counter)
     quality: dict[str, Counter[str]] = defaultdict(Counter)
     found: Counter[tuple[str, int, str, str]] = Counter()
@@ -154,9 +163,12 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
             args = [prefix, int(pool is Pool.PEER), *fresh[start : start + CHUNK]]
             answer = yield RedisCall(list, script=_COUNT, keys=[f"{prefix}listed:any"], args=args)
             for row in _rows(answer):
+                load[row.country] += row.connections
+                if row.held:
+                    held[row.country] += 1
+                    continue
                 stock[row.country] += 1
                 online[row.country] += row.online
-                load[row.country] += row.connections
                 types[row.country][row.ip_type] += 1
                 quality[row.country][row.tier] += 1
                 quality[row.country][PAUSED] += row.paused
@@ -165,6 +177,7 @@ def _count(pool: Pool, numbers: Numbers, networks: Networks) -> Steps[None]:
             break
     name = pool.value
     numbers.stock[name], numbers.online[name], numbers.load[name] = dict(stock), dict(online), dict(load)
+    numbers.held[name] = dict(held)
     numbers.types[name] = {country: dict(counts) for country, counts in types.items()}
     numbers.quality[name] = {country: dict(counts) for country, counts in quality.items()}
     for (country, asn, isp, ip_type), count in found.most_common():
@@ -180,22 +193,14 @@ class _Row(NamedTuple):
     connections: int
     online: int
     paused: int
+    held: int
 
 
 def _rows(answer: list[Any]) -> Iterator[_Row]:
     for at in range(0, len(answer), ROW_FIELDS):
-        country, asn, isp, ip_type, tier, connections, online, paused = answer[at : at + ROW_FIELDS]
+        country, asn, isp, ip_type, tier, *counts = answer[at : at + ROW_FIELDS]
         kind, speed = IpType(ip_type.decode()).value, SpeedTier(tier.decode() or "unknown").value
-        yield _Row(
-            country.decode(),
-            int(asn or 0),
-            isp.decode(),
-            kind,
-            speed,
-            int(connections),
-            int(online),
-            int(paused),
-        )
+        yield _Row(country.decode(), int(asn or 0), isp.decode(), kind, speed, *map(int, counts))
 
 
 def put_fleet(counts: Mapping[str, int]) -> RedisCall[None]:
@@ -204,7 +209,12 @@ def put_fleet(counts: Mapping[str, int]) -> RedisCall[None]:
 
 
 def _read() -> RedisCall[Numbers | None]:
-    return command("GET", _NUMBERS, parse=lambda raw: None if raw is None else Numbers(**json.loads(raw)))
+    return command("GET", _NUMBERS, parse=lambda raw: None if raw is None else _known(json.loads(raw)))
+
+
+def _known(stored: Mapping[str, Any]) -> Numbers:
+    """What this version knows of a rollup: one that is newer may have put more into it."""
+    return Numbers(**{f.name: stored[f.name] for f in fields(Numbers) if f.name in stored})
 
 
 def _lock() -> RedisCall[bool]:

@@ -58,10 +58,34 @@ def hold_port(
     """Hold a device under a lease for one key, or answer the one it holds; None when none is free.
 
     `first` is taken when nobody else holds it, on sale or not: it was the lease's before. With the held device in
-    `excluded` the lease moves to another one, and keeps what it has when there is none. A private hold is refused where it
-    would be the second one of a country, or a later one, and more than `share_percent` of its devices were held alone.
+    `excluded` the lease moves to another one, and keeps what it has when there is none. A private hold is refused where
+    more than `share_percent` of a country's devices would be held alone; of two one may be, and the last one never.
     """
+    named = (lease_id, account_id, pak_id)
+    return _choose(wish, named, expires_at_ms, now_ms, excluded, first, idle, share_percent, looks=False)
+
+
+def could_hold(wish: PortWish, now_ms: int, share_percent: int) -> RedisCall[bool]:
+    """Whether `hold_port` would find a device for a new lease: its own choice, and nothing is held."""
+    call = _choose(wish, ("", "", ""), now_ms, now_ms, (), None, _NEVER_IDLE, share_percent, looks=True)
+    return RedisCall(lambda a: call.parse(a) is not None, script=call.script, keys=call.keys, args=call.args)
+
+
+def _choose(
+    wish: PortWish,
+    named: tuple[str, str, str],
+    expires_at_ms: int,
+    now_ms: int,
+    excluded: Iterable[EndpointId],
+    first: EndpointId | None,
+    idle: Idle,
+    share_percent: int,
+    *,
+    looks: bool,
+) -> RedisCall[EndpointId | None]:
+    """`named`: lease, account and key; empty for who only looks."""
     prefix = f"{{{wish.pool.value}}}:"
+    lease_id, account_id, pak_id = named
     args: list[str | int] = [
         prefix,
         lease_id,
@@ -79,6 +103,7 @@ def hold_port(
         idle.idle_ms,
         idle.kept_ms,
         share_percent,
+        int(looks),
         *excluded,
     ]
     keys = [f"{prefix}reserved:{lease_id}", f"{prefix}listed:{wish.country or 'any'}"]

@@ -15,7 +15,7 @@ from shared.kernel.ids import Country
 from shared.kernel.money import BYTES_PER_GB, MICRO_PER_USDC, MicroUsdc, format_usdc, gb_number
 from shared.kernel.traffic import traffic_unit
 from shared.sale.model import Bought, Claim, Held, Prices, Quote, Rail
-from shared.sale.ports import REPLACEMENTS_MAX, PortLease
+from shared.sale.ports import DEVICE_WAIT_MS, REPLACEMENTS_MAX, PortLease
 from shared.sale.rules import QUOTE_TTL_S
 
 PAYMENT_HEADER_MAX_BYTES: Final = 2048
@@ -27,6 +27,13 @@ CAVEATS: Final = (
     "A bare transaction hash is honoured for whoever asked for the price before paying, from the same address: behind a "
     "shared address others may claim it too. Safer is the quote's tag in the transaction with its secret (X-Quote-Secret), "
     "and safest the paying wallet's signature (X-Payment-Proof).",
+)
+_PORT_CAVEATS: Final = (
+    "A private port has its device alone. At most {share} % of a country's devices are held so at once (of two one may be, "
+    "the last one never), so that pool access stays possible.",
+    "The device is held when the payment is seen. When the last free one is taken between this answer and your payment, "
+    "it is kept and served as soon as one is free within {wait_min} minutes, and is listed for a refund after that: "
+    "repeat the request, do not pay again. A signed transfer (exact) is not sent while none is free.",
 )
 EXACT_TTL_S: Final = 300
 """How long a signed transfer may wait for us; short, because it is money in a header."""
@@ -69,6 +76,12 @@ class Place:
     def stock_url(self) -> str:
         """Live stock, counts only."""
         return f"{self.api_base_url}/v1/gateway/pool/stock"
+
+
+def port_caveats(share_percent: int) -> tuple[str, ...]:
+    """What is true of all that is sold, and of dedicated ports: `share_percent` of a country may be held alone."""
+    waits = DEVICE_WAIT_MS // 60_000
+    return CAVEATS + tuple(text.format(share=share_percent, wait_min=waits) for text in _PORT_CAVEATS)
 
 
 def tier_row(prices: Prices) -> dict[str, Any]:
@@ -123,6 +136,7 @@ class Asked:
     due: int
     quote: Quote
     error: str | None = None
+    caveats: Sequence[str] = CAVEATS
 
 
 def payment_required(
@@ -153,7 +167,7 @@ def payment_required(
             *(["or let any x402 client sign a transfer (scheme exact): it needs no gas"] if signed else []),
         ],
         "trafficUnit": traffic_unit(),
-        "caveats": list(CAVEATS),
+        "caveats": list(asked.caveats),
     }
     return body | ({"accepts": signed} if signed else {})
 

@@ -54,12 +54,19 @@ class Mint:
     box: Seals
     house: AccountId
     now_ms: Callable[[], int]
+    held_share_percent: Callable[[], int]
 
     @property
     def ports(self) -> Ports:
         """Leases of dedicated ports, on the same stores."""
         return Ports(
-            self.dynamo, self.redis, self.table("sales"), self.table("audit"), self.house, self.now_ms
+            self.dynamo,
+            self.redis,
+            self.table("sales"),
+            self.table("audit"),
+            self.house,
+            self.now_ms,
+            self.held_share_percent,
         )
 
     def claimed(self, payment: Payment) -> Claim | None:

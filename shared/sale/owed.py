@@ -20,11 +20,13 @@ from shared.sale import owed_table as rows
 from shared.sale.minting import Refunded
 from shared.sale.model import Order, Payment, Prices
 from shared.sale.owed_table import Owed, Refund, Unreadable
+from shared.sale.ports import DEVICE_WAIT_MS, NoDevice
 from shared.sale.service import Counter
 from shared.sale.verifying import is_too_many, too_many_refund
 
 LATE_MS: Final = 60_000
 PAID_NOT_SERVED: Final = "paid_not_served"
+UNREADABLE: Final = "owed_unreadable"
 _PAID: Final = "paid#"
 PAGE: Final = 100
 LISTED_MAX: Final = 5_000
@@ -68,7 +70,7 @@ class OwedRun:
     def run(self) -> Report:
         """Look at what is late, each once, until the time is up; the rest is `left` to the next run."""
         began, report = self.now_ms(), Report()
-        waiting = self._waiting(report)
+        waiting, unreadable = self._waiting(report)
         late = [owed for owed in waiting if began - owed.seen_at_ms >= LATE_MS]
         report.waiting, report.late, report.left = len(waiting), len(late), len(late)
         for owed in sorted(late, key=lambda owed: _turn(owed, began)):
@@ -79,43 +81,50 @@ class OwedRun:
             self._late(owed, report)
         if len(waiting) < LISTED_MAX:
             try:
-                self._close_settled({incident_name(owed.network, owed.key) for owed in waiting}, began)
+                self._close_settled(
+                    {incident_name(owed.network, owed.key) for owed in waiting} | unreadable, began
+                )
             except StoreUnavailable as error:
                 report.failures.append(f"incidents: {error}")
         return report
 
-    def _close_settled(self, waiting: set[str], began: int) -> None:
-        """Incidents of payments that are owed no more: whoever served them, and whatever a human decided."""
+    def _close_settled(self, standing: set[str], began: int) -> None:
+        """Incidents of payments that are owed no more, whoever served them and whatever a human decided; and of rows that
+        can be read again, or are gone.
+        """
         for incident in standing_incidents(self.counter.mint.dynamo, self.guard_table):
             if self.now_ms() - began >= RUN_MAX_MS:
                 return
-            if incident.kind != PAID_NOT_SERVED or incident.name in waiting:
+            if incident.kind not in {PAID_NOT_SERVED, UNREADABLE} or incident.name in standing:
+                continue
+            if incident.kind == UNREADABLE:
+                self._run(close_incident(self.guard_table, incident.name, self.now_ms()))
                 continue
             network, _, payment_key = incident.name.removeprefix(_PAID).partition("#")
             refund = self._run(rows.get_refund(self._table, network, payment_key))
             if refund is None or refund.state != rows.OPEN:
                 self._run(close_incident(self.guard_table, incident.name, self.now_ms()))
 
-    def _waiting(self, report: Report) -> list[Owed]:
-        found, start = list[Owed](), None
+    def _waiting(self, report: Report) -> tuple[list[Owed], set[str]]:
+        """What waits, and the incidents of what cannot be read."""
+        found, unreadable, start = list[Owed](), set[str](), None
         while len(found) < LISTED_MAX:
             page = self._run(rows.all_owed(self._table, PAGE, start))
             found += [row for row in page.rows if isinstance(row, Owed)]
-            for row in page.rows:
-                if isinstance(row, Unreadable):
-                    self._unreadable(row, report)
+            unreadable |= {self._unreadable(row, report) for row in page.rows if isinstance(row, Unreadable)}
             start = page.next_key
             if start is None:
                 break
-        return found
+        return found, unreadable
 
-    def _unreadable(self, row: Unreadable, report: Report) -> None:
-        """A human looks at it; the versions that can read it serve it."""
+    def _unreadable(self, row: Unreadable, report: Report) -> str:
+        """A human looks at it; the versions that can read it serve it. Answers its incident."""
         report.failures.append(f"unreadable: {row.fault}")
         log.error("an owed purchase cannot be read", extra={"payment": row.where, "error": row.fault})
         words = f"the owed purchase {row.where} cannot be read ({row.fault}): was an update rolled back?"
-        incident = Incident(f"owed-unreadable#{row.where}", "owed_unreadable", words, self.now_ms())
+        incident = Incident(f"owed-unreadable#{row.where}", UNREADABLE, words, self.now_ms())
         self._run(open_incident(self.guard_table, incident))
+        return incident.name
 
     @property
     def _table(self) -> str:
@@ -182,13 +191,19 @@ class OwedRun:
         where = {"network": owed.network, "payment": owed.key, "error": why}
         log.error("an owed purchase could not be served", extra=where)
         try:
-            self._failed(owed, verdict if isinstance(verdict, Valid) else None, why, report)
+            self._failed(owed, verdict if isinstance(verdict, Valid) else None, error, why, report)
         except StoreUnavailable as away:
             report.failures.append(f"not counted: {away}")
 
-    def _failed(self, owed: Owed, paid: Valid | None, why: str, report: Report) -> None:
-        """Try again in a minute; after `TRIES_MAX` a human decides, and the incident stays open for them."""
-        if paid is not None and owed.tries + 1 >= TRIES_MAX:
+    def _is_hopeless(self, owed: Owed, error: Exception) -> bool:
+        """Whether a paid purchase was tried for long enough: devices come back later than faults go."""
+        if isinstance(error, NoDevice):
+            return self.now_ms() - owed.seen_at_ms >= DEVICE_WAIT_MS
+        return owed.tries + 1 >= TRIES_MAX
+
+    def _failed(self, owed: Owed, paid: Valid | None, error: Exception, why: str, report: Report) -> None:
+        """Try again in a minute; in the end a human decides, and the incident stays open for them."""
+        if paid is not None and self._is_hopeless(owed, error):
             tx_hash, now = paid.tx_hash or owed.tx_hash, self.now_ms()
             found = Refund(owed.network, owed.key, tx_hash, paid.payer, paid.amount_micro, why[:200], now)
             self._give_up(owed, found, report)
@@ -216,6 +231,7 @@ class OwedRun:
             return
         if conflict is not None:
             self._run(rows.forget(self._table, owed.network, owed.key))
+        self.counter.abandon(owed.order, owed.key)
         report.refundable += 1
 
 

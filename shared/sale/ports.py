@@ -13,7 +13,7 @@ from shared.guard.model import AuditEvent
 from shared.guard.service import write_audited
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
-from shared.pool.ports import PortWish, hold_port, is_held, is_listed, is_paused, let_go
+from shared.pool.ports import PortWish, could_hold, hold_port, is_held, is_listed, is_paused, let_go
 from shared.runtime.dynamo import (
     DynamoRequest,
     Item,
@@ -40,10 +40,11 @@ _FIRSTS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 """What comes after the "l" of a lease: a run begins at another one of them than the run before."""
 _LISTED: Final = "ports"
 PRIVATE: Final = "private"
+DEVICE_WAIT_MS: Final = 3_600_000
 
 
 class NoDevice(StoreUnavailable):
-    """No device of that kind is free now."""
+    """No device of that kind is free now. Who paid for one waits up to `DEVICE_WAIT_MS`."""
 
 
 class NotReplaced(StrEnum):
@@ -76,6 +77,11 @@ class PortLease:
     def wish(self) -> PortWish:
         """What its device must be."""
         return PortWish(Pool.MBL, self.country, self.carrier, self.city, self.tier == PRIVATE)
+
+
+def wish_of(terms: Terms) -> PortWish:
+    """What the device of a port of these terms must be."""
+    return PortWish(Pool.MBL, terms.country, terms.carrier, terms.city, terms.tier == PRIVATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +177,26 @@ class Ports:
     audit: str
     house: AccountId
     now_ms: Callable[[], int]
+    held_share_percent: Callable[[], int]
+    """How much of a country's devices new ports and leases may hold alone; what was sold is held again whatever it is."""
+
+    def is_free(self, terms: Terms) -> bool:
+        """Whether a port of these terms would find a device now: what `hold` chooses by, and nothing is held."""
+        return self.redis.run(could_hold(wish_of(terms), self.now_ms(), self.held_share_percent()))
 
     def hold(self, terms: Terms, pak_id: PakId, expires_at_ms: int) -> PortLease:
         """A device for a port that is about to be sold; the same one when asked again. Raises NoDevice."""
-        wish = PortWish(Pool.MBL, terms.country, terms.carrier, terms.city, terms.tier == PRIVATE)
-        call = hold_port(wish, terms.lease_id, self.house, pak_id, expires_at_ms, self.now_ms())
-        endpoint_id = self.redis.run(call)
+        endpoint_id = self.redis.run(
+            hold_port(
+                wish_of(terms),
+                terms.lease_id,
+                self.house,
+                pak_id,
+                expires_at_ms,
+                self.now_ms(),
+                share_percent=self.held_share_percent(),
+            )
+        )
         if endpoint_id is None:
             raise NoDevice("port: no device is free")
         return PortLease(
@@ -194,6 +214,11 @@ class Ports:
     def let_go(self, lease: PortLease) -> None:
         """It is not sold after all."""
         self.redis.run(let_go(lease.wish.pool, lease.lease_id))
+
+    def abandon(self, lease_id: str) -> None:
+        """What a sale that came to nothing may have held is free for others."""
+        if self.find(lease_id) is None:
+            self.redis.run(let_go(Pool.MBL, lease_id))
 
     def find(self, lease_id: str) -> PortLease | None:
         """A port by its lease."""

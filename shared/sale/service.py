@@ -6,7 +6,7 @@ leaves is finished by the buyer's next request, or by the job in `owed.py`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from shared.access import table as access
 from shared.access.model import DisabledReason, Pak
@@ -32,10 +32,15 @@ from shared.sale.model import (
     Terms,
 )
 from shared.sale.owed_table import Refund
+from shared.sale.ports import DEVICE_WAIT_MS, NoDevice
 from shared.sale.rules import REEMIT_WINDOW_MS, due_micro, lease_id_of, lease_of, payment_fingerprint
 from shared.sale.verifying import SUSPENDED, Verified, Verifier
 
 B = TypeVar("B", Bought, Claim)
+WAITS_FOR_DEVICE: Final = (
+    "the last free device of that kind was taken before this payment was seen; it is kept, and served as soon as one is "
+    f"free within {DEVICE_WAIT_MS // 60_000} minutes, or listed for a refund after that"
+)
 
 
 class Suspended(StoreUnavailable):
@@ -96,6 +101,8 @@ class Counter(Verifier):
             return Refused(Problem.OTHER_PRODUCT, "this payment was given back to its payer")
         except Suspended as error:
             return Refused(Problem.NOT_ON_SALE, f"{error}; this payment is kept for it, or given back")
+        except NoDevice:
+            return Refused(Problem.NO_DEVICE, WAITS_FOR_DEVICE)
         if isinstance(served, Claim):  # somebody else was faster, and what we wrote before is owed no more
             self.mint.dynamo.run(
                 owed_table.forget(self.mint.table("sales"), found.payment.network, found.payment.key)
@@ -122,6 +129,11 @@ class Counter(Verifier):
             raise ValueError("an order is for a new key or for a known one")
         claim, _ = self.mint.raise_cap(order, order.pak_id, payment, paid, requester)
         return claim
+
+    def abandon(self, order: Order, payment_key: str) -> None:
+        """An order that nobody serves any more holds no device. Raises StoreUnavailable."""
+        if order.product is Product.PORT:
+            self.mint.ports.abandon(lease_id_of(self.quote_secret, payment_key))
 
     def _again(
         self, claim: Claim, offers: Sequence[Offer], requester: str, payment: Payment

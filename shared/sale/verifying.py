@@ -19,6 +19,8 @@ from shared.chain.model import (
     Valid,
 )
 from shared.chain.rules import AUTHORIZATIONS_MAX, depth_for
+from shared.kernel.codes import Pool
+from shared.pool.numbers import known
 from shared.runtime.clock import random_bytes
 from shared.runtime.redis import SyncRedis
 from shared.sale import exact_table, owed_table
@@ -32,6 +34,7 @@ from shared.sale.model import (
     Payment,
     Prices,
     Problem,
+    Product,
     Proof,
     Quote,
     Rail,
@@ -80,6 +83,7 @@ NOT_QUOTED: Final = (
     "these terms are not on sale now, and nobody at this address was quoted them while they were"
 )
 SUSPENDED: Final = "this tier of peers is not on sale in this moment"
+NONE_FREE: Final = "nothing of that kind is free now"
 SHOWN_HASH: Final = "<transaction hash>"
 
 
@@ -121,6 +125,19 @@ class Verifier:
     """Whether exits of an IP type are on sale now; what is not stays owed to who paid for it."""
     api_base_url: str
     clock_error_ms: int = 0
+
+    def lacks(self, order: Order) -> bool:
+        """Whether nothing is free of what an order is for: no price is told then, and no signed transfer is sent.
+
+        Of a live network that cannot count itself nothing is said. Raises StoreUnavailable.
+        """
+        terms = order.terms
+        if terms is None:
+            return False
+        if order.product is Product.PORT:
+            return not self.mint.ports.is_free(terms)
+        pool, numbers = Pool.PEER if terms.ip_type else Pool.MBL, known(self.redis, self.now_ms())
+        return numbers is not None and not numbers.is_free(pool, terms.country, terms.ip_type)
 
     # Quotes
 
@@ -167,11 +184,9 @@ class Verifier:
             other_terms = echo_fault(
                 payment.echo, self.exact_rail().asset, self.exact.recipients(), order.due_micro
             )
-            suspended = not self.sells(offer.prices.ip_type)
-            if (other_terms or suspended) and not self.exact.has_taken_on(payment.authorization):
-                if suspended:
-                    return Refused(Problem.NOT_ON_SALE, f"{SUSPENDED}, and nothing was charged")
-                return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
+            refused = self._untaken(offer, other_terms=other_terms)
+            if refused is not None and not self.exact.has_taken_on(payment.authorization):
+                return refused
             owed = self._owed(payment, order, requester)
             settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))
             reading: Reading = settled.verdict
@@ -195,6 +210,16 @@ class Verifier:
         proof = Proof.EXACT if first_hand else Proof.SIGNATURE if signed else _by_secret(reading, tag)
         found_so = Verified(reading, replace(offer.order, proof=proof), payment, offer.prices)
         return self._bound(found_so, self._owed(payment, offer.order, requester), requester)
+
+    def _untaken(self, offer: Offer, *, other_terms: bool) -> Refused | None:
+        """Why no signed transfer for these terms is taken on now. Nothing has moved, so nothing is lost by it."""
+        if not self.sells(offer.prices.ip_type):
+            return Refused(Problem.NOT_ON_SALE, f"{SUSPENDED}, and nothing was charged")
+        if other_terms:
+            return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
+        if self.lacks(offer.order):
+            return Refused(Problem.NO_STOCK, f"{NONE_FREE}, and nothing was charged")
+        return None
 
     def _owed(self, payment: Payment, order: Order, requester: str) -> Owed:
         return Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())

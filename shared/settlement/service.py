@@ -52,7 +52,7 @@ class RollUpReport:
     unrated: int = 0
     rates_missing: set[str] = field(default_factory=set)
     keyless_bytes: int = 0
-    spoiled: list[str] = field(default_factory=list)
+    spoiled: list[SpoiledBatch] = field(default_factory=list)
 
 
 def roll_up(dynamo: RunsDynamo, tables: Tables, rates: Mapping[str, Any], now_ms: int) -> RollUpReport:
@@ -94,7 +94,7 @@ def _apply_all(
             seen.add(_name(batch))
             if isinstance(batch, SpoiledBatch):
                 dynamo.run(usage.set_aside(tables.usage, batch))
-                report.spoiled.append(f"{batch.pk} {batch.sk}: {batch.fault}")
+                report.spoiled.append(batch)
                 continue
             try:
                 _apply(dynamo, tables, batch, rates, now_ms, report)

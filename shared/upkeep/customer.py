@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from shared.grading.asking import question
 from shared.grading.model import PROOF_HEADER, Target
 from shared.grading.rules import compare_body
 from shared.wire.http1 import HeadError, basic_header, connect_head, take_response_head
@@ -57,6 +58,7 @@ def fetch(
     password: str,
     target: Target,
     tls: ssl.SSLContext,
+    asking_keys: str,
     *,
     socks: bool = False,
 ) -> Fetched:
@@ -71,7 +73,7 @@ def fetch(
                 raw = open_.enter_context(socket.create_connection((door.host, port), TIMEOUT_S))
                 (_socks if socks else _connect)(raw, username, password, target)
             stream = open_.enter_context(tls.wrap_socket(raw, server_hostname=target.name))
-            return _page(stream, target, began)
+            return _page(stream, target, asking_keys, began)
     except _Fault as fault:
         return Fetched(fault=str(fault), ms=_since(began))
     except TimeoutError:
@@ -106,9 +108,9 @@ def _socks(raw: socket.socket, username: str, password: str, target: Target) -> 
         raise _Fault(f"socks_{answer[1]}")
 
 
-def _page(stream: ssl.SSLSocket, target: Target, began: float) -> Fetched:
+def _page(stream: ssl.SSLSocket, target: Target, asking_keys: str, began: float) -> Fetched:
     nonce = secrets.token_hex(8)
-    path = f"/probe?nonce={nonce}&size={BODY_BYTES}"
+    path = question(asking_keys, nonce, BODY_BYTES, int(time.time()))
     stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {target.name}\r\nConnection: close\r\n\r\n".encode())
     head = take_response_head(bytearray(_until_blank(stream)), HEAD_MAX_BYTES)
     if head is None or head.status != 200:

@@ -66,6 +66,25 @@ def _flatten(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield f"{name}.{part}", int(below)
 
 
+def numbers_of(point: Point) -> Numbers:
+    """What a minute's point says of the live numbers: the inverse of `point_of`. The sum of all traffic is not in it."""
+    trees: dict[str, Any] = {"stock": {}, "online": {}, "load": {}, "quality": {}}
+    numbers = Numbers(point.at_ms, bytes_per_s=point.mean.get("traffic.bytesPerSecond", 0))
+    for path, count in point.mean.items():
+        kind, _, name = path.partition(".")
+        if kind == "fleet":
+            numbers.fleet[name] = count
+        elif kind in trees:
+            *parts, last = name.split(".")
+            tree = trees[kind]
+            for part in parts:
+                tree = tree.setdefault(part, {})
+            tree[last] = count
+    numbers.stock, numbers.online, numbers.load = trees["stock"], trees["online"], trees["load"]
+    numbers.quality = trees["quality"]
+    return numbers
+
+
 def combine(at_ms: int, points: Sequence[Point]) -> Point:
     """One point for a longer span. What a part did not name was nought there. Raises ValueError for no points."""
     samples = sum(point.samples for point in points)

@@ -34,6 +34,8 @@ from shared.supply.live import put_regions
 from tests.support.cache_use import PASSWORDS, REFUSED
 from tests.support.permissions import as_function, as_node
 
+pytestmark = pytest.mark.slow
+
 WISH = PortWish(Pool.MBL, None, "", "", private=False)
 NODES = ("relay", "gateway", "prober")
 FUNCTIONS = ("api", "x402", "jobs")
@@ -43,7 +45,7 @@ COUNTED = ["HSET {meter}:used pak1 0", "HSET {meter}:cap pak1 9", "HGET {meter}:
 QUOTED = ["GET quote:q", "SET quote:q 1"]
 HELD = ["HSET {peer}:reserved:l endpoint_id d"]
 REVOKED = ["SET {peer}:revoked:d 0", "DEL {peer}:revoked:d", "SET {peer}:revoked-account:a 9"]
-TOLD = ["SET supply:regions {}", "SET {live}:numbers 1", "DEL {peer}:closed:key:pak1"]
+TOLD = ["SET supply:regions {}", "SET {live}:rollup 1", "DEL {peer}:closed:key:pak1"]
 ORDERS = [f"PUBLISH {channel} x" for channel in (live.REVOKE_PAK, REVOKE_DEVICE, MOVE_PEERS, CLOSED)]
 PRESENT = ["HSET {peer}:live:d relay_id r", "SET {peer}:relay:r life"]
 OPERATED = [

@@ -1,7 +1,10 @@
 """Exits that serve probes and let customers down: counted by gateways in Redis, barred by the listing run in the truth."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from shared.grading.live import (
     count_barred,
     count_conduct,
     excuse_conduct,
+    forget_conduct,
     mark_changed,
     read_changed,
     read_conduct,
@@ -25,10 +29,11 @@ from shared.grading.live import (
 from shared.grading.model import Bar, Conduct, Experience, Fared, Grade
 from shared.guard.service import all_incidents
 from shared.kernel.codes import Pool
-from shared.kernel.ids import AccountId, DeviceId, GatewayId
+from shared.kernel.ids import AccountId, DeviceId, EndpointId, GatewayId
+from shared.pool.live import unpause
 from shared.pool.model import Acquired, Selected
 from shared.runtime.dynamo import SyncDynamo
-from shared.runtime.redis import AsyncRedis, SyncRedis, command
+from shared.runtime.redis import AsyncRedis, RedisCall, SyncRedis, command
 from tests.contract.test_listing import NOW, PASS, US, enrol
 from tests.contract.test_pool_live import peer
 from tests.support.permissions import as_function, as_node
@@ -96,7 +101,9 @@ def test_a_liar_is_barred_by_its_customers_told_why_and_comes_back_by_itself(
     complain(redis, *CUSTOMERS)
     first = listing.run(NOW, sweep=False)
     assert (first.barred, first.listed) == ([], 2), "a probe has its chance first"
-    assert redis.run(take_due(60_000, 1)).device_ids == (LIAR,), "it is probed before all others"
+    assert redis.run(take_due(60_000, 1, "2026-11-21", 1)).device_ids == (LIAR,), (
+        "it is probed before all others"
+    )
     time_passes(redis)
     with as_function("list-exits"):
         report = listing.run(NOW, sweep=False)
@@ -130,6 +137,44 @@ def test_what_a_failed_probe_explains_bars_nobody(listing: ListingRun, redis: Sy
     assert not redis.run(accuse(LIAR)), "what is told around a failed probe is not counted"
     redis.run(mark_changed([conduct_mark(LIAR)]))
     assert listing.run(NOW, sweep=False).listed == 2
+
+
+@pytest.mark.parametrize(
+    ("settle", "settler"),
+    [
+        (excuse_conduct, partial(as_node, "gateway", "prober")),
+        (forget_conduct, partial(as_function, "list-exits")),
+    ],
+)
+def test_what_is_forgotten_of_an_exit_makes_nobody_a_worse_witness(
+    redis: SyncRedis,
+    settle: Callable[[DeviceId], RedisCall[Any]],
+    settler: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Customers have in all what they had without that exit; never less than nothing, and no window begins by it."""
+    redis.run(count_conduct([Fared(GOOD, "c0", 3, 0), Fared(GOOD, "young", 1, 0)]))
+    redis.run(count_conduct([Fared(LIAR, name, 2, 9, ("t",)) for name in ("c0", "c1", "young", "over")]))
+    redis.run(command("HSET", "{probe}:customer:young", "failed", 4, parse=int))  # its window began later
+    redis.run(command("DEL", "{probe}:customer:over", parse=int))
+    with settler():
+        redis.run(settle(LIAR))
+    assert [in_all(redis, name) for name in ("c0", "c1", "young")] == [(103, 0), (100, 0), (1, 0)]
+    assert not redis.run(command("EXISTS", "{probe}:customer:over", parse=int))
+    redis.run(settle(LIAR))
+    assert in_all(redis, "c0") == (103, 0)
+
+
+def test_whom_an_exit_fails_after_a_failed_probe_is_no_worse_witness_either(redis: SyncRedis) -> None:
+    redis.run(excuse_conduct(LIAR))
+    redis.run(count_conduct([Fared(LIAR, "c0", 1, 9, ("t",))]))
+    assert in_all(redis, "c0") == (101, 0), "what served it still speaks for it"
+
+
+def in_all(redis: SyncRedis, customer: str) -> tuple[int, int]:
+    key = f"{{probe}}:customer:{customer}"
+    return redis.run(
+        command("HMGET", key, "served", "failed", parse=lambda a: (int(a[0] or 0), int(a[1] or 0)))
+    )
 
 
 def test_failing_a_probe_now_and_then_does_not_make_customers_forgotten(redis: SyncRedis) -> None:
@@ -216,6 +261,27 @@ async def test_a_gateway_tells_what_it_saw_and_an_owner_is_no_witness(
     assert leases.fared.take(10) == []
     (said,) = redis.run(read_conduct([LIAR]))
     assert ({(c.served, c.failed) for c in said.customers}, said.targets) == ({(0, 2), (1, 0)}, 2)
+    await shared.close()
+
+
+async def test_two_customers_keep_an_exit_from_others_only_while_a_probe_is_due(
+    any_valkey_url: str, redis: SyncRedis
+) -> None:
+    """Or two accounts could hold any number of exits for nothing: a passed probe lets each back, and they drop again."""
+    shared = AsyncRedis(any_valkey_url)
+    leases = Leases(shared, GatewayId("g"), lambda: 0)
+    for paused in (1, 0):
+        leases.report_drops(acquired())
+        with as_node("gateway"):
+            await leases.drain()
+        assert redis.run(command("EXISTS", "{peer}:pause:liar", parse=int)) == paused
+        redis.run(unpause(Pool.PEER, EndpointId("liar")))
+    redis.run(excuse_conduct(LIAR))
+    leases.report_drops(acquired())
+    await leases.drain()
+    assert redis.run(command("EXISTS", "{peer}:pause:liar", parse=int)), (
+        "since a probe failed they are believed"
+    )
     await shared.close()
 
 

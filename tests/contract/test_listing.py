@@ -1,6 +1,6 @@
 """The listing run against both stores: only differences are written, the brake holds, a lost Redis heals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,14 +11,19 @@ from benchmarks.listing import device_row, fill, listed_row
 from shared.grading import table as grades
 from shared.grading.listing import SEGMENTS, ListingRun
 from shared.grading.live import (
+    DOUBT_WAITS_S,
     EVERYTHING,
+    FAULT_WAITS_S,
+    Leased,
     account_mark,
     ask_probe,
     device_mark,
+    excuse_conduct,
     finish_probe,
     mark_changed,
     next_probe,
     queue_forgotten,
+    queue_lengths,
     read_changed,
     report_fault,
     settle_changed,
@@ -43,6 +48,7 @@ from tests.contract.test_pool_live import presence
 pytestmark = pytest.mark.slow
 OWNER = AccountId("psx_s")
 NOW = 1_800_000_000_000
+BUDGET = 1_000_000
 CHANGED = "{probe}:changed"
 PASS = ProbeResult(
     NOW,
@@ -156,6 +162,9 @@ def test_a_redis_that_lost_everything_is_healed_from_the_truth(listing: ListingR
     listing.redis.run(command("FLUSHALL", parse=bool))
     report = listing.run(NOW, sweep=False)
     assert (report.newly_listed, report.rebuilt, report.healed, report.queued) == ([], 1, 0, 1)
+    assert (report.swept, report.left) == (SEGMENTS, 0), (
+        "and compared with the truth, by as many runs as that takes"
+    )
     assert run(listing.redis, derive()).stock_of(Pool.MBL) == {"us": 1}
 
 
@@ -400,18 +409,22 @@ def finish(redis: SyncRedis, device_id: str, ends_ms: int, next_ms: int | None, 
     return redis.run(finish_probe(DeviceId(device_id), ends_ms, next_ms, "2026-11-21", spent))
 
 
+def take(redis: SyncRedis, limit: int, lease_ms: int = 60_000) -> Leased:
+    return redis.run(take_due(lease_ms, limit, "2026-11-21", BUDGET))
+
+
 def test_due_probes_are_leased_to_one_and_taken_over_when_it_dies(redis: SyncRedis) -> None:
     redis.run(ask_probe(DeviceId("a"), -1000))
     redis.run(ask_probe(DeviceId("b"), 60_000))
-    taken = redis.run(take_due(60_000, 10))
+    taken = take(redis, 10)
     assert taken.device_ids == ("a",)
-    assert redis.run(take_due(60_000, 10)).device_ids == ()
+    assert take(redis, 10).device_ids == ()
     assert finish(redis, "a", taken.ends_ms, -1)
-    dying = redis.run(take_due(-1, 10))
-    heir = redis.run(take_due(60_000, 10))
+    dying = take(redis, 10, -1)
+    heir = take(redis, 10)
     assert (dying.device_ids, heir.device_ids) == (("a",), ("a",))
     assert not finish(redis, "a", dying.ends_ms, 0), "the dead one's word does not count any more"
-    assert redis.run(take_due(60_000, 10)).device_ids == ()
+    assert take(redis, 10).device_ids == ()
     assert finish(redis, "a", heir.ends_ms, None)
     assert redis.run(next_probe(DeviceId("a"))) is None
 
@@ -420,11 +433,11 @@ def test_a_fault_reported_during_a_probe_is_probed_next_and_by_nobody_else_meanw
     redis: SyncRedis,
 ) -> None:
     redis.run(ask_probe(DeviceId("a")))
-    first = redis.run(take_due(60_000, 10))
+    first = take(redis, 10)
     assert redis.run(report_fault(DeviceId("a")))
-    assert redis.run(take_due(60_000, 10)).device_ids == ()
+    assert take(redis, 10).device_ids == ()
     assert finish(redis, "a", first.ends_ms, 300_000)
-    again = redis.run(take_due(60_000, 10))
+    again = take(redis, 10)
     assert (again.device_ids, again.urgent) == (("a",), 1)
 
 
@@ -432,9 +445,9 @@ def test_the_stalest_comes_first_and_a_reported_one_before_all(redis: SyncRedis)
     for name, late_ms in (("new", 10), ("stale", 5_000), ("older", 3_000)):
         redis.run(ask_probe(DeviceId(name), -late_ms))
     redis.run(report_fault(DeviceId("hurt")))
-    assert redis.run(take_due(60_000, 1)).device_ids == ("hurt",)
-    assert redis.run(take_due(60_000, 2)).device_ids == ("stale", "older")
-    assert redis.run(take_due(60_000, 2)).device_ids == ("new",)
+    assert take(redis, 1).device_ids == ("hurt",)
+    assert take(redis, 2).device_ids == ("stale", "older")
+    assert take(redis, 2).device_ids == ("new",)
 
 
 def test_reported_faults_are_debounced_per_device(redis: SyncRedis) -> None:
@@ -443,18 +456,56 @@ def test_reported_faults_are_debounced_per_device(redis: SyncRedis) -> None:
     assert redis.run(report_fault(DeviceId("b")))
 
 
+@pytest.mark.parametrize(
+    ("key", "doubtful", "waits_s"),
+    [("{probe}:soon:a", False, FAULT_WAITS_S), ("{probe}:maybe:a", True, DOUBT_WAITS_S)],
+)
+def test_probes_that_faults_ask_for_come_the_more_seldom_the_more_of_them_pass(
+    redis: SyncRedis, key: str, doubtful: bool, waits_s: Sequence[int]
+) -> None:
+    fault = report_fault(DeviceId("a"), doubtful=doubtful)
+    for asked, wait_s in enumerate((*waits_s, waits_s[-1]), 1):
+        assert redis.run(fault), f"after {asked - 1} that passed"
+        count, at_ms = redis.run(command("GET", key, parse=lambda raw: raw.decode().split()))
+        assert int(count) == asked
+        assert redis.run(command("TTL", key, parse=int)) > wait_s
+        for ago_ms in (wait_s * 900, wait_s * 1000):
+            assert not redis.run(fault)
+            redis.run(command("SET", key, f"{count} {int(at_ms) - ago_ms}", "EX", 60, parse=bool))
+    redis.run(excuse_conduct(DeviceId("a")))
+    assert redis.run(fault), "one failed: the next fault is looked at without delay"
+
+
+def test_a_word_of_an_older_version_about_a_fault_stops_no_report(redis: SyncRedis) -> None:
+    redis.run(command("SET", "{probe}:soon:a", "1", "EX", 60, parse=bool))
+    assert redis.run(report_fault(DeviceId("a")))
+
+
+def test_nothing_is_urgent_on_a_line_whose_budget_of_the_day_is_spent(redis: SyncRedis) -> None:
+    for name, spent in (("poor", BUDGET), ("rich", BUDGET - 1), ("lost", BUDGET)):
+        redis.run(ask_probe(DeviceId(name), -1000))
+        finish(redis, name, take(redis, 1).ends_ms, None if name == "lost" else 600_000, spent)
+    for name in ("poor", "rich", "lost"):
+        assert redis.run(report_fault(DeviceId(name)))
+    due_ms = redis.run(command("ZSCORE", "{probe}:due", "poor", parse=float))
+    found = take(redis, 10)
+    assert (found.device_ids, found.urgent) == (("rich", "lost"), 1), "what is in no queue is due, not urgent"
+    assert redis.run(command("ZSCORE", "{probe}:due", "poor", parse=float)) == due_ms
+    assert redis.run(queue_lengths()).urgent == 0
+
+
 def test_many_probers_share_the_queue_without_doubles(redis: SyncRedis) -> None:
     for number in range(200):
         redis.run(ask_probe(DeviceId(f"d{number}"), -number))
     with ThreadPoolExecutor(4) as threads:
-        taken = list(threads.map(lambda _: redis.run(take_due(60_000, 7)).device_ids, range(40)))
+        taken = list(threads.map(lambda _: take(redis, 7).device_ids, range(40)))
     ids = [device_id for part in taken for device_id in part]
     assert (len(ids), len(set(ids))) == (200, 200)
 
 
 def test_what_a_device_spent_on_probes_is_counted_by_day(redis: SyncRedis) -> None:
     redis.run(ask_probe(DeviceId("a")))
-    ends_ms = redis.run(take_due(60_000, 1)).ends_ms
+    ends_ms = take(redis, 1).ends_ms
     finish(redis, "a", ends_ms, 1000, spent=20_000)
     finish(redis, "a", ends_ms, 1000, spent=5_000)
     assert redis.run(spent_bytes(DeviceId("a"), "2026-11-21")) == 25_000

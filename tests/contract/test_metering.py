@@ -21,6 +21,8 @@ from shared.metering.table import apply_items, newest_sequence, pending_batches,
 from shared.runtime.dynamo import Conflict, SyncDynamo, transact
 from shared.runtime.redis import SyncRedis
 
+pytestmark = pytest.mark.slow
+
 GATEWAY = GatewayId("g1")
 PAK = PakId("p1")
 TABLE = "psx-test-usage"

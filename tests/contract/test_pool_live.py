@@ -18,7 +18,7 @@ from shared.pool.model import (
     Presence,
     Selected,
 )
-from shared.pool.ports import Hold, Idle, PortWish, hold_port, let_go, tend_holds
+from shared.pool.ports import Hold, Idle, PortWish, could_hold, hold_port, let_go, tend_holds
 from shared.pool.presence import (
     Arrival,
     drop_may_serve,
@@ -502,6 +502,26 @@ def test_a_private_lease_keeps_everybody_else_away(redis: SyncRedis) -> None:
         stolen = pin(redis, f"{stranger}-mbl-us-pin-lease-{LEASE}", pak=pak)
         assert isinstance(stolen, NoStock)
         assert stolen.reason is NoStockReason.LEASE
+
+
+def test_looking_for_a_device_says_what_holding_would_and_holds_nothing(redis: SyncRedis) -> None:
+    def free(wish: PortWish, share_percent: int = 100) -> bool:
+        return redis.run(could_hold(wish, NOW, share_percent))
+
+    assert not free(ALONE)
+    run(redis, *(live.list_endpoint(modem(f"m{n}")) for n in range(2)))
+    elsewhere = replace(ALONE, country=Country("de"))
+    for _ in range(3):
+        assert (free(ALONE), free(ALONE, 50), free(TOGETHER), free(elsewhere)) == (True, True, True, False)
+    held = hold(redis)
+    assert (free(ALONE), free(ALONE, 50), free(TOGETHER, 50)) == (True, False, True)
+    counted = numbers.run(redis, numbers.derive())
+    assert (counted.stock_of(Pool.MBL), counted.held["mbl"]) == ({"us": 1}, {"us": 1})
+    assert hold(redis, "lother67890", share_percent=50) is None
+    assert hold(redis, share_percent=50) == held, "what is held already is held again"
+    assert hold(redis, "lother67890") != held
+    assert (free(ALONE), free(TOGETHER)) == (False, False)
+    assert not numbers.run(redis, numbers.derive()).is_free(Pool.MBL, None)
 
 
 def test_a_lease_that_is_released_fails_closed_and_one_that_moved_goes_along(redis: SyncRedis) -> None:

@@ -70,3 +70,12 @@ def test_customers_keep_liars_off_sale_and_no_exit_whose_faults_probes_see() -> 
     assert figures.liar_listed_ms * 4 < blind.liar_listed_ms
     assert figures.bars > figures.liars > 0
     assert figures.bars_of_honest <= figures.bars // 20
+
+
+def test_where_one_exit_in_ten_lies_customers_keep_them_off_sale_all_the_same() -> None:
+    """Everybody is let down now and then there, and speaks nevertheless; probes stay within what they may cost."""
+    rates = replace(Rates(), lying_share=0.1, customers=50, carrier_at_h=9, region_at_h=9, target_at_h=9)
+    figures = Simulation(500, 1.5, rates, Thresholds(), seed=5).run()
+    assert figures.liar_listed_ms * 4 < figures.liars * 1.5 * 3_600_000
+    assert figures.bars_of_honest <= figures.bars // 20
+    assert figures.probe_bytes * 24 / 1.5 / 500 < Thresholds().bytes_per_day

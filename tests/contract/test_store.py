@@ -30,6 +30,8 @@ from shared.runtime.dynamo import (
 )
 from tests.unit.access.test_access import GOOD, NOW, OWNER
 
+pytestmark = pytest.mark.slow
+
 ACCESS, GUARD, AUDIT = "psx-test-access", "psx-test-guard", "psx-test-audit"
 
 

@@ -15,6 +15,7 @@ from local.admin import house_account, make_admin
 from local.adopt import adopt
 from local.bootstrap import CONFIRMATIONS, HOUSE, PRICES, RATES
 from local.configure import create_secrets, publish_keys, write_parameters
+from local.goods import put_goods
 from local.lab import LabFiles, relays_setting
 from local.network import LocalNetwork
 from local.packaging import Artefact
@@ -161,6 +162,11 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     async with asyncio.timeout(SCHEDULES_FIRE_WITHIN_S):
         while not (dynamo.run(read_setting(f"psx-{STAGE}-guard", "sale")) or {}).get("ok"):
             await asyncio.sleep(POLL_S)
+    empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
+    assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
+    empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
+    assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
+    put_goods(stores.redis)
     status, headers, body = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert status == 402, body
     offered = json.loads(base64.b64decode(headers["payment-required"]))["accepts"]
@@ -169,11 +175,11 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
     await asyncio.to_thread(serverless, "remove", "--stage", STAGE, *packages, env=env)
     kept = set(database.list_tables()["TableNames"])
     assert {definition["TableName"] for definition in table_definitions(STAGE)} <= kept
-    await asyncio.to_thread(comes_back, emulator, packages)
+    await asyncio.to_thread(comes_back, emulator, packages, stores)
     assert dynamo.run(read_setting(f"psx-{STAGE}-guard", "prices")) == PRICES, "what the tables held is there"
 
 
-def comes_back(emulator: Emulator, packages: list[str]) -> None:
+def comes_back(emulator: Emulator, packages: list[str], stores: LocalNetwork) -> None:
     """A removed stage is put back around what stayed, as an operator does it: packaged, adopted, deployed."""
     env = emulator.environment()
     serverless("package", "--stage", STAGE, *packages, env=env)
@@ -193,4 +199,5 @@ def comes_back(emulator: Emulator, packages: list[str]) -> None:
         for e in stacks.describe_stacks(StackName=f"psx-{STAGE}")["Stacks"][0]["Outputs"]
     }
     api = Api(emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost")
+    put_goods(stores.redis)
     assert api.call("/v1/x402/pool?traffic=0.1")[0] == 402

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from local.goods import put_goods
 from local.network import LocalNetwork
 from tests.support.stock_clients import SOURCES, node_folder, python_path
 
@@ -28,6 +29,7 @@ async def sale() -> AsyncIterator[LocalNetwork]:
         await network.start_cloud()
         report = await network.cloud.fire("validate_sale")
         assert report["exact"] is True, report
+        put_goods(network.redis)
         yield network
     finally:
         await network.close()

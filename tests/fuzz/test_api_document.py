@@ -41,7 +41,7 @@ def unlimited(functions: Functions) -> Functions:
     return functions
 
 
-def send(functions: Functions, case: Any, headers: dict[str, str]) -> Any:
+def send(functions: Functions, case: Any, headers: dict[str, str], source: str = "127.20.0.9") -> Any:
     """A made request through Mangum, as API Gateway would hand it over."""
     made = case.as_transport_kwargs(base_url=BASE)
     made["headers"] = {str(k): str(v) for k, v in dict(made.get("headers") or {}).items()} | headers
@@ -51,7 +51,7 @@ def send(functions: Functions, case: Any, headers: dict[str, str]) -> Any:
         k.lower(): quote(v, safe=" !\"#$%&'()*+,-./:;<=>?@[]^_`{|}~\\") for k, v in prepared.headers.items()
     }
     target = str(prepared.url).removeprefix(BASE)
-    event = http_event(HttpRequest(case.method.upper(), target, tuple(found.items()), body, "127.20.0.9"))
+    event = http_event(HttpRequest(case.method.upper(), target, tuple(found.items()), body, source))
     return functions.deliver(event)
 
 

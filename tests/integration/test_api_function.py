@@ -1,6 +1,7 @@
 """The API through its function: devices, resellers, inventory, operations."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -342,8 +343,19 @@ def test_inventory_counts_and_never_names(functions: Functions) -> None:
 def test_pages_for_machines_are_there(functions: Functions) -> None:
     assert "https://api.example/v1/x402/pool" in functions.call("/skill.md").body
     assert functions.call("/llms.txt").status == 200
-    assert functions.call("/.well-known/x402.json").body["resources"] == ["https://api.example/v1/x402/pool"]
-    assert functions.call("/openapi.json").body["info"]["title"] == "psx"
+    products = ["https://api.example/v1/x402/pool", "https://api.example/v1/x402/proxy"]
+    assert functions.call("/.well-known/x402.json").body["resources"] == products
+    whole = functions.call("/openapi.json").body
+    assert whole["info"]["title"] == "psx"
+    assert {"/v1/x402/pool", "/v1/x402/manage/pool/topup", "/v1/reseller/pool-keys"} <= whole["paths"].keys()
+    names = [
+        operation["operationId"] for methods in whole["paths"].values() for operation in methods.values()
+    ]
+    assert len(set(names)) == len(names)
+    assert (
+        set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(whole)))
+        <= whole["components"]["schemas"].keys()
+    )
     missing = functions.call("/nothing", headers={"x-request-id": "abcdefgh-1"})
     assert (missing.status, missing.body["code"], missing.body["requestId"]) == (
         404,

@@ -21,12 +21,20 @@ from web3 import Web3
 from local import lab
 from local.bootstrap import HOUSE
 from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
+from local.goods import MODEM, put_goods
 from shared.access import table as access
-from shared.chain.eip3009 import read_authorization, transfer_calldata
+from shared.chain.eip3009 import LIFE_MAX_S, read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
+from shared.guard.service import standing_incidents
+from shared.kernel.codes import Pool
+from shared.metering.rules import day_of
+from shared.pool.live import unlist_endpoint
+from shared.pool.numbers import derive, run
+from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
-from shared.sale.exact_table import Transfer
+from shared.sale.exact import UNDER_WAY_MAX
+from shared.sale.exact_table import Payer, Transfer
 from shared.sale.model import Terms
 from shared.sale.owed_table import Owed
 from shared.sale.rules import read_prices, read_terms
@@ -204,6 +212,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("expired", {"valid_before_s": 1}, "authorization_expired_or_about_to"),
     ("about to expire", {"valid_before_s": -2}, "authorization_expired_or_about_to"),
     ("not yet valid", {"valid_after_s": 2**40, "valid_before_s": 2**41}, "authorization_is_not_valid_yet"),
+    (
+        "valid for longer than a quote",
+        {"valid_before_s": int(time.time()) + 2 * LIFE_MAX_S},
+        "authorization_valid_before_is_over_an_hour_away",
+    ),
     ("another token", {"token": FAKE_TOKEN}, "authorization_signature_invalid"),
     ("another chain", {"chain_id": 1}, "authorization_signature_invalid"),
     ("more than is there", {"amount": 20_000_000}, "balance_of_payer_is_too_small"),
@@ -304,6 +317,30 @@ def test_a_nonce_that_was_spent_on_oneself_pays_nothing(shop: Shop) -> None:
     assert "authorization_nonce_was_used_for_something_else" in answer.body["error"]
 
 
+Settle = Callable[[dict[str, Any]], Verdict]
+Settling = tuple[Shop, Settle]
+
+
+@pytest.fixture
+def settling(shop: Shop) -> Settling:
+    """The rail alone, which answers at once."""
+    counter = shop.sale_wiring.counter
+    rail = replace(counter.exact, wait_s=0.0)
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    order = pool_order(terms, prices)
+
+    def settle(payload: dict[str, Any]) -> Verdict:
+        found = read_authorization(payload)
+        assert found is not None
+        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
+        return rail.settle(found, owed, SHALLOW).verdict
+
+    return shop, settle
+
+
 def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop: Shop) -> None:
     wallet = shop.anvil.new_wallet(DUE)
     payload = signed(wallet)
@@ -318,29 +355,37 @@ def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop:
     assert answer.status == 402, answer.body
     assert "transfer_was_reverted" in answer.body["error"]
     assert "transfer_was_reverted" in shop.buy(payload).body["error"]
+    shop.anvil.call("evm_setAutomine", True)
+    shop.anvil.set_balance(USDC, wallet.address, DUE)
+    again = shop.buy(signed(wallet))
+    assert (again.status, "an_earlier_signed_transfer" in again.body["error"]) == (402, True), again.body
+    assert shop.buy(signed(shop.anvil.new_wallet())).status == 200, "others are not concerned"
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2
+
+
+def test_a_payer_has_a_few_transfers_under_way_whatever_its_balance(settling: Settling) -> None:
+    shop, settle = settling
+    wallet = shop.anvil.new_wallet(100 * DUE)
+    shop.anvil.call("evm_setAutomine", False)
+    try:
+        payloads = [signed(wallet) for _ in range(UNDER_WAY_MAX + 1)]
+        told = [settle(payload) for payload in payloads]
+    finally:
+        shop.anvil.call("evm_setAutomine", True)
+    assert told == [Unknown(UnknownReason.NOT_SETTLED)] * UNDER_WAY_MAX + [Unknown(UnknownReason.PAYER_BUSY)]
+    shop.anvil.call("evm_mine")
+    assert all(isinstance(until_final(settle, payload), Valid) for payload in payloads)
 
 
 # When the chain cannot say
 
 
 def test_one_balance_stands_behind_one_transfer_at_a_time(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    settling: Settling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    shop, settle = settling
+    rail, wallet = shop.sale_wiring.counter.exact, shop.anvil.new_wallet()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
-    rail = replace(counter.exact, wait_s=0.0)
-    prices = read_prices(shop.sale_wiring.live.get("prices"))
-    assert prices is not None
-    terms = read_terms({"traffic": "0.1"}, prices)
-    assert isinstance(terms, Terms)
-    order = pool_order(terms, prices)
-
-    def settle(payload: dict[str, Any]) -> Verdict:
-        found = read_authorization(payload)
-        assert found is not None
-        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
-        return rail.settle(found, owed, SHALLOW).verdict
-
     first, second = signed(wallet), signed(wallet)
     shop.anvil.call("evm_setAutomine", False)
     try:
@@ -351,15 +396,15 @@ def test_one_balance_stands_behind_one_transfer_at_a_time(
     shop.anvil.call("evm_mine")
     counted_off, busy = rows.uncount, iter((True, True))
 
-    def contended(table: str, transfer: Transfer) -> DynamoRequest[Conflict | None]:
+    def contended(table: str, transfer: Transfer, *more: Any) -> DynamoRequest[Conflict | None]:
         if next(busy, False):
             raise Contended("another transfer of this payer became final in the same moment")
-        return counted_off(table, transfer)
+        return counted_off(table, transfer, *more)
 
     monkeypatch.setattr(rows, "uncount", contended)
     assert isinstance(settle(first), Valid), "whose money moved is not told to wait"
     assert settle(second) == Invalid(InvalidReason.AUTH_BALANCE)
-    assert shop.dynamo.run(rows.under_way(rail.table, wallet.address.lower())) == 0
+    assert shop.dynamo.run(rows.get_payer(rail.table, wallet.address.lower())) == Payer()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
     assert isinstance(until_final(settle, second), Valid)
     assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2
@@ -395,6 +440,59 @@ def test_the_rail_is_offered_only_while_its_wallet_can_pay_for_gas(shop: Shop) -
     report = validate_sale(shop.sale_wiring)
     assert report["exact"] is False
     assert "nearly empty" in report["exactFaults"][0]
+
+
+def test_no_transfer_is_sent_while_nothing_is_free_and_one_that_was_sent_is_served(shop: Shop) -> None:
+    def empty() -> None:
+        shop.redis.run(unlist_endpoint(Pool.MBL, MODEM))
+        run(shop.redis, derive())
+
+    payload, counter = signed(shop.anvil.new_wallet()), shop.sale_wiring.counter
+    empty()
+    refused = shop.buy(payload)
+    assert (refused.status, refused.body["code"]) == (503, "NO_STOCK")
+    assert "nothing was charged" in refused.body["message"]
+    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == "0x0"
+    put_goods(shop.redis)
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.buy(payload).body["code"] == "PAYMENT_UNKNOWN"
+    empty()
+    shop.anvil.call("evm_setAutomine", True)
+    shop.anvil.call("evm_mine")
+    assert shop.buy(payload).status == 200
+
+
+def test_what_reverted_transfers_burned_closes_the_rail_until_the_day_is_over(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.sale.exact.REVERTED_DAY_MAX_WEI", 1)
+    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    payload = signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.buy(payload).status == 503
+    shop.anvil.set_balance(USDC, wallet.address, 0)
+    shop.anvil.call("evm_mine")
+    shop.anvil.call("evm_setAutomine", True)
+    answer = shop.buy(payload)
+    assert (answer.status, "transfer_was_reverted" in answer.body["error"]) == (402, True)
+    burned = 10**18 - int(shop.anvil.call("eth_getBalance", shop.gas_address, "latest"), 16)
+    rail = counter.exact
+    day = day_of(now_ms())
+    assert shop.dynamo.run(rows.reverted_wei(rail.table, shop.gas_address.lower(), day)) == burned
+    closed = shop.buy(signed(shop.anvil.new_wallet()))
+    assert (closed.status, closed.body["code"]) == (503, "PAYMENT_UNKNOWN")
+    assert "signed_transfers_are_not_taken_now" in closed.body["message"]
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 1
+    (fault,) = validate_sale(shop.sale_wiring)["exactFaults"]
+    assert "payments by transaction hash go on" in fault
+    guard = f"{PREFIX}guard"
+    assert [i.kind for i in standing_incidents(shop.dynamo, guard)] == ["reverted_gas_spent"]
+    tomorrow = now_ms() + 86_400_000
+    object.__setattr__(counter, "exact", replace(rail, now_ms=lambda: tomorrow))
+    assert validate_sale(shop.sale_wiring)["exactFaults"] == []
+    assert standing_incidents(shop.dynamo, guard) == []
 
 
 def test_without_a_gas_wallet_the_rail_is_not_offered(

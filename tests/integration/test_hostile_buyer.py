@@ -10,6 +10,7 @@ import pytest
 from local import lab
 from local.api_gateway import http_event
 from local.evm import USDC
+from local.goods import MODEM
 from local.http_server import HttpRequest
 from shared.chain.model import (
     Authorization,
@@ -20,6 +21,8 @@ from shared.chain.model import (
     UnknownReason,
     Valid,
 )
+from shared.kernel.codes import Pool
+from shared.pool.live import unlist_endpoint
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import SyncDynamo, transact
 from shared.runtime.redis import command
@@ -123,6 +126,7 @@ def test_a_port_that_was_served_under_another_name_lacks_no_device(functions: Fu
     assert claim(functions, proof=PAYER).status == 200, "by its hash, for something else"
     signed = Payment("base", "", authorization=AUTHORIZATION)
     facts = Valid(PAYER, DUE, int(time.time()), HASH, (AUTHORIZATION.key,))
+    functions.redis.run(unlist_endpoint(Pool.MBL, MODEM))
     served = counter.serve(port_order(terms, prices), prices, signed, facts, "r")
     assert isinstance(served, Claim), "a device that is not there must not put it on the refund list"
     assert functions.call(query).status == 503

@@ -98,6 +98,7 @@ def bed(
     dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Bed]:
     functions = Functions(dynamo, valkey_url, lab_files)
+    functions.held_at_most(100)
     made = Bed(functions)
     monkeypatch.setattr(routes, "now_ms", made.now)
     admin = {"x-api-key": functions.keys.admin}
@@ -225,12 +226,15 @@ def test_a_repeat_of_a_reservation_whose_answer_was_lost_gets_the_same_lease(bed
     assert len(bed.call(path).body["leases"]) == 1
 
 
-def test_half_of_a_country_stays_for_everybody_and_one_device_may_always_be_reserved(bed: Bed) -> None:
+def test_half_of_a_country_stays_for_everybody_and_so_does_its_last_device(bed: Bed) -> None:
+    bed.functions.held_at_most(50)
     bed.peers("d1")
     pool = bed.make_key("one")
     path = f"/v1/private-pool/{pool}/leases"
+    assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE"), "it is the last one"
+    bed.peers("d2")
     first = bed.reserve(pool)
-    bed.peers("d2", "d3")
+    bed.peers("d3")
     assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE")
     for number in range(9):
         bed.run(live.list_endpoint(peer(f"far{number}", country="br")))
@@ -270,7 +274,7 @@ def test_a_rotation_is_asked_for_and_what_the_device_said_is_told(bed: Bed) -> N
 def test_rotations_have_a_budget_for_the_hour_and_a_device_that_is_away_is_not_asked(bed: Bed) -> None:
     bed.functions.dynamo.run(
         write_setting(
-            PREFIX + "guard", "leases", {"per_account": 5, "rotations_per_hour": 2, "share_percent": 50}, 0
+            PREFIX + "guard", "leases", {"per_account": 5, "rotations_per_hour": 2, "share_percent": 100}, 0
         )
     )
     bed.peers("d1")

@@ -331,6 +331,9 @@ def test_a_row_of_another_version_stops_no_other(functions: Functions) -> None:
     headers = {"x-api-key": functions.keys.admin}
     listed = functions.call("/v1/x402/admin/owed", headers=headers).body["owed"]
     assert listed == [{"network": "base", "key": "strange", "unreadable": "ValueError"}]
+    functions.dynamo.run(owed_table.forget(SALES, "base", "strange"))
+    serve_owed(functions.sale_wiring)
+    assert not [i for i in incidents(functions) if i.closed_at_ms is None]
 
 
 def test_a_run_ends_in_time_and_leaves_the_rest(functions: Functions) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from local.client import call
+from local.goods import put_goods
 from local.lambda_runtime import Code
 from local.network import LocalNetwork
 from local.packaging import (
@@ -104,6 +105,7 @@ async def test_each_packaged_function_answers_real_events(unpacked: dict[str, Pa
         assert reports["validate_sale"]["ok"] is True
         stock = await call(f"{net.api_url}/v1/gateway/pool/stock")
         assert stock.status == 200
+        put_goods(net.redis)
         offer = await call(f"{net.api_url}/v1/x402/pool?traffic=0.1")
         assert offer.status == 402, offer
     finally:

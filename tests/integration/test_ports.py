@@ -11,18 +11,21 @@ from functions.x402.sale import Sale
 from functions.x402.serve_owed import serve_owed
 from local import lab
 from local.bootstrap import HOUSE, PRICES
-from shared.chain.model import Valid
+from shared.chain.model import Invalid, InvalidReason, Valid
 from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, EndpointId, GatewayId, PakId
 from shared.pool import live
 from shared.pool.model import Acquired, Endpoint, NoStock
+from shared.pool.numbers import derive, run
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, put
 from shared.runtime.redis import command
-from shared.sale.owed import LATE_MS
+from shared.sale.minting import Mint
+from shared.sale.owed import LATE_MS, TRIES_MAX
 from shared.sale.owed_table import Owed, all_owed
+from shared.sale.ports import DEVICE_WAIT_MS
 from shared.sale.rules import key_id_of, lease_of
 from tests.support.functions import PREFIX, Functions, Reply
 
@@ -31,12 +34,15 @@ QUERY = "/v1/x402/proxy?country=us&traffic=0.1"
 PAYER = "0x" + "cc" * 20
 REPLACE = "/v1/x402/manage/ports/replace"
 SESSION = "/v1/x402/manage/session"
+PRIVATE = QUERY + "&tier=private"
+POOL = "/v1/x402/pool?traffic=0.1"
 
 
 @pytest.fixture
 def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
     made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
+    made.open(stocked=False)
+    made.held_at_most(100)
     yield made
     made.close()
 
@@ -61,14 +67,25 @@ def list_modems(functions: Functions, *names: str, country: str = "us", carrier:
 
 
 def buy(functions: Functions, number: int = 1, query: str = QUERY, micro: int = 800_000) -> Reply:
-    tx_hash = "0x" + f"{number:02x}" * 32
     assert functions.call(query).status == 402
-    functions.chain.verdicts[tx_hash] = Valid(PAYER, micro, int(time.time()))
+    return pay(functions, number, query, micro)
+
+
+def pay(functions: Functions, number: int, query: str, micro: int = 800_000) -> Reply:
+    """Show a payment for what was quoted before."""
+    tx_hash = "0x" + f"{number:02x}" * 32
+    functions.chain.verdicts.setdefault(tx_hash, Valid(PAYER, micro, int(time.time())))
     return functions.call(query, headers={"payment-signature": tx_hash})
 
 
 def private(functions: Functions, number: int = 1) -> Reply:
-    return buy(functions, number, QUERY + "&tier=private")
+    return buy(functions, number, PRIVATE)
+
+
+def counted(functions: Functions) -> dict[str, int]:
+    """What the shop says is there, counted now."""
+    run(functions.redis, derive())
+    return dict(functions.call("/v1/x402/countries").body["countries"])
 
 
 def token(reply: Reply) -> dict[str, str]:
@@ -115,7 +132,7 @@ def test_a_private_port_has_its_device_alone(functions: Functions) -> None:
     assert mine in {"m1", "m2"}
     assert {through(functions, username) for _ in range(5)} == {mine}
     assert mine not in {through(functions, f"{HOUSE}-mbl-us") for _ in range(20)}
-    again = functions.call(QUERY + "&tier=private", headers={"payment-signature": "0x" + "01" * 32})
+    again = functions.call(PRIVATE, headers={"payment-signature": "0x" + "01" * 32})
     assert again.body["proxy"] == answer.body["proxy"]
 
 
@@ -129,9 +146,11 @@ def test_ports_spread_over_devices_and_shared_ones_fill_up(functions: Functions)
 def test_a_paid_port_without_a_free_device_is_owed_and_served_when_one_comes(functions: Functions) -> None:
     list_modems(functions, "m1")
     assert private(functions, 1).status == 200
-    waiting = private(functions, 2)
-    assert waiting.status == 503
+    waiting = pay(functions, 2, PRIVATE)
+    assert (waiting.status, waiting.body["code"]) == (503, "NO_DEVICE_FREE")
+    assert "60 minutes" in waiting.body["message"]
     assert "do not pay again" in waiting.body["message"]
+    assert waiting.headers["retry-after"] == "60"
     table = f"{PREFIX}sales"
     (owed,) = functions.dynamo.run(all_owed(table, 10)).rows
     assert isinstance(owed, Owed)
@@ -141,8 +160,112 @@ def test_a_paid_port_without_a_free_device_is_owed_and_served_when_one_comes(fun
     object.__setattr__(clock, "now_ms", lambda: now_ms() + LATE_MS)
     assert serve_owed(functions.sale_wiring)["served"] == 1
     object.__setattr__(clock, "now_ms", now_ms)
-    answer = functions.call(QUERY + "&tier=private", headers={"payment-signature": "0x" + "02" * 32})
+    answer = functions.call(PRIVATE, headers={"payment-signature": "0x" + "02" * 32})
     assert through(functions, answer.body["proxy"]["username"]) == "m2"
+
+
+def test_who_waits_for_a_device_for_an_hour_is_listed_for_a_refund_and_served_until_a_human_acts(
+    functions: Functions,
+) -> None:
+    list_modems(functions, "m1")
+    assert private(functions, 1).status == 200
+    assert pay(functions, 2, PRIVATE).status == 503
+    began, clock = now_ms(), functions.sale_wiring.counter
+    for late_ms, refundable in ((LATE_MS, 0), (20 * 60_000, 0), (DEVICE_WAIT_MS, 1)):
+        for _ in range(TRIES_MAX if late_ms > LATE_MS and not refundable else 1):
+            object.__setattr__(clock, "now_ms", lambda at=began + late_ms: at)
+            assert serve_owed(functions.sale_wiring)["refundable"] == refundable
+    object.__setattr__(clock, "now_ms", now_ms)
+    listed = functions.call("/v1/x402/admin/refunds", headers={"x-api-key": functions.keys.admin}).body
+    assert [(r["amountUSDC"], r["state"]) for r in listed["refunds"]] == [("0.8", "open")]
+    list_modems(functions, "m2")
+    served = pay(functions, 2, PRIVATE)
+    assert through(functions, served.body["proxy"]["username"]) == "m2"
+    listed = functions.call("/v1/x402/admin/refunds", headers={"x-api-key": functions.keys.admin}).body
+    assert listed["refunds"] == []
+
+
+def test_a_payment_that_is_given_up_holds_no_device(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwritten(*_: object, **__: object) -> None:
+        raise StoreUnavailable("mint: the store is away")
+
+    list_modems(functions, "m1")
+    assert functions.call(PRIVATE).status == 402
+    clock = functions.sale_wiring.counter
+    with monkeypatch.context() as patched:
+        patched.setattr(Mint, "_write", unwritten)
+        assert pay(functions, 1, PRIVATE).status == 503
+        assert through(functions, f"{HOUSE}-mbl-us") == "", "it is held for who paid"
+        object.__setattr__(clock, "now_ms", lambda: now_ms() + LATE_MS)
+        assert [serve_owed(functions.sale_wiring)["refundable"] for _ in range(TRIES_MAX)][-1] == 1
+    object.__setattr__(clock, "now_ms", now_ms)
+    assert through(functions, f"{HOUSE}-mbl-us") == "m1"
+    assert through(functions, pay(functions, 1, PRIVATE).body["proxy"]["username"]) == "m1"
+
+
+def test_what_is_held_is_not_for_sale_again(functions: Functions) -> None:
+    """Private ports hold all of a country: nobody is asked to pay for what nobody could have."""
+    list_modems(functions, "m1", "m2")
+    list_modems(functions, "m3", country="de")
+    assert counted(functions) == {"US": 2, "DE": 1}
+    assert [private(functions, n).status for n in (1, 2)] == [200, 200]
+    assert counted(functions) == {"DE": 1}
+    assert run(functions.redis, derive()).held["mbl"] == {"us": 2}
+    for path in (PRIVATE, QUERY, f"{POOL}&country=us"):
+        refused = functions.call(path)
+        assert (refused.status, refused.body["code"]) == (503, "NO_STOCK"), path
+        assert "do not pay" in refused.body["message"]
+        assert "DE" in refused.body["message"]
+        assert int(refused.headers["retry-after"]) > 0
+    elsewhere = functions.call(POOL)
+    assert (elsewhere.status, elsewhere.body["countries"]) == (402, {"DE": 1})
+    functions.call(PRIVATE.replace("us", "de"))
+    assert pay(functions, 3, PRIVATE.replace("us", "de")).status == 200
+    counted(functions)
+    assert functions.call(POOL).body["code"] == "NO_STOCK"
+    assert counted(functions) == {}
+
+
+def test_a_payment_that_is_none_is_not_asked_for_again_where_nothing_is_free(functions: Functions) -> None:
+    list_modems(functions, "m1")
+    assert private(functions).status == 200
+    functions.chain.verdicts["0x" + "02" * 32] = Invalid(InvalidReason.FAILED)
+    answer = pay(functions, 2, PRIVATE)
+    assert (answer.status, answer.body["code"]) == (503, "NO_STOCK")
+    assert "transaction_failed" in answer.body["message"]
+    assert "do not pay" in answer.body["message"]
+
+
+def test_half_of_a_country_stays_for_everybody_and_its_last_device_always(functions: Functions) -> None:
+    functions.held_at_most(50)
+    list_modems(functions, "m1")
+    assert functions.call(PRIVATE).body["code"] == "NO_STOCK", "the last one is the pool's"
+    list_modems(functions, "m2", "m3")
+    assert private(functions, 1).status == 200
+    assert functions.call(PRIVATE).body["code"] == "NO_STOCK", "one of three may be held"
+    assert functions.call(QUERY).status == 402, "a shared port keeps nobody away"
+    list_modems(functions, "m4")
+    quoted = functions.call(PRIVATE)
+    assert quoted.status == 402
+    assert "At most 50 %" in " ".join(quoted.body["caveats"])
+    assert pay(functions, 2, PRIVATE).status == 200
+    assert pay(functions, 3, PRIVATE).body["code"] == "NO_DEVICE_FREE", (
+        "it was paid for after the last one went"
+    )
+    assert through(functions, f"{HOUSE}-mbl-us") != ""
+    sheet = functions.call("/v1/x402/pricing").body["proxy"]["caveats"]
+    assert "At most 50 %" in " ".join(sheet)
+
+
+def test_a_replacement_is_not_kept_back_for_others(functions: Functions) -> None:
+    functions.held_at_most(50)
+    list_modems(functions, "m1", "m2", "m3", "m4")
+    bought = [private(functions, n) for n in (1, 2)]
+    gone = through(functions, bought[0].body["proxy"]["username"])
+    functions.redis.run(live.unlist_endpoint(Pool.MBL, EndpointId(gone)))
+    assert functions.call(REPLACE, "POST", {}, token(bought[0])).status == 200
 
 
 def test_nothing_is_offered_where_nothing_is_listed(functions: Functions) -> None:
@@ -240,6 +363,7 @@ def test_ports_that_cannot_be_looked_at_hold_up_no_other(functions: Functions) -
 
 
 def test_pool_access_is_no_port(functions: Functions) -> None:
+    list_modems(functions, "m1")
     functions.call("/v1/x402/pool?traffic=0.1")
     functions.chain.verdicts["0x" + "aa" * 32] = Valid(PAYER, 400_000, int(time.time()))
     pool = functions.call("/v1/x402/pool?traffic=0.1", headers={"payment-signature": "0x" + "aa" * 32})
@@ -253,7 +377,7 @@ def test_a_payment_for_a_port_buys_no_other_tier(functions: Functions) -> None:
     assert functions.call(twice).body["paymentRequirement"]["accepts"][0]["maxAmountRequired"] == "800000"
     paying = {"payment-signature": "0x" + "ab" * 32}
     functions.chain.verdicts[paying["payment-signature"]] = Valid(PAYER, 800_000, int(time.time()))
-    assert functions.call(QUERY + "&tier=private", headers=paying).status == 403
+    assert functions.call(PRIVATE, headers=paying).status == 403
     assert functions.call(twice, headers=paying).status == 200
 
 
@@ -263,7 +387,7 @@ def test_a_payment_for_one_kind_of_port_does_not_give_out_another_kind(functions
     paying = {"payment-signature": "0x" + "01" * 32}
     assert bought.status == 200, bought.body
     assert functions.call(QUERY, headers=paying).body["proxy"] == bought.body["proxy"]
-    assert functions.call(QUERY + "&tier=private", headers=paying).status == 409
+    assert functions.call(PRIVATE, headers=paying).status == 409
 
 
 def test_free_time_holds_a_device_no_longer_than_the_catalogue_allows_after_it_was_paid_for(

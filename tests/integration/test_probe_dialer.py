@@ -21,6 +21,7 @@ from tests.support.lab import pem_keys
 pytestmark = pytest.mark.slow
 SIZE = 100_000
 PRIVATE, PUBLIC = pem_keys()
+ASKING = "probers and targets know it"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Answer = Callable[[str], tuple[bytes, str]]
 
@@ -157,7 +158,7 @@ async def run(
     target = Target("eu", lab.TARGET_NAME, "127.0.0.1", 1, plain_port)
     exit_ = Exit("127.0.0.1", port, lambda host, at: connect_head(host, at, []), unreachable)
     plan = ProbePlan(SIZE, plain=plain_port > 0)
-    return await probe(exit_, target, plan, "n1", Trust(tls, PUBLIC), 5, timeouts)
+    return await probe(exit_, target, plan, "n1", Trust(tls, PUBLIC, ASKING), 5, timeouts)
 
 
 def server_tls(files: lab.LabFiles) -> ssl.SSLContext:
@@ -281,12 +282,12 @@ async def test_a_probe_ends_within_its_bound(served: Any, lab_files: lab.LabFile
 async def test_the_target_service_answers_probes_and_nothing_else(
     served: Any, lab_files: lab.LabFiles
 ) -> None:
-    service = TargetService("us", PRIVATE, lambda: int(time.time()))
+    service = TargetService("us", PRIVATE, f"new,{ASKING}", lambda: int(time.time()))
     port = await served(service.serve, server_tls(lab_files))
     plain_port = await served(service.serve)
     tls = ssl.create_default_context(cafile=str(lab_files.ca))
     target = Target("us", lab.TARGET_NAME, "127.0.0.1", port, plain_port)
-    seen = await probe(None, target, ProbePlan(SIZE, plain=True), "n2", Trust(tls, PUBLIC), 5)
+    seen = await probe(None, target, ProbePlan(SIZE, plain=True), "n2", Trust(tls, PUBLIC, ASKING), 5)
     assert (seen.result.failure, seen.exit_ip, seen.result.vantage) == (None, "127.0.0.1", "us")
     assert seen.body_bytes == SIZE + len(plain_page("n2"))
     for path in ("/", "/probe?nonce=a&size=9", "/page", "/page?nonce=" + "n" * 65):

@@ -6,24 +6,28 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 
+from gateway_node.prober import service
 from gateway_node.prober.service import Parts, Prober
 from gateway_node.prober.target import TargetService
 from local import lab
 from shared.access.secrets import SecretBox
 from shared.grading import table as grades
-from shared.grading.dialer import Trust
+from shared.grading.conduct import ELSEWHERE_MIN
+from shared.grading.dialer import PATIENT, Trust
 from shared.grading.listing import SEGMENTS, ListingReport, ListingRun
-from shared.grading.live import ask_probe, read_changed
+from shared.grading.live import ask_probe, conduct_key, conduct_mark, mark_changed, read_changed
 from shared.grading.model import Grade, Target
 from shared.guard.service import standing_incidents
 from shared.guard.table import write_setting
 from shared.kernel.codes import IpType, Pool
-from shared.kernel.ids import AccountId, Country, DeviceId
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.pool import live
 from shared.pool.numbers import derive, run
 from shared.pool.presence import read_presence
@@ -41,6 +45,7 @@ from tests.support.permissions import as_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 PRIVATE, PUBLIC = pem_keys()
+ASKING = "probers and targets know it"
 LAB = Origin(Country("us"), IpType.MOBILE, 64601, "Lab")
 ROUTED_NO_MORE_WITHIN_S = 10.0
 LISTED_AGAIN_WITHIN_S = 120.0
@@ -58,9 +63,9 @@ class Bed:
         self._probing: asyncio.Task[None] | None = None
 
     async def start_target(self, place: str, ports: tuple[int, int] = (0, 0)) -> None:
-        service = TargetService(place, PRIVATE, lambda: int(time.time()))
-        tls_server = await asyncio.start_server(service.serve, "127.0.0.1", ports[0], ssl=self._tls)
-        plain_server = await asyncio.start_server(service.serve, "127.0.0.1", ports[1])
+        answering = TargetService(place, PRIVATE, ASKING, lambda: int(time.time()))
+        tls_server = await asyncio.start_server(answering.serve, "127.0.0.1", ports[0], ssl=self._tls)
+        plain_server = await asyncio.start_server(answering.serve, "127.0.0.1", ports[1])
         self.servers[place] = [tls_server, plain_server]
         if ports == (0, 0):
             port, plain_port = (s.sockets[0].getsockname()[1] for s in self.servers[place])
@@ -76,7 +81,7 @@ class Bed:
             mesh_token=MESH_TOKEN,
             origin=lambda address: LAB,
             targets=self.targets,
-            trust=Trust(ssl.create_default_context(cafile=str(ca)), PUBLIC),
+            trust=Trust(ssl.create_default_context(cafile=str(ca)), PUBLIC, ASKING),
             concurrency=16,
             now_ms=now_ms,
         )
@@ -88,7 +93,7 @@ class Bed:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
 
-    async def enrol(self, name: str) -> None:
+    async def enrol(self, name: str, *, lies: bool = False) -> None:
         """A device with a row, and its peer, that is not on sale yet."""
         consent = Consent("2026-11", "sdk", 1)
         row = Device(
@@ -97,6 +102,8 @@ class Bed:
         await asyncio.to_thread(self.dynamo.run, devices.create(PREFIX + "devices", row))
         await self.plane.add_peer(name)
         await self.plane.redis.run(live.unlist_endpoint(Pool.PEER, cast("Any", name)))
+        if lies:
+            await lie(self, name)
         await self.plane.redis.run(ask_probe(DeviceId(name)))
 
     async def list_now(self, *, sweep: bool = False) -> ListingReport:
@@ -264,6 +271,81 @@ async def _customer(bed: Bed, port: int) -> bool:
     return head.startswith("HTTP/1.1 200 ")
 
 
+async def test_an_exit_that_serves_probes_and_drops_customers_goes_off_sale_on_their_word(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All over real sockets: the prober finds it well all the time, and its customers are served by another exit."""
+    monkeypatch.setattr(service, "URGENT", PATIENT)  # no probe fails because this machine is slow
+    plane = bed.plane
+    await bed.enrol("good")
+    await until(lambda: bed.listed("good"), 20)
+    box, targets = SecretBox(bytes(32), bytes(32)), [await plane.target(echo) for _ in range(3)]
+    customers = [Customer(AccountId(f"psx_c{n}"), f"pak_{n:024x}") for n in range(6)]
+    for number, customer in enumerate(customers):
+        await plane.mint(box, PakId(f"c{number}"), customer.secret, customer.account)
+        for _ in range(ELSEWHERE_MIN):
+            assert await customer.asks(plane, targets[0]) == b"hello"
+    await bed.enrol("liar", lies=True)
+    await until(lambda: bed.listed("liar"), 20)
+    await plane.redis.run(live.unlist_endpoint(Pool.PEER, EndpointId("good")))
+    for customer in customers:
+        for turn in range(2):
+            target = targets[(customers.index(customer) + turn) % 3]
+            await until(partial(customer.is_dropped, plane, target), 30)
+    await plane.leases.tell_fared()
+    assert (await bed.list_now()).barred == [], "a probe has its chance first"
+    grade = await bed.grade("liar")
+    assert (grade.listed, grade.failures) == (True, 0)
+    bed.redis.run(command("HSET", conduct_key(DeviceId("liar")), "accused", 1, parse=int))  # 15 s ago
+    bed.redis.run(mark_changed([conduct_mark(DeviceId("liar"))]))
+    assert (await bed.list_now(sweep=True)).barred == ["liar"]
+    grade = await bed.grade("liar")
+    assert (grade.listed, grade.reason, grade.failures) == (False, "lets_customers_down", 0)
+    for customer in customers:
+        assert await customer.asks(plane, targets[0]) == b"hello", "all go to the other one"
+
+
+@dataclass(frozen=True)
+class Customer:
+    """Somebody with a key, who is sent to any exit."""
+
+    account: AccountId
+    secret: str
+
+    async def asks(self, plane: Plane, port: int) -> bytes | None:
+        """What a target answers; None when there was no exit."""
+        username = f"{self.account}-peer-us"
+        reader, writer, head = await plane.connect(port, username=username, secret=self.secret)
+        try:
+            if not head.startswith("HTTP/1.1 200 "):
+                return None
+            writer.write(b"hello")
+            return await asyncio.wait_for(reader.read(5), 20)
+        finally:
+            writer.close()
+
+    async def is_dropped(self, plane: Plane, port: int) -> bool:
+        """Whether the exit took the tunnel and served nothing; False while it is kept from customers."""
+        return await self.asks(plane, port) == b""
+
+
+async def lie(bed: Bed, name: str) -> None:
+    """From now on a peer serves probe targets alone: all else is accepted, and closed at the first bytes."""
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    nowhere = await bed.plane.target(drop)
+    probes = {port for target in bed.targets for port in (target.port, target.plain_port)}
+
+    async def dial(side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
+        found: asyncio.Transport = await works(side, host, port if port in probes else nowhere)
+        return found
+
+    works = await bed.swap_dialer(name, dial)
+
+
 async def test_a_lost_relay_takes_its_devices_along_and_they_come_back_elsewhere(bed: Bed) -> None:
     second = await bed.plane.start_relay("relay-b")
     first = bed.plane.relays[0]
@@ -305,7 +387,9 @@ async def test_the_synthetic_customer_fetches_over_both_ports_and_tells_refusals
     trust = ssl.create_default_context(cafile=str(lab_files.ca))
 
     async def fetched(username: str, secret: str, *, socks: bool, through: Door | None = door) -> Fetched:
-        return await asyncio.to_thread(fetch, through, username, secret, bed.targets[0], trust, socks=socks)
+        return await asyncio.to_thread(
+            fetch, through, username, secret, bed.targets[0], trust, ASKING, socks=socks
+        )
 
     for socks in (False, True):
         found = await fetched(f"{ACCOUNT}-peer-us", SECRET, socks=socks)

@@ -34,6 +34,7 @@ from tests.support.stores import PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 PRIVATE, PUBLIC = pem_keys()
+ASKING = "probers and targets know it"
 LEASES = "{probe}:leases"
 START_MAX_S = 30.0
 
@@ -92,6 +93,7 @@ def environment(
         "PSX_ASN_CLASSES": str(files.asn_classes),
         "PSX_PROBE_TARGETS": json.dumps(targets),
         "PSX_PROBE_TARGET_KEYS": PUBLIC,
+        "PSX_PROBE_ASKING_KEY": ASKING,
         "PSX_PROBE_CA_FILE": str(files.ca),
     }
 
@@ -100,7 +102,7 @@ def environment(
 async def target(place: str, files: lab.LabFiles) -> AsyncIterator[dict[str, object]]:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(files.target_cert)
-    service = TargetService(place, PRIVATE, lambda: int(time.time()))
+    service = TargetService(place, PRIVATE, ASKING, lambda: int(time.time()))
     servers = [await asyncio.start_server(service.serve, "127.0.0.1", 0, ssl=how) for how in (tls, None)]
     port, plain = (server.sockets[0].getsockname()[1] for server in servers)
     yield {

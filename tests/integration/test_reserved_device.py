@@ -56,6 +56,7 @@ async def bed(
     plane: Plane, dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles
 ) -> AsyncIterator[Bed]:
     functions = Functions(dynoxide, valkey_url, lab_files)
+    functions.held_at_most(100)
     text = new_api_key()
     dynoxide.run(access.put_account(PREFIX + "access", Account(ACCOUNT, AccountKind.RESELLER, now_ms())))
     key = ApiKey(token_hash(text), ACCOUNT, frozenset({Scope.RESELL}), now_ms())

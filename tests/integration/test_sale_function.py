@@ -250,6 +250,7 @@ def test_parallel_claims_of_one_payment_mint_one_key(
         ("sid=a-b", "sid"),
         ("rot=never", "rot"),
         ("trafficGB=5", "trafficGB"),
+        ("country=us&country=de", "country"),
         ("country=de&countryCode=de", "countryCode"),
     ],
 )
@@ -551,7 +552,7 @@ def test_prices_and_countries_are_public(functions: Functions) -> None:
     assert sheet["tiers"][0]["minPurchaseGB"] == 0.1
     proxy = functions.call("/v1/x402/pricing").body["proxy"]
     assert [(t["tier"], t["pricePerGB"]) for t in proxy["tiers"]] == [("private", 8), ("shared", 4)]
-    assert functions.call("/v1/x402/countries").body == {"countries": {}}
+    assert functions.call("/v1/x402/countries").body == {"countries": {"US": 1}}
     assert functions.call("/v1/x402/nothing").status == 404
 
 

@@ -67,7 +67,7 @@ MANAGED = [(method, path) for method, path in ROUTES if path.startswith(MANAGE)]
 @pytest.fixture
 def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
     made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
+    made.open(stocked=False)
     list_modems(made, "m1", "m2")
     yield made
     made.close()

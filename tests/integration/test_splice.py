@@ -19,6 +19,8 @@ from gateway_node.tunnel import reset
 from shared.metering.model import OVERDRAFT_MAX_BYTES
 from tests.support.dataplane import WAIT_S, Plane, echo, pattern, until
 
+pytestmark = pytest.mark.slow
+
 BLOCK: Final = pattern(65_521)
 LONG: Final = BLOCK * 64
 """About 4 MB in which a lost or repeated piece shows."""

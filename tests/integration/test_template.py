@@ -35,6 +35,8 @@ from shared.runtime.settings import PREFIX, SECRETS_VARIABLE, SecretsUnreadable,
 from tests.support.cloud import serverless
 from tests.support.permissions import as_function, granted
 
+pytestmark = pytest.mark.slow
+
 STAGE = "test"
 NODES_ALONE = {"aioboto3"}  # imported when a node makes its executor
 ALARM = "AWS::CloudWatch::Alarm"

@@ -75,7 +75,10 @@ def needs(call: RedisCall[Any]) -> tuple[set[str], set[str]]:
     commands = {*call.script.commands(), *_COMMAND.findall(call.script.text)}
     kinds = {f"{kind}:x" if colon else kind for kind, colon in _COMPUTED.findall(call.script.text)}
     keys = {*call.keys, *(str(a) for a in call.args if isinstance(a, str) and a.startswith("{"))}
-    return {f"+{name.lower()}" for name in commands}, keys | {tag + kind for tag in _TAGS for kind in kinds}
+    prefixes = {*_TAGS, *(key for key in keys if key.endswith(":"))}
+    return {f"+{name.lower()}" for name in commands}, keys | {
+        tag + kind for tag in prefixes for kind in kinds
+    }
 
 
 def _record(user: str, commands: Iterable[str], keys: Iterable[str], channels: Iterable[str] = ()) -> None:

@@ -29,6 +29,7 @@ from functions.x402.wiring import wire as wire_sale
 from local import lab
 from local.api_gateway import http_event
 from local.bootstrap import ADMIN, HOUSE, Keys, bootstrap
+from local.goods import put_goods
 from local.http_server import HttpRequest
 from shared.access.people import NOBODY, Person, issue, person_item
 from shared.chain.model import Depth, Reading, Unknown, UnknownReason
@@ -157,11 +158,20 @@ class Functions:
         name, app = ("x402", _sale) if sale else ("api", _api)
         return self._thread.submit(lambda: call_as(name, app(), event, None)).result()
 
-    def open(self, *, exact: bool = False) -> None:
-        """Let money routes open as the validation would."""
+    def open(self, *, exact: bool = False, stocked: bool = True) -> None:
+        """Let money routes open as the validation would; `stocked`: with something on sale of everything that is sold."""
         rails = validated_rails(self.sale_wiring.rails)
         found = {"ok": True, "exact": exact, "rails": rails, "at_ms": now_ms()}
         self.dynamo.run(write_setting(f"{PREFIX}guard", "sale", found, 0))
+        if stocked:
+            put_goods(self.redis)
+
+    def held_at_most(self, share_percent: int) -> None:
+        """How much of a country's devices may be held alone: 100 where a test has few of them, and no word on the share."""
+        setting = {"per_account": 20, "rotations_per_hour": 12, "share_percent": share_percent}
+        self.dynamo.run(write_setting(f"{PREFIX}guard", "leases", setting, 0))
+        for reader in (self.sale_wiring.live, self.api_wiring.live):
+            reader._kept.clear()
 
     def person(self, email: str, account: AccountId = ADMIN, created_at_ms: int = 0) -> dict[str, str]:
         """A signed-in person of an account, of the admin's if no other one is named."""

@@ -13,6 +13,8 @@ from typing import Any, Final
 import boto3
 
 from functions.api.handler import create_app
+from shared.guard.model import Incident
+from shared.guard.table import open_incident
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import GatewayId, PakId
 from shared.pool.live import acquire, list_endpoint
@@ -38,6 +40,7 @@ ABSENT: Final = {
     "proposal_id": "0" * 24,
     "pool_id": "0" * 24,
     "lease_id": "l" + "0" * 12,
+    "incident_id": "0000000000000#nothing",
 }
 """Ids of the right shape that nothing has."""
 OVERRIDE: Final = {"ipType": "residential", "reason": "test"}
@@ -118,6 +121,9 @@ class Tenant:
         self.earn(device["deviceId"])
         self.open_session()
         self.list_peers()
+        incident = Incident(f"watchdog#{self.name}", "k", "a relay is away", now_ms())
+        self.functions.dynamo.run(open_incident(PREFIX + "guard", incident))
+        self.ids["incident_id"] = incident.incident_id
         self.ids["pool_id"] = pak["id"]
         self.ids["lease_id"] = self._made(f"/v1/private-pool/{pak['id']}/leases", RESERVED, self.reseller)[
             "id"
@@ -222,6 +228,7 @@ class Tenant:
             ("POST", "/v1/admin/accounts/{account_id}/api-keys"): {"scopes": ["resell"]},
             ("PUT", "/v1/admin/settings/{name}"): {"mobile": 1, "residential": 1, "datacenter": 1, "unknown": 1},
             ("POST", "/v1/admin/switch"): {"stopped": False, "reason": "test"},
+            ("POST", "/v1/admin/incidents/{incident_id}/close"): {"reason": "test"},
         }  # fmt: skip
         return bodies[method, path]
 

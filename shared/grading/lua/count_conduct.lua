@@ -1,5 +1,6 @@
 -- How tunnels fared, as gateways tell it now and then. An exit is counted from the first one that it failed, for a window;
--- a customer is counted over all exits, because only who fares well elsewhere may speak against one.
+-- a customer is counted over all exits, because only who fares well elsewhere may speak against one. What its exit does not
+-- count failed nobody: it was explained already, or there is no room, and it could not be forgotten with the rest.
 -- KEYS: 1 changed, then for each row the conduct of its exit and what its customer has in all
 -- ARGV: 1 window s, 2 customers failed that are worth a look, 3 most fields of an exit,
 --       4.. id, customer, served, failed, targets that failed (comma-separated)
@@ -11,12 +12,13 @@ local marked = 0
 for row = 1, (#KEYS - 1) / 2 do
   local exit, whole, i = KEYS[2 * row], KEYS[2 * row + 1], 5 * row - 1
   local id, customer, served, failed = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
-  redis.call('HINCRBY', whole, 'served', served)
-  redis.call('HINCRBY', whole, 'failed', failed)
-  if redis.call('TTL', whole) < 0 then redis.call('EXPIRE', whole, window) end
   local size = redis.call('HLEN', exit)
   local excused = redis.call('HEXISTS', exit, 'excused') == 1
-  if not excused and (failed > 0 or size > 0) and size < most then
+  local counted = not excused and (failed > 0 or size > 0) and size < most
+  redis.call('HINCRBY', whole, 'served', served)
+  if counted then redis.call('HINCRBY', whole, 'failed', failed) end
+  if redis.call('TTL', whole) < 0 then redis.call('EXPIRE', whole, window) end
+  if counted then
     if served > 0 then redis.call('HINCRBY', exit, 's:' .. customer, served) end
     if failed > 0 then
       if redis.call('HINCRBY', exit, 'f:' .. customer, failed) == failed then redis.call('HINCRBY', exit, '#', 1) end

@@ -5,12 +5,12 @@
 --       9 how many are looked at, 10 pak that the lease is for, 11 endpoint that is taken first, on sale or not ("" = any),
 --       12 ip type ("" = any), 13 needs presence (1/0), 14 idle ms: a use holds it so long from then on (0 = until its end),
 --       15 how long what is known of it stays after its end (ms), 16 percent of the country's devices that may be held alone
---       by then (100 = all), 17.. endpoints to leave out
+--       by then (100 = all), 17 only look, hold nothing (1/0), 18.. endpoints to leave out
 -- Answer: endpoint id, or "" when none is free
 local prefix, lease, now, private = ARGV[1], ARGV[2], tonumber(ARGV[5]), ARGV[6] == '1'
 local held = redis.call('HGET', KEYS[1], 'endpoint_id')
 local out = {}
-for i = 17, #ARGV do out[ARGV[i]] = true end
+for i = 18, #ARGV do out[ARGV[i]] = true end
 
 local function hold(id)
   local ports, kept = prefix .. 'ports:' .. id, tonumber(ARGV[4]) + tonumber(ARGV[15])
@@ -56,7 +56,7 @@ local function fits(id, ep)
     (ARGV[12] == '' or ep.ip_type == ARGV[12]) and redis.call('EXISTS', prefix .. 'pause:' .. id) == 0 and is_there(id)
 end
 
--- Whether so many devices of a country are held alone that the others are everybody's.
+-- Whether so many devices of a country are held alone that the others are everybody's: of two one may be, the last never.
 local over = {}
 local function is_over(country)
   if not private or tonumber(ARGV[16]) >= 100 then return false end
@@ -65,7 +65,7 @@ local function is_over(country)
     for _, id in ipairs(all) do
       if taken({ reserved = redis.call('HGET', prefix .. 'ep:' .. id, 'reserved') or nil }) then alone = alone + 1 end
     end
-    over[country] = alone > 0 and (alone + 1) * 100 > tonumber(ARGV[16]) * #all
+    over[country] = alone >= math.max(math.floor(#all * tonumber(ARGV[16]) / 100), #all > 1 and 1 or 0)
   end
   return over[country]
 end
@@ -88,7 +88,7 @@ for _, id in ipairs(candidates) do
     end
   end
 end
-if not best then return '' end
+if not best or ARGV[17] == '1' then return best or '' end
 if held and redis.call('HGET', prefix .. 'ep:' .. held, 'reserved') == lease then
   redis.call('HDEL', prefix .. 'ep:' .. held, 'reserved')
 end

@@ -114,6 +114,7 @@ def test_numbering_anew_leaves_a_pending_cut_pending(copied: Copied) -> None:
     assert copied.next_life().pending == copied.journal.pending
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

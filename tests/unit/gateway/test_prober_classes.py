@@ -2,21 +2,24 @@
 
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
 from gateway_node.prober.service import SETTINGS_KEPT_MS, Parts, Prober
 from gateway_node.prober.settings import parse_targets
-from gateway_node.prober.target import TargetService, _body
+from gateway_node.prober.target import TargetService
+from shared.grading.asking import ASKED_WITHIN_S, question
 from shared.grading.dialer import Seen
 from shared.grading.live import Leased
 from shared.grading.model import Failure, ProbeResult
-from shared.grading.rules import MEASURING_BYTES
+from shared.grading.rules import MEASURING_BYTES, plain_page
 from shared.guard.model import Switch
 from shared.kernel.codes import IpType
 from shared.kernel.ids import AccountId, Country, DeviceId
 from shared.supply.model import Device, Kind, Origin
 
+ASKING = "probers and targets know it"
 HOSTING = Origin(Country("nl"), IpType.DATACENTER, 64999, "Lab Hosting")
 DEVICE = Device(DeviceId("d"), AccountId("psx_s"), "n", Kind.AGENT, HOSTING, "", "eu", 0)
 
@@ -156,7 +159,7 @@ def test_what_one_address_draws_from_a_target_is_bounded_by_the_minute(
 ) -> None:
     monkeypatch.setattr("gateway_node.prober.target.ADDRESS_BYTES_PER_MINUTE", 2_500)
     clock = [60]
-    service = TargetService("eu", "", lambda: clock[0])
+    service = TargetService("eu", "", "", lambda: clock[0])
     assert [service._may_draw("203.0.113.1", 1_000) for _ in range(4)] == [True, True, False, False]
     assert service._may_draw("203.0.113.2", 1_000)
     clock[0] += 60
@@ -164,6 +167,38 @@ def test_what_one_address_draws_from_a_target_is_bounded_by_the_minute(
 
 
 def test_nobody_makes_a_target_work_for_more_than_a_probe_needs() -> None:
-    _, body = _body("/probe?nonce=a&size=100000000", encrypted=True)
+    service = TargetService("eu", "", ASKING, lambda: 60)
+    _, body = service._body(question(ASKING, "a", 100_000_000, 60), encrypted=True)
     assert body is not None
     assert len(body) == MEASURING_BYTES
+
+
+@pytest.mark.parametrize(
+    ("asked", "served"),
+    [
+        (question(ASKING, "a", 9, 60), True),
+        (question(f"{ASKING},old", "a", 9, 60 + ASKED_WITHIN_S), True),
+        (question("the next one", "a", 9, 60 - ASKED_WITHIN_S), True),
+        (question(ASKING, "a", 9, 61 + ASKED_WITHIN_S), False),
+        (question(ASKING, "a", 9, 59 - ASKED_WITHIN_S), False),
+        (question("guessed", "a", 9, 60), False),
+        (question("", "a", 9, 60), False),
+        (question(ASKING, "a", 9, 60).replace("size=9", "size=10"), False),
+        (question(ASKING, "a", 9, 60).replace("nonce=a", "nonce=b"), False),
+        ("/probe?nonce=a&size=9&at=60", False),
+        ("/probe?nonce=a&size=9", False),
+        ("/probe?nonce=a", False),
+    ],
+)
+def test_a_target_sends_bodies_to_probers_alone(asked: str, served: bool) -> None:
+    """While keys are rotated it knows two of them. A page is for anybody: a balancer looks whether it is there."""
+    service = TargetService("eu", "", f"{ASKING},the next one,", lambda: 60)
+    assert (service._body(asked, encrypted=True)[1] is not None) is served
+    assert service._body(asked, encrypted=False)[1] is None
+    assert service._body("/page?nonce=a", encrypted=False)[1] == plain_page("a")
+
+
+def test_an_older_target_answers_what_a_newer_prober_asks() -> None:
+    """It reads nonce and size, and nothing else: so probers are updated before targets."""
+    fields = dict(parse_qsl(urlsplit(question(ASKING, "a", 9, 60)).query))
+    assert (fields["nonce"], fields["size"]) == ("a", "9")

@@ -61,6 +61,7 @@ async def test_a_prober_whose_work_ends_by_itself_fails(monkeypatch: pytest.Monk
         mesh_token=key,
         targets=tuple,
         probe_target_keys="",
+        probe_asking_key=key,
         probe_concurrency=1,
         probe_private_listen="",
     )

@@ -12,14 +12,19 @@ from shared.grading.rules import (
     ADVICE,
     DEFAULTS,
     LIGHT_BYTES,
+    LONG_MEAN_BYTES,
+    LONG_SHARE,
+    LONG_SHARE_URGENT,
     MEASURE_EVERY_MS,
     MEASURING_BYTES,
+    MIN_MEASURED_BYTES,
     Listing,
     add_result,
     brake_allows,
     choose_plan,
     compare_body,
     decide_listing,
+    is_light,
     is_worth_writing,
     next_probe_ms,
     parse_thresholds,
@@ -329,18 +334,69 @@ def test_a_light_probe_keeps_the_tier_that_a_large_one_measured() -> None:
     assert after(light).tier is SpeedTier.UNKNOWN
 
 
+NOW = 10**12
+SETTLED = replace(after(PASS, US), listed=True, measured_ms=NOW, plain_ms=NOW)
+
+
+def plan(grade: Grade | None, draw: float = 0.5, spent: int = 0, *, urgent: bool = False) -> ProbePlan:
+    return choose_plan(grade, spent, NOW, DEFAULTS, draw, urgent=urgent)
+
+
 def test_a_probe_measures_when_that_is_due_and_the_owners_budget_allows() -> None:
-    now = 10**12
-    fresh = replace(after(PASS, US), listed=True, measured_ms=now, plain_ms=now)
-    assert choose_plan(None, 0, now, DEFAULTS) == ProbePlan(MEASURING_BYTES, plain=True)
-    assert choose_plan(fresh, 0, now, DEFAULTS) == ProbePlan(LIGHT_BYTES, plain=False)
-    old = replace(fresh, measured_ms=now - MEASURE_EVERY_MS, plain_ms=now - 3_600_000)
-    assert choose_plan(old, 0, now, DEFAULTS) == ProbePlan(MEASURING_BYTES, plain=True)
-    assert choose_plan(old, DEFAULTS.bytes_per_day, now, DEFAULTS).size_bytes == LIGHT_BYTES
-    suspect = replace(fresh, quarantined=True)
-    assert choose_plan(suspect, DEFAULTS.bytes_per_day, now, DEFAULTS) == ProbePlan(
-        MEASURING_BYTES, plain=True
-    )
+    assert plan(None) == ProbePlan(MEASURING_BYTES, plain=True)
+    assert is_light(plan(SETTLED))
+    old = replace(SETTLED, measured_ms=NOW - MEASURE_EVERY_MS, plain_ms=NOW - 3_600_000)
+    assert plan(old) == ProbePlan(MEASURING_BYTES, plain=True)
+    assert is_light(plan(old, urgent=True)), "a customer waits"
+
+
+@given(
+    st.floats(0, 1, exclude_max=True),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, MEASURING_BYTES),
+)
+def test_whatever_is_asked_of_a_probe_the_owners_budget_comes_first(
+    draw: float, urgent: bool, quarantined: bool, cut: bool, left: int
+) -> None:
+    grade = replace(SETTLED, measured_ms=0, quarantined=quarantined, cut_short=cut)
+    spent = DEFAULTS.bytes_per_day - left
+    assert plan(grade, draw, spent, urgent=urgent).size_bytes < 2 * LIGHT_BYTES
+
+
+@pytest.mark.parametrize(("urgent", "share"), [(False, LONG_SHARE), (True, LONG_SHARE_URGENT)])
+def test_no_exit_knows_how_much_it_must_not_cut(urgent: bool, share: float) -> None:
+    """Sizes of a thousand probes: some are long, none is like the next, and what they cost is as documented."""
+    draws = [(n + 0.5) / 1000 for n in range(1000)]
+    sizes = [plan(SETTLED, draw, urgent=urgent).size_bytes for draw in draws]
+    long = [size for size in sizes if size >= MIN_MEASURED_BYTES]
+    assert len(long) == round(1000 * share)
+    assert min(sizes) == pytest.approx(LIGHT_BYTES // 2, abs=200)
+    assert max(sizes) == pytest.approx(MEASURING_BYTES, rel=0.05)
+    assert sum(sizes) / 1000 == pytest.approx((1 - share) * LIGHT_BYTES + share * LONG_MEAN_BYTES, rel=0.02)
+    assert len(set(sizes)) > 900
+
+
+def test_an_exit_that_cut_a_body_short_is_not_back_before_it_carried_a_long_one() -> None:
+    light, long = replace(PASS, throughput_kbps=None), PASS
+    cut = after(long, US, ProbeResult(1, Failure.BODY_SHORT))
+    assert plan(cut) == plan(cut, urgent=True) == ProbePlan(MEASURING_BYTES, plain=plan(cut).plain)
+    for failure in (Failure.BODY_SHORT, Failure.OVERALL_TIMEOUT):
+        grade = after(*[light] * 3, ProbeResult(1, failure), *[light] * 9, grade=cut)
+        assert (grade.passes, grade.failures, grade.cut_short) == (0, 2, True)
+    carried = after(long, light, grade=cut)
+    assert (carried.passes, carried.failures, carried.cut_short) == (2, 0, False)
+    refused = after(long, ProbeResult(1, Failure.CONNECT_REFUSED), light)
+    assert (refused.passes, refused.cut_short) == (1, False), "that says nothing of bodies"
+
+
+def test_a_quarantined_exit_is_not_let_out_by_small_bodies() -> None:
+    light = replace(PASS, throughput_kbps=None)
+    altered = after(PASS, ProbeResult(1, Failure.PLAIN_ALTERED))
+    assert plan(altered) == ProbePlan(MEASURING_BYTES, plain=True)
+    assert after(*[light] * 9, grade=altered).quarantined
+    assert not after(PASS, PASS, grade=altered).quarantined
 
 
 def test_probes_are_spread_and_an_absent_peer_waits_for_its_return() -> None:

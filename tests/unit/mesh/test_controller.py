@@ -19,6 +19,8 @@ from tests.support.permissions import as_function
 from tests.support.stores import PREFIX
 from tests.unit.mesh.world import FakeWireGuard, World, node
 
+pytestmark = pytest.mark.slow
+
 TABLE = PREFIX + "mesh"
 
 

@@ -49,6 +49,7 @@ SECRETS = {
         "credentials",
         "modems",
         "probe-target",
+        "probe-asking",
         "cache-relay",
         "cache-gateway",
         "cache-prober",

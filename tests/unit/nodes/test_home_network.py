@@ -20,7 +20,10 @@ from local.configure import SECRETS
 from local.paths import ROOT
 from tests.support.templates import Template, divided
 
-pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse")  # moto names what it leaves out
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Tried to parse"),
+]  # moto names what it leaves out
 STAGE, HOME, AWAY = "prod", "eu-central-1", "us-east-1"
 NETWORK = ROOT / "infra" / "network.yml"
 CACHE_PORT = 6379

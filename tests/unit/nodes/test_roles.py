@@ -37,6 +37,8 @@ from tests.support.permissions import allows, as_function, granted, node_stateme
 from tests.support.stores import PREFIX
 from tests.unit.access.test_access import GOOD
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_800_000_000_000
 STAGE = "test"
 SETTINGS: dict[str, dict[str, type[Settings]]] = {

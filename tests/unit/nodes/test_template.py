@@ -18,7 +18,10 @@ from local.deployment_files import NODES
 from local.paths import ROOT
 from tests.support.templates import Template, divided, read_template
 
-pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse")  # moto names what it leaves out
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Tried to parse"),
+]  # moto names what it leaves out
 STAGE = "dev"
 MINIMUM = {"Stage": STAGE, "HomeRegion": "eu-central-1", "RegionName": "eu", "RegionNumber": "0"}
 

@@ -19,6 +19,8 @@ from shared.supply.ip_data import FETCH_EVERY_S, IpDataMirror, IpDataStore, firs
 from shared.supply.origin import CHECK_EVERY_S, OriginReader
 from tests.unit.supply.test_origin import HOME_NET, MAXMIND, PHONE_NET, classes, write
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "psx-ip-data"
 
 
