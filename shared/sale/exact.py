@@ -24,7 +24,7 @@ from shared.chain.model import (
     Verdict,
 )
 from shared.chain.rules import deepest
-from shared.chain.settler import LOG_RANGE_BLOCKS, SignedTransfer
+from shared.chain.settler import LOG_RANGE_BLOCKS, TRANSFER_GAS, SignedTransfer
 from shared.metering.rules import day_of
 from shared.runtime.dynamo import Contended, RunsDynamo, TransactItem, transact
 from shared.sale import exact_table as rows
@@ -67,7 +67,7 @@ class Settles(Protocol):
 
     def send(self, raw: str) -> bool: ...
 
-    def reverted_wei(self, tx_hash: str) -> int: ...
+    def reverted_wei(self, tx_hash: str) -> int | None: ...
 
     def outcome(
         self, authorization: Authorization, tx_hash: str, from_block: int, depths: Sequence[Depth]
@@ -221,9 +221,16 @@ class ExactRail:
         return verdict
 
     def _burned(self, transfer: Transfer, verdict: Verdict) -> TransactItem | None:
-        """What our transaction burned, if it was another one that paid, or none. Raises ReadFailed."""
-        is_ours = isinstance(verdict, Valid) and verdict.tx_hash == transfer.tx_hash
-        wei = 0 if is_ours or not transfer.tx_hash else self.settler().reverted_wei(transfer.tx_hash)
+        """What our transaction burned, if it was another one that paid, or none. Raises ReadFailed.
+
+        One that is final before ours is mined (it was canceled, or sent by somebody else) burns what it may at most.
+        """
+        if not transfer.tx_hash or (isinstance(verdict, Valid) and verdict.tx_hash == transfer.tx_hash):
+            return None
+        wei = self.settler().reverted_wei(transfer.tx_hash)
+        if wei is None:
+            expired = verdict == Invalid(InvalidReason.AUTH_EXPIRED)  # ours was never mined
+            wei = 0 if expired else TRANSFER_GAS * transfer.fee_wei
         now = self.now_ms()
         return rows.reverted_item(self.table, self.settler().address, day_of(now), wei, now) if wei else None
 

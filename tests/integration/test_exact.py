@@ -25,6 +25,7 @@ from local.goods import MODEM, put_goods
 from shared.access import table as access
 from shared.chain.eip3009 import LIFE_MAX_S, read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
+from shared.chain.settler import TRANSFER_GAS
 from shared.guard.service import standing_incidents
 from shared.kernel.codes import Pool
 from shared.metering.rules import day_of
@@ -206,6 +207,24 @@ def test_an_x402_payment_identifier_is_bound_to_its_payment(shop: Shop) -> None:
     assert shop.minted() == 1
 
 
+def test_an_identifier_under_which_nothing_was_charged_is_free_again(shop: Shop) -> None:
+    echo = {
+        "scheme": "exact",
+        "network": "eip155:8453",
+        "amount": str(DUE),
+        "asset": USDC,
+        "payTo": RECIPIENT,
+    }
+    named = [
+        header(signed(shop.anvil.new_wallet()), echo) | {"idempotency-key": "one-purchase"} for _ in range(2)
+    ]
+    shop.redis.run(unlist_endpoint(Pool.MBL, MODEM))
+    run(shop.redis, derive())
+    assert shop.call(QUERY, headers=named[0]).body["code"] == "NO_STOCK"
+    put_goods(shop.redis)
+    assert shop.call(QUERY, headers=named[1]).status == 200, "signed anew, because the first signature aged"
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("another recipient", {"to": "0x" + "22" * 20}, "authorization_pays_somebody_else"),
     ("one micro less", {"amount": DUE - 1}, "authorization_is_for_less_than_the_price"),
@@ -286,9 +305,8 @@ def test_a_malformed_authorization_is_400(shop: Shop, broken: dict[str, Any]) ->
     assert "do not pay again" in answer.body["message"]
 
 
-def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
-    wallet = shop.anvil.new_wallet()
-    payload = signed(wallet)
+def cancel(shop: Shop, wallet: LocalAccount, payload: dict[str, Any]) -> str:
+    """The payer's own transaction that makes a signature worthless; its hash."""
     nonce = payload["authorization"]["nonce"]
     domain = {"name": "USD Coin", "version": "2", "chainId": 8453, "verifyingContract": USDC}
     types = {
@@ -301,10 +319,34 @@ def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
     signature = bytes(wallet.sign_typed_data(domain, types, message).signature).hex()
     r, s, v = signature[:64], signature[64:128], signature[128:]
     call = "0x5a049a70" + wallet.address[2:].lower().rjust(64, "0") + nonce[2:] + v.rjust(64, "0") + r + s
-    shop.anvil.send(wallet, USDC, call)
+    return str(shop.anvil.send(wallet, USDC, call))
+
+
+def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
+    cancel(shop, wallet, payload)
     answer = shop.buy(payload)
     assert answer.status == 402
     assert "authorization_was_canceled" in answer.body["error"]
+
+
+def test_what_is_canceled_before_our_transaction_is_mined_burns_the_most_it_may(shop: Shop) -> None:
+    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    rail, payload = counter.exact, signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.buy(payload).status == 503
+    ((ours,),) = [of.values() for of in shop.anvil.call("txpool_content")["pending"].values()]
+    shop.anvil.call("anvil_dropTransaction", ours["hash"])
+    shop.anvil.call("evm_setAutomine", True)
+    cancel(shop, wallet, payload)
+    shop.anvil.call("evm_setAutomine", False)
+    answer = shop.buy(payload)
+    assert (answer.status, "authorization_was_canceled" in answer.body["error"]) == (402, True), answer.body
+    burned = shop.dynamo.run(rows.reverted_wei(rail.table, shop.gas_address.lower(), day_of(now_ms())))
+    assert burned == TRANSFER_GAS * int(ours["maxFeePerGas"], 16)
+    assert "an_earlier_signed_transfer" in shop.buy(signed(wallet)).body["error"]
 
 
 def test_a_nonce_that_was_spent_on_oneself_pays_nothing(shop: Shop) -> None:
