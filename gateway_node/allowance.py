@@ -166,4 +166,5 @@ class TunnelBudget(Budget):
         tunnel, line = self._tunnel, self._line
         line.add(tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down)
         tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
+        tunnel.budget = self._key  # no cycle is left for the collector
         line.tunnels -= 1

@@ -89,6 +89,7 @@ class CustomerSide(asyncio.Protocol):
                 tunnel.finish()
             else:
                 tunnel.cut()
+        self._tunnel = self._transport = None  # no cycle is left for the collector
 
     def leave_lobby(self) -> None:
         """It is known who this is."""
@@ -159,7 +160,10 @@ class CustomerSide(asyncio.Protocol):
     def finish(self) -> None:
         if self._transport is not None:
             self._transport.close()
-            self.abort_after(FLUSH_MAX_S)  # a customer that never reads would keep its socket for ever
+            if self._transport.get_write_buffer_size() or not self._transport.can_write_eof():
+                self.abort_after(
+                    FLUSH_MAX_S
+                )  # who never reads, or never ends TLS, would keep its socket for ever
 
     def cut(self) -> None:
         reset(self._transport)

@@ -108,6 +108,7 @@ class ConnectExit(asyncio.Protocol):
         self._lost, self._ended = True, self._ended and exc is None
         if self._tunnel is not None:
             self._tell_lost(self._tunnel)
+        self._tunnel = self._transport = None  # no cycle is left for the collector
 
     def _tell_lost(self, tunnel: Tunnel) -> None:
         if self._ended:

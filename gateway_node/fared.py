@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from shared.grading.model import Fared
@@ -13,6 +14,7 @@ from shared.pool.model import Acquired, Selected
 ROWS_MAX: Final = 20_000
 """Pairs of exit and customer; more of them within one telling are not counted."""
 TARGETS_MAX: Final = 8
+DIGESTS_KEPT: Final = 4096
 _DIGITS: Final = 12
 
 
@@ -38,7 +40,7 @@ class FaredBook:
         endpoint = acquired.endpoint
         if acquired.selected is Selected.PIN or endpoint.account_id == account_id:
             return
-        key = DeviceId(endpoint.endpoint_id), _digest(customer)
+        key = DeviceId(endpoint.endpoint_id), digest(customer)
         row = self._rows.get(key)
         if row is None:
             if len(self._rows) >= ROWS_MAX:
@@ -49,7 +51,7 @@ class FaredBook:
             return
         row.failed += 1
         if len(row.targets) < TARGETS_MAX:
-            row.targets.add(_digest(failed_target))
+            row.targets.add(digest(failed_target))
 
     def take(self, limit: int) -> list[Fared]:
         """Up to so many rows, which are forgotten here."""
@@ -61,5 +63,7 @@ class FaredBook:
         return Fared(*key, row.served, row.failed, tuple(sorted(row.targets)))
 
 
-def _digest(name: str) -> str:
+@lru_cache(maxsize=DIGESTS_KEPT)
+def digest(name: str) -> str:
+    """What a customer or a target is told apart by, where nobody needs its name."""
     return hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gateway_node.customer import CustomerSide
@@ -18,6 +19,7 @@ from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
 from gateway_node.tunnel import Tunnel
 from shared.kernel.codes import Refusal
 from shared.wire.http1 import (
+    HEADS_KEPT,
     HeadError,
     HeadFault,
     RequestHead,
@@ -109,13 +111,12 @@ class HttpFront(CustomerSide):
     def _request(self, head: RequestHead) -> None:
         try:
             plain = head.method != "CONNECT"
-            host, port = plain_target(head) if plain else _connect_target(head)
+            (host, port), credentials = _plain(head) if plain else _connect(head)
             exchange = Exchange(head) if plain else None
         except (HeadError, ValueError):
             message = "send CONNECT host:port, or an absolute http:// URL"
             self._refuse(RefusedRequest(Refusal.BAD_REQUEST, message), keep=False)
             return
-        credentials = basic_credentials(head.header("proxy-authorization"))
         if credentials is None:
             # A body of a refused plain request would be read as the next head: such a connection is closed.
             keep = exchange is None or (exchange.request_done and exchange.keep_customer)
@@ -327,13 +328,22 @@ class HttpFront(CustomerSide):
         self._deadline = self._pipeline.deadlines.call_after(LINGER_S, self.finish)
 
 
-def _connect_target(head: RequestHead) -> tuple[str, int]:
-    """(host, port) of a CONNECT. Raises HeadError, also for one that announces a body: what follows it is the tunnel's,
-    and after a refusal it would be read as the next request (RFC 9110 section 9.3.6).
+_Asked = tuple[tuple[str, int], tuple[str, str] | None]
+"""(host, port) of a target, and (username, password) of whoever sends both."""
+
+
+def _plain(head: RequestHead) -> _Asked:
+    return plain_target(head), basic_credentials(head.header("proxy-authorization"))
+
+
+@lru_cache(maxsize=HEADS_KEPT)
+def _connect(head: RequestHead) -> _Asked:
+    """Raises HeadError, also for a CONNECT that announces a body: what follows it is the tunnel's, and after a refusal it
+    would be read as the next request (RFC 9110 section 9.3.6).
     """
     if request_framing(head)[0] is not Framing.NONE:
         raise HeadError(HeadFault.BAD_FRAMING)
-    return split_authority(head.target)
+    return split_authority(head.target), basic_credentials(head.header("proxy-authorization"))
 
 
 class PlainPath:

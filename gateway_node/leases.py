@@ -7,7 +7,6 @@ was lost after Redis acted leaves a place held for nobody: what is held is compa
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from gateway_node.fared import FaredBook
+from gateway_node.buyer import Buyer
+from gateway_node.fared import FaredBook, digest
 from shared.grading.live import count_conduct, report_fault
 from shared.kernel.codes import Pool
 from shared.kernel.ids import AccountId, DeviceId, EndpointId, GatewayId, PakId
@@ -54,31 +54,35 @@ class Leases:
         self._wake = asyncio.Event()
 
     async def acquire(
-        self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
+        self, buyer: Buyer, pool: Pool, excluded: Sequence[EndpointId] = (), *, has_many: bool = False
     ) -> Acquired | NoStock:
-        """Hold one connection on an endpoint that matches."""
-        acquired = await self._acquire(route, pool, pak_id, excluded, limited_as)
-        if isinstance(acquired, Acquired) and acquired.sessions:
+        """Hold one connection on an endpoint that matches. `has_many`: as `Selection.acquire` has it."""
+        selection = buyer.selection(pool, self._gateway_id)
+        call = selection.acquire(self._now_ms(), excluded, has_many=has_many)
+        acquired = await self.redis.run(call, partial(self._unheard, buyer.pak_id))
+        if isinstance(acquired, NoStock):
+            return acquired
+        self._held[pool][acquired.endpoint.endpoint_id, buyer.pak_id] += 1
+        if acquired.sessions:
             try:
-                if await self._is_one_too_many(acquired.sessions, route, pool, pak_id, limited_as):
-                    self.give_back(acquired, pak_id)
+                if await self._is_one_too_many(acquired.sessions, buyer, pool):
+                    self.give_back(acquired, buyer.pak_id)
                     return NoStock(0, NoStockReason.SESSIONS)
             except BaseException:
-                self.give_back(acquired, pak_id)
+                self.give_back(acquired, buyer.pak_id)
                 raise
         return acquired
 
-    async def _is_one_too_many(
-        self, sessions: int, route: Route, pool: Pool, pak_id: PakId, limited_as: str
-    ) -> bool:
+    async def _is_one_too_many(self, sessions: int, buyer: Buyer, pool: Pool) -> bool:
         """Whether the session that just began here exceeds what its owner may have over all pools; it ends again then."""
-        owner, now_ms = AccountId(limited_as), self._now_ms()
+        owner, now_ms = AccountId(buyer.owner), self._now_ms()
         for other in Pool:
             if other is not pool:
                 sessions += await self.redis.run(count_sessions(other, owner, now_ms))
         if sessions <= live.SESSIONS_MAX:
             return False
-        await self.redis.run(close_session(pool, owner, pak_id, route.session_id or "", now_ms))
+        session_id = buyer.route.session_id or ""
+        await self.redis.run(close_session(pool, owner, buyer.pak_id, session_id, now_ms))
         return True
 
     async def pools_of(self, route: Route, pak_id: PakId) -> tuple[Pool, ...]:
@@ -88,15 +92,6 @@ class Leases:
                 if await self.redis.run(has_session(pool, pak_id, route.session_id)):
                     return (pool, *(p for p in route.pools if p is not pool))
         return route.pools
-
-    async def _acquire(
-        self, route: Route, pool: Pool, pak_id: PakId, excluded: Sequence[EndpointId], limited_as: str
-    ) -> Acquired | NoStock:
-        call = live.acquire(route, pool, pak_id, self._gateway_id, self._now_ms(), excluded, limited_as)
-        acquired = await self.redis.run(call, partial(self._unheard, pak_id))
-        if isinstance(acquired, Acquired):
-            self._held[pool][acquired.endpoint.endpoint_id, pak_id] += 1
-        return acquired
 
     def _unheard(self, pak_id: PakId, acquired: Acquired | NoStock) -> None:
         """The customer left while the answer was on its way: it is held all the same."""
@@ -138,7 +133,7 @@ class Leases:
         exit's fault for sure.
         """
         endpoint = acquired.endpoint
-        about = live.Doubt(_digest(owner), _digest(host))
+        about = live.Doubt(digest(owner), digest(host))
         self._later(live.trip(endpoint.pool, endpoint.endpoint_id, about))
         self.doubt(DeviceId(endpoint.endpoint_id))
 
@@ -238,7 +233,3 @@ class Leases:
         if held:
             await self.redis.run(live.release(pool, gateway_id, held))
             log.info("reaped", extra={"gateway": gateway_id, "entries": len(held)})
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:12]

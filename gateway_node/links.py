@@ -178,7 +178,9 @@ class RelayLinks:
         """The link to a relay. Raises LinkLost, OSError or TimeoutError."""
         address = (host, port)
         task = self._links.get(address)
-        if task is not None and task.done() and (task.exception() or task.result().lost):
+        if task is not None and task.done():
+            if not task.exception() and not task.result().lost:
+                return task.result()
             task = None
         if task is None:
             task = asyncio.get_running_loop().create_task(self._connect(host, port))

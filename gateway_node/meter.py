@@ -92,7 +92,8 @@ class MeterService:
         self._counting[tunnel] = counting
         tunnel.budget = counting
         self._open.setdefault(pak_id, set()).add(tunnel)
-        self.expect(tunnel.pak)
+        if budget.meter is None or budget.left_bytes is not None:
+            self.expect(tunnel.pak)
 
     def expect(self, pak: Pak) -> None:
         """A tunnel of this key is about to open: its lease is there when its bytes are."""

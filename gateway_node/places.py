@@ -20,6 +20,8 @@ from shared.runtime.redis import AsyncRedis
 RENEW_EVERY_S: Final = 5.0
 GIVE_BACK_EVERY_S: Final = 0.25
 WAIT_FOR_OTHERS_S: Final = 3 * GIVE_BACK_EVERY_S
+MANY_CONNECTIONS: Final = 100
+"""Of one owner on this gateway; whoever has more leaves the last place of an exit to others."""
 WAITING_MAX: Final = 64
 """Of one owner; beyond it refusals come at once."""
 RENEWED_AT_ONCE: Final = 100
@@ -51,6 +53,10 @@ class Places:
         """How many an owner has open here."""
         owner = self._owners.get(name)
         return owner.open if owner else 0
+
+    def has_many(self, name: str) -> bool:
+        """Whether an owner has so many open here that it has to leave room to others."""
+        return self.open_of(name) > MANY_CONNECTIONS
 
     async def take(self, name: str) -> bool:
         """A place, until `give`; False when the owner has all of its places. Raises StoreUnavailable."""

@@ -34,6 +34,11 @@ class Target:
     port: int
     others: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """As `host:port`."""
+        return f"{self.host}:{self.port}"
+
 
 class Resolver:
     """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else; `closed` tells of names that

@@ -170,5 +170,5 @@ class ConnectStream:
         self._over = True
         self._stream.close()
         self.socket.forget(self._id)
-        TUNNELS.dec()
+        TUNNELS.inc(-1)
         count("tunnel", reason)

@@ -1,12 +1,8 @@
 """What the relay counts, and the one list of reasons for which it closes, drops or refuses."""
 
-from collections.abc import Iterable
 from enum import StrEnum
-from functools import cache
 
-from prometheus_client import REGISTRY, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from shared.runtime.tallies import Tallies, level
 
 
 class Reason(StrEnum):
@@ -39,46 +35,16 @@ class Reason(StrEnum):
     MOVED = "moved"
 
 
-SOCKETS = Gauge("psx_relay_sockets", "Open peer sockets")
-DEVICES = Gauge("psx_relay_devices", "Devices with at least one open socket")
-LINKS = Gauge("psx_relay_links", "Open links of gateways")
-BUFFERED = Gauge("psx_relay_buffered_bytes", "Bytes held for connections that are full")
-TUNNELS = Gauge("psx_relay_tunnels", "Open tunnels")
-ENDED = Counter("psx_relay_ended", "Sockets and tunnels ended or refused, by reason", ["what", "reason"])
-
-
-class Tally:
-    """A count that every frame adds to: the library's own counter takes a lock for each addition."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, amount: int) -> None:
-        """Add."""
-        self.value += amount
-
-
-UP, DOWN = Tally(), Tally()
-
-
-class _Bytes(Collector):
-    def collect(self) -> Iterable[Metric]:
-        found = CounterMetricFamily("psx_relay_bytes", "Tunnel bytes relayed", labels=["direction"])
-        found.add_metric(["to_peer"], UP.value)
-        found.add_metric(["from_peer"], DOWN.value)
-        yield found
-
-
-REGISTRY.register(_Bytes())
+SOCKETS = level("psx_relay_sockets", "Open peer sockets")
+DEVICES = level("psx_relay_devices", "Devices with at least one open socket")
+LINKS = level("psx_relay_links", "Open links of gateways")
+BUFFERED = level("psx_relay_buffered_bytes", "Bytes held for connections that are full")
+TUNNELS = level("psx_relay_tunnels", "Open tunnels")
+ENDED = Tallies("psx_relay_ended", "Sockets and tunnels ended or refused, by reason", "what", "reason")
+_BYTES = Tallies("psx_relay_bytes", "Tunnel bytes relayed", "direction")
+UP, DOWN = _BYTES.of("to_peer"), _BYTES.of("from_peer")
 
 
 def count(what: str, reason: Reason) -> None:
     """Count one end or refusal of a `socket` or a `tunnel`."""
-    _ended(what, reason).inc()
-
-
-@cache
-def _ended(what: str, reason: Reason) -> Counter:
-    return ENDED.labels(what, reason.value)
+    ENDED.of(what, reason).inc()

@@ -77,14 +77,14 @@ class Buffers:
             return False
         self.held_bytes += size
         if self._whole is None:
-            BUFFERED.set(self.held_bytes)
+            BUFFERED.value = self.held_bytes
         return True
 
     def let_go(self, size: int) -> None:
         """Give room back."""
         self.held_bytes -= size
         if self._whole is None:
-            BUFFERED.set(self.held_bytes)
+            BUFFERED.value = self.held_bytes
         else:
             self._whole.let_go(size)
 
@@ -130,8 +130,9 @@ class _Lane:
     def clear(self) -> None:
         """Drop what is queued."""
         self.outbox.withdraw(self)
-        self._frames.clear()
-        self._let_go(self._held_bytes)
+        if self._frames:
+            self._frames.clear()
+            self._let_go(self._held_bytes)
 
     def _let_go(self, size: int) -> None:
         self._held_bytes -= size
@@ -211,5 +212,5 @@ class Forward:
         for side, lane in ((self._socket, self._to_peer), (self._link, self._to_link)):
             lane.clear()
             side.forget(lane.tunnel_id)
-        TUNNELS.dec()
+        TUNNELS.inc(-1)
         count("tunnel", reason)

@@ -56,7 +56,7 @@ class LinkConnection(asyncio.Protocol):
         self.buffers = Buffers(whole=registry.buffers)
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
         registry.links.add(self)
-        LINKS.set(len(registry.links))
+        LINKS.value = len(registry.links)
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = self._loop.time()
@@ -79,7 +79,7 @@ class LinkConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._registry.links.discard(self)
-        LINKS.set(len(self._registry.links))
+        LINKS.value = len(self._registry.links)
         for forward in list(self._forwards.values()):
             forward.link_lost()
 

@@ -142,7 +142,7 @@ class PeerSocket(asyncio.Protocol):
         held = registry.per_address.get(self._network, 0)
         registry.per_address[self._network] = held + 1
         registry.sockets.add(self)
-        SOCKETS.set(len(registry.sockets))
+        SOCKETS.value = len(registry.sockets)
         if registry.draining:
             self._refuse("503 Service Unavailable", Reason.DRAIN)
         elif held >= MAX_SOCKETS_PER_ADDRESS:
@@ -181,7 +181,7 @@ class PeerSocket(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         registry = self.registry
         registry.sockets.discard(self)
-        SOCKETS.set(len(registry.sockets))
+        SOCKETS.value = len(registry.sockets)
         left = registry.per_address.get(self._network, 1) - 1
         if left > 0:
             registry.per_address[self._network] = left

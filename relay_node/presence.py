@@ -34,6 +34,8 @@ RETRY_S: Final = 1.0
 REFRESH_S: Final = 30.0
 SWEEP_S: Final = 5.0
 BATCH: Final = 100
+GATHER_S: Final = 0.01
+"""Who comes or goes within this time is told of in one call: a crowd that dials again comes by the thousand a second."""
 
 log = logging.getLogger("psx.relay")
 
@@ -94,6 +96,7 @@ class PresenceWriter:
         """Write wishes until cancelled."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
             self._wake.clear()
             await self.drain()
 

@@ -62,8 +62,13 @@ class Device:
 
     def least_loaded(self, *, v2: bool = False) -> PeerSocket | None:
         """The ready socket (of v2 only, if asked) that carries the fewest tunnels."""
-        ready = [s for s in self.sockets if s.ready and (s.v2 or not v2)]
-        return min(ready, key=lambda s: s.load, default=None)
+        best, fewest = None, 0
+        for socket in self.sockets:
+            if socket.ready and (socket.v2 or not v2):
+                load = socket.load
+                if best is None or load < fewest:
+                    best, fewest = socket, load
+        return best
 
     @property
     def protocol(self) -> str:
@@ -186,7 +191,7 @@ class Registry:
         )
         device.renewed_s = socket.loop.time()
         self.devices[claims.device_id] = device
-        DEVICES.set(len(self.devices))
+        DEVICES.value = len(self.devices)
         return device
 
     @staticmethod
@@ -209,7 +214,7 @@ class Registry:
         device.sockets.remove(socket)
         if not device.sockets and self.devices.get(device.device_id) is device:  # nobody has taken its place
             del self.devices[device.device_id]
-            DEVICES.set(len(self.devices))
+            DEVICES.value = len(self.devices)
             self.hooks.left(device)
 
     def ask_rotation(self, device_id: str, request_id: str) -> None:

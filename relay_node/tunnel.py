@@ -143,5 +143,5 @@ class Tunnel:
     def _leave(self, reason: Reason) -> None:
         self.state = State.CLOSED
         self.socket.forget_session(self)
-        TUNNELS.dec()
+        TUNNELS.inc(-1)
         count("tunnel", reason)

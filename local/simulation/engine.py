@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from gateway_node.pipeline import BARREN_CUSTOMERS
+from gateway_node.tunnels import BARREN_CUSTOMERS
 from local.simulation.liars import Customers
 from local.simulation.world import FAILURES, HOUR_MS, MINUTE_MS, NOTICED_AFTER_MS, Device, Fault, Rates, World
 from shared.grading.conduct import next_bar

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from gateway_node.pipeline import SLOW_OPEN_S
+from gateway_node.attempts import SLOW_OPEN_S
 from shared.grading.model import Failure, Grade
 from shared.kernel.ids import DeviceId
 

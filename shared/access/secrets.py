@@ -42,11 +42,13 @@ class SecretBox:
         if len(sealing_key) != KEY_BYTES or len(pepper) != KEY_BYTES:
             raise ValueError(f"keys are {KEY_BYTES} bytes")
         self._aead = AESGCM(sealing_key)
-        self._pepper = pepper
+        self._keyed = hmac.new(pepper, digestmod="sha256")
 
     def hash(self, secret: str) -> str:
         """The keyed hash that a pak secret is found by."""
-        return hmac.digest(self._pepper, secret.encode(), "sha256").hex()
+        keyed = self._keyed.copy()  # half the price of a new one: OpenSSL looks its algorithms up by name
+        keyed.update(secret.encode())
+        return keyed.hexdigest()
 
     def seal(self, text: str, context: str) -> str:
         """A secret as it may be stored."""

@@ -7,8 +7,8 @@ Key table: docs/architecture.md.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
@@ -185,31 +185,53 @@ def _breaker_keys(pool: Pool, endpoint_id: EndpointId) -> list[str]:
 # Selection
 
 
+class Selection:
+    """What one key asks for by one username in one pool, written out once: customers ask it again and again.
+
+    `limited_as` is whose sessions count together: the account, or the key where strangers share an account.
+    """
+
+    __slots__ = ("_keys", "_parse", "_who", "_wishes")
+
+    def __init__(
+        self, route: Route, pool: Pool, pak_id: PakId, gateway_id: GatewayId, limited_as: str = ""
+    ) -> None:
+        prefix, sid = _prefix(pool), route.session_id or ""
+        free = f"{prefix}free:{route.country or 'any'}"
+        self._keys = (free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}")
+        self._who = (prefix, pak_id, sid)
+        self._wishes = _wishes(route, pool, limited_as)
+        self._parse = partial(_acquired, pool)
+
+    def acquire(
+        self, now_ms: int, excluded: Sequence[EndpointId] = (), *, has_many: bool = False
+    ) -> RedisCall[Acquired | NoStock]:
+        """Choose an endpoint and hold a connection on it until `release`. `has_many`: who asks has many connections
+        already, and leaves the last place of an endpoint to others (decision 0088)."""
+        args = (*self._who, now_ms, *self._wishes, int(has_many), *excluded)
+        return RedisCall(self._parse, script=_ACQUIRE, keys=self._keys, args=args)
+
+
 def acquire(
     route: Route,
     pool: Pool,
     pak_id: PakId,
     gateway_id: GatewayId,
     now_ms: int,
-    excluded: Iterable[EndpointId] = (),
-    limited_as: str = "",
+    excluded: Sequence[EndpointId] = (),
+    *,
+    has_many: bool = False,
 ) -> RedisCall[Acquired | NoStock]:
-    """Choose an endpoint of one pool and hold a connection on it until `release`.
+    """One acquire of a `Selection` that is not kept."""
+    return Selection(route, pool, pak_id, gateway_id).acquire(now_ms, excluded, has_many=has_many)
 
-    `limited_as` is whose sessions count together: the account, or the key where strangers share an account.
-    """
-    prefix = _prefix(pool)
-    sid = route.session_id or ""
-    free = f"{prefix}free:{route.country or 'any'}"
+
+def _wishes(route: Route, pool: Pool, limited_as: str) -> tuple[str | int, ...]:
     one_device = route.failover in {Failover.STRICT, Failover.SAME_NODE}
     sticky = route.rotation is Rotation.STICKY
     carrier_is_hard = route.failover in {Failover.SAME_CARRIER, Failover.STRICT}
     pin_kind, pinned = route.pin or ("", "")
-    args: list[str | int] = [
-        prefix,
-        pak_id,
-        sid,
-        now_ms,
+    return (
         route.ttl_s,
         ROTATION_WINDOW_MS[route.rotation],
         int(pool is Pool.PEER),
@@ -229,47 +251,47 @@ def acquire(
         limited_as or route.account_id,
         SESSIONS_MAX,
         int(route.failover is not Failover.ANY),
-        *excluded,
-    ]
-    keys = [free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}"]
-    return RedisCall(lambda answer: _acquired(pool, answer), script=_ACQUIRE, keys=keys, args=args)
+    )
 
 
 def _acquired(pool: Pool, answer: Any) -> Acquired | NoStock:
     if not answer[0]:
         return NoStock(int(answer[1]), NoStockReason(answer[2].decode()))
-    endpoint_id, fields, live, how, sessions = answer
-    presence = text_map(live) if live else {}
+    endpoint_id, row, place, how, sessions = answer
+    endpoint = _endpoint(pool, endpoint_id, tuple(row))
+    if not place:
+        return Acquired(endpoint, "", 0, "", "", Selected(how), sessions)
+    _, _, host, port, protocol, ip = place
     return Acquired(
-        _endpoint(pool, endpoint_id, tuple(fields)),
-        presence.get("mesh_host", ""),
-        int(presence.get("mesh_port", "0")),
-        presence.get("protocol", ""),
-        presence.get("ip", ""),
-        Selected(int(how)),
-        int(sessions),
+        endpoint, _text(host), int(port or 0), _text(protocol), _text(ip), Selected(how), sessions
     )
 
 
+def _text(value: bytes | None) -> str:
+    return value.decode() if value else ""
+
+
 @lru_cache(maxsize=ENDPOINTS_KEPT)
-def _endpoint(pool: Pool, endpoint_id: bytes, fields: tuple[bytes, ...]) -> Endpoint:
+def _endpoint(pool: Pool, endpoint_id: bytes, row: tuple[bytes | None, ...]) -> Endpoint:
     """An endpoint as its row has it; the row's own bytes are the key, so a change is never missed."""
-    row = text_map(fields)
+    account_id, country, carrier, asn, isp, ip_type, tier, city, stability, host, port, sealed = map(
+        _text, row
+    )
     return Endpoint(
         endpoint_id=EndpointId(endpoint_id.decode()),
         pool=pool,
-        account_id=AccountId(row["account_id"]),
-        country=Country(row["country"]),
-        carrier=row["carrier"],
-        asn=int(row["asn"]),
-        isp=row["isp"],
-        ip_type=IpType(row["ip_type"]),
-        tier=SpeedTier(row["tier"]),
-        modem_host=row["modem_host"],
-        modem_port=int(row["modem_port"]),
-        modem_credentials_sealed=row["modem_credentials_sealed"],
-        city=row.get("city", ""),
-        stability=int(row["stability"]) if row.get("stability") else None,
+        account_id=AccountId(account_id),
+        country=Country(country),
+        carrier=carrier,
+        asn=int(asn),
+        isp=isp,
+        ip_type=IpType(ip_type),
+        tier=SpeedTier(tier),
+        modem_host=host,
+        modem_port=int(port),
+        modem_credentials_sealed=sealed,
+        city=city,
+        stability=int(stability) if stability else None,
     )
 
 

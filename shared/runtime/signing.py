@@ -52,7 +52,7 @@ def read(token: str, public_keys_pem: str, audience: str) -> Mapping[str, Any]:
     header, _, body = signed.partition(".")
     try:
         _named_key(header, public_keys_pem).verify(_bytes_of(signature), signed.encode("ascii"))
-        payload = json.loads(_bytes_of(body))
+        payload = json.loads(_bytes_of(body).decode())
     except (InvalidSignature, ValueError, RecursionError):
         raise BadToken(expired=False) from None
     now_s = time.time()

@@ -125,15 +125,18 @@ def check_address(
     address: str, port: int, policy: EgressPolicy, own: Iterable[Network] = ()
 ) -> EgressVerdict:
     """The verdict on the address and port that are about to be dialled. `own`: the networks of the exit itself."""
-    verdict, forms = _judged(address)
-    if forms and (str(forms[0]), port) in policy.lab_allow:
+    verdict, forms, text = _judged(address)
+    if (text, port) in policy.lab_allow:
         return EgressVerdict.ALLOWED
     if verdict is EgressVerdict.NOT_AN_ADDRESS:
         return verdict
     if port in policy.blocked_ports or not 0 < port <= MAX_PORT:
         return EgressVerdict.BLOCKED_PORT
-    if verdict is EgressVerdict.ALLOWED and any(form in network for network in own for form in forms):
-        return EgressVerdict.OWN_NETWORK
+    if verdict is EgressVerdict.ALLOWED:
+        for network in own:
+            for form in forms:
+                if form in network:
+                    return EgressVerdict.OWN_NETWORK
     return verdict
 
 
@@ -155,19 +158,19 @@ def own_network(address: str, prefix: int | None = None) -> Network | None:
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)
-def _judged(address: str) -> tuple[EgressVerdict, tuple[_Address, ...]]:
-    """(verdict on an address whatever the port, the address and the IPv4 one that it embeds)."""
+def _judged(address: str) -> tuple[EgressVerdict, tuple[_Address, ...], str]:
+    """(verdict on an address whatever the port, the address and the IPv4 one that it embeds, its usual form)."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return EgressVerdict.NOT_AN_ADDRESS, ()
+        return EgressVerdict.NOT_AN_ADDRESS, (), ""
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.scope_id is not None:
-            return EgressVerdict.PRIVATE_ADDRESS, (parsed,)
+            return EgressVerdict.PRIVATE_ADDRESS, (parsed,), str(parsed)
         embedded = _embedded_ipv4(parsed)
         if embedded is not None:
-            return _public(embedded), (parsed, embedded)
-    return _public(parsed), (parsed,)
+            return _public(embedded), (parsed, embedded), str(parsed)
+    return _public(parsed), (parsed,), str(parsed)
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

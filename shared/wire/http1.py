@@ -11,11 +11,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_HEADER_COUNT: Final = 100
 MAX_PORT: Final = 65_535
+HEADS_KEPT: Final = 1024
+KEPT_HEAD_BYTES: Final = 1024
+"""Of a CONNECT whose reading is remembered: together at most a few MB."""
 
 _NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE: Final = re.compile(rf"({_NAME}) ([\x21-\x7e]+) HTTP/1\.([01])")
@@ -85,9 +89,15 @@ def _first(headers: Headers, name: str) -> str | None:
 
 def take_request_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> RequestHead | None:
     """Cut a request head off the front of `buffer`; None while it is incomplete. Raises HeadError."""
-    lines = _take_lines(buffer, max_bytes)
-    if lines is None:
+    text = _take_text(buffer, max_bytes)
+    if text is None:
         return None
+    again = len(text) <= KEPT_HEAD_BYTES and text.startswith("CONNECT ")
+    return _connect_again(text) if again else _request_head(text)
+
+
+def _request_head(text: str) -> RequestHead:
+    lines = _lines(text)
     start = _REQUEST_LINE.fullmatch(lines[0])
     if start is None:
         raise HeadError(HeadFault.BAD_LINE)
@@ -95,11 +105,16 @@ def take_request_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Req
     return RequestHead(method, target, int(minor), *_headers(lines))
 
 
+_connect_again: Final = lru_cache(maxsize=HEADS_KEPT)(_request_head)
+"""A client's CONNECT to one target looks the same each time."""
+
+
 def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> ResponseHead | None:
     """Cut a response head off the front of `buffer`; None while it is incomplete. Raises HeadError."""
-    lines = _take_lines(buffer, max_bytes)
-    if lines is None:
+    text = _take_text(buffer, max_bytes)
+    if text is None:
         return None
+    lines = _lines(text)
     start = _STATUS_LINE.fullmatch(lines[0])
     if start is None:
         raise HeadError(HeadFault.BAD_LINE)
@@ -108,7 +123,7 @@ def take_response_head(buffer: bytearray, max_bytes: int = MAX_HEAD_BYTES) -> Re
     return ResponseHead(int(code), reason, headers, int(minor), names)
 
 
-def _take_lines(buffer: bytearray, max_bytes: int) -> list[str] | None:
+def _take_text(buffer: bytearray, max_bytes: int) -> str | None:
     if buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before the start line is skipped
         del buffer[:2]
     end = buffer.find(b"\r\n\r\n", 0, max_bytes)
@@ -116,8 +131,13 @@ def _take_lines(buffer: bytearray, max_bytes: int) -> list[str] | None:
         if len(buffer) >= max_bytes:
             raise HeadError(HeadFault.TOO_LARGE)
         return None
-    lines = buffer[:end].decode("latin-1").split("\r\n")
+    text = buffer[:end].decode("latin-1")
     del buffer[: end + 4]
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\r\n")
     if len(lines) - 1 > MAX_HEADER_COUNT:
         raise HeadError(HeadFault.TOO_MANY_HEADERS)
     return lines

@@ -139,7 +139,7 @@ _BODY_MIN_BYTES: Final = _BODY_MAX_BYTES | {
     MuxType.RESUME: _RESUME.size,
 }
 _REASONS: Final = {int(r): r for r in MuxReason}
-_TYPES: Final = {int(t): t for t in MuxType}
+_TYPES: Final = {int(t): (t, _BODY_MIN_BYTES[t], _BODY_MAX_BYTES[t]) for t in MuxType}
 
 
 class MalformedMux(ValueError):
@@ -175,13 +175,21 @@ def parse(data: Bytes) -> Frame | None:
     """A frame; None for a type nobody knows. Raises MalformedMux when its length is out of bounds."""
     if not HEADER_BYTES <= len(data) <= LINK_FRAME_MAX_BYTES:
         raise MalformedMux("frame too short or too long")
-    kind = _TYPES.get(data[0])
-    if kind is None:
+    return _frame(memoryview(data), 0, len(data))
+
+
+def _frame(view: memoryview, start: int, end: int) -> Frame | None:
+    code, tunnel = _HEADER.unpack_from(view, start)
+    known = _TYPES.get(code)
+    if known is None:
         return None
-    size = len(data) - HEADER_BYTES
-    if not _BODY_MIN_BYTES[kind] <= size <= _BODY_MAX_BYTES[kind]:
+    start += HEADER_BYTES
+    kind, least, most = known
+    if not least <= end - start <= most:
         raise MalformedMux(f"{kind.name} has a wrong length")
-    return Frame(kind, int.from_bytes(data[1:HEADER_BYTES], "big"), memoryview(data)[HEADER_BYTES:])
+    return tuple.__new__(
+        Frame, (kind, tunnel, view[start:end])
+    )  # what `Frame(...)` does, on every tunnel's way
 
 
 def header(kind: MuxType, tunnel: int) -> bytes:
@@ -334,11 +342,11 @@ class LinkReader:
                 yield frame
         view, end = memoryview(data), len(data)
         while end - offset >= 4:
-            size = _size(data, offset)
-            if end - offset - 4 < size:
+            beyond = offset + 4 + _size(data, offset)
+            if beyond > end:
                 break
-            frame = parse(view[offset + 4 : offset + 4 + size])
-            offset += 4 + size
+            frame = _frame(view, offset + 4, beyond)
+            offset = beyond
             if frame is not None:
                 yield frame
         part += view[offset:]

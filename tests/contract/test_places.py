@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from gateway_node.buyer import Buyer
 from gateway_node.leases import Leases
 from gateway_node.places import Places
+from shared.access.model import Pak, Quality
 from shared.kernel.codes import Pool
-from shared.kernel.ids import EndpointId, GatewayId, PakId
+from shared.kernel.ids import AccountId, EndpointId, GatewayId, PakId
 from shared.pool import live, places
 from shared.pool.model import Acquired, NoStock, NoStockReason
 from shared.pool.places import CONNECTIONS_MAX, SPARE_PLACES, hold_places
@@ -24,6 +26,10 @@ from tests.contract.test_pool_live import modem, peer, presence
 
 pytestmark = pytest.mark.slow
 OWNER = "psx_a"
+
+
+def key(pak_id: PakId) -> Pak:
+    return Pak(pak_id, AccountId(OWNER), "", "h", "", None, 0, True, None, None, Quality.STANDARD, True, 0, 0)
 
 
 @pytest_asyncio.fixture
@@ -101,17 +107,18 @@ async def test_most_connections_cost_no_call_while_there_is_room(redis: AsyncRed
 
 async def test_a_hold_whose_answer_was_lost_is_given_back_and_no_other(redis: AsyncRedis) -> None:
     await redis.run(live.list_endpoint(modem("m1")))
-    leases, pak, route = Leases(redis, GatewayId("gw"), now_ms), PakId("k"), parse_username(f"{OWNER}-mbl-us")
+    leases, pak = Leases(redis, GatewayId("gw"), now_ms), PakId("k")
+    asking = Buyer(key(pak), parse_username(f"{OWNER}-mbl-us"), OWNER)
     real = redis.run
 
     async def lost(call: Any, unheard: Any = None) -> Any:
         await real(call, unheard)
         raise StoreUnavailable("connection lost")
 
-    assert isinstance(await leases.acquire(route, Pool.MBL, pak, [], OWNER), Acquired)
+    assert isinstance(await leases.acquire(asking, Pool.MBL), Acquired)
     redis.run = lost  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
-        await leases.acquire(route, Pool.MBL, pak, [], OWNER)
+        await leases.acquire(asking, Pool.MBL)
     redis.run = real  # type: ignore[method-assign]
     for holds in (2, 1, 1):
         await leases.compare()
@@ -127,8 +134,9 @@ async def test_sessions_count_over_both_pools(redis: AsyncRedis, monkeypatch: py
     leases, pak = Leases(redis, GatewayId("gw"), now_ms), PakId("k")
 
     async def begin(pool: Pool, sid: str) -> Acquired | NoStock:
-        route = parse_username(f"{OWNER}-{pool.value}-us-sid-{sid}")
-        found = await leases.acquire(route, pool, pak, [], OWNER)
+        found = await leases.acquire(
+            Buyer(key(pak), parse_username(f"{OWNER}-{pool.value}-us-sid-{sid}"), OWNER), pool
+        )
         if isinstance(found, Acquired):
             leases.give_back(found, pak)
         await leases.drain()

@@ -101,9 +101,10 @@ def take(
     pak: PakId = PAK,
     now: int = NOW,
     excluded: tuple[str, ...] = (),
+    has_many: bool = False,
 ) -> Acquired | NoStock:
-    route = parse_username(username)
-    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, [EndpointId(e) for e in excluded]))
+    route, others = parse_username(username), [EndpointId(e) for e in excluded]
+    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, others, has_many=has_many))
 
 
 def taken(redis: SyncRedis, username: str, **more: Any) -> str:
@@ -202,6 +203,31 @@ def test_an_endpoint_carries_its_connections_and_no_more(redis: SyncRedis) -> No
     run(redis, live.list_endpoint(modem("m1")))
     assert [taken(redis, "psx_a-mbl-us") for _ in range(6)] == ["m1"] * 6
     assert isinstance(take(redis, "psx_a-mbl-us"), NoStock)
+
+
+def test_who_has_many_connections_leaves_the_last_place_to_a_newcomer(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    assert [taken(redis, "psx_a-mbl-us", has_many=True) for _ in range(5)] == ["m1"] * 5
+    assert isinstance(take(redis, "psx_a-mbl-us", has_many=True), NoStock)
+    assert taken(redis, "psx_a-mbl-us", pak=PakId("b")) == "m1"
+    run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m1"), PAK, 1)]))
+    assert taken(redis, "psx_a-mbl-us", has_many=True) == "m1", "who shares an endpoint may fill it"
+
+
+def test_an_endpoint_of_one_customer_is_all_of_its(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(peer("d1", tier=SpeedTier.MEDIUM)), put_presence(presence("d1")))
+    found = [take(redis, "psx_a-peer-us-rot-sticky-sid-s", Pool.PEER, has_many=True) for _ in range(4)]
+    assert [isinstance(one, Acquired) for one in found] == [True, True, True, False]
+
+
+def test_a_place_on_a_full_endpoint_that_comes_free_is_sold_again(redis: SyncRedis) -> None:
+    run(redis, live.list_endpoint(modem("m1")))
+    for pak in ("a", "b", "c"):
+        assert taken(redis, "psx_a-mbl-us", pak=PakId(pak)) == "m1"
+    free = command("SMEMBERS", "{mbl}:free:us", parse=lambda found: {one.decode() for one in found})
+    assert redis.run(free) == set(), "it has all of its customers"
+    run(redis, live.release(Pool.MBL, GATEWAY, [(EndpointId("m1"), PakId("c"), 1)]))
+    assert redis.run(free) == {"m1"}
 
 
 def test_giving_back_more_than_is_held_changes_nothing(redis: SyncRedis) -> None:

@@ -299,7 +299,7 @@ async def test_a_key_that_is_turned_off_loses_its_tunnels_at_once(plane: Plane) 
 
 async def test_a_key_that_is_turned_off_while_its_tunnel_is_opened_gets_none(plane: Plane) -> None:
     await plane.add_peer("p1")
-    dial = plane.pipeline._dialer.open
+    dial = plane.pipeline.attempts._dialer.open
 
     async def slow_dial(*given: Any) -> Any:
         side = await dial(*given)
@@ -307,7 +307,7 @@ async def test_a_key_that_is_turned_off_while_its_tunnel_is_opened_gets_none(pla
         await plane.auth.recheck(PakId("pak1"))
         return side
 
-    plane.pipeline._dialer.open = slow_dial  # type: ignore[assignment, method-assign]
+    plane.pipeline.attempts._dialer.open = slow_dial  # type: ignore[assignment, method-assign]
     _, writer, head = await plane.connect(await plane.target(echo))
     assert head.startswith("HTTP/1.1 407 "), head
     await until(lambda: not any(socket.load for socket in plane.sockets_of("p1")))

@@ -123,8 +123,8 @@ class Bed:
         leases: Any = self.plane.leases
         acquire = leases.acquire
 
-        async def watched(*args: Any) -> Any:
-            found = await acquire(*args)
+        async def watched(*args: Any, **more: Any) -> Any:
+            found = await acquire(*args, **more)
             if getattr(getattr(found, "endpoint", None), "endpoint_id", "") == name:
                 times.append(time.monotonic())
             return found

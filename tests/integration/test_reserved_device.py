@@ -62,7 +62,7 @@ async def bed(
     key = ApiKey(token_hash(text), ACCOUNT, frozenset({Scope.RESELL}), now_ms())
     dynoxide.run(access.put_api_key(PREFIX + "access", key))
     keeper = SessionKeeper(plane.redis, now_ms)
-    plane.pipeline._sessions = keeper
+    plane.pipeline.tunnels.sessions = keeper
     plane.tasks.append(asyncio.create_task(keeper.follow()))
     yield Bed(plane, functions, text)
     functions.close()

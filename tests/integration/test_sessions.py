@@ -141,7 +141,7 @@ async def test_a_gateway_that_missed_the_push_finds_the_word_of_it(plane: Plane)
     from gateway_node.sessions import SessionKeeper
 
     keeper = SessionKeeper(plane.redis, now_ms)
-    plane.pipeline._sessions = keeper
+    plane.pipeline.tunnels.sessions = keeper
     await plane.add_peer("p1")
     port = await plane.target(echo)
     streams = await plane.tunnel(port, username=f"{ACCOUNT}-peer-us-sid-a")

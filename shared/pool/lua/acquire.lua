@@ -5,10 +5,14 @@
 --       7 needs presence (1/0), 8 ip type, 9 asn, 10 isp, 11 carrier, 12 carrier is hard (1/0), 13 country ("" = any),
 --       14 session must keep its device (1/0), 15 pin kind ("" = none), 16 pin id, 17 pin is strict (1/0), 18 city,
 --       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
---       23 whoever stands in for a session's lost device is in its country (1/0), 24.. endpoints to leave out
--- Answer: {endpoint, fields of its row, fields of its presence, how (0 fresh, 1 session, 2 pin, 3 instead of the pin),
+--       23 whoever stands in for a session's lost device is in its country (1/0), 24 the customer has many connections (1/0),
+--       25.. endpoints to leave out
+-- Answer: {endpoint, what its row says, where it is (or nothing), how (0 fresh, 1 session, 2 pin, 3 instead of the pin),
 --          how many sessions there are now if this began one, else 0}
 --         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
+local TOLD = 12 -- so many facts of a row are answered
+local DRAWN_FIRST, DRAWN_THEN, LOOKED_AT = -2, -6, 256
+-- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
 local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local window, presence_needed, city = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[18]
 local least_stability, account = tonumber(ARGV[19]), ARGV[20]
@@ -20,22 +24,24 @@ local absent = 0
 local crowded = false -- a device was left out for want of room alone
 local stands_for -- a lease whose device is away: whoever carries for it is noted with it
 local excluded = {}
-for i = 24, #ARGV do excluded[ARGV[i]] = true end
+for i = 25, #ARGV do excluded[ARGV[i]] = true end
+
+local function endpoint(values)
+  return { country = values[2], carrier = values[3] or '', asn = values[4], ip_type = values[6], city = values[8],
+    stability = values[9] or '', max_connections = tonumber(values[13]), max_customers = tonumber(values[14]),
+    isp_slug = values[15] or '', reserved = values[16], told = { unpack(values, 1, TOLD) } }
+end
 
 local function row(id)
-  local fields = redis.call('HGETALL', prefix .. 'ep:' .. id)
-  if #fields == 0 then return nil end
-  local map = {}
-  for i = 1, #fields, 2 do map[fields[i]] = fields[i + 1] end
-  return map, fields
+  local values = redis.call('HMGET', prefix .. 'ep:' .. id, 'account_id', 'country', 'carrier', 'asn', 'isp', 'ip_type',
+    'tier', 'city', 'stability', 'modem_host', 'modem_port', 'modem_credentials_sealed', -- these are told
+    'max_connections', 'max_customers', 'isp_slug', 'reserved')
+  return values[2] and endpoint(values)
 end
 
 -- A device is reached by the relay that told of it, while that one lives.
 local function stands(live)
-  local relay, life
-  for i = 1, #live, 2 do
-    if live[i] == 'relay_id' then relay = live[i + 1] elseif live[i] == 'relay_life' then life = live[i + 1] end
-  end
+  local relay, life = live[1], live[2]
   return relay and (not life or life == '' or redis.call('GET', prefix .. 'relay:' .. relay) == life)
 end
 
@@ -45,7 +51,7 @@ local function matches(ep, with_carrier)
   if ARGV[10] ~= '' and not string.find(ep.isp_slug, ARGV[10], 1, true) then return false end
   if country ~= '' and ep.country ~= country then return false end
   if with_carrier and carrier ~= '' and ep.carrier ~= carrier then return false end
-  if least_stability > 0 and (tonumber(ep.stability or '') or 0) < least_stability then return false end
+  if least_stability > 0 and (tonumber(ep.stability) or 0) < least_stability then return false end
   return true
 end
 
@@ -54,30 +60,30 @@ end
 local function unlisted(id)
   local live = redis.call('HMGET', prefix .. 'live:' .. id, 'account_id', 'country', 'asn', 'isp')
   if live[1] ~= account or redis.call('SISMEMBER', prefix .. 'may_serve', id) == 0 then return nil end
-  local fields = { 'account_id', live[1], 'country', live[2], 'ip_type', 'unknown', 'asn', live[3], 'isp', live[4],
-    'carrier', '', 'tier', 'unknown', 'max_connections', '2', 'max_customers', '1', 'modem_host', '',
-    'modem_port', '0', 'modem_credentials_sealed', '' }
-  local map = {}
-  for i = 1, #fields, 2 do map[fields[i]] = fields[i + 1] end
-  return map, fields
+  return endpoint({ live[1], live[2], '', live[3], live[4], 'unknown', 'unknown', '', '', '', '0', '', '2', '1' })
 end
 
 -- Connections that an endpoint has now, and its customers with this one if it is new there (0 if not); nil when it is full.
-local function room(id, ep)
+-- A customer with many connections, while it is alone, leaves the last one to a newcomer if there may be newcomers.
+local function room(id, ep, is_theirs)
   local load = prefix .. 'load:' .. id
   local held = redis.call('HMGET', load, '#', pak)
   local total = tonumber(held[1] or '0')
-  if total >= tonumber(ep.max_connections) then return nil end
-  if held[2] then return total, 0 end
+  if total >= ep.max_connections then return nil end
+  if held[2] then
+    local is_last = total + 1 == ep.max_connections and ep.max_customers > 1 and not is_theirs
+    if is_last and ARGV[24] == '1' and tonumber(held[2]) == total then return nil end
+    return total, 0
+  end
   local customers = total > 0 and redis.call('HLEN', load) or 1 -- one field is the sum
-  if customers > tonumber(ep.max_customers) then return nil end
+  if customers > ep.max_customers then return nil end
   return total, customers
 end
 
 local function usable(id, with_carrier, pinned)
   if excluded[id] then return nil end
-  local ep, fields = row(id)
-  if not ep and pinned == 'device' then ep, fields = unlisted(id) end
+  local ep = row(id)
+  if not ep and pinned == 'device' then ep = unlisted(id) end
   if not ep then return nil end
   if pinned then -- a pin chooses the device; country and IP type (what a key is locked to) still hold
     if country ~= '' and ep.country ~= country then return nil end
@@ -91,18 +97,18 @@ local function usable(id, with_carrier, pinned)
   if pinned ~= 'device' and redis.call('EXISTS', prefix .. 'pause:' .. id) == 1 then return nil end
   local live = {}
   if presence_needed then
-    live = redis.call('HGETALL', prefix .. 'live:' .. id)
+    live = redis.call('HMGET', prefix .. 'live:' .. id, 'relay_id', 'relay_life', 'mesh_host', 'mesh_port', 'protocol', 'ip')
     if not stands(live) then
       absent = absent + 1
       return nil
     end
   end
-  local total, customers = room(id, ep)
+  local total, customers = room(id, ep, pinned == 'device' or (lease ~= '' and ep.reserved == lease))
   if not total then
     crowded = true
     return nil
   end
-  return { id = id, ep = ep, fields = fields, live = live, total = total, customers = customers,
+  return { id = id, ep = ep, live = live, total = total, customers = customers,
     near = city ~= '' and ep.city == city }
 end
 
@@ -113,15 +119,15 @@ local function take(choice, reused, sessions)
   redis.call('HINCRBY', load, pak, 1)
   redis.call('HINCRBY', KEYS[3], id .. '|' .. pak, 1)
   if stands_for then redis.call('HSET', prefix .. 'reserved:' .. stands_for, 'stand_in', id) end
-  if choice.total + 1 >= tonumber(ep.max_connections) or choice.customers >= tonumber(ep.max_customers) then
+  if choice.total + 1 >= ep.max_connections or choice.customers >= ep.max_customers then
     redis.call('SREM', prefix .. 'free:any', id)
     redis.call('SREM', prefix .. 'free:' .. ep.country, id)
   end
-  return { id, choice.fields, choice.live, reused, sessions or 0 }
+  return { id, ep.told, choice.live, reused, sessions or 0 }
 end
 
-local function least_loaded(count, with_carrier)
-  local best
+-- The least loaded of so many, the nearest first; `best` is what was found before.
+local function least_loaded(count, with_carrier, best)
   for _, id in ipairs(redis.call('SRANDMEMBER', free, count)) do
     local choice = usable(id, with_carrier)
     if choice then
@@ -213,12 +219,16 @@ if sid ~= '' and redis.call('EXISTS', KEYS[2]) == 0 then
   if redis.call('ZCARD', sessions) >= tonumber(ARGV[22]) then return { false, 0, 'sessions' } end
 end
 
--- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
-local best = city == '' and least_loaded(-8, true) or least_loaded(256, true)
-if not best and carrier ~= '' and not carrier_is_hard then best = least_loaded(256, false) end
+local best
+if city == '' then
+  best = least_loaded(DRAWN_FIRST, true)
+  if not best or best.total > 0 then best = least_loaded(DRAWN_THEN, true, best) end
+end
+best = best or least_loaded(LOOKED_AT, true)
+if not best and carrier ~= '' and not carrier_is_hard then best = least_loaded(LOOKED_AT, false) end
 if not best and before then
   excluded[before] = nil
-  best = least_loaded(256, carrier_is_hard)
+  best = least_loaded(LOOKED_AT, carrier_is_hard)
 end
 if not best then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
 local count = 0

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from gateway_node.pipeline import Pipeline, lock_quality
+from gateway_node.attempts import Attempts
+from gateway_node.buyer import lock_quality
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal
 from shared.kernel.ids import AccountId, PakId
@@ -47,7 +48,7 @@ async def test_a_customer_is_told_why_it_gets_no_exit(
     reason: NoStockReason, code: Refusal, says: str
 ) -> None:
     nothing = cast(Any, None)
-    pipeline = Pipeline(nothing, nothing, nothing, nothing, nothing, nothing, lambda: 0)
-    refused = await pipeline._no_stock(parse_username("psx_a-peer-us-asn-none"), reason)
+    attempts = Attempts(nothing, nothing, nothing, nothing, nothing, lambda: 0)
+    refused = await attempts.no_stock(parse_username("psx_a-peer-us-asn-none"), reason)
     assert refused.code is code
     assert says in refused.message

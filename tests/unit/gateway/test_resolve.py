@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from gateway_node.buyer import Buyer
 from gateway_node.pipeline import Pipeline
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Resolver, Target
@@ -69,7 +70,7 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
         async def pools_of(self, route: Route, *of: object) -> tuple[Pool, ...]:
             return route.pools[:1]
 
-        async def acquire(self, *wanted: object) -> Acquired:
+        async def acquire(self, *wanted: object, has_many: bool) -> Acquired:
             self.held += 1
             return chosen
 
@@ -78,13 +79,13 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
 
         def doubt(self, device_id: str) -> None: ...
 
-    parts, leases = cast(Any, SimpleNamespace()), Holds()
+    parts, leases = cast(Any, SimpleNamespace(has_many=lambda owner: False)), Holds()
     resolver, dialer = Resolver(EgressPolicy(), {}), cast(Any, Dialer())
     pipeline = Pipeline(parts, resolver, cast(Any, leases), dialer, parts, parts, lambda: 0)
-    route, asked = parse_username("psx_a-peer-us"), cast(Any, SimpleNamespace(request_id="r", target="t"))
+    buyer = Buyer(PAK, parse_username("psx_a-peer-us"), "psx_a")
 
     async def answer(target: Target) -> Refusal:
-        refused = await pipeline._through_some_exit(asked, route, PAK, target)
+        refused = await pipeline.attempts.reach(buyer, target, "r")
         assert isinstance(refused, RefusedRequest)
         return refused.code
 

@@ -13,7 +13,7 @@ from local.paths import ROOT
 from tests.support.templates import Template
 
 ALARM = "AWS::CloudWatch::Alarm"
-DEFINED = re.compile(r"\b(Gauge|Counter|Histogram)(?:MetricFamily)?\(\s*\"(psx_[a-z_]+)\"(.*?)\)\n", re.S)
+DEFINED = re.compile(r"\b(Gauge|Counter|Histogram|Tallies|level)\(\s*\"(psx_[a-z_]+)\"(.*?)\)\n", re.S)
 
 
 def instance(role: str, cpus: int = 2) -> Instance:
@@ -27,7 +27,7 @@ def defined() -> dict[str, str]:
     folders = ("gateway_node", "relay_node", "infra", "shared")
     texts = [path.read_text("utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = [match for text in texts for match in DEFINED.findall(text)]
-    return {f"{name}_total" if kind == "Counter" else name: rest for kind, name, rest in found}
+    return {f"{name}_total" if kind in {"Counter", "Tallies"} else name: rest for kind, name, rest in found}
 
 
 def shipped() -> set[str]:

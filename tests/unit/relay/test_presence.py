@@ -102,3 +102,18 @@ async def test_a_device_that_is_renewed_is_not_probed_for_it_and_a_revoked_one_i
     await told.drain()
     assert redis.scripts == [("put_presence", 2)]
     assert revoked == [("d2", 1, 0)]
+
+
+async def test_who_comes_a_moment_later_is_told_of_in_the_same_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "GATHER_S", 0.1)
+    redis = Recorder()
+    told = writer(redis)
+    running = asyncio.create_task(told.run())
+    told.arrived(device("d1"))
+    await asyncio.sleep(0)  # it has begun to wait
+    told.arrived(device("d2"))
+    async with asyncio.timeout(10):
+        while not redis.scripts:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert redis.scripts[0] == ("put_presence", 2)
