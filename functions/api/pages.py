@@ -15,6 +15,7 @@ _SKILL = """# psx: proxies for agents that have a wallet
 2. Transfer exactly that many micro-USDC on Base or Solana.
 3. Repeat the request, from the same address, with the header `Payment-Signature: <transaction hash>`.
    An answer that says the payment is not known yet means: repeat, and never pay again.
+   503 NO_STOCK instead of a price means: nothing is free there now; do not pay, and ask for another country or later.
 4. Use `proxy.http` of the answer. The username is a routing request:
    psx_<account>-<pool>-<country>[-sid-<session>][-rot-sticky|auto5|auto10|auto20|auto60|ondemand]
 5. Keep `sessionToken`: GET {api}/v1/x402/manage/pool/credit with `X-Session-Token` tells what is left,

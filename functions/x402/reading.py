@@ -35,16 +35,21 @@ def shown_payment(headers: Mapping[str, str]) -> Payment | None:
 
 
 def refuse_unread(request: Request, body: bytes, known: frozenset[str]) -> None:
-    """400 for terms that nobody would read, before they are paid for: misspelt, or in a body instead of the query.
+    """400 for terms that nobody would read, before they are paid for: misspelt, given twice, or in a body instead of the
+    query.
 
     Who pays already is served what their quote said.
     """
     if pays(request.headers):
         return
     names = ", ".join(sorted(known))
-    unknown = next((name for name in request.query_params if name not in known), None)
+    given = [name for name, _ in request.query_params.multi_items()]
+    unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         refuse_field(FieldFault(unknown[:NAME_SHOWN_MAX], f"one of {names}"))
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None:
+        refuse_field(FieldFault(twice, "one value"))
     if body.strip() not in EMPTY_BODIES:
         refuse_field(FieldFault("body", f"nothing; terms stand in the query: {names}"))
 

@@ -231,6 +231,7 @@ class OwedRun:
             return
         if conflict is not None:
             self._run(rows.forget(self._table, owed.network, owed.key))
+        self.counter.abandon(owed.order, owed.key)
         report.refundable += 1
 
 

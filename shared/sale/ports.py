@@ -215,6 +215,11 @@ class Ports:
         """It is not sold after all."""
         self.redis.run(let_go(lease.wish.pool, lease.lease_id))
 
+    def abandon(self, lease_id: str) -> None:
+        """What a sale that came to nothing may have held is free for others."""
+        if self.find(lease_id) is None:
+            self.redis.run(let_go(Pool.MBL, lease_id))
+
     def find(self, lease_id: str) -> PortLease | None:
         """A port by its lease."""
         return self.dynamo.run(get_lease(self.table, lease_id))

@@ -130,6 +130,11 @@ class Counter(Verifier):
         claim, _ = self.mint.raise_cap(order, order.pak_id, payment, paid, requester)
         return claim
 
+    def abandon(self, order: Order, payment_key: str) -> None:
+        """An order that nobody serves any more holds no device. Raises StoreUnavailable."""
+        if order.product is Product.PORT:
+            self.mint.ports.abandon(lease_id_of(self.quote_secret, payment_key))
+
     def _again(
         self, claim: Claim, offers: Sequence[Offer], requester: str, payment: Payment
     ) -> Bought | Refused:

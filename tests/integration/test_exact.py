@@ -21,11 +21,15 @@ from web3 import Web3
 from local import lab
 from local.bootstrap import HOUSE
 from local.evm import FAKE_TOKEN, USDC, new_address, sign_authorization
+from local.goods import MODEM, put_goods
 from shared.access import table as access
 from shared.chain.eip3009 import LIFE_MAX_S, read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
 from shared.guard.service import standing_incidents
+from shared.kernel.codes import Pool
 from shared.metering.rules import day_of
+from shared.pool.live import unlist_endpoint
+from shared.pool.numbers import derive, run
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
@@ -403,6 +407,27 @@ def test_the_rail_is_offered_only_while_its_wallet_can_pay_for_gas(shop: Shop) -
     report = validate_sale(shop.sale_wiring)
     assert report["exact"] is False
     assert "nearly empty" in report["exactFaults"][0]
+
+
+def test_no_transfer_is_sent_while_nothing_is_free_and_one_that_was_sent_is_served(shop: Shop) -> None:
+    def empty() -> None:
+        shop.redis.run(unlist_endpoint(Pool.MBL, MODEM))
+        run(shop.redis, derive())
+
+    payload, counter = signed(shop.anvil.new_wallet()), shop.sale_wiring.counter
+    empty()
+    refused = shop.buy(payload)
+    assert (refused.status, refused.body["code"]) == (503, "NO_STOCK")
+    assert "nothing was charged" in refused.body["message"]
+    assert shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest") == "0x0"
+    put_goods(shop.redis)
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.buy(payload).body["code"] == "PAYMENT_UNKNOWN"
+    empty()
+    shop.anvil.call("evm_setAutomine", True)
+    shop.anvil.call("evm_mine")
+    assert shop.buy(payload).status == 200
 
 
 def test_what_reverted_transfers_burned_closes_the_rail_until_the_day_is_over(

@@ -28,8 +28,9 @@ from shared.access.settling import SETTLE_AFTER_MS, settle_later_item
 from shared.access.table import mint as mint_pak
 from shared.grading.listing import ListingRun
 from shared.grading.live import account_mark, mark_changed
+from shared.guard.model import Incident
 from shared.guard.service import all_incidents, standing_incidents
-from shared.guard.table import write_setting
+from shared.guard.table import open_incident, write_setting
 from shared.kernel.ids import UNKNOWN_COUNTRY, EndpointId, PakId
 from shared.metering.table import put_batch
 from shared.pool.lease_table import create_items, get_lease
@@ -194,8 +195,10 @@ def test_the_roll_up_applies_batches_and_proves_devices_within_its_role(
     assert run("roll-up", roll_up.handler)["applied"] == 0
     assert len(standing_incidents(dynamo, "psx-test-guard")) == 1, "the row still waits for a human"
     dynamo.run(put("psx-test-usage", spoil() | {"fault": "told before"}))  # mended by a human
+    other = Incident("spoiled#batch#old 3: as it was named once", "spoiled_batch", "a human's to close", NOW)
+    dynamo.run(open_incident("psx-test-guard", other))
     assert run("roll-up", roll_up.handler)["applied"] == 1
-    assert standing_incidents(dynamo, "psx-test-guard") == []
+    assert [i.name for i in standing_incidents(dynamo, "psx-test-guard")] == [other.name]
 
 
 def test_ghosts_are_dropped_within_the_jobs_role(

@@ -22,6 +22,7 @@ from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, put
 from shared.runtime.redis import command
+from shared.sale.minting import Mint
 from shared.sale.owed import LATE_MS, TRIES_MAX
 from shared.sale.owed_table import Owed, all_owed
 from shared.sale.ports import DEVICE_WAIT_MS
@@ -182,6 +183,26 @@ def test_who_waits_for_a_device_for_an_hour_is_listed_for_a_refund_and_served_un
     assert through(functions, served.body["proxy"]["username"]) == "m2"
     listed = functions.call("/v1/x402/admin/refunds", headers={"x-api-key": functions.keys.admin}).body
     assert listed["refunds"] == []
+
+
+def test_a_payment_that_is_given_up_holds_no_device(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwritten(*_: object, **__: object) -> None:
+        raise StoreUnavailable("mint: the store is away")
+
+    list_modems(functions, "m1")
+    assert functions.call(PRIVATE).status == 402
+    clock = functions.sale_wiring.counter
+    with monkeypatch.context() as patched:
+        patched.setattr(Mint, "_write", unwritten)
+        assert pay(functions, 1, PRIVATE).status == 503
+        assert through(functions, f"{HOUSE}-mbl-us") == "", "it is held for who paid"
+        object.__setattr__(clock, "now_ms", lambda: now_ms() + LATE_MS)
+        assert [serve_owed(functions.sale_wiring)["refundable"] for _ in range(TRIES_MAX)][-1] == 1
+    object.__setattr__(clock, "now_ms", now_ms)
+    assert through(functions, f"{HOUSE}-mbl-us") == "m1"
+    assert through(functions, pay(functions, 1, PRIVATE).body["proxy"]["username"]) == "m1"
 
 
 def test_what_is_held_is_not_for_sale_again(functions: Functions) -> None:

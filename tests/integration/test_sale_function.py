@@ -250,6 +250,7 @@ def test_parallel_claims_of_one_payment_mint_one_key(
         ("sid=a-b", "sid"),
         ("rot=never", "rot"),
         ("trafficGB=5", "trafficGB"),
+        ("country=us&country=de", "country"),
         ("country=de&countryCode=de", "countryCode"),
     ],
 )
