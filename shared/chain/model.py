@@ -26,6 +26,7 @@ class InvalidReason(StrEnum):
     AUTH_TOO_LONG = "authorization_valid_before_is_over_an_hour_away"
     AUTH_CANCELED = "authorization_was_canceled"
     AUTH_USED_OTHERWISE = "authorization_nonce_was_used_for_something_else"
+    AUTH_PAYER_REVERTED = "an_earlier_signed_transfer_of_this_payer_reverted_pay_by_transaction_hash"
     AUTH_BALANCE = "balance_of_payer_is_too_small"
     AUTH_REVERTED = "transfer_was_reverted"
 
@@ -40,7 +41,7 @@ class UnknownReason(StrEnum):
     NODE_MALFORMED = "chain_node_answer_malformed"
     NODES_DISAGREE = "chain_nodes_disagree"
     NOT_SETTLED = "transfer_is_under_way"
-    PAYER_BUSY = "balance_of_payer_is_promised_to_transfers_under_way"
+    PAYER_BUSY = "payer_or_balance_is_busy_with_transfers_under_way"
     RAIL_CLOSED = "signed_transfers_are_not_taken_now"
 
 

@@ -202,11 +202,13 @@ class EvmSettler:
             return any(words in rejected.message.lower() for words in _SENT_ALREADY)
         return True
 
-    def reverted_wei(self, tx_hash: str) -> int:
-        """What one of our transactions burned without doing anything; 0 while it is not in the chain. Raises ReadFailed."""
+    def reverted_wei(self, tx_hash: str) -> int | None:
+        """What one of our transactions burned for nothing; None while it is not in the chain. Raises ReadFailed."""
         asked = [tx_hash]
         receipt = self._nodes.first(lambda n: evm_call(n, "eth_getTransactionReceipt", asked))
-        if receipt is None or int(receipt["status"], 16) == 1:
+        if receipt is None:
+            return None
+        if int(receipt["status"], 16) == 1:
             return 0
         gas = int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
         return gas + int(receipt.get("l1Fee") or "0x0", 16)

@@ -24,11 +24,11 @@ from shared.chain.model import (
     Verdict,
 )
 from shared.chain.rules import deepest
-from shared.chain.settler import LOG_RANGE_BLOCKS, SignedTransfer
+from shared.chain.settler import LOG_RANGE_BLOCKS, TRANSFER_GAS, SignedTransfer
 from shared.metering.rules import day_of
 from shared.runtime.dynamo import Contended, RunsDynamo, TransactItem, transact
 from shared.sale import exact_table as rows
-from shared.sale.exact_table import Stage, Transfer
+from shared.sale.exact_table import Payer, Stage, Transfer
 from shared.sale.model import Proof
 from shared.sale.owed_table import Owed, forget, owe_item
 
@@ -41,6 +41,8 @@ NONCE_TRIES_MAX: Final = 8
 RESERVE_TRIES_MAX: Final = 8
 """Tries to take a transfer on while others of the same payer are taken on; then its buyer asks again."""
 UNCOUNT_TRIES_MAX: Final = 8
+UNDER_WAY_MAX: Final = 4
+"""Transfers of one payer at a time: who moves the balance away in between burns no more of our gas by it."""
 REVERTED_DAY_MAX_WEI: Final = 10**16
 """What transactions that did nothing may burn on one UTC day, for all payers: a hundredth of an ether, some ten thousand
 reverted transfers at Base's ordinary fee. Beyond it nothing more is taken on until the day is over."""
@@ -65,7 +67,7 @@ class Settles(Protocol):
 
     def send(self, raw: str) -> bool: ...
 
-    def reverted_wei(self, tx_hash: str) -> int: ...
+    def reverted_wei(self, tx_hash: str) -> int | None: ...
 
     def outcome(
         self, authorization: Authorization, tx_hash: str, from_block: int, depths: Sequence[Depth]
@@ -147,8 +149,9 @@ class ExactRail:
         )
         if fault in {InvalidReason.AUTH_RECIPIENT, InvalidReason.AUTH_AMOUNT}:
             return Settled(Invalid(fault), False)
-        under_way = self.dynamo.run(rows.under_way(self.table, authorization.payer))
-        refused = settler.refused(authorization, deepest(depths), under_way or 0)
+        payer = self.dynamo.run(rows.get_payer(self.table, authorization.payer))
+        known = payer or Payer()
+        refused = settler.refused(authorization, deepest(depths), known.under_way_micro)
         height = settler.height()
         if refused is InvalidReason.AUTH_USED_OTHERWISE:
             return Settled(settler.outcome(authorization, "", height - LOG_RANGE_BLOCKS, depths), False)
@@ -156,12 +159,16 @@ class ExactRail:
             return Settled(Invalid(fault), False)
         if isinstance(refused, InvalidReason):
             return Settled(Invalid(refused), False)
+        if known.closed_until_s > now // 1000:
+            return Settled(Invalid(InvalidReason.AUTH_PAYER_REVERTED), False)
+        if known.transfers >= UNDER_WAY_MAX:
+            return Settled(Unknown(UnknownReason.PAYER_BUSY), False)
         if refused is not None or not self.is_open() or self.is_spent():
             return Settled(Unknown(refused or UnknownReason.RAIL_CLOSED), False)
-        return self._reserve(authorization, owed, height, under_way)
+        return self._reserve(authorization, owed, height, payer)
 
     def _reserve(
-        self, authorization: Authorization, owed: Owed, height: int, under_way: int | None
+        self, authorization: Authorization, owed: Owed, height: int, payer: Payer | None
     ) -> Transfer | None:
         """Take it on, unless another transfer of its payer was taken on since their sum was read."""
         now = self.now_ms()
@@ -172,7 +179,7 @@ class ExactRail:
         owing = replace(owed, order=replace(owed.order, proof=Proof.EXACT))
         items = [
             rows.reserve_item(self.table, transfer),
-            rows.count_item(self.table, transfer, under_way),
+            rows.count_item(self.table, transfer, payer),
             owe_item(self.table, owing),
         ]
         with contextlib.suppress(Contended):
@@ -206,7 +213,7 @@ class ExactRail:
 
     def _settled(self, transfer: Transfer, verdict: Verdict) -> Verdict:
         if transfer.counted:  # first: nobody comes back for a transfer that is final
-            self._uncount(transfer, self._burned(transfer, verdict))
+            self._uncount(transfer, verdict)
         if isinstance(verdict, Invalid):  # taken on, and then it moved nothing
             key = transfer.authorization.key
             self.dynamo.run(rows.fail(self.table, key, verdict.reason))
@@ -214,17 +221,30 @@ class ExactRail:
         return verdict
 
     def _burned(self, transfer: Transfer, verdict: Verdict) -> TransactItem | None:
-        """What our transaction burned, if it was another one that paid, or none. Raises ReadFailed."""
-        is_ours = isinstance(verdict, Valid) and verdict.tx_hash == transfer.tx_hash
-        wei = 0 if is_ours or not transfer.tx_hash else self.settler().reverted_wei(transfer.tx_hash)
+        """What our transaction burned, if it was another one that paid, or none. Raises ReadFailed.
+
+        One that is final before ours is mined (it was canceled, or sent by somebody else) burns what it may at most.
+        """
+        if not transfer.tx_hash or (isinstance(verdict, Valid) and verdict.tx_hash == transfer.tx_hash):
+            return None
+        wei = self.settler().reverted_wei(transfer.tx_hash)
+        if wei is None:
+            expired = verdict == Invalid(InvalidReason.AUTH_EXPIRED)  # ours was never mined
+            wei = 0 if expired else TRANSFER_GAS * transfer.fee_wei
         now = self.now_ms()
         return rows.reverted_item(self.table, self.settler().address, day_of(now), wei, now) if wei else None
 
-    def _uncount(self, transfer: Transfer, reverted: TransactItem | None) -> None:
-        """Others of the same payer may become final in the same moment. Raises Contended when they go on doing so."""
+    def _uncount(self, transfer: Transfer, verdict: Verdict) -> None:
+        """Others of the same payer may become final in the same moment. Raises Contended when they go on doing so.
+
+        A payer whose transfer burned gas and paid nothing is remembered: to do it again takes a newly funded wallet.
+        """
+        burned = self._burned(transfer, verdict)
+        closes = burned is not None and isinstance(verdict, Invalid)
+        until_s = self.now_ms() // 1000 + rows.CLOSED_S if closes else 0
         for left in reversed(range(UNCOUNT_TRIES_MAX)):
             try:
-                self.dynamo.run(rows.uncount(self.table, transfer, reverted))
+                self.dynamo.run(rows.uncount(self.table, transfer, burned, until_s))
                 return
             except Contended:
                 if not left:

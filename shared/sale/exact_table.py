@@ -6,7 +6,7 @@ anybody) or FAILED. A gas nonce does one thing for ever, at a fee that may be ra
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.chain.model import Authorization, InvalidReason
 from shared.runtime.dynamo import (
@@ -26,6 +26,8 @@ LEASE_MS: Final = 5_000
 REVERTED_KEPT_S: Final = 30 * 86_400
 UNDER_WAY_KEPT_S: Final = 7 * 86_400
 """How long a payer's sum is kept after their last transfer was taken on: what is under way longer is forgotten."""
+CLOSED_S: Final = 7 * 86_400
+"""So long nothing is taken on of a payer whose transfer reverted and paid nothing: they pay by transaction hash."""
 
 
 class Stage(StrEnum):
@@ -56,6 +58,14 @@ class Transfer:
     """Whether its amount stands in what its payer has under way."""
 
 
+class Payer(NamedTuple):
+    """What a payer has under way, and until when nothing more is taken on of them."""
+
+    under_way_micro: int = 0
+    transfers: int = 0
+    closed_until_s: int = 0
+
+
 def _pk(key: str) -> str:
     return f"settle#base#{key}"
 
@@ -82,33 +92,43 @@ def reserve_item(table: str, transfer: Transfer) -> TransactItem:
     return transact_put(table, {**row, "pk": _pk(transfer.authorization.key), "sk": "-"})
 
 
-def under_way(table: str, payer: str) -> DynamoRequest[int | None]:
-    """Micro-USDC of a payer's transfers that were taken on and are not final; None before the first one."""
-    return get_item(table, _payer_pk(payer), parse=lambda row: int(row["under_way_micro"]))
+def get_payer(table: str, payer: str) -> DynamoRequest[Payer | None]:
+    """A payer's transfers that were taken on and are not final; None before the first one."""
+
+    def read(row: Item) -> Payer:
+        return Payer(
+            int(row["under_way_micro"]), int(row.get("transfers", 0)), int(row.get("closed_until_s", 0))
+        )
+
+    return get_item(table, _payer_pk(payer), parse=read)
 
 
-def count_item(table: str, transfer: Transfer, before: int | None) -> TransactItem:
+def count_item(table: str, transfer: Transfer, before: Payer | None) -> TransactItem:
     """Add a transfer to what its payer has under way; fails when that is not what was read `before` any more."""
     found = transfer.authorization
     return transact_update(
         table,
         _payer_pk(found.payer),
         "-",
-        "SET under_way_micro = :after, #ttl = :ttl",
+        "SET under_way_micro = :after, #ttl = :ttl ADD transfers :one",
         {
-            ":after": (before or 0) + found.amount_micro,
+            ":after": (before or Payer()).under_way_micro + found.amount_micro,
             ":ttl": transfer.reserved_at_ms // 1000 + UNDER_WAY_KEPT_S,
+            ":one": 1,
         }
-        | ({} if before is None else {":before": before}),
+        | ({} if before is None else {":before": before.under_way_micro}),
         condition="attribute_not_exists(pk)" if before is None else "under_way_micro = :before",
         names={"#ttl": "ttl"},
     )
 
 
 def uncount(
-    table: str, transfer: Transfer, reverted: TransactItem | None = None
+    table: str, transfer: Transfer, reverted: TransactItem | None = None, closed_until_s: int = 0
 ) -> DynamoRequest[Conflict | None]:
-    """A transfer is final: its payer has it under way no more, and what it burned is counted. Once, whoever comes first."""
+    """A transfer is final: its payer has it under way no more, and what it burned is counted. Once, whoever comes first.
+
+    `closed_until_s`: nothing more is taken on of its payer until then.
+    """
     found = transfer.authorization
     once = transact_update(
         table,
@@ -122,9 +142,12 @@ def uncount(
         table,
         _payer_pk(found.payer),
         "-",
-        "ADD under_way_micro :less",
-        {":less": -found.amount_micro},
+        ("SET closed_until_s = :until, #ttl = :until " if closed_until_s else "")
+        + "ADD under_way_micro :less, transfers :one_less",
+        {":less": -found.amount_micro, ":one_less": -1}
+        | ({":until": closed_until_s} if closed_until_s else {}),
         condition="attribute_exists(pk)",
+        names={"#ttl": "ttl"} if closed_until_s else None,
     )
     return transact([once, less] if reverted is None else [once, less, reverted])
 

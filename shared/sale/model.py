@@ -254,7 +254,8 @@ class Bought:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No credentials, and why."""
+    """No credentials, and why. `nothing_moved`: no money was touched, so that a payment's name is free again."""
 
     problem: Problem
     detail: str
+    nothing_moved: bool = False

@@ -207,8 +207,8 @@ class OwedRun:
             tx_hash, now = paid.tx_hash or owed.tx_hash, self.now_ms()
             found = Refund(owed.network, owed.key, tx_hash, paid.payer, paid.amount_micro, why[:200], now)
             self._give_up(owed, found, report)
-        elif paid is not None or not self._too_old(owed, why, report):
-            self._run(rows.tried(self._table, owed))
+        elif (paid is not None or not self._too_old(owed, why, report)) and not isinstance(error, NoDevice):
+            self._run(rows.tried(self._table, owed))  # to wait for a device is no fault: it has its own bound
 
     def _too_old(self, owed: Owed, why: str, report: Report) -> bool:
         """Whether nobody could say for so long whether it was paid that it became a human's to find out.

@@ -90,7 +90,9 @@ class Counter(Verifier):
                 Problem.OTHER_PAYLOAD, "this payment identifier was used for another payment or purchase"
             )
         result = _known(work)
-        if isinstance(result, Refused) and result.problem is Problem.PAYMENT_INVALID:
+        if isinstance(result, Refused) and (
+            result.nothing_moved or result.problem is Problem.PAYMENT_INVALID
+        ):
             self.mint.dynamo.run(sales.unname_payment(table, name, mine))
         return result
 

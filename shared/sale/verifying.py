@@ -214,11 +214,11 @@ class Verifier:
     def _untaken(self, offer: Offer, *, other_terms: bool) -> Refused | None:
         """Why no signed transfer for these terms is taken on now. Nothing has moved, so nothing is lost by it."""
         if not self.sells(offer.prices.ip_type):
-            return Refused(Problem.NOT_ON_SALE, f"{SUSPENDED}, and nothing was charged")
+            return Refused(Problem.NOT_ON_SALE, f"{SUSPENDED}, and nothing was charged", nothing_moved=True)
         if other_terms:
             return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
         if self.lacks(offer.order):
-            return Refused(Problem.NO_STOCK, f"{NONE_FREE}, and nothing was charged")
+            return Refused(Problem.NO_STOCK, f"{NONE_FREE}, and nothing was charged", nothing_moved=True)
         return None
 
     def _owed(self, payment: Payment, order: Order, requester: str) -> Owed:

@@ -164,6 +164,8 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
             await asyncio.sleep(POLL_S)
     empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
+    empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
+    assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
     put_goods(stores.redis)
     status, headers, body = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert status == 402, body

@@ -25,6 +25,7 @@ from local.goods import MODEM, put_goods
 from shared.access import table as access
 from shared.chain.eip3009 import LIFE_MAX_S, read_authorization, transfer_calldata
 from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, UnknownReason, Valid, Verdict
+from shared.chain.settler import TRANSFER_GAS
 from shared.guard.service import standing_incidents
 from shared.kernel.codes import Pool
 from shared.metering.rules import day_of
@@ -33,7 +34,8 @@ from shared.pool.numbers import derive, run
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
-from shared.sale.exact_table import Transfer
+from shared.sale.exact import UNDER_WAY_MAX
+from shared.sale.exact_table import Payer, Transfer
 from shared.sale.model import Terms
 from shared.sale.owed_table import Owed
 from shared.sale.rules import read_prices, read_terms
@@ -205,6 +207,24 @@ def test_an_x402_payment_identifier_is_bound_to_its_payment(shop: Shop) -> None:
     assert shop.minted() == 1
 
 
+def test_an_identifier_under_which_nothing_was_charged_is_free_again(shop: Shop) -> None:
+    echo = {
+        "scheme": "exact",
+        "network": "eip155:8453",
+        "amount": str(DUE),
+        "asset": USDC,
+        "payTo": RECIPIENT,
+    }
+    named = [
+        header(signed(shop.anvil.new_wallet()), echo) | {"idempotency-key": "one-purchase"} for _ in range(2)
+    ]
+    shop.redis.run(unlist_endpoint(Pool.MBL, MODEM))
+    run(shop.redis, derive())
+    assert shop.call(QUERY, headers=named[0]).body["code"] == "NO_STOCK"
+    put_goods(shop.redis)
+    assert shop.call(QUERY, headers=named[1]).status == 200, "signed anew, because the first signature aged"
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("another recipient", {"to": "0x" + "22" * 20}, "authorization_pays_somebody_else"),
     ("one micro less", {"amount": DUE - 1}, "authorization_is_for_less_than_the_price"),
@@ -285,9 +305,8 @@ def test_a_malformed_authorization_is_400(shop: Shop, broken: dict[str, Any]) ->
     assert "do not pay again" in answer.body["message"]
 
 
-def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
-    wallet = shop.anvil.new_wallet()
-    payload = signed(wallet)
+def cancel(shop: Shop, wallet: LocalAccount, payload: dict[str, Any]) -> str:
+    """The payer's own transaction that makes a signature worthless; its hash."""
     nonce = payload["authorization"]["nonce"]
     domain = {"name": "USD Coin", "version": "2", "chainId": 8453, "verifyingContract": USDC}
     types = {
@@ -300,10 +319,34 @@ def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
     signature = bytes(wallet.sign_typed_data(domain, types, message).signature).hex()
     r, s, v = signature[:64], signature[64:128], signature[128:]
     call = "0x5a049a70" + wallet.address[2:].lower().rjust(64, "0") + nonce[2:] + v.rjust(64, "0") + r + s
-    shop.anvil.send(wallet, USDC, call)
+    return str(shop.anvil.send(wallet, USDC, call))
+
+
+def test_a_canceled_authorization_pays_nothing(shop: Shop) -> None:
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
+    cancel(shop, wallet, payload)
     answer = shop.buy(payload)
     assert answer.status == 402
     assert "authorization_was_canceled" in answer.body["error"]
+
+
+def test_what_is_canceled_before_our_transaction_is_mined_burns_the_most_it_may(shop: Shop) -> None:
+    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    rail, payload = counter.exact, signed(wallet)
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.buy(payload).status == 503
+    ((ours,),) = [of.values() for of in shop.anvil.call("txpool_content")["pending"].values()]
+    shop.anvil.call("anvil_dropTransaction", ours["hash"])
+    shop.anvil.call("evm_setAutomine", True)
+    cancel(shop, wallet, payload)
+    shop.anvil.call("evm_setAutomine", False)
+    answer = shop.buy(payload)
+    assert (answer.status, "authorization_was_canceled" in answer.body["error"]) == (402, True), answer.body
+    burned = shop.dynamo.run(rows.reverted_wei(rail.table, shop.gas_address.lower(), day_of(now_ms())))
+    assert burned == TRANSFER_GAS * int(ours["maxFeePerGas"], 16)
+    assert "an_earlier_signed_transfer" in shop.buy(signed(wallet)).body["error"]
 
 
 def test_a_nonce_that_was_spent_on_oneself_pays_nothing(shop: Shop) -> None:
@@ -314,6 +357,30 @@ def test_a_nonce_that_was_spent_on_oneself_pays_nothing(shop: Shop) -> None:
     answer = shop.buy(payload)
     assert answer.status == 402
     assert "authorization_nonce_was_used_for_something_else" in answer.body["error"]
+
+
+Settle = Callable[[dict[str, Any]], Verdict]
+Settling = tuple[Shop, Settle]
+
+
+@pytest.fixture
+def settling(shop: Shop) -> Settling:
+    """The rail alone, which answers at once."""
+    counter = shop.sale_wiring.counter
+    rail = replace(counter.exact, wait_s=0.0)
+    prices = read_prices(shop.sale_wiring.live.get("prices"))
+    assert prices is not None
+    terms = read_terms({"traffic": "0.1"}, prices)
+    assert isinstance(terms, Terms)
+    order = pool_order(terms, prices)
+
+    def settle(payload: dict[str, Any]) -> Verdict:
+        found = read_authorization(payload)
+        assert found is not None
+        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
+        return rail.settle(found, owed, SHALLOW).verdict
+
+    return shop, settle
 
 
 def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop: Shop) -> None:
@@ -330,29 +397,37 @@ def test_a_transfer_that_reverts_after_our_check_moves_nothing_and_says_so(shop:
     assert answer.status == 402, answer.body
     assert "transfer_was_reverted" in answer.body["error"]
     assert "transfer_was_reverted" in shop.buy(payload).body["error"]
+    shop.anvil.call("evm_setAutomine", True)
+    shop.anvil.set_balance(USDC, wallet.address, DUE)
+    again = shop.buy(signed(wallet))
+    assert (again.status, "an_earlier_signed_transfer" in again.body["error"]) == (402, True), again.body
+    assert shop.buy(signed(shop.anvil.new_wallet())).status == 200, "others are not concerned"
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2
+
+
+def test_a_payer_has_a_few_transfers_under_way_whatever_its_balance(settling: Settling) -> None:
+    shop, settle = settling
+    wallet = shop.anvil.new_wallet(100 * DUE)
+    shop.anvil.call("evm_setAutomine", False)
+    try:
+        payloads = [signed(wallet) for _ in range(UNDER_WAY_MAX + 1)]
+        told = [settle(payload) for payload in payloads]
+    finally:
+        shop.anvil.call("evm_setAutomine", True)
+    assert told == [Unknown(UnknownReason.NOT_SETTLED)] * UNDER_WAY_MAX + [Unknown(UnknownReason.PAYER_BUSY)]
+    shop.anvil.call("evm_mine")
+    assert all(isinstance(until_final(settle, payload), Valid) for payload in payloads)
 
 
 # When the chain cannot say
 
 
 def test_one_balance_stands_behind_one_transfer_at_a_time(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    settling: Settling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter, wallet = shop.sale_wiring.counter, shop.anvil.new_wallet()
+    shop, settle = settling
+    rail, wallet = shop.sale_wiring.counter.exact, shop.anvil.new_wallet()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
-    rail = replace(counter.exact, wait_s=0.0)
-    prices = read_prices(shop.sale_wiring.live.get("prices"))
-    assert prices is not None
-    terms = read_terms({"traffic": "0.1"}, prices)
-    assert isinstance(terms, Terms)
-    order = pool_order(terms, prices)
-
-    def settle(payload: dict[str, Any]) -> Verdict:
-        found = read_authorization(payload)
-        assert found is not None
-        owed = Owed("base", found.key, "", counter.requester("127.20.0.1"), order, counter.now_ms())
-        return rail.settle(found, owed, SHALLOW).verdict
-
     first, second = signed(wallet), signed(wallet)
     shop.anvil.call("evm_setAutomine", False)
     try:
@@ -371,7 +446,7 @@ def test_one_balance_stands_behind_one_transfer_at_a_time(
     monkeypatch.setattr(rows, "uncount", contended)
     assert isinstance(settle(first), Valid), "whose money moved is not told to wait"
     assert settle(second) == Invalid(InvalidReason.AUTH_BALANCE)
-    assert shop.dynamo.run(rows.under_way(rail.table, wallet.address.lower())) == 0
+    assert shop.dynamo.run(rows.get_payer(rail.table, wallet.address.lower())) == Payer()
     shop.anvil.set_balance(USDC, wallet.address, DUE)
     assert isinstance(until_final(settle, second), Valid)
     assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 2

@@ -165,8 +165,11 @@ def test_a_paid_port_without_a_free_device_is_owed_and_served_when_one_comes(fun
 
 
 def test_who_waits_for_a_device_for_an_hour_is_listed_for_a_refund_and_served_until_a_human_acts(
-    functions: Functions,
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("mint: the store is away")
+
     list_modems(functions, "m1")
     assert private(functions, 1).status == 200
     assert pay(functions, 2, PRIVATE).status == 503
@@ -175,6 +178,9 @@ def test_who_waits_for_a_device_for_an_hour_is_listed_for_a_refund_and_served_un
         for _ in range(TRIES_MAX if late_ms > LATE_MS and not refundable else 1):
             object.__setattr__(clock, "now_ms", lambda at=began + late_ms: at)
             assert serve_owed(functions.sale_wiring)["refundable"] == refundable
+        with monkeypatch.context() as patched:
+            patched.setattr(Mint, "key", away)
+            assert serve_owed(functions.sale_wiring)["refundable"] == 0, "one passing fault ends no wait"
     object.__setattr__(clock, "now_ms", now_ms)
     listed = functions.call("/v1/x402/admin/refunds", headers={"x-api-key": functions.keys.admin}).body
     assert [(r["amountUSDC"], r["state"]) for r in listed["refunds"]] == [("0.8", "open")]
