@@ -97,14 +97,18 @@ class ExitDialer:
         request = connect_head(target.address, target.port, headers)
         exit_ = ConnectExit(request, self.splices, carries_eof=endpoint.pool is Pool.MBL)
         loop = asyncio.get_running_loop()
+        asked = False
         try:
             with self._deadlines.within(EXIT_CONNECT_TIMEOUT_S) as bound:
                 await loop.create_connection(lambda: exit_, host, exit_port)
                 bound.reschedule(EXIT_ANSWER_TIMEOUT_S)
+                asked = True
                 answer = await exit_.answer
         except (OSError, TimeoutError) as error:
             exit_.cut()
-            return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}")
+            # a modem's proxy may wait for a dead target for longer than we wait for the proxy
+            waits = asked and isinstance(error, TimeoutError) and endpoint.pool is Pool.MBL
+            return ExitFailed(Fault.EITHER if waits else Fault.EXIT, f"exit_{type(error).__name__.lower()}")
         except asyncio.CancelledError:
             exit_.cut()
             raise

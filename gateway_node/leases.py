@@ -115,9 +115,9 @@ class Leases:
             self._later(live.trip(endpoint.pool, endpoint.endpoint_id))
         self._later(report_fault(DeviceId(endpoint.endpoint_id), doubtful=not suspect))
 
-    def report_drops(self, acquired: Acquired) -> None:
-        """It took several customers' tunnels and served none: kept from others until a probe has spoken, if one is due now.
-        An exit that passed such probes again and again is believed, until more customers than these say otherwise.
+    def report_suspect(self, acquired: Acquired) -> None:
+        """Several customers speak against it: kept from others until a probe has spoken, if one is due now. An exit that
+        passed such probes again and again is believed, until more customers than these say otherwise.
         """
         endpoint = acquired.endpoint
         trip = live.trip(endpoint.pool, endpoint.endpoint_id)
@@ -134,7 +134,12 @@ class Leases:
         """
         endpoint = acquired.endpoint
         about = live.Doubt(digest(owner), digest(host))
-        self._later(live.trip(endpoint.pool, endpoint.endpoint_id, about))
+
+        def told(is_enough: bool) -> None:
+            if is_enough:
+                self.report_suspect(acquired)
+
+        self._later(live.suspect(endpoint.pool, endpoint.endpoint_id, about), told)
         self.doubt(DeviceId(endpoint.endpoint_id))
 
     def doubt(self, device_id: DeviceId) -> None:

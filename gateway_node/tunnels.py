@@ -91,6 +91,6 @@ class Tunnels:
         if exit_broke or drops:
             EXIT_FAULTS.labels("accepts_and_drops" if drops else "broke_mid_stream").inc()
             if drops:
-                self._leases.report_drops(tunnel.acquired)
+                self._leases.report_suspect(tunnel.acquired)
             else:
                 self._leases.report(tunnel.acquired, suspect=False)

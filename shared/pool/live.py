@@ -41,6 +41,7 @@ _REAP: Final = Script.load("shared.pool", "reap", reads=True)
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _TRIP: Final = Script.load("shared.pool", "trip")
+_SUSPECT: Final = Script.load("shared.pool", "suspect")
 BREAKER_PAUSE_S: Final = 10
 BREAKER_PAUSE_MAX_S: Final = 120
 BREAKER_HOSTS: Final = 3
@@ -164,18 +165,20 @@ class Doubt(NamedTuple):
     host: str
 
 
-def trip(pool: Pool, endpoint_id: EndpointId, about: Doubt | None = None) -> RedisCall[int]:
+def trip(pool: Pool, endpoint_id: EndpointId) -> RedisCall[int]:
     """An exit failed a customer: keep selection away for a while, longer each time until a probe passes.
 
-    With a doubt the fault may be the target's: only several different ones open the breaker. Answers for how many seconds
-    it is open.
+    Answers for how many seconds the breaker is open.
     """
-    owner, host = about or ("", "")
-    args: list[str | int] = [
-        *(BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S, BREAKER_MEMORY_S),
-        *(owner, BREAKER_OWNERS, host, BREAKER_HOSTS),
-    ]
-    return RedisCall(int, script=_TRIP, keys=_breaker_keys(pool, endpoint_id), args=args)
+    keys = _breaker_keys(pool, endpoint_id)[:2]
+    args = [BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S, BREAKER_MEMORY_S]
+    return RedisCall(int, script=_TRIP, keys=keys, args=args)
+
+
+def suspect(pool: Pool, endpoint_id: EndpointId, about: Doubt) -> RedisCall[bool]:
+    """The fault may be the target's. True when so many different ones say so that it is the exit's; counted afresh then."""
+    args: list[str | int] = [BREAKER_MEMORY_S, about.owner, BREAKER_OWNERS, about.host, BREAKER_HOSTS]
+    return RedisCall(bool, script=_SUSPECT, keys=_breaker_keys(pool, endpoint_id)[2:], args=args)
 
 
 def _breaker_keys(pool: Pool, endpoint_id: EndpointId) -> list[str]:

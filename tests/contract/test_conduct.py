@@ -264,24 +264,29 @@ async def test_a_gateway_tells_what_it_saw_and_an_owner_is_no_witness(
     await shared.close()
 
 
+@pytest.mark.parametrize("kind", ["drops", "unreached targets"])
 async def test_two_customers_keep_an_exit_from_others_only_while_a_probe_is_due(
-    any_valkey_url: str, redis: SyncRedis
+    any_valkey_url: str, redis: SyncRedis, kind: str
 ) -> None:
-    """Or two accounts could hold any number of exits for nothing: a passed probe lets each back, and they drop again."""
+    """Or two accounts could hold any number of exits for nothing: a passed probe lets each back, and they begin again."""
     shared = AsyncRedis(any_valkey_url)
     leases = Leases(shared, GatewayId("g"), lambda: 0)
-    for paused in (1, 0):
-        leases.report_drops(acquired())
+
+    async def paused_by_two() -> int:
+        redis.run(unpause(Pool.PEER, EndpointId("liar")))
+        if kind == "drops":
+            leases.report_suspect(acquired())
+        else:
+            for host in ("a", "b", "c"):
+                for owner in ("one", "two"):
+                    leases.report_target(acquired(), owner, host)
         with as_node("gateway"):
             await leases.drain()
-        assert redis.run(command("EXISTS", "{peer}:pause:liar", parse=int)) == paused
-        redis.run(unpause(Pool.PEER, EndpointId("liar")))
+        return redis.run(command("EXISTS", "{peer}:pause:liar", parse=int))
+
+    assert [await paused_by_two(), await paused_by_two()] == [1, 0]
     redis.run(excuse_conduct(LIAR))
-    leases.report_drops(acquired())
-    await leases.drain()
-    assert redis.run(command("EXISTS", "{peer}:pause:liar", parse=int)), (
-        "since a probe failed they are believed"
-    )
+    assert await paused_by_two(), "since a probe failed they are believed"
     await shared.close()
 
 

@@ -11,10 +11,12 @@ from psx_peer.relay import RelaySocket
 from psx_peer.tunnels import DialRefused
 from psx_peer.wire import mux, peer
 
+from gateway_node import dial
 from shared.access.secrets import SecretBox
 from shared.kernel.ids import AccountId, PakId
-from shared.pool.live import BREAKER_HOSTS, BREAKER_OWNERS
+from shared.pool.live import BREAKER_HOSTS, BREAKER_OWNERS, list_endpoint
 from shared.runtime.redis import command
+from tests.contract.test_pool_live import modem
 from tests.support.dataplane import ACCOUNT, SECRET, WAIT_S, Plane, echo, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -102,6 +104,30 @@ async def test_a_dead_target_is_told_and_no_exit_pays_for_it(plane: Plane) -> No
     assert await keys(plane, "{peer}:suspects:*") == []
     assert await keys(plane, "{peer}:pause:*") == []
     assert await keys(plane, "{probe}:maybe:*") == []
+
+
+async def test_one_customer_of_a_target_that_never_answers_takes_no_modem_off_sale(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A modem's proxy waits for a target that drops what is sent to it, for longer than the gateway waits for the proxy."""
+    monkeypatch.setattr(dial, "EXIT_ANSWER_TIMEOUT_S", 0.2)
+
+    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    plane.allowed.add(("127.0.0.1", DEAD_PORT))
+    port = await plane.target(waits)
+    sealed = SecretBox(bytes(32), bytes(32)).seal("user:password", "modem#m1")
+    endpoint = modem("m1", "us", modem_port=port, modem_credentials_sealed=sealed)
+    await plane.redis.run(list_endpoint(endpoint))
+    for _ in range(3):
+        _, writer, head = await plane.connect(DEAD_PORT, username=f"{ACCOUNT}-mbl-us")
+        assert head.startswith("HTTP/1.1 50")
+        writer.close()
+    assert await keys(plane, "{mbl}:pause:*") == []
+    (row,) = plane.leases.fared.take(10)
+    assert (row.served, row.failed) == (0, 3), "its customers say so all the same"
 
 
 async def test_a_session_stays_on_its_device_whatever_that_says_of_a_target(plane: Plane) -> None:

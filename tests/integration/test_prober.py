@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from psx_peer.tunnels import Dialer, DirectDialer
 
 from gateway_node.prober import service
 from gateway_node.prober.service import Parts, Prober
@@ -38,6 +39,7 @@ from shared.supply import table as devices
 from shared.supply.model import Consent, Device, Kind, Origin
 from shared.upkeep.audit import knock
 from shared.upkeep.customer import BODY_BYTES, Door, Fetched, fetch
+from shared.wire.egress import EgressPolicy
 from tests.support.dataplane import ACCOUNT, MESH_TOKEN, SECRET, Plane, echo
 from tests.support.functions import PREFIX
 from tests.support.lab import pem_keys
@@ -93,17 +95,15 @@ class Bed:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
 
-    async def enrol(self, name: str, *, lies: bool = False) -> None:
+    async def enrol(self, name: str, dialer: Dialer | None = None) -> None:
         """A device with a row, and its peer, that is not on sale yet."""
         consent = Consent("2026-11", "sdk", 1)
         row = Device(
             DeviceId(name), AccountId("psx_owner"), name, Kind.AGENT, LAB, "lab", "eu", 1, consent=consent
         )
         await asyncio.to_thread(self.dynamo.run, devices.create(PREFIX + "devices", row))
-        await self.plane.add_peer(name)
+        await self.plane.add_peer(name, dialer=dialer)
         await self.plane.redis.run(live.unlist_endpoint(Pool.PEER, cast("Any", name)))
-        if lies:
-            await lie(self, name)
         await self.plane.redis.run(ask_probe(DeviceId(name)))
 
     async def list_now(self, *, sweep: bool = False) -> ListingReport:
@@ -285,7 +285,7 @@ async def test_an_exit_that_serves_probes_and_drops_customers_goes_off_sale_on_t
         await plane.mint(box, PakId(f"c{number}"), customer.secret, customer.account)
         for _ in range(ELSEWHERE_MIN):
             assert await customer.asks(plane, targets[0]) == b"hello"
-    await bed.enrol("liar", lies=True)
+    await bed.enrol("liar", await liars_dialer(bed))
     await until(lambda: bed.listed("liar"), 20)
     await plane.redis.run(live.unlist_endpoint(Pool.PEER, EndpointId("good")))
     for customer in customers:
@@ -329,8 +329,8 @@ class Customer:
         return await self.asks(plane, port) == b""
 
 
-async def lie(bed: Bed, name: str) -> None:
-    """From now on a peer serves probe targets alone: all else is accepted, and closed at the first bytes."""
+async def liars_dialer(bed: Bed) -> Dialer:
+    """Of a peer that serves probe targets alone: all else is accepted, and closed at the first bytes."""
 
     async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -339,11 +339,12 @@ async def lie(bed: Bed, name: str) -> None:
     nowhere = await bed.plane.target(drop)
     probes = {port for target in bed.targets for port in (target.port, target.plain_port)}
 
-    async def dial(side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
-        found: asyncio.Transport = await works(side, host, port if port in probes else nowhere)
-        return found
+    works = DirectDialer(EgressPolicy(lab_allow=frozenset(bed.plane.allowed)))
 
-    works = await bed.swap_dialer(name, dial)
+    async def dial(side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
+        return await works(side, host, port if port in probes else nowhere)
+
+    return dial
 
 
 async def test_a_lost_relay_takes_its_devices_along_and_they_come_back_elsewhere(bed: Bed) -> None:

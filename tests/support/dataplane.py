@@ -22,6 +22,7 @@ from psx_peer.consent import Consent
 from psx_peer.identity import Identity, IdentityKeeper
 from psx_peer.options import Options
 from psx_peer.pulse import Times
+from psx_peer.tunnels import Dialer
 
 from gateway_node.auth import Authenticator
 from gateway_node.dial import ExitDialer
@@ -258,6 +259,7 @@ class Plane:
         tier: SpeedTier = SpeedTier.FAST,
         token_age_s: int = 0,
         rotate: Callable[[], Awaitable[None]] | None = None,
+        dialer: Dialer | None = None,
     ) -> Peer:
         """An SDK peer that is connected and on sale."""
         options = Options(
@@ -275,7 +277,7 @@ class Plane:
             token = issue(claims, self.private_key, now_ms() // 1000 - next(ages, 0))
             return Identity(name, token, "", urls[0], urls, 1.0)
 
-        peer = Peer(options, keeper=Keeper(identity), rotate=rotate)
+        peer = Peer(options, dialer, Keeper(identity), rotate)
         self.peers.append((peer, asyncio.get_running_loop().create_task(peer.run())))
         await self.list_peer(name, tier)
         await self.present(name)
