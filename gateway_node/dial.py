@@ -149,8 +149,8 @@ class ExitDialer:
 
 def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:
     if pool is Pool.MBL:
-        # A modem's proxy says 502 or 504 for a dead target and for a dead uplink alike.
-        fault = Fault.EITHER if answer.status in {502, 503, 504} else Fault.EXIT
+        # A modem's proxy says 502 or 504 for a dead target and for a dead uplink alike, and 403 for a port that it forbids.
+        fault = Fault.EXIT if answer.status == 407 else Fault.EITHER
         return ExitFailed(fault, f"modem_{answer.status}")
     reason = answer.header("x-psx-reason") or f"relay_{answer.status}"
     if answer.status in {502, 504} and reason in _TARGET_REASONS:

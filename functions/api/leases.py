@@ -111,7 +111,7 @@ class LeaseDesk(Desk):
         if known is not None and known.pak_id == pak.pak_id and not known.released_at_ms:
             told(request)  # an earlier try of the same operation reserved it
             return self.shown(known)
-        share_percent = rules.share_percent_of(self.w.live.get("leases"))
+        share_percent = rules.lease_percent_of(self.w.live.get("leases"))
         lease = leasing.hold_new(draft, pools, share_percent)
         if lease is None:
             raise _none_free()

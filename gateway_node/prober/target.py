@@ -28,7 +28,7 @@ from shared.grading.rules import MEASURING_BYTES, plain_page, probe_body
 from shared.runtime.clock import now_ms
 from shared.runtime.log import configure
 from shared.runtime.settings import Settings, listen_address, load_or_exit
-from shared.wire.http1 import HeadError, build_head, take_request_head
+from shared.wire.http1 import HeadError, RequestHead, build_head, take_request_head
 
 REQUEST_MAX_BYTES: Final = 4 * 1024
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -40,6 +40,9 @@ ADDRESSES_MAX: Final = 100_000
 MINUTE_S: Final = 60
 NONCE_MAX_CHARS: Final = 64
 CONNECTIONS_MAX: Final = 2_000
+"""Of each listener: that say nothing yet, and that are answered. Beyond it the one that said nothing for longest goes:
+strangers who hold connections keep no prober out.
+"""
 CHUNK_BYTES: Final = 64 * 1024
 
 log = logging.getLogger("psx.target")
@@ -68,7 +71,8 @@ class TargetService:
         self._key = signing_key
         self._asking_keys = asking_keys
         self._now_s = now_s
-        self._open = 0
+        self._silent: dict[bool, dict[asyncio.StreamWriter, None]] = {True: {}, False: {}}
+        self._answering = {True: 0, False: 0}
         self._minute = 0
         self._drawn: dict[str, int] = {}
 
@@ -76,29 +80,43 @@ class TargetService:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, balanced: bool = False
     ) -> None:
         """One connection, one answer. Closes it, whatever comes. `balanced`: a balancer in front ended its TLS."""
-        self._open += 1
+        encrypted = balanced or writer.get_extra_info("ssl_object") is not None
         try:
-            if self._open <= CONNECTIONS_MAX:
-                await self._answer(reader, writer, balanced=balanced)
+            head = await self._asked(reader, writer, encrypted=encrypted)
+            if head is not None and self._answering[encrypted] < CONNECTIONS_MAX:
+                self._answering[encrypted] += 1
+                try:
+                    await self._answer(head, writer, encrypted=encrypted)
+                finally:
+                    self._answering[encrypted] -= 1
         except (OSError, EOFError, TimeoutError, HeadError, ValueError, asyncio.LimitOverrunError):
             pass  # a prober that left, or somebody who is none
         finally:
-            self._open -= 1
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), REQUEST_TIMEOUT_S)
 
-    async def _answer(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, balanced: bool
-    ) -> None:
-        async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            raw = await reader.readuntil(b"\r\n\r\n")
+    async def _asked(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, encrypted: bool
+    ) -> RequestHead | None:
+        """The question of a connection; None when it is none."""
+        silent = self._silent[encrypted]
+        if len(silent) >= CONNECTIONS_MAX:
+            oldest = next(iter(silent))
+            del silent[oldest]
+            oldest.transport.abort()
+        silent[writer] = None
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                raw = await reader.readuntil(b"\r\n\r\n")
+        finally:
+            silent.pop(writer, None)
         if len(raw) > REQUEST_MAX_BYTES:
-            return
+            return None
         head = take_request_head(bytearray(raw))
-        if head is None or head.method != "GET":
-            return
-        encrypted = balanced or writer.get_extra_info("ssl_object") is not None
+        return head if head is not None and head.method == "GET" else None
+
+    async def _answer(self, head: RequestHead, writer: asyncio.StreamWriter, *, encrypted: bool) -> None:
         nonce, body = self._body(head.target, encrypted=encrypted)
         if body is None:
             writer.write(build_head("HTTP/1.1 404 Not Found", [("Connection", "close")]))

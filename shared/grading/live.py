@@ -81,13 +81,15 @@ def _ask(device_ids: Sequence[DeviceId], in_ms: int, *, urgent: bool, only_new: 
 def take_due(lease_ms: int, limit: int, day: str, bytes_per_day: int) -> RedisCall[Leased]:
     """Up to `limit` devices that are due, urgent ones first; they come back after `lease_ms` unless they are finished.
 
-    A device that cost its owner `bytes_per_day` on that day is never urgent.
+    A device that cost its owner `bytes_per_day` on that day is never urgent, and reports of faults wait longest for it.
     """
 
     def parse(answer: Any) -> Leased:
         return Leased(tuple(DeviceId(i.decode()) for i in answer[2:]), int(answer[0]), int(answer[1]))
 
-    return RedisCall(parse, script=_TAKE, keys=[*_QUEUE, _spent(day)], args=[lease_ms, limit, bytes_per_day])
+    args: list[str | int] = [lease_ms, limit, bytes_per_day, f"{_PREFIX}soon:", FAULTS_KEPT_S]
+    args.append(len(FAULT_WAITS_S))
+    return RedisCall(parse, script=_TAKE, keys=[*_QUEUE, _spent(day)], args=args)
 
 
 def finish_probe(

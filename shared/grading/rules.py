@@ -245,7 +245,7 @@ def choose_plan(
     urgent: bool = False,
 ) -> ProbePlan:
     """Measure when it is due, otherwise a small body or now and then a long one, as `draw` in [0, 1) decides: no exit can
-    know how much it must not cut. The owner's budget of the day comes first.
+    know how much it must not cut, also when the owner's budget of the day is spent: then a body is long by the draw alone.
 
     A quarantined exit is shown a page, too. Urgent: a customer waits for the verdict on an exit that is on sale.
     """
@@ -255,10 +255,9 @@ def choose_plan(
     proving = not grade.listed and grade.passes < thresholds.first_passes
     plain = proving or grade.quarantined or now_ms - grade.plain_ms >= PLAIN_EVERY_MS
     measure = now_ms - grade.measured_ms >= MEASURE_EVERY_MS or grade.tier is SpeedTier.UNKNOWN
-    share = LONG_SHARE_URGENT if hurried else LONG_SHARE
-    if thresholds.bytes_per_day - spent_bytes <= MEASURING_BYTES:
-        size = _light_bytes(draw)
-    elif needs_long(grade) or (measure and not hurried):
+    spent = thresholds.bytes_per_day - spent_bytes <= MEASURING_BYTES
+    share = LONG_SHARE_URGENT if hurried and not spent else LONG_SHARE
+    if not spent and (needs_long(grade) or (measure and not hurried)):
         size = MEASURING_BYTES
     elif draw < share:
         size = MIN_MEASURED_BYTES + int((MEASURING_BYTES - MIN_MEASURED_BYTES) * draw / share)

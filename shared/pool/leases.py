@@ -122,6 +122,12 @@ def share_percent_of(setting: Mapping[str, Any]) -> int:
     return int(setting.get("share_percent", SHARE_PERCENT_DEFAULT))
 
 
+def lease_percent_of(setting: Mapping[str, Any]) -> int:
+    """How much leases, which cost nothing, may hold alone: half of that, so that what is sold finds devices too."""
+    share = share_percent_of(setting)
+    return share if share >= 100 else share // 2
+
+
 def idle_of(asked_s: int | None) -> int:
     """The idle time that a lease gets: what was asked for, within bounds."""
     return IDLE_DEFAULT_S if asked_s is None else min(max(asked_s, IDLE_MIN_S), IDLE_MAX_S)

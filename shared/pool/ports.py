@@ -14,9 +14,9 @@ from shared.kernel.ids import AccountId, Country, EndpointId, PakId
 from shared.runtime.redis import RedisCall, Script, command
 
 LOOKED_AT: Final = 256
+"""Listed devices of a country that one search draws; beyond it a free one may be missed, and is found by the next."""
 LAST_KEPT_PERCENT: Final = 99
 """How much of a country holds that move may have alone: all but its last device, however few there are."""
-"""Listed devices of a country that one search draws; beyond it a free one may be missed, and is found by the next."""
 _HOLD: Final = Script.load("shared.pool", "hold_port")
 _UNRESERVE: Final = Script.load("shared.pool", "unreserve")
 _TEND: Final = Script.load("shared.pool", "tend_holds")

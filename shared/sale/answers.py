@@ -33,8 +33,8 @@ _PORT_CAVEATS: Final = (
     "the last one never), so that pool access stays possible.",
     "The device is held when the payment is seen. When the last free one is taken between this answer and your payment, "
     "it is kept and served as soon as one is free within {wait_min} minutes, and is listed for a refund after that: "
-    "repeat the request, do not pay again. A signed transfer (exact) is not sent while none is free; of two that are sent "
-    "for the last one in the same seconds, one waits likewise.",
+    "repeat the request, do not pay again. A signed transfer (exact) is not sent while none is free, and its device "
+    "is held before it is sent.",
 )
 EXACT_TTL_S: Final = 300
 """How long a signed transfer may wait for us; short, because it is money in a header."""

@@ -113,6 +113,10 @@ class ExactRail:
         found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
         return found is not None and found.authorization == authorization
 
+    def knows(self, authorization: Authorization) -> bool:
+        """Whether a transfer of this payer and nonce was taken on, whatever else it says."""
+        return self.dynamo.run(rows.get_transfer(self.table, authorization.key)) is not None
+
     def is_spent(self) -> bool:
         """Whether reverted transactions have burned all that they may today. Raises ReadFailed without a gas wallet."""
         wallet, day = self.settler().address, day_of(self.now_ms())
@@ -227,12 +231,15 @@ class ExactRail:
         """
         if not transfer.tx_hash or (isinstance(verdict, Valid) and verdict.tx_hash == transfer.tx_hash):
             return None
-        wei = self.settler().reverted_wei(transfer.tx_hash)
+        settler, now = self.settler(), self.now_ms()
+        wei = settler.reverted_wei(transfer.tx_hash)
         if wei is None:
-            expired = verdict == Invalid(InvalidReason.AUTH_EXPIRED)  # ours was never mined
-            wei = 0 if expired else TRANSFER_GAS * transfer.fee_wei
-        now = self.now_ms()
-        return rows.reverted_item(self.table, self.settler().address, day_of(now), wei, now) if wei else None
+            never = verdict == Invalid(InvalidReason.AUTH_EXPIRED)  # ours was not mined in an hour
+            paid = (
+                isinstance(verdict, Valid) and settler.nonce_on_chain() > transfer.gas_nonce
+            )  # ours, at another fee
+            wei = 0 if never or paid else TRANSFER_GAS * transfer.fee_wei
+        return rows.reverted_item(self.table, settler.address, day_of(now), wei, now) if wei else None
 
     def _uncount(self, transfer: Transfer, verdict: Verdict) -> None:
         """Others of the same payer may become final in the same moment. Raises Contended when they go on doing so.

@@ -224,14 +224,17 @@ class OwedRun:
         return True
 
     def _give_up(self, owed: Owed, found: Refund, report: Report) -> None:
-        """Hand it to a human, who may have it already; unless its buyer was served in the meantime."""
+        """Hand it to a human, who may have it already; unless its buyer was served in the meantime.
+
+        Its device is free before its row is gone: what a store that is away keeps from being done is done a minute later.
+        """
+        self.counter.abandon(owed.order, owed.key)
         conflict = self._run(rows.give_up(self._table, owed, found))
         if conflict is not None and 0 in conflict.failed:
             report.served += 1
             return
         if conflict is not None:
             self._run(rows.forget(self._table, owed.network, owed.key))
-        self.counter.abandon(owed.order, owed.key)
         report.refundable += 1
 
 

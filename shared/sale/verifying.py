@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from shared.chain.model import (
+    Authorization,
     Depth,
     Invalid,
     InvalidReason,
+    Network,
     ReadFailed,
     Reading,
     Several,
@@ -20,11 +22,12 @@ from shared.chain.model import (
 )
 from shared.chain.rules import AUTHORIZATIONS_MAX, depth_for
 from shared.kernel.codes import Pool
+from shared.kernel.ids import PakId
 from shared.pool.numbers import known
 from shared.runtime.clock import random_bytes
 from shared.runtime.redis import SyncRedis
 from shared.sale import exact_table, owed_table
-from shared.sale.exact import ExactRail
+from shared.sale.exact import ExactRail, Settled
 from shared.sale.live import keep_quote, open_quote, quoted_at
 from shared.sale.minting import Mint
 from shared.sale.model import (
@@ -42,6 +45,7 @@ from shared.sale.model import (
     Statement,
 )
 from shared.sale.owed_table import Owed, Refund
+from shared.sale.ports import NoDevice
 from shared.sale.rules import (
     BLOCK_TIME_ERROR_MS,
     claim_fault,
@@ -50,6 +54,8 @@ from shared.sale.rules import (
     hide_requester,
     is_as_quoted,
     is_enough,
+    key_id_of,
+    lease_id_of,
     meant,
     proof_text,
     quote_id,
@@ -84,6 +90,8 @@ NOT_QUOTED: Final = (
 )
 SUSPENDED: Final = "this tier of peers is not on sale in this moment"
 NONE_FREE: Final = "nothing of that kind is free now"
+HELD_WHILE_PAYING_MS: Final = 120_000
+"""So long a port's device is held for a signed transfer that is under way; what is minted holds it on."""
 SHOWN_HASH: Final = "<transaction hash>"
 
 
@@ -187,8 +195,9 @@ class Verifier:
             refused = self._untaken(offer, other_terms=other_terms)
             if refused is not None and not self.exact.has_taken_on(payment.authorization):
                 return refused
-            owed = self._owed(payment, order, requester)
-            settled = self.exact.settle(payment.authorization, owed, self.depths(payment.network))
+            settled = self._settled(payment.authorization, self._owed(payment, order, requester))
+            if settled is None:
+                return Refused(Problem.NO_STOCK, f"{NONE_FREE}, and nothing was charged", nothing_moved=True)
             reading: Reading = settled.verdict
             first_hand = settled.first_hand
         else:
@@ -220,6 +229,26 @@ class Verifier:
         if self.lacks(offer.order):
             return Refused(Problem.NO_STOCK, f"{NONE_FREE}, and nothing was charged", nothing_moved=True)
         return None
+
+    def _settled(self, authorization: Authorization, owed: Owed) -> Settled | None:
+        """Take a signed transfer to the chain. None when what it is for is gone: then nothing is sent.
+
+        A port's device is held before its money moves: the chain takes seconds, in which others would take the last one.
+        What is not taken on holds nothing. Raises StoreUnavailable.
+        """
+        order, begins = owed.order, not self.exact.knows(authorization)
+        holds = begins and order.product is Product.PORT and order.terms is not None
+        lease_id = lease_id_of(self.quote_secret, owed.key)
+        if holds and order.terms is not None:
+            terms, until_ms = replace(order.terms, lease_id=lease_id), self.now_ms() + HELD_WHILE_PAYING_MS
+            try:
+                self.mint.ports.hold(terms, PakId(key_id_of(lease_id)), until_ms)
+            except NoDevice:
+                return None
+        settled = self.exact.settle(authorization, owed, self.depths(Network(owed.network)))
+        if holds and not self.exact.knows(authorization):
+            self.mint.ports.abandon(lease_id)
+        return settled
 
     def _owed(self, payment: Payment, order: Order, requester: str) -> Owed:
         return Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())

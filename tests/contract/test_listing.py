@@ -492,6 +492,7 @@ def test_nothing_is_urgent_on_a_line_whose_budget_of_the_day_is_spent(redis: Syn
     assert (found.device_ids, found.urgent) == (("rich", "lost"), 1), "what is in no queue is due, not urgent"
     assert redis.run(command("ZSCORE", "{probe}:due", "poor", parse=float)) == due_ms
     assert redis.run(queue_lengths()).urgent == 0
+    assert not redis.run(report_fault(DeviceId("poor"))), "no probe would end what customers' words begin"
 
 
 def test_many_probers_share_the_queue_without_doubles(redis: SyncRedis) -> None:

@@ -28,9 +28,11 @@ from shared.chain.model import SHALLOW, Invalid, InvalidReason, Unknown, Unknown
 from shared.chain.settler import TRANSFER_GAS
 from shared.guard.service import standing_incidents
 from shared.kernel.codes import Pool
+from shared.kernel.ids import Country
 from shared.metering.rules import day_of
 from shared.pool.live import unlist_endpoint
 from shared.pool.numbers import derive, run
+from shared.pool.ports import PortWish, could_hold
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import Conflict, Contended, DynamoRequest, SyncDynamo
 from shared.sale import exact_table as rows
@@ -503,6 +505,41 @@ def test_no_transfer_is_sent_while_nothing_is_free_and_one_that_was_sent_is_serv
     shop.anvil.call("evm_setAutomine", True)
     shop.anvil.call("evm_mine")
     assert shop.buy(payload).status == 200
+
+
+def test_a_ports_device_is_held_while_its_transfer_is_under_way(shop: Shop) -> None:
+    shop.held_at_most(100)
+    port, wallet, poor = (
+        QUERY.replace("pool", "proxy") + "&tier=private",
+        *(shop.anvil.new_wallet(n) for n in (2 * DUE, 1)),
+    )
+    echo = {
+        "scheme": "exact",
+        "network": "eip155:8453",
+        "amount": str(2 * DUE),
+        "asset": USDC,
+        "payTo": RECIPIENT,
+    }
+
+    def free() -> bool:
+        return shop.redis.run(
+            could_hold(PortWish(Pool.MBL, Country("us"), "", "", private=True), now_ms(), 100)
+        )
+
+    assert shop.call(port).status == 402
+    assert shop.call(port, headers=header(signed(poor, 2 * DUE), echo)).status == 402
+    assert free(), "what is not taken on holds nothing"
+    counter, paying = shop.sale_wiring.counter, header(signed(wallet, 2 * DUE), echo)
+    object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
+    shop.anvil.call("evm_setAutomine", False)
+    assert shop.call(port, headers=paying).body["code"] == "PAYMENT_UNKNOWN"
+    assert not free()
+    late = shop.call(port, headers=header(signed(shop.anvil.new_wallet(), 2 * DUE), echo))
+    assert (late.status, late.body["code"]) == (503, "NO_STOCK")
+    shop.anvil.call("evm_mine")
+    served = shop.call(port, headers=paying)
+    assert served.status == 200, served.body
+    assert int(shop.anvil.call("eth_getTransactionCount", shop.gas_address, "latest"), 16) == 1
 
 
 def test_what_reverted_transfers_burned_closes_the_rail_until_the_day_is_over(

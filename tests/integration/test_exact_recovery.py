@@ -16,6 +16,7 @@ from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, InvalidReason, Unknown, UnknownReason
 from shared.chain.settler import FEE_MAX_WEI, GAS_FLOOR_WEI
 from shared.guard.service import all_incidents
+from shared.metering.rules import day_of
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
 from shared.sale import exact_table as rows
@@ -159,6 +160,8 @@ def test_a_fee_that_became_too_low_is_raised(shop: Shop) -> None:
     answer = shop.buy(payload_of(transfer))
     assert answer.status == 200, answer.body
     assert answer.body["payment"]["txHash"] != made.tx_hash
+    burned = rows.reverted_wei(rail.table, settler.address, day_of(now_ms()))
+    assert rail.dynamo.run(burned) is None, "the nonce did one thing, and it paid"
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -248,11 +251,19 @@ def reserved(shop: Shop, lease_ms: int) -> Transfer:
     assert authorization is not None
     counter, now = shop.sale_wiring.counter, now_ms()
     transfer = Transfer(
-        authorization, counter.requester("127.20.0.1"), "pool", Stage.RESERVED, now, now + lease_ms, 0
+        authorization,
+        counter.requester("127.20.0.1"),
+        "pool",
+        Stage.RESERVED,
+        now,
+        now + lease_ms,
+        0,
+        counted=True,
     )
     kept = rows.reserve_item(counter.exact.table, transfer)
     owed = owe_item(counter.exact.table, owed_for(shop, transfer))
-    assert counter.exact.dynamo.run(transact([kept, owed])) is None
+    counted = rows.count_item(counter.exact.table, transfer, None)
+    assert counter.exact.dynamo.run(transact([kept, counted, owed])) is None
     return transfer
 
 

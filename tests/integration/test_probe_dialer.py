@@ -279,6 +279,22 @@ async def test_a_probe_ends_within_its_bound(served: Any, lab_files: lab.LabFile
 # The target service itself
 
 
+async def test_who_holds_connections_to_a_target_and_says_nothing_keeps_nobody_out(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway_node.prober.target.CONNECTIONS_MAX", 2)
+    service = TargetService("us", PRIVATE, ASKING, lambda: int(time.time()))
+    port = await served(service.serve)
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /page?nonce=a HTTP/1.1\r\n\r\n")
+    assert (await reader.read(1000)).startswith(b"HTTP/1.1 200")
+    with contextlib.suppress(ConnectionError):
+        assert await silent[0][0].read(1) == b"", "the first of them is gone"
+    for _, other in (*silent, (reader, writer)):
+        other.close()
+
+
 async def test_the_target_service_answers_probes_and_nothing_else(
     served: Any, lab_files: lab.LabFiles
 ) -> None:

@@ -362,7 +362,7 @@ def test_whatever_is_asked_of_a_probe_the_owners_budget_comes_first(
 ) -> None:
     grade = replace(SETTLED, measured_ms=0, quarantined=quarantined, cut_short=cut)
     spent = DEFAULTS.bytes_per_day - left
-    assert plan(grade, draw, spent, urgent=urgent).size_bytes < 2 * LIGHT_BYTES
+    assert is_light(plan(grade, draw, spent, urgent=urgent)) is (draw >= LONG_SHARE), "nor then an exit knows"
 
 
 @pytest.mark.parametrize(("urgent", "share"), [(False, LONG_SHARE), (True, LONG_SHARE_URGENT)])

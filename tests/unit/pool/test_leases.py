@@ -17,6 +17,7 @@ from shared.pool.leases import (
     fate_of,
     idle_of,
     is_due_to_rotate,
+    lease_percent_of,
     locked_to,
 )
 from shared.pool.model import Failover, Rotation
@@ -87,6 +88,14 @@ def test_a_carrier_is_a_wish_unless_the_failover_holds_it(failover: Failover, ha
     lease = replace(LEASE, failover=failover)
     assert lease.wish(best=True).carrier == "lab"
     assert lease.wish().carrier == ("lab" if hard else "")
+
+
+def test_leases_hold_half_of_what_may_be_held_unless_there_is_no_floor() -> None:
+    assert [lease_percent_of(setting) for setting in ({}, {"share_percent": 80}, {"share_percent": 100})] == [
+        25,
+        40,
+        100,
+    ]
 
 
 def test_idle_times_are_kept_within_their_bounds() -> None:
