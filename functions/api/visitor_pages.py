@@ -234,6 +234,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
         )
         return _page("A proxy in five steps", body)
 
+    @routes.get("/marketplace/proxy", response_class=HTMLResponse, include_in_schema=False)
     @routes.get("/marketplace/proxy/", response_class=HTMLResponse)
     def marketplace() -> HTMLResponse:
         w = wiring()
@@ -243,6 +244,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
             "Proxies for sale", _MARKET.format(api=api, stock=stock, unit=traffic_unit_text()), _PRICES
         )
 
+    @routes.get("/peer", response_class=HTMLResponse, include_in_schema=False)
     @routes.get("/peer/", response_class=HTMLResponse)
     def share() -> HTMLResponse:
         return _page(
@@ -250,6 +252,7 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
             _PEER.format(api=html.escape(wiring().settings.api_base_url), unit=traffic_unit_text()),
         )
 
+    @routes.get("/system-map", response_class=HTMLResponse, include_in_schema=False)
     @routes.get("/system-map/", response_class=HTMLResponse)
     def system_map() -> HTMLResponse:
         w = wiring()

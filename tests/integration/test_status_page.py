@@ -172,3 +172,4 @@ def test_visitors_find_what_is_for_sale_how_to_use_it_and_how_to_share(functions
     links = set(re.findall(r'href="(/[^"#]*)"', sharing + quick + str(market.body)))
     assert links >= {"/marketplace/proxy/", "/pool-quickstart.html", "/peer/", "/system-map/", "/peer/device"}
     assert {link: functions.call(link).status for link in links} == dict.fromkeys(links, 200)
+    assert functions.call("/system-map").status == 200, "as people type it"
