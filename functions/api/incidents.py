@@ -16,6 +16,7 @@ from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import as_items
 
 REASON_MAX_CHARS: Final = 256
+SORT_KEY_MAX_BYTES: Final = 1024
 
 
 class CloseBody(BaseModel):
@@ -34,7 +35,8 @@ def router(wiring: Callable[[], Wiring]) -> Routes:
         w = wiring()
         by = fresh(w, request, caller(w, request, Scope.ADMIN))
         guard, name, now = w.settings.table("guard"), incident_id.partition("#")[2], now_ms()
-        found = w.dynamo.run(get_incident(guard, name))
+        named = 0 < len(name.encode()) <= SORT_KEY_MAX_BYTES
+        found = w.dynamo.run(get_incident(guard, name)) if named else None
         if found is None or found.incident_id != incident_id:
             raise ProblemError(404, "NOT_FOUND", "there is no such incident, or it was opened anew")
         closed_ms = found.closed_at_ms

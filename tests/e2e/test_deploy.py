@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -164,8 +165,6 @@ async def test_what_is_deployed_answers_sells_and_runs_its_jobs(
             await asyncio.sleep(POLL_S)
     empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
-    empty, _, told = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
-    assert (empty, told["code"]) == (503, "NO_STOCK"), "no device has joined yet"
     put_goods(stores.redis)
     status, headers, body = await asyncio.to_thread(api.call, "/v1/x402/pool?traffic=0.1")
     assert status == 402, body
@@ -199,5 +198,9 @@ def comes_back(emulator: Emulator, packages: list[str], stores: LocalNetwork) ->
         for e in stacks.describe_stacks(StackName=f"psx-{STAGE}")["Stacks"][0]["Outputs"]
     }
     api = Api(emulator.url, f"{outputs['HttpApiId']}.execute-api.localhost")
-    put_goods(stores.redis)
-    assert api.call("/v1/x402/pool?traffic=0.1")[0] == 402
+    until_s, status, told = time.monotonic() + SCHEDULES_FIRE_WITHIN_S, 0, None
+    while status != 402:  # the sale opens when its validation ran again
+        assert time.monotonic() < until_s, told
+        put_goods(stores.redis)
+        status, _, told = api.call("/v1/x402/pool?traffic=0.1")
+        time.sleep(POLL_S)

@@ -228,7 +228,7 @@ def test_a_repeat_of_a_reservation_whose_answer_was_lost_gets_the_same_lease(bed
     assert len(bed.call(path).body["leases"]) == 1
 
 
-def test_half_of_a_country_stays_for_everybody_and_so_does_its_last_device(bed: Bed) -> None:
+def test_leases_take_a_quarter_of_a_country_and_never_its_last_device(bed: Bed) -> None:
     bed.functions.held_at_most(50)
     bed.peers("d1")
     pool = bed.make_key("one")
@@ -242,7 +242,7 @@ def test_half_of_a_country_stays_for_everybody_and_so_does_its_last_device(bed: 
         bed.run(live.list_endpoint(peer(f"far{number}", country="br")))
     anywhere = US | {"country": "any", "ipType": "residential"}
     assert code(bed.call(path, "POST", anywhere)) == (409, "NO_DEVICE_FREE"), "also not by way of any country"
-    bed.peers("d4")
+    bed.peers(*(f"d{number}" for number in range(4, 9)))
     assert bed.reserve(pool)["status"] == "active"
     assert code(bed.call(path, "POST", US)) == (409, "NO_DEVICE_FREE")
     bed.call(f"/v1/private-pool/leases/{first['id']}", "DELETE")

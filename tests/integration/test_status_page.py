@@ -129,6 +129,8 @@ def test_an_operator_closes_an_incident_once_and_its_watcher_opens_it_again(func
     first = Incident("target#eu", "k", "the probe target in eu is away", now)
     functions.dynamo.run(open_incident(PREFIX + "guard", first))
     path, said = f"/v1/admin/incidents/{first.incident_id}/close", {"reason": "a drill"}
+    for nothing in ("0", "0%23" + "x" * 2000):
+        assert functions.call(f"/v1/admin/incidents/{nothing}/close", "POST", said, admin).status == 404
     for headers, body, status in (
         ({}, said, 401),
         ({"x-api-key": functions.keys.reseller}, said, 403),
