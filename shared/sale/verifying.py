@@ -236,17 +236,18 @@ class Verifier:
         A port's device is held before its money moves: the chain takes seconds, in which others would take the last one.
         What is not taken on holds nothing. Raises StoreUnavailable.
         """
-        order, begins = owed.order, not self.exact.knows(authorization)
-        holds = begins and order.product is Product.PORT and order.terms is not None
+        port = owed.order.terms if owed.order.product is Product.PORT else None
+        if port is not None and self.exact.knows(authorization):
+            port = None  # its device was held when it was taken on
         lease_id = lease_id_of(self.quote_secret, owed.key)
-        if holds and order.terms is not None:
-            terms, until_ms = replace(order.terms, lease_id=lease_id), self.now_ms() + HELD_WHILE_PAYING_MS
+        if port is not None:
+            until_ms = self.now_ms() + HELD_WHILE_PAYING_MS
             try:
-                self.mint.ports.hold(terms, PakId(key_id_of(lease_id)), until_ms)
+                self.mint.ports.hold(replace(port, lease_id=lease_id), PakId(key_id_of(lease_id)), until_ms)
             except NoDevice:
                 return None
         settled = self.exact.settle(authorization, owed, self.depths(Network(owed.network)))
-        if holds and not self.exact.knows(authorization):
+        if port is not None and not self.exact.knows(authorization):
             self.mint.ports.abandon(lease_id)
         return settled
 
