@@ -144,9 +144,9 @@ class Tenant:
         assert isinstance(got, Acquired)
 
     def list_peers(self) -> None:
-        """Peers that are on a relay: one that is reserved, one that may be, and as many for everybody."""
+        """Peers that are on a relay: two that may be reserved, and three times as many for everybody."""
         redis = self.functions.redis
-        for number in range(4):
+        for number in range(8):
             name = f"p{number}-{self.name}"
             redis.run(list_endpoint(peer(name, ip_type=IpType.RESIDENTIAL)))
             redis.run(put_presence(presence(name)))
