@@ -298,6 +298,8 @@ def _counter(
     settings = SaleSettings(**fields)
     wired = wire(settings, dynamo, SyncRedis(redis_url))
     put_goods(wired.redis)
+    validated = {"ok": True, "exact": bool(gas_key), "at_ms": now_ms()}
+    dynamo.run(write_setting(f"{PREFIX}guard", "sale", validated, 0))
     prices = read_prices(PRICES)
     terms = read_terms({"traffic": "0.1"}, prices) if prices else None
     if prices is None or not isinstance(terms, Terms):
