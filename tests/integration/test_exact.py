@@ -52,6 +52,12 @@ THIEF = "127.20.0.9"
 RECIPIENT = new_address()
 
 
+def echo(amount: int = DUE) -> dict[str, Any]:
+    """What a 402 offered, as clients send it back."""
+    told = {"scheme": "exact", "network": "eip155:8453", "asset": USDC, "payTo": RECIPIENT}
+    return told | {"amount": str(amount)}
+
+
 class Shop(Functions):
     """The sale on a real chain, with a gas wallet."""
 
@@ -65,14 +71,7 @@ class Shop(Functions):
 
     def buy(self, payload: dict[str, Any], source: str = "127.20.0.1", **accepted: Any) -> Reply:
         """One request that pays by a signed transfer."""
-        echo = {
-            "scheme": "exact",
-            "network": "eip155:8453",
-            "amount": str(DUE),
-            "asset": USDC,
-            "payTo": RECIPIENT,
-        }
-        return self.call(QUERY, headers=header(payload, echo | accepted), source=source)
+        return self.call(QUERY, headers=header(payload, echo() | accepted), source=source)
 
     def minted(self) -> int:
         """How many keys were minted."""
@@ -197,11 +196,9 @@ def test_a_front_run_between_check_and_mining_counts_as_paid(shop: Shop) -> None
 
 def test_an_x402_payment_identifier_is_bound_to_its_payment(shop: Shop) -> None:
     named = {"payment-identifier": {"info": {"required": False, "id": "pay_0123456789abcdef"}}}
-    accepted = {"scheme": "exact", "network": "eip155:8453", "amount": str(DUE)}
-    accepted |= {"asset": USDC, "payTo": RECIPIENT}
     payments = [signed(shop.anvil.new_wallet()) for _ in range(2)]
     headers = [
-        {"payment-signature": encoded({"accepted": accepted, "payload": p, "extensions": named})}
+        {"payment-signature": encoded({"accepted": echo(), "payload": p, "extensions": named})}
         for p in payments
     ]
     assert [shop.call(QUERY, headers=h).status for h in headers] == [200, 409]
@@ -210,15 +207,9 @@ def test_an_x402_payment_identifier_is_bound_to_its_payment(shop: Shop) -> None:
 
 
 def test_an_identifier_under_which_nothing_was_charged_is_free_again(shop: Shop) -> None:
-    echo = {
-        "scheme": "exact",
-        "network": "eip155:8453",
-        "amount": str(DUE),
-        "asset": USDC,
-        "payTo": RECIPIENT,
-    }
     named = [
-        header(signed(shop.anvil.new_wallet()), echo) | {"idempotency-key": "one-purchase"} for _ in range(2)
+        header(signed(shop.anvil.new_wallet()), echo()) | {"idempotency-key": "one-purchase"}
+        for _ in range(2)
     ]
     shop.redis.run(unlist_endpoint(Pool.MBL, MODEM))
     run(shop.redis, derive())
@@ -513,13 +504,6 @@ def test_a_ports_device_is_held_while_its_transfer_is_under_way(shop: Shop) -> N
         QUERY.replace("pool", "proxy") + "&tier=private",
         *(shop.anvil.new_wallet(n) for n in (2 * DUE, 1)),
     )
-    echo = {
-        "scheme": "exact",
-        "network": "eip155:8453",
-        "amount": str(2 * DUE),
-        "asset": USDC,
-        "payTo": RECIPIENT,
-    }
 
     def free() -> bool:
         return shop.redis.run(
@@ -527,14 +511,14 @@ def test_a_ports_device_is_held_while_its_transfer_is_under_way(shop: Shop) -> N
         )
 
     assert shop.call(port).status == 402
-    assert shop.call(port, headers=header(signed(poor, 2 * DUE), echo)).status == 402
+    assert shop.call(port, headers=header(signed(poor, 2 * DUE), echo(2 * DUE))).status == 402
     assert free(), "what is not taken on holds nothing"
-    counter, paying = shop.sale_wiring.counter, header(signed(wallet, 2 * DUE), echo)
+    counter, paying = shop.sale_wiring.counter, header(signed(wallet, 2 * DUE), echo(2 * DUE))
     object.__setattr__(counter, "exact", replace(counter.exact, wait_s=0.3))
     shop.anvil.call("evm_setAutomine", False)
     assert shop.call(port, headers=paying).body["code"] == "PAYMENT_UNKNOWN"
     assert not free()
-    late = shop.call(port, headers=header(signed(shop.anvil.new_wallet(), 2 * DUE), echo))
+    late = shop.call(port, headers=header(signed(shop.anvil.new_wallet(), 2 * DUE), echo(2 * DUE)))
     assert (late.status, late.body["code"]) == (503, "NO_STOCK")
     shop.anvil.call("evm_mine")
     served = shop.call(port, headers=paying)
