@@ -97,14 +97,20 @@ class ExactRail:
     """Whether the gas wallet was found able to send: else nothing more is taken on."""
     wait_s: float = SETTLE_WAIT_S
 
-    def settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
+    def settle(
+        self,
+        authorization: Authorization,
+        owed: Owed,
+        depths: Sequence[Depth],
+        begin: Callable[[], None] = lambda: None,
+    ) -> Settled:
         """Get a transfer into the chain and tell what it paid. INVALID says that no money has moved.
 
         `owed` is kept from the moment the transfer is taken on, so that the purchase is served even if its buyer never asks
-        again.
+        again. `begin` is called before a transfer is taken on that passed every check; what it raises keeps it from that.
         """
         try:
-            return self._settle(authorization, owed, depths)
+            return self._settle(authorization, owed, depths, begin)
         except ReadFailed as failed:
             return Settled(Unknown(failed.reason), False)
 
@@ -113,21 +119,19 @@ class ExactRail:
         found = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
         return found is not None and found.authorization == authorization
 
-    def knows(self, authorization: Authorization) -> bool:
-        """Whether a transfer of this payer and nonce was taken on, whatever else it says."""
-        return self.dynamo.run(rows.get_transfer(self.table, authorization.key)) is not None
-
     def is_spent(self) -> bool:
         """Whether reverted transactions have burned all that they may today. Raises ReadFailed without a gas wallet."""
         wallet, day = self.settler().address, day_of(self.now_ms())
         return (self.dynamo.run(rows.reverted_wei(self.table, wallet, day)) or 0) >= REVERTED_DAY_MAX_WEI
 
-    def _settle(self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]) -> Settled:
+    def _settle(
+        self, authorization: Authorization, owed: Owed, depths: Sequence[Depth], begin: Callable[[], None]
+    ) -> Settled:
         transfer = self.dynamo.run(rows.get_transfer(self.table, authorization.key))
         for _ in range(RESERVE_TRIES_MAX):
             if transfer is not None:
                 break
-            taken = self._take_on(authorization, owed, depths)
+            taken = self._take_on(authorization, owed, depths, begin)
             if isinstance(taken, Settled):
                 return taken
             transfer = taken
@@ -141,7 +145,7 @@ class ExactRail:
         return Settled(self.finish(transfer, depths, self.wait_s), first_hand)
 
     def _take_on(
-        self, authorization: Authorization, owed: Owed, depths: Sequence[Depth]
+        self, authorization: Authorization, owed: Owed, depths: Sequence[Depth], begin: Callable[[], None]
     ) -> Transfer | Settled | None:
         """Check everything, then reserve. A transfer that is in the chain already is judged, not sent.
 
@@ -169,6 +173,7 @@ class ExactRail:
             return Settled(Unknown(UnknownReason.PAYER_BUSY), False)
         if refused is not None or not self.is_open() or self.is_spent():
             return Settled(Unknown(refused or UnknownReason.RAIL_CLOSED), False)
+        begin()
         return self._reserve(authorization, owed, height, payer)
 
     def _reserve(

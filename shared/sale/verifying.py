@@ -226,7 +226,8 @@ class Verifier:
             return Refused(Problem.NOT_ON_SALE, f"{SUSPENDED}, and nothing was charged", nothing_moved=True)
         if other_terms:
             return Refused(Problem.PAYMENT_INVALID, InvalidReason.AUTH_TERMS.value)
-        if self.lacks(offer.order):
+        # A port asks for its device under its own lease, when it is held: a repeat of the same payment holds it already.
+        if offer.order.product is not Product.PORT and self.lacks(offer.order):
             return Refused(Problem.NO_STOCK, f"{NONE_FREE}, and nothing was charged", nothing_moved=True)
         return None
 
@@ -234,22 +235,20 @@ class Verifier:
         """Take a signed transfer to the chain. None when what it is for is gone: then nothing is sent.
 
         A port's device is held before its money moves: the chain takes seconds, in which others would take the last one.
-        What is not taken on holds nothing. Raises StoreUnavailable.
+        Only what passed every check holds one. Raises StoreUnavailable.
         """
         port = owed.order.terms if owed.order.product is Product.PORT else None
-        if port is not None and self.exact.knows(authorization):
-            port = None  # its device was held when it was taken on
-        lease_id = lease_id_of(self.quote_secret, owed.key)
-        if port is not None:
-            until_ms = self.now_ms() + HELD_WHILE_PAYING_MS
-            try:
+
+        def begin() -> None:
+            if port is not None:
+                lease_id = lease_id_of(self.quote_secret, owed.key)
+                until_ms = self.now_ms() + HELD_WHILE_PAYING_MS
                 self.mint.ports.hold(replace(port, lease_id=lease_id), PakId(key_id_of(lease_id)), until_ms)
-            except NoDevice:
-                return None
-        settled = self.exact.settle(authorization, owed, self.depths(Network(owed.network)))
-        if port is not None and not self.exact.knows(authorization):
-            self.mint.ports.abandon(lease_id)
-        return settled
+
+        try:
+            return self.exact.settle(authorization, owed, self.depths(Network(owed.network)), begin)
+        except NoDevice:
+            return None
 
     def _owed(self, payment: Payment, order: Order, requester: str) -> Owed:
         return Owed(payment.network, payment.key, payment.tx_hash, requester, order, self.now_ms())
