@@ -136,6 +136,7 @@ class Tunnel:
         self._answered = answered
         self.was_reset = False
         self._customer_ended = False
+        self._told = True  # the target has heard of all that it has to
         self._exit_ended = False
         self._customer_full = False
         self._exit_full = False
@@ -166,10 +167,15 @@ class Tunnel:
     def customer_ended(self) -> None:
         """The customer sends no more."""
         self._customer_ended = True
+        self._told = self.exit.carries_eof
         if self._exit_ended:
             self.finish()
         else:
             self.exit.send_eof()
+
+    def customer_left(self) -> None:
+        """The customer sends no more, which is not for the target to hear: its answer may take as long as any other's."""
+        self._customer_ended = self._told = True
 
     def customer_full(self) -> None:
         """The customer does not read."""
@@ -280,14 +286,17 @@ class Tunnel:
         carried = self.up_bytes + self.down_bytes
         self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
         self._seen_bytes = carried
-        limit_s = IDLE_MAX_S if carried else UNUSED_MAX_S
-        if self._exit_ended:
-            limit_s = AFTER_EXIT_ENDED_MAX_S
-        elif self._customer_ended:
-            told = self.exit.carries_eof
-            limit_s = AFTER_CUSTOMER_ENDED_MAX_S if told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
-        if self._silent_s >= limit_s:
+        if self._silent_s >= self.silence_max_s:
             self.finish()
+
+    @property
+    def silence_max_s(self) -> float:
+        """So long it may be silent."""
+        if self._exit_ended:
+            return AFTER_EXIT_ENDED_MAX_S
+        if self._customer_ended:
+            return AFTER_CUSTOMER_ENDED_MAX_S if self._told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
+        return IDLE_MAX_S if self.up_bytes or self.down_bytes else UNUSED_MAX_S
 
 
 def hold_little(transport: asyncio.Transport | None, option: int) -> None:
