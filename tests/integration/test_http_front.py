@@ -235,7 +235,9 @@ async def test_a_target_that_hangs_up_without_an_answer_is_told_as_such(plane: P
     assert made.connections == 1, "a POST is not sent twice"
 
 
-async def test_who_hangs_up_before_the_answer_holds_its_exit_for_the_bound_and_no_longer(plane: Plane) -> None:
+async def test_who_hangs_up_before_the_answer_holds_its_exit_for_the_bound_and_no_longer(
+    plane: Plane,
+) -> None:
     asked = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
