@@ -355,7 +355,7 @@ class PeerSocket(asyncio.Protocol):
         self.send_text(Type.CONNECTED, deviceId=device.device_id, ip=self.address, protocol=chosen)
         self._follows_redirects = frame.payload.get("supportsRelayRedirect") is True
         self._offer_redirect()
-        if first:
+        if self.registry.speaks_from(device, self) or first:
             self.registry.hooks.arrived(device)
 
     def _use_v2(self) -> None:
