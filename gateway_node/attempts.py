@@ -105,7 +105,7 @@ class Attempts:
             attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
-            else:
+            elif side.fault is Fault.EITHER:
                 doubts.add(acquired)
         if doubts:
             return doubts.answer()

@@ -34,6 +34,7 @@ class Fault(StrEnum):
 
     EXIT = "exit"
     EITHER = "exit_or_target"
+    RELAY = "relay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,14 @@ _STREAM_REASONS: Final = {
         Refusal.SSRF_BLOCKED, "where the exit is, the target is in a private, local or reserved network"
     ),
 }
+
+
+_FAULTS: Final = {
+    MuxReason.UNREACHABLE: Fault.EITHER,
+    MuxReason.DRAINING: Fault.RELAY,
+    MuxReason.OVERLOADED: Fault.RELAY,
+}
+"""Whose fault a refusal is that is not the exit's. No peer can say what relays say of themselves (`relay_node/forward.py`)."""
 
 
 class ExitDialer:
@@ -139,8 +148,8 @@ class ExitDialer:
             known = _STREAM_REASONS.get(refused.reason)
             if known is not None:
                 return known
-            fault = Fault.EITHER if refused.reason is MuxReason.UNREACHABLE else Fault.EXIT
-            moving = refused.reason in {MuxReason.DRAINING, MuxReason.UNKNOWN_DEVICE}
+            fault = _FAULTS.get(refused.reason, Fault.EXIT)
+            moving = fault is Fault.RELAY or refused.reason is MuxReason.UNKNOWN_DEVICE
             return ExitFailed(fault, refused.reason.name.lower(), moving=moving)
         except (OSError, TimeoutError) as error:
             moving = isinstance(error, ConnectionError)
@@ -153,6 +162,8 @@ def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:
         fault = Fault.EXIT if answer.status == 407 else Fault.EITHER
         return ExitFailed(fault, f"modem_{answer.status}")
     reason = answer.header("x-psx-reason") or f"relay_{answer.status}"
+    if reason == "draining":
+        return ExitFailed(Fault.RELAY, reason, moving=True)
     if answer.status in {502, 504} and reason in _TARGET_REASONS:
         return _TARGET_REASONS[reason]
     if answer.status == 502 and reason != "peer_gone":

@@ -239,7 +239,8 @@ class Leases:
         answers come in order, so whatever Redis counted before it told is known here.
         """
         for pool in Pool:
-            left = self._beyond_ours(pool, await self.redis.run(live.held(pool, self._gateway_id)))
+            found = await self.redis.run(live.held(pool, self._gateway_id))
+            left = self._beyond_ours(pool, found)
             for start in range(0, len(left), RELEASE_BATCH):
                 part = left[start : start + RELEASE_BATCH]
                 await self.redis.run(live.release(pool, self._gateway_id, part))

@@ -262,8 +262,20 @@ class Registry:
             if socket.generation < generation or socket.account_generation < account_generation:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
+    def make_room(self) -> bool:
+        """While too much is held for peers that do not take it, those for whom most is held lose their sockets: their
+        tunnels resume, or end. False when it is held for nobody in particular.
+        """
+        if self.buffers.crowded():
+            for socket in sorted(self.sockets, key=lambda s: s.buffers.held_bytes, reverse=True):
+                if self.buffers.roomy() or not socket.buffers.held_bytes:
+                    break
+                socket.give_way()
+        return not self.buffers.crowded()
+
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
+        self.make_room()
         for socket in list(self.sockets):
             socket.sweep(now_s)
         for link in list(self.links):
