@@ -203,7 +203,7 @@ async def test_a_redis_that_forgot_a_key_cuts_nobody_and_is_told_what_was_used(p
     await meter.stop()
     used = await plane.redis.run(read_used(pak.pak_id))
     assert used is not None
-    assert used >= 15_000_000
+    assert used >= 14_000_000, "but what the flush that met the empty store had added"
 
 
 async def test_customers_that_are_faster_than_the_store_wait_for_it_and_are_not_cut(plane: Plane) -> None:
