@@ -30,6 +30,7 @@ HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 """A token costs a signature check: an address (of IPv6 its /64) that hammers is refused before it."""
 RELAY_LISTS_MAX: Final = 64
+READ_BYTES: Final = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -126,6 +127,8 @@ class Registry:
         self.per_address: dict[str, int] = {}
         self.links: set[LinkConnection] = set()
         self.buffers = Buffers()
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        """Every socket's: what a read put here is taken before the next read."""
         self.unfinished = Unfinished()
         self.draining = False
         self._window_s = 0

@@ -26,10 +26,11 @@ from psx_peer.wire import cork, handshake, http1, mux, peer, stream, websocket
 CONNECT_TIMEOUT_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
 FRAME_SLOW_BYTES: Final = 16 * 1024
+UNSENT_FAST_BYTES: Final = 256 * 1024
 FAST_BYTES_PER_S: Final = 20_000_000
 PACE_BYTES: Final = 2 * 1024 * 1024
 """So often the uplink is judged: on a slow one small frames and little in the socket let small answers pass; on a fast one
-large frames cost less.
+large frames cost less, and many of them in one write: what is unsent then is gone in a hundredth of a second.
 """
 TCP_NOTSENT_LOWAT: Final = 25
 LOGGED_MAX_CHARS: Final = 200
@@ -442,7 +443,8 @@ class RelaySocket(asyncio.Protocol):
         frame_bytes = mux.DATA_MAX_BYTES if fast else FRAME_SLOW_BYTES
         if frame_bytes != self.outbox.frame_bytes:
             self.outbox.frame_bytes = frame_bytes
-            self._keep_unsent(transport, frame_bytes)
+            self._cork.gather_max_bytes = cork.GATHER_BULK_BYTES if fast else cork.GATHER_MAX_BYTES
+            self._keep_unsent(transport, UNSENT_FAST_BYTES if fast else FRAME_SLOW_BYTES)
         self._paced_bytes, self._paced_s = 0, now_s
 
     @staticmethod
