@@ -37,6 +37,7 @@ LOGGED_MAX_CHARS: Final = 200
 UNSENT_MAX_BYTES: Final = 32 * 1024 * 1024
 """A relay that asks and asks but never reads is left before its answers fill the device's memory."""
 _ALLOWANCE: Final = "allowance"
+_BINARY: Final = websocket.Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
 _BEGINNINGS: Final = frozenset({mux.MuxType.OPEN, mux.MuxType.RESUME})
 
 log = logging.getLogger("psx_peer")
@@ -141,7 +142,10 @@ class RelaySocket(asyncio.Protocol):
                 data = self._upgraded(self._head)
             if data:
                 for message in self._frames.receive(data):
-                    self._message(message)
+                    if self._v2 and message.opcode is _BINARY:
+                        self._frame(message.payload)
+                    else:
+                        self._message(message)
         except websocket.WebSocketFault as fault:
             self._finish(fault.code, fault.reason)
         except (
@@ -206,10 +210,6 @@ class RelaySocket(asyncio.Protocol):
 
     def _message(self, message: websocket.Message) -> None:
         match message.opcode:
-            case websocket.Opcode.BINARY if self._v2:
-                frame = mux.parse(message.payload)
-                if frame is not None:
-                    self._frame(frame)
             case websocket.Opcode.BINARY:
                 binary = peer.parse_binary(message.payload)
                 tunnel = self._tunnels.get(binary.session_id)
@@ -261,7 +261,10 @@ class RelaySocket(asyncio.Protocol):
 
     # tunnels of v2
 
-    def _frame(self, frame: mux.Frame) -> None:
+    def _frame(self, payload: bytes) -> None:
+        frame = mux.parse(payload)
+        if frame is None:
+            return
         target = self._streams.get(frame.tunnel)
         if target is not None and frame.type not in _BEGINNINGS:
             try:
@@ -462,8 +465,7 @@ class RelaySocket(asyncio.Protocol):
         mask = os.urandom(4)
         turn = len(head) % 4
         parts = [
-            websocket.frame_header(websocket.Opcode.BINARY, len(head) + len(payload), mask)
-            + websocket.apply_mask(head, mask)
+            websocket.frame_header(_BINARY, len(head) + len(payload), mask) + websocket.apply_mask(head, mask)
         ]
         if payload:
             parts.append(websocket.apply_mask(payload, mask[turn:] + mask[:turn]))
