@@ -142,10 +142,10 @@ class RelaySocket(asyncio.Protocol):
                 data = self._upgraded(self._head)
             if data:
                 for message in self._frames.receive(data):
-                    if self._v2 and message.opcode is _BINARY:
-                        self._frame(message.payload)
-                    else:
+                    if not self._v2 or message.opcode is not _BINARY:
                         self._message(message)
+                    elif (frame := mux.parse(message.payload)) is not None:
+                        self._frame(frame)
         except websocket.WebSocketFault as fault:
             self._finish(fault.code, fault.reason)
         except (
@@ -261,10 +261,7 @@ class RelaySocket(asyncio.Protocol):
 
     # tunnels of v2
 
-    def _frame(self, payload: bytes) -> None:
-        frame = mux.parse(payload)
-        if frame is None:
-            return
+    def _frame(self, frame: mux.Frame) -> None:
         target = self._streams.get(frame.tunnel)
         if target is not None and frame.type not in _BEGINNINGS:
             try:
