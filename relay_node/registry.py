@@ -33,6 +33,7 @@ HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 RELAY_LISTS_MAX: Final = 64
 GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
 """For whom less waits is no hoarder."""
+READ_BYTES: Final = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -129,6 +130,8 @@ class Registry:
         self.per_address: dict[str, int] = {}
         self.links: set[LinkConnection] = set()
         self.buffers = Buffers()
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        """Every socket's: what a read put here is taken before the next read."""
         self.unfinished = Unfinished()
         self.draining = False
         self._window_s = 0

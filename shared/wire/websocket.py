@@ -39,6 +39,9 @@ class Opcode(IntEnum):
     PONG = 0xA
 
 
+_BINARY: Final = Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
+
+
 class CloseCode(IntEnum):
     """Close codes that psx sends or understands; 4xxx are the peer protocol's own."""
 
@@ -99,8 +102,11 @@ class FrameReader:
         """What is held of a message that is not complete."""
         return len(self._buffer) + self._parts_bytes
 
-    def receive(self, data: bytes) -> list[Message]:
-        """All messages that `data` completes, in order. Raises WebSocketFault; what came before it is lost with it."""
+    def receive(self, data: bytes | memoryview) -> list[Message]:
+        """All messages that `data` completes, in order; none of them is a view of it.
+
+        Raises WebSocketFault; what came before it is lost with it.
+        """
         messages: list[Message] = []
         offset = self._complete(data, messages) if self._buffer else 0
         if offset >= 0:
@@ -110,7 +116,7 @@ class FrameReader:
                 self._buffer += memoryview(data)[offset:]
         return messages
 
-    def _complete(self, data: bytes, messages: list[Message]) -> int:
+    def _complete(self, data: bytes | memoryview, messages: list[Message]) -> int:
         """Give the frame that began in an earlier read what it lacks; how much that was, or -1 when it lacks more."""
         buffer, offset = self._buffer, 0
         while True:
@@ -123,7 +129,7 @@ class FrameReader:
                 self._buffer = bytearray()
                 return offset
 
-    def _frame(self, buffer: bytes | bytearray, start: int, messages: list[Message]) -> int:
+    def _frame(self, buffer: bytes | bytearray | memoryview, start: int, messages: list[Message]) -> int:
         """Length of the frame at `start`, now in `messages`; 0 when it is incomplete: `_need` says how much it needs."""
         have = len(buffer) - start
         self._need = 2
@@ -131,12 +137,12 @@ class FrameReader:
             return 0
         first, second = buffer[start], buffer[start + 1]
         alone = first == _WHOLE_BINARY and self._opcode is None  # as nearly all are
-        opcode = Opcode.BINARY if alone else self._check_first(first)
+        opcode = _BINARY if alone else self._check_first(first)
         if (second >= 0x80) is not self._masked:
             raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "mask bit is wrong for this side")
         size, header = second & 0x7F, 2
         if size >= _LENGTH_16:
-            if opcode >= Opcode.CLOSE:
+            if opcode > _BINARY:
                 raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "control frame too long")
             self._need = header = 4 if size == _LENGTH_16 else 10
             if have < header:
@@ -153,7 +159,7 @@ class FrameReader:
             return 0
         from_, to = start + body, start + body + size
         payload = memoryview(buffer)[from_:to] if size > VIEWED_FROM_BYTES else buffer[from_:to]
-        whole = apply_mask(payload, buffer[start + header : from_]) if self._masked else bytes(payload)
+        whole = apply_mask(payload, bytes(buffer[start + header : from_])) if self._masked else bytes(payload)
         if alone:
             messages.append(Message(opcode, whole))
         else:

@@ -19,6 +19,8 @@ MAX_TUNNELS: Final = 256
 WINDOWS_MAX_BYTES: Final = 64 * 1024 * 1024
 """What all windows of this device may grow by together."""
 
+_DATA: Final = mux.MuxType.DATA  # an enum's own attributes are slow to look up before Python 3.12
+_WINDOW: Final = mux.MuxType.WINDOW
 _REASONS: Final = {
     peer.OpenFailure.CONNECTION_REFUSED: mux.MuxReason.CONNECTION_REFUSED,
     peer.OpenFailure.DNS_FAILED: mux.MuxReason.DNS_FAILED,
@@ -210,14 +212,17 @@ class StreamTarget(asyncio.Protocol):
 
     def receive(self, frame: mux.Frame) -> None:
         """A frame for this stream."""
-        match frame.type:
-            case mux.MuxType.DATA:
-                self.stream.on_data(frame.body)
-            case mux.MuxType.WINDOW:
-                self.stream.on_window(*mux.read_window(frame.body))
-                self._finish_if_over()
-                if self._target_gone:
-                    self._tell_target_is_gone()
+        kind = frame.type
+        if kind is _DATA:
+            self.stream.on_data(frame.body)
+            return
+        if kind is _WINDOW:
+            self.stream.on_window(*mux.read_window(frame.body))
+            self._finish_if_over()
+            if self._target_gone:
+                self._tell_target_is_gone()
+            return
+        match kind:
             case mux.MuxType.BLOCKED:
                 self.stream.on_blocked(mux.read_limit(frame.body))
             case mux.MuxType.EOF:
