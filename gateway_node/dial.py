@@ -44,7 +44,7 @@ class ExitFailed:
     fault: Fault
     reason: str
     moving: bool = False
-    """The device is on its way to another relay: it will be back in a moment."""
+    """The device is on its way to another relay, or full: it will be back in a moment."""
 
 
 _TARGET_REASONS: Final = {
@@ -68,8 +68,9 @@ _FAULTS: Final = {
     MuxReason.UNREACHABLE: Fault.EITHER,
     MuxReason.DRAINING: Fault.RELAY,
     MuxReason.OVERLOADED: Fault.RELAY,
+    MuxReason.TOO_MANY_TUNNELS: Fault.RELAY,
 }
-"""Whose fault a refusal is that is not the exit's. No peer can say what relays say of themselves (`relay_node/forward.py`)."""
+"""Whose fault a refusal is that is not the exit's. No peer can say what only relays say (`relay_node/forward.py`)."""
 
 
 class ExitDialer:
@@ -162,7 +163,7 @@ def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:
         fault = Fault.EXIT if answer.status == 407 else Fault.EITHER
         return ExitFailed(fault, f"modem_{answer.status}")
     reason = answer.header("x-psx-reason") or f"relay_{answer.status}"
-    if reason == "draining":
+    if reason in {"draining", "too_many_tunnels"}:
         return ExitFailed(Fault.RELAY, reason, moving=True)
     if answer.status in {502, 504} and reason in _TARGET_REASONS:
         return _TARGET_REASONS[reason]

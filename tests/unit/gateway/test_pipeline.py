@@ -71,7 +71,12 @@ class Told:
 
 @pytest.mark.parametrize(
     ("reason", "said"),
-    [(MuxReason.OVERLOADED, set()), (MuxReason.DRAINING, set()), (MuxReason.TOO_MANY_TUNNELS, {"report"})],
+    [
+        (MuxReason.OVERLOADED, set()),
+        (MuxReason.DRAINING, set()),
+        (MuxReason.TOO_MANY_TUNNELS, set()),
+        (MuxReason.UNKNOWN, {"report"}),
+    ],
 )
 async def test_what_a_relay_says_of_itself_is_held_against_no_exit(reason: MuxReason, said: set[str]) -> None:
     leases, nothing = Told(), cast(Any, None)
