@@ -177,6 +177,7 @@ _KNOWN_REASONS: Final = frozenset(
             "peer_gone",
             "unknown_device",
             "draining",
+            "relay_away",
             "too_many_tunnels",
             "unknown",
         ),

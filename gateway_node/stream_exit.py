@@ -57,7 +57,11 @@ class LinkRefused(Exception):
 
 
 class LinkLost(ConnectionError):
-    """There is no link to that relay."""
+    """There is no link to that relay any more."""
+
+
+class RelayAway(ConnectionError):
+    """No link to a relay was made: nothing is known of its devices."""
 
 
 class StreamExit:

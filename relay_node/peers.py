@@ -499,9 +499,7 @@ class PeerSocket(asyncio.Protocol):
             transport.abort()
         elif self._head is not None:
             self._abort_if(now_s - self._born_s > HANDSHAKE_TIMEOUT_S, Reason.HANDSHAKE_TIMEOUT)
-        elif transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            self._abort_if(True, Reason.STALLED)
-        elif self.v2 and self.outbox.paused and now_s - self._full_since_s > FULL_MAX_S:
+        elif transport.get_write_buffer_size() > MAX_UNSENT_BYTES or self._takes_nothing(now_s):
             self._abort_if(True, Reason.STALLED)
         elif not self._blocked:
             with_tunnels = self.v2 and self.ends
@@ -512,6 +510,9 @@ class PeerSocket(asyncio.Protocol):
             )
             if with_tunnels and now_s - self._heard_s >= PING_AFTER_S:
                 self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
+
+    def _takes_nothing(self, now_s: float) -> bool:
+        return self.v2 and self.outbox.paused and now_s - self._full_since_s > FULL_MAX_S
 
     def _abort_if(self, late: bool, reason: Reason) -> None:
         if late and self._transport is not None:

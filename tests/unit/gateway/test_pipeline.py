@@ -11,7 +11,7 @@ from gateway_node.buyer import Buyers, lock_quality
 from gateway_node.dial import ExitDialer
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Target
-from gateway_node.stream_exit import LinkRefused
+from gateway_node.stream_exit import LinkRefused, RelayAway
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal, SpeedTier
 from shared.kernel.ids import AccountId, Country, EndpointId, PakId
@@ -70,20 +70,23 @@ class Told:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    ("failure", "said"),
     [
-        (MuxReason.OVERLOADED, set()),
-        (MuxReason.DRAINING, set()),
-        (MuxReason.TOO_MANY_TUNNELS, set()),
-        (MuxReason.UNKNOWN, {"report"}),
+        (LinkRefused(MuxReason.OVERLOADED), set()),
+        (LinkRefused(MuxReason.DRAINING), set()),
+        (LinkRefused(MuxReason.TOO_MANY_TUNNELS), set()),
+        (RelayAway("TimeoutError"), set()),
+        (LinkRefused(MuxReason.UNKNOWN), {"report"}),
     ],
 )
-async def test_what_a_relay_says_of_itself_is_held_against_no_exit(reason: MuxReason, said: set[str]) -> None:
+async def test_what_a_relay_says_of_itself_is_held_against_no_exit(
+    failure: Exception, said: set[str]
+) -> None:
     leases, nothing = Told(), cast(Any, None)
 
     class Links:
         async def open(self, *_: Any) -> None:
-            raise LinkRefused(reason)
+            raise failure
 
     dialer = ExitDialer("", nothing, cast(Any, Links()))
     target = Target("a.example", "192.0.2.9", 443)
