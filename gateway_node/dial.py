@@ -44,7 +44,7 @@ class ExitFailed:
     fault: Fault
     reason: str
     moving: bool = False
-    """The device is on its way to another relay: it will be back in a moment."""
+    """The device is on its way to another relay, or full: it will be back in a moment."""
 
 
 _TARGET_REASONS: Final = {
@@ -68,6 +68,7 @@ _FAULTS: Final = {
     MuxReason.UNREACHABLE: Fault.EITHER,
     MuxReason.DRAINING: Fault.RELAY,
     MuxReason.OVERLOADED: Fault.RELAY,
+    MuxReason.TOO_MANY_TUNNELS: Fault.RELAY,
 }
 """Whose fault a refusal is that is not the exit's; no peer can say what relays say of themselves (`relay_node/forward`)."""
 
@@ -166,7 +167,7 @@ def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:
         fault = Fault.EXIT if answer.status == 407 else Fault.EITHER
         return ExitFailed(fault, f"modem_{answer.status}")
     reason = answer.header("x-psx-reason") or f"relay_{answer.status}"
-    if reason == "draining":
+    if reason in {"draining", "too_many_tunnels"}:
         return ExitFailed(Fault.RELAY, reason, moving=True)
     if reason == "unknown_device":
         return ExitFailed(Fault.EXIT, reason, moving=True)

@@ -8,7 +8,7 @@ import socket
 from typing import Final, cast
 
 from gateway_node.splice import AFTER_BYTES, Over, Splice, Splices
-from gateway_node.tunnel import Tunnel, hold_little, reset
+from gateway_node.tunnel import Place, Tunnel, hold_little, reset
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 
@@ -28,6 +28,7 @@ class ConnectExit(asyncio.Protocol):
 
     def __init__(self, request: bytes, splices: Splices, *, carries_eof: bool) -> None:
         self.carries_eof = carries_eof
+        self.place = Place()
         self._request = request
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -115,6 +116,7 @@ class ConnectExit(asyncio.Protocol):
         if self._tunnel is not None:
             self._tell_lost(self._tunnel)
         self._tunnel = self._transport = None  # no cycle is left for the collector
+        self.place.leave()
 
     def _tell_lost(self, tunnel: Tunnel) -> None:
         if self._ended:
@@ -185,6 +187,8 @@ class ConnectExit(asyncio.Protocol):
             self._transport.close()
             if self._transport.get_write_buffer_size():
                 self._wait_for_last_bytes(self._loop.time() + LAST_BYTES_MAX_S)
+                return
+        self.place.leave()
 
     def _wait_for_last_bytes(self, until_s: float, unsent_before: int = NEVER) -> None:
         transport = self._transport
@@ -199,3 +203,4 @@ class ConnectExit(asyncio.Protocol):
     def cut(self) -> None:
         self._end_splice()
         reset(self._transport)
+        self.place.leave()

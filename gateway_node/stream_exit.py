@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter
 
-from gateway_node.tunnel import Tunnel
+from gateway_node.tunnel import Place, Tunnel
 from shared.kernel.ids import DeviceId
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire import mux
@@ -35,6 +35,10 @@ RESUME_POLL_MIN_S: Final = 0.05
 RESUME_POLL_MAX_S: Final = 1.0
 RESUME_ANSWER_TIMEOUT_S: Final = 5.0
 FINISH_WITHIN_S: Final = 60.0
+FINISH_LOOK_S: Final = 10.0
+"""How long a peer may take what was sent before the tunnel ended; whose target takes nothing from one look to the next is
+not waited for: nobody is there for its answer. (Peers acknowledge each half of a window, 128 KB and more, and the end.)
+"""
 
 _NOT_THE_EXITS: Final = frozenset({MuxReason.TARGET_RESET, MuxReason.TIMEOUT})
 """Of an open tunnel: its target broke it off, or nothing had passed for so long that the peer gave it up."""
@@ -68,6 +72,7 @@ class StreamExit:
     def __init__(self, links: RelayLinks, device_id: DeviceId) -> None:
         self._links = links
         self._device_id = device_id
+        self.place = Place()
         self._stream = Stream(self, os.urandom(mux.TOKEN_BYTES), links.budget)
         self._link: RelayLink | None = None
         self._id = 0
@@ -77,6 +82,7 @@ class StreamExit:
         self._early: list[Bytes] = []
         self._eof_early = False
         self._finishing = False
+        self._taken = 0
         self._late: asyncio.TimerHandle | None = None
         self._over = False
 
@@ -118,7 +124,9 @@ class StreamExit:
             case MuxType.DATA if opened:
                 self._stream.on_data(frame.body)
             case MuxType.WINDOW:
-                self._stream.on_window(*mux.read_window(frame.body))
+                received, limit = mux.read_window(frame.body)
+                self._stream.on_window(received, limit)
+                self._taken = max(self._taken, received)
                 self._close_if_over()
                 if self._finishing and self._stream.delivered:
                     self.cut()
@@ -292,8 +300,18 @@ class StreamExit:
             self.cut()
             return
         self._close_if_over()
+        if self._stream.all_sent:  # what is left is a round trip
+            self.place.leave()
         if not self._over:
-            self._late = asyncio.get_running_loop().call_later(FINISH_WITHIN_S, self.cut)
+            self._wait_for_last_bytes(asyncio.get_running_loop().time() + FINISH_WITHIN_S)
+
+    def _wait_for_last_bytes(self, until_s: float, taken_before: int = -1) -> None:
+        """A path that is lost meanwhile has bounds of its own."""
+        loop, taken = asyncio.get_running_loop(), self._taken if self._stream.attached else -1
+        if loop.time() >= until_s or taken == taken_before >= 0:
+            self.cut()
+        else:
+            self._late = loop.call_later(FINISH_LOOK_S, self._wait_for_last_bytes, until_s, taken)
 
     def cut(self) -> None:
         if not self._over:
@@ -332,3 +350,4 @@ class StreamExit:
             self._late.cancel()
         self._stream.close()
         self._leave_link()
+        self.place.leave()

@@ -56,6 +56,31 @@ class Budget:
             self.spent()
 
 
+class Place:
+    """A connection that is held on an exit until the exit's side of the tunnel has ended and no bytes wait for it. Whoever
+    holds it is told then, once, whichever comes first.
+    """
+
+    __slots__ = ("_give_back", "_left")
+
+    def __init__(self) -> None:
+        self._give_back: Callable[[], None] | None = None
+        self._left = False
+
+    def held(self, give_back: Callable[[], None]) -> None:
+        """A tunnel holds it."""
+        self._give_back = give_back
+        if self._left:
+            self.leave()
+
+    def leave(self) -> None:
+        """Nothing of the tunnel is left on the exit, or no more than a message that tells it so."""
+        self._left = True
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+
 class Path(Protocol):
     """One side of a tunnel, as the tunnel uses it."""
 
@@ -96,6 +121,10 @@ class ExitPath(Path, Protocol):
 
     @property
     def carries_eof(self) -> bool: ...
+
+    @property
+    def place(self) -> Place:
+        """What is held on the exit for it."""
 
     def attach(self, tunnel: Tunnel) -> None:
         """Bytes flow from now on."""

@@ -54,7 +54,13 @@ class Tunnels:
         OPEN.inc()
         if self.sessions is not None:
             self.sessions.opened(tunnel, buyer.route, began_ms)
+        side.place.held(partial(self._left, buyer, acquired))
         return tunnel
+
+    def _left(self, buyer: Buyer, acquired: Acquired) -> None:
+        """The exit, and the customer, may have another connection: nothing of this one waits there any more."""
+        self.places.give(buyer.owner)
+        self._leases.give_back(acquired, buyer.pak_id)
 
     def fared(self, buyer: Buyer, acquired: Acquired, failed_target: str = "") -> None:
         """A customer was served, or failed by what may be the exit as well as the target: others' word will tell."""
@@ -67,8 +73,6 @@ class Tunnels:
         self._meter.closed(tunnel)
         if self.sessions is not None:
             self.sessions.closed(tunnel)
-        self.places.give(buyer.owner)
-        self._leases.give_back(tunnel.acquired, buyer.pak_id)
         OPEN.inc(-1)
         if tunnel.barren or exit_broke or tunnel.was_reset or self._barren:
             self._judge(buyer, target, tunnel, exit_broke=exit_broke)

@@ -24,7 +24,7 @@ _SEQUENCED: Final = frozenset({MuxType.DATA, MuxType.EOF, MuxType.BLOCKED})
 _RELAYS_SAY: Final = frozenset(
     {
         *(MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE),
-        *(MuxReason.DRAINING, MuxReason.OVERLOADED),
+        *(MuxReason.DRAINING, MuxReason.OVERLOADED, MuxReason.TOO_MANY_TUNNELS),
     }
 )
 """Of paths, devices and their own state relays speak. A gateway holds none of these against an exit, so no exit may hide

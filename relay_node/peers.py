@@ -49,7 +49,10 @@ MESSAGE_MAX_BYTES: Final = mux.FRAME_MAX_BYTES
 """Of a peer that speaks v2, or has not yet said what it speaks; one of v1 may have 4 MB."""
 UNFINISHED_FREE_BYTES: Final = 16 * 1024
 """Of a message that has not ended, so much is not counted (`registry.Unfinished`)."""
-FRAMES_PER_S_MAX: Final = 20_000
+FRAMES_AT_ONCE_MAX: Final = 512
+"""Of one socket, before everybody else's turn."""
+UNCOMMON_FRAME_COST: Final = 5
+"""A ping, a fragment or JSON counts for so many frames more. Honest peers send few, but old ones, whose data is JSON."""
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
 FULL_MAX_S: Final = 30.0
@@ -76,10 +79,9 @@ class PeerSocket(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
-        "_frames_in_second", "_full_since_s", "_head", "_heard_s", "_last_id", "_network", "_owed_pong", "_owes_ack",
-        "_redirected_s", "_second", "_transport", "account_generation", "address", "buffers", "device", "ends",
-        "generation", "known_relays", "loop", "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s",
-        "tunnels", "v2",
+        "_full_since_s", "_head", "_heard_s", "_last_id", "_network", "_owed_pong", "_owes_ack", "_redirected_s", "_rests",
+        "_transport", "account_generation", "address", "buffers", "device", "ends", "generation", "known_relays", "loop",
+        "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s", "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
@@ -100,7 +102,9 @@ class PeerSocket(asyncio.BufferedProtocol):
         self.lost_reason = Reason.PEER_GONE
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
-        self._frames = FrameReader(masked=True, max_message_bytes=MESSAGE_MAX_BYTES)
+        self._frames = FrameReader(
+            masked=True, max_message_bytes=MESSAGE_MAX_BYTES, at_once=FRAMES_AT_ONCE_MAX
+        )
         self._binary = False
         self._heard_s = self.loop.time()
         self._blocked: set[Tunnel] = set()
@@ -111,8 +115,7 @@ class PeerSocket(asyncio.BufferedProtocol):
         self.owned = False
         self._born_s = self._heard_s
         self._busy_since_s = self._heard_s
-        self._second = 0
-        self._frames_in_second = 0
+        self._rests = False
         self._full_since_s = 0.0
         self._follows_redirects = False
         self._redirected_s = 0.0
@@ -234,10 +237,10 @@ class PeerSocket(asyncio.BufferedProtocol):
         if refused is not None:
             self._refuse(_REFUSALS.get(refused, "429 Too Many Requests"), refused)
             return
-        rest, self._head = bytes(head), None
+        self._frames.keep(bytes(head))
+        self._head = None
         self._write(handshake.accept_answer(request, subprotocol))
-        if rest:
-            self._frames_received(rest)
+        self._keep_pace(0)
 
     def _refuse(self, status: str, reason: Reason) -> None:
         self.lost_reason = reason
@@ -252,7 +255,6 @@ class PeerSocket(asyncio.BufferedProtocol):
     def _frames_received(self, data: Bytes) -> None:
         try:
             messages = self._frames.receive(data)
-            self._count_frames(len(messages))
             self._count_unfinished(messages)
             for message in messages:
                 if self._closing:
@@ -265,6 +267,8 @@ class PeerSocket(asyncio.BufferedProtocol):
             self.close(fault.code, fault.reason, Reason.PROTOCOL)
         except (MalformedFrame, mux.MalformedMux) as fault:
             self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
+        else:
+            self._keep_pace(len(messages))
 
     def _count_unfinished(self, messages: Sequence[Message]) -> None:
         """Messages that never end must not use up this process."""
@@ -274,13 +278,36 @@ class PeerSocket(asyncio.BufferedProtocol):
                 unfinished.hold(self, 0)  # what is unfinished now has just begun
             unfinished.hold(self, size if size > UNFINISHED_FREE_BYTES else 0)
 
-    def _count_frames(self, count: int) -> None:
-        """A peer may not keep this process busy with tiny frames."""
-        if int(self._heard_s) != self._second:
-            self._second, self._frames_in_second = int(self._heard_s), 0
-        self._frames_in_second += count
-        if self._frames_in_second > FRAMES_PER_S_MAX:
-            raise WebSocketFault(CloseCode.POLICY, "too many frames")
+    def _keep_pace(self, messages: int) -> None:
+        """A peer may not keep this process busy with tiny frames: what many of them make of one read takes turns with
+        everybody else's, and what its device sends beyond its share of a second is not read before the next one.
+        """
+        device, frames = self.device, self._frames
+        cost = messages + frames.uncommon * UNCOMMON_FRAME_COST
+        wait_s = device.spend(cost, self._heard_s) if device is not None else 0.0
+        if (wait_s or frames.has_more) and not self._rests:
+            self._rests = True
+            self._read_or_rest()
+            self.loop.call_later(wait_s, self._go_on)
+
+    def _go_on(self) -> None:
+        self._rests = False
+        if self._closing or self._transport is None or self._transport.is_closing():
+            return
+        self._heard_s = self.loop.time()
+        if self._frames.has_more:
+            self._frames_received(b"")
+        self._read_or_rest()
+
+    def _read_or_rest(self) -> None:
+        """Read unless gateways (of v1), or the frames that were read, want this side to wait."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._blocked or self._rests:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
 
     def _message(self, message: Message) -> None:
         match message.opcode:
@@ -442,16 +469,14 @@ class PeerSocket(asyncio.BufferedProtocol):
     def block(self, tunnel: Tunnel) -> None:
         """A gateway does not read: stop reading this socket until it does (v1 has no other way)."""
         self._blocked.add(tunnel)
-        if self._transport and len(self._blocked) == 1 and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._read_or_rest()
 
     def unblock(self, tunnel: Tunnel) -> None:
         """The gateway reads again, or its tunnel ended."""
         if tunnel in self._blocked:
             self._blocked.discard(tunnel)
             self._heard_s = self.loop.time()
-            if self._transport and not self._blocked and not self._transport.is_closing():
-                self._transport.resume_reading()
+            self._read_or_rest()
 
     def close(self, code: int, text: str, reason: Reason) -> None:
         """Say why and hang up; tunnels learn of it when the transport is gone."""

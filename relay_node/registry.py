@@ -30,6 +30,8 @@ MAX_SOCKETS_PER_ADDRESS: Final = 4096
 HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 """A token costs a signature check: an address (of IPv6 its /64) that hammers is refused before it."""
+FRAMES_PER_S_MAX: Final = 20_000
+"""Of a device, over all its sockets; dialling again gives it no more."""
 RELAY_LISTS_MAX: Final = 64
 GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
 """For whom less waits is no hoarder."""
@@ -40,7 +42,8 @@ READ_BYTES: Final = 256 * 1024
 class Device:
     """One enrolled device while it has sockets here.
 
-    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before.
+    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before. `frames_in_second`: what it sent
+    in the `second` (of the loop's clock) in which it sent last.
     """
 
     device_id: str
@@ -53,6 +56,8 @@ class Device:
     leaving: bool = False
     renewed_s: float = 0.0
     confirms_open: bool = False
+    second: int = 0
+    frames_in_second: int = 0
     sockets: list[PeerSocket] = field(default_factory=list)
 
     def tunnel_count(self) -> int:
@@ -63,6 +68,13 @@ class Device:
     def owned(self) -> bool:
         """Whether who holds it showed that it is theirs (decision 0033). All its sockets are alike in this."""
         return any(s.owned for s in self.sockets)
+
+    def spend(self, frames: int, now_s: float) -> float:
+        """Count frames that it sent; for how many seconds nothing more is read of it, because it sent too many."""
+        if int(now_s) != self.second:
+            self.second, self.frames_in_second = int(now_s), 0
+        self.frames_in_second += frames
+        return self.second + 1 - now_s if self.frames_in_second > FRAMES_PER_S_MAX else 0.0
 
     def least_loaded(self, *, v2: bool = False) -> PeerSocket | None:
         """The ready socket (of v2 only, if asked) that carries the fewest tunnels."""
@@ -138,6 +150,7 @@ class Registry:
         self._handshakes: dict[str, int] = {}
         self._handshakes_total = 0
         self._relay_lists: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._spent: dict[str, tuple[int, int]] = {}
         self.rotations = Rotations()
 
     def may_shake_hands(self, address: str, now_s: float) -> bool:
@@ -196,6 +209,7 @@ class Registry:
             claims.account_generation,
         )
         device.renewed_s = socket.loop.time()
+        device.second, device.frames_in_second = self._spent.pop(claims.device_id, (0, 0))
         self.devices[claims.device_id] = device
         DEVICES.value = len(self.devices)
         return device
@@ -235,6 +249,7 @@ class Registry:
                 self.hooks.arrived(device)
         if not device.sockets and self.devices.get(device.device_id) is device:  # nobody has taken its place
             del self.devices[device.device_id]
+            self._spent[device.device_id] = (device.second, device.frames_in_second)
             DEVICES.value = len(self.devices)
             self.hooks.left(device)
 
@@ -284,6 +299,7 @@ class Registry:
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
         self.make_room()
+        self._spent.clear()
         for socket in list(self.sockets):
             socket.sweep(now_s)
         for link in list(self.links):

@@ -206,6 +206,11 @@ class Stream:
         return self._eof_sent and self._acked == self._sent
 
     @property
+    def all_sent(self) -> bool:
+        """All that was written here, and the EOF after it, is on its way."""
+        return self._eof_sent and self._outbox is not None
+
+    @property
     def over(self) -> bool:
         """Both directions ended and ours is acknowledged: nothing can be asked for again."""
         return self.eof_received and self._eof_sent and self._acked == self._sent

@@ -5,6 +5,7 @@ between them, masks are undone, UTF-8 of text is checked. A fault raises `WebSoc
 Leaves out the opening handshake (`handshake.py`) and timers. Source: RFC 6455 sections 5, 7 and 8.
 """
 
+import sys
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -85,11 +86,17 @@ _WIRE_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 
 class FrameReader:
     """Turns received bytes into messages. `masked` says whether the other side must mask (it must, if a client).
 
-    `max_message_bytes` may be changed at any time; it is asked when a frame's length is read.
+    `max_message_bytes` may be changed at any time; it is asked when a frame's length is read. `at_once` bounds the frames
+    that one `receive` looks at; `uncommon` says how many of them were no whole binary messages.
     """
 
-    def __init__(self, *, masked: bool, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self, *, masked: bool, max_message_bytes: int = MAX_MESSAGE_BYTES, at_once: int = sys.maxsize
+    ) -> None:
         self._masked = masked
+        self._at_once = at_once
+        self._rest = b""
+        self.uncommon = 0
         self.max_message_bytes = max_message_bytes
         self._buffer = bytearray()
         self._need = 2
@@ -100,7 +107,16 @@ class FrameReader:
     @property
     def partial_bytes(self) -> int:
         """What is held of a message that is not complete."""
-        return len(self._buffer) + self._parts_bytes
+        return len(self._buffer) + len(self._rest) + self._parts_bytes
+
+    @property
+    def has_more(self) -> bool:
+        """Whether frames were received that `receive(b"")` has still to look at."""
+        return bool(self._rest)
+
+    def keep(self, data: bytes) -> None:
+        """What came before the first `receive`, which will look at it."""
+        self._rest = data
 
     def receive(self, data: bytes | memoryview) -> list[Message]:
         """All messages that `data` completes, in order; none of them is a view of it.
@@ -108,11 +124,18 @@ class FrameReader:
         Raises WebSocketFault; what came before it is lost with it.
         """
         messages: list[Message] = []
+        self.uncommon = 0
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         offset = self._complete(data, messages) if self._buffer else 0
         if offset >= 0:
-            while taken := self._frame(data, offset, messages):
+            left = self._at_once
+            while left and (taken := self._frame(data, offset, messages)):
                 offset += taken
-            if offset < len(data):
+                left -= 1
+            if not left:
+                self._rest = bytes(memoryview(data)[offset:])
+            elif offset < len(data):
                 self._buffer += memoryview(data)[offset:]
         return messages
 
@@ -175,6 +198,7 @@ class FrameReader:
         return opcode
 
     def _deliver(self, opcode: Opcode, final: bool, payload: bytes, messages: list[Message]) -> None:
+        self.uncommon += 1
         if opcode >= Opcode.CLOSE:
             if opcode is Opcode.CLOSE:
                 _check_close(payload)

@@ -8,7 +8,7 @@ import pytest
 
 from gateway_node.journal import Journal
 from gateway_node.meter import MeterService
-from gateway_node.tunnel import Tunnel
+from gateway_node.tunnel import Place, Tunnel
 from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox
 from shared.access.table import get_pak, mint, top_up_item
@@ -47,6 +47,7 @@ class Side:
     """Either side of a tunnel; only its end, and whether it is read, is looked at."""
 
     carries_eof = True
+    place = Place()
     unsent_bytes = 0
     bare_socket = None
     held = False

@@ -74,6 +74,7 @@ class Told:
     [
         (LinkRefused(MuxReason.OVERLOADED), set()),
         (LinkRefused(MuxReason.DRAINING), set()),
+        (LinkRefused(MuxReason.TOO_MANY_TUNNELS), set()),
         (RelayAway("TimeoutError"), set()),
         (LinkRefused(MuxReason.UNKNOWN), {"report"}),
     ],

@@ -120,7 +120,7 @@ async def test_a_peer_cannot_speak_of_paths_and_devices_as_if_it_were_the_relay(
     path.says(mux.header(kind, path.peer_id) + bytes((reason,)))
     frame = await path.told()
     own = {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
-    own |= {MuxReason.OVERLOADED}
+    own |= {MuxReason.OVERLOADED, MuxReason.TOO_MANY_TUNNELS}
     assert frame.type is kind
     assert mux.read_reason(frame.body) is (MuxReason.UNKNOWN if reason in own else reason)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -14,6 +15,7 @@ from relay_node.mesh import MeshConnection
 from relay_node.peers import UNFINISHED_FREE_BYTES, PeerSocket
 from relay_node.presence import follow_orders
 from relay_node.registry import (
+    FRAMES_PER_S_MAX,
     HANDSHAKES_PER_S_MAX,
     HANDSHAKES_PER_S_PER_ADDRESS_MAX,
     Device,
@@ -22,9 +24,11 @@ from relay_node.registry import (
     Unfinished,
 )
 from relay_node.tunnel import OPEN_TIMEOUT_S, SHARED_STALL_MAX_S, STALL_MAX_S
+from shared.kernel.ids import AccountId, DeviceId
 from shared.pool.presence import MOVE_PEERS
-from shared.supply.tokens import TokenFault
+from shared.supply.tokens import Claims, TokenFault
 from shared.wire import mux
+from shared.wire.handshake import upgrade_request
 from shared.wire.http1 import take_response_head
 from shared.wire.peer import Type, encode_text
 from shared.wire.websocket import Opcode, encode_frame, frame_header
@@ -451,7 +455,7 @@ async def test_a_peer_that_asks_and_does_not_read_is_owed_one_answer(ask: bytes)
     await asyncio.sleep(0)
     before = len(wire.written)
     socket.pause_writing()
-    socket.data_received(ask * 10_000)
+    socket.data_received(ask * peers.FRAMES_AT_ONCE_MAX)
     await asyncio.sleep(0)
     assert len(wire.written) == before
     socket.resume_writing()
@@ -461,3 +465,82 @@ async def test_a_peer_that_asks_and_does_not_read_is_owed_one_answer(ask: bytes)
     socket.data_received(ask)
     await asyncio.sleep(0)
     assert len(wire.written) == before + 2 * one
+
+
+class Seconds:
+    """A loop's clock and timers by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.timers: list[tuple[float, Any]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_later(self, after_s: float, call: Any) -> None:
+        self.timers.append((self.now_s + after_s, call))
+
+    def turns(self) -> None:
+        """All that is due now, and what it asks for."""
+        while due := [timer for timer in self.timers if timer[0] <= self.now_s]:
+            self.timers.remove(due[0])
+            due[0][1]()
+
+
+def dials(here: Registry, clock: Seconds, early: bytes = b"") -> tuple[PeerSocket, Wire]:
+    """Another socket of device `d`, of its owner."""
+    here.hooks = replace(here.hooks, verify=lambda token: Claims(DeviceId("d"), AccountId("a"), 0))
+    socket, wire = peer(here)
+    socket.loop = cast(Any, clock)
+    socket.data_received(upgrade_request("relay", "/", bytes(16), "token") + early)
+    return socket, wire
+
+
+PINGS: Final = [encode_frame(Opcode.PING, number.to_bytes(4, "big"), b"mask") for number in range(20_000)]
+PONGS: Final = [encode_frame(Opcode.PONG, number.to_bytes(4, "big")) for number in range(20_000)]
+
+
+def answered(wire: Wire) -> int:
+    """How many pings, of whom all were answered in their order."""
+    pongs = wire.written[wire.written.find(PONGS[0]) :] if PONGS[0] in wire.written else b""
+    assert b"".join(PONGS).startswith(pongs)
+    return len(pongs) // len(PONGS[0])
+
+
+async def test_a_flood_waits_for_its_turn_and_for_its_devices_share_and_nothing_of_it_is_lost() -> None:
+    here, clock = registry(), Seconds()
+    floods = [dials(here, clock, b"".join(PINGS)) for _ in range(2)]
+    wire = floods[0][1]
+    clock.timers.pop(0)[1]()
+    await asyncio.sleep(0)
+    assert answered(wire) == peers.FRAMES_AT_ONCE_MAX, "then it is others' turn"
+    assert wire.paused
+    for second in range(1, 100):
+        clock.turns()
+        await asyncio.sleep(0)
+        most = second * FRAMES_PER_S_MAX // (1 + peers.UNCOMMON_FRAME_COST)
+        share = sum(answered(wire) for _, wire in floods)
+        assert share <= most + second * len(floods) * peers.FRAMES_AT_ONCE_MAX
+        if share == len(floods) * len(PINGS):
+            break
+        clock.now_s += 1
+    clock.now_s += 1
+    clock.turns()
+    assert [answered(wire) for _, wire in floods] == [len(PINGS)] * 2
+    assert not any(wire.paused or wire.closing for _, wire in floods)
+
+
+async def test_who_has_used_up_a_second_and_dials_again_is_read_in_the_next_one() -> None:
+    here, clock = registry(), Seconds()
+    socket, _ = dials(here, clock, b"".join(PINGS))
+    clock.turns()
+    socket.connection_lost(None)
+    assert not here.devices
+    _, wire = dials(here, clock, PINGS[0])
+    clock.turns()
+    await asyncio.sleep(0)
+    assert (answered(wire), wire.paused, wire.closing) == (0, True, False)
+    clock.now_s += 1
+    clock.turns()
+    await asyncio.sleep(0)
+    assert (answered(wire), wire.paused) == (1, False)

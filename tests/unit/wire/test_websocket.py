@@ -68,6 +68,21 @@ def test_what_was_read_into_one_buffer_again_and_again_keeps_its_bytes(step: int
     assert messages == [Message(Opcode.BINARY, payload) for payload in payloads]
 
 
+@pytest.mark.parametrize("step", [1, 7, 33, 10_000])
+def test_a_reader_looks_at_so_many_frames_at_once_and_leaves_the_rest_for_the_next_time(step: int) -> None:
+    data = b"".join(encode_frame(Opcode.BINARY, bytes([number]) * number, MASK) for number in range(100))
+    reader, got = FrameReader(masked=True, at_once=3), list[Message]()
+    for start in range(0, len(data), step):
+        for read in (data[start : start + step], b""):
+            messages = reader.receive(read)
+            assert len(messages) <= 4  # one that began in an earlier read
+            got += messages
+    while reader.has_more:
+        got += reader.receive(b"")
+    assert got == feed(data, len(data))
+    assert reader.partial_bytes == 0
+
+
 def fragment(opcode: int, payload: bytes, *, final: bool) -> bytes:
     whole = encode_frame(Opcode.BINARY, payload, MASK)
     return bytes([(0x80 if final else 0) | opcode]) + whole[1:]
