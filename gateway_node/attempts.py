@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final, cast
 
 from gateway_node.buyer import Buyer
 from gateway_node.dial import ExitDialer, ExitFailed, Fault
@@ -34,7 +34,7 @@ from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, NoStock, NoStockReason, Route
 from shared.pool.numbers import live_numbers, run_async
 from shared.runtime.deadlines import Deadlines
-from shared.wire.mux import MuxReason
+from shared.wire.mux import PROTOCOL, MuxReason
 
 SLOW_OPEN_S: Final = 3.0
 """An exit that has not answered by then is probed while its customer goes on waiting: whoever comes next need not."""
@@ -62,6 +62,16 @@ class Attempts:
         self._tunnels = tunnels
         self._deadlines = deadlines
         self._now_ms = now_ms
+        self._looking_up: dict[asyncio.Task[Any], bool] = {}
+
+    def leave(self, opening: asyncio.Task[None]) -> None:
+        """The customer of a request is gone. A peer that was told a name may be looking it up, which cannot be stopped: its
+        place, and the customer's, are kept until it has answered (decision 0096).
+        """
+        if opening in self._looking_up:
+            self._looking_up[opening] = True
+        else:
+            opening.cancel()
 
     async def reach(
         self, buyer: Buyer, target: Target, request_id: str
@@ -120,6 +130,9 @@ class Attempts:
         self, buyer: Buyer, acquired: Acquired, target: Target, request_id: str
     ) -> ExitPath | ExitFailed | RefusedRequest:
         device_id = DeviceId(acquired.endpoint.endpoint_id)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        if acquired.protocol == PROTOCOL and target.host != target.address:
+            self._looking_up[task] = False
         slow = self._deadlines.call_after(SLOW_OPEN_S, partial(self._leases.doubt, device_id))
         began_s = time.monotonic()
         try:
@@ -131,8 +144,14 @@ class Attempts:
             raise
         finally:
             slow.cancel()
+            left = self._looking_up.pop(task, False)
         if isinstance(side, RefusedRequest) or (isinstance(side, ExitFailed) and not side.moving):
             self._tunnels.fared(buyer, acquired, target.name)
+        if left:
+            self._leases.give_back(acquired, buyer.pak_id)
+            if not isinstance(side, _NOT_OPENED):
+                side.cut()
+            raise asyncio.CancelledError
         return side
 
     async def _acquire(self, buyer: Buyer, excluded: Sequence[EndpointId]) -> Acquired | NoStock:

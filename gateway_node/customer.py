@@ -84,7 +84,7 @@ class CustomerSide(asyncio.Protocol):
         self.stop_timer()
         self.leave_lobby()
         if self._opening is not None:
-            self._opening.cancel()
+            self._pipeline.attempts.leave(self._opening)
         self._gone = True
         tunnel = self._tunnel
         if tunnel is not None:

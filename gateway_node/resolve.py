@@ -20,7 +20,11 @@ NAMES_KEPT: Final = 10_000
 LOOKUP_THREADS: Final = 256
 LOOKUPS_PER_OWNER: Final = 8
 """At once. A thread waits for a name server until the system's resolver gives up, long after the customer has left."""
-
+SCARCE_LOOKUPS: Final = LOOKUP_THREADS // 2
+"""Under way together. From here on owners begin one at a time who had to do with silent name servers lately,"""
+RARE_LOOKUPS: Final = LOOKUP_THREADS * 3 // 4
+"""and from here on all do: whoever has no lookup under way still gets a thread."""
+SILENCE_KEPT_S: Final = 60.0
 
 UNANSWERED: Final = f"no name server told the target's address within {RESOLVE_TIMEOUT_S:.0f} s"
 
@@ -40,6 +44,21 @@ class Target:
         return f"{self.host}:{self.port}"
 
 
+class _Owner:
+    """Whose lookups count together. `silent`: how many of the last minute ended later than anybody waits for one."""
+
+    __slots__ = ("__weakref__", "alone", "silent", "turns")
+
+    def __init__(self) -> None:
+        self.turns = asyncio.Semaphore(LOOKUPS_PER_OWNER)
+        self.alone = asyncio.Semaphore(1)
+        self.silent = 0
+
+    def forgive(self) -> None:
+        """A minute passed."""
+        self.silent -= 1
+
+
 class Resolver:
     """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else; `closed` tells of names that
     operators closed."""
@@ -52,27 +71,28 @@ class Resolver:
         self._hosts = hosts
         self._found: dict[str, tuple[float, list[str]]] = {}
         self._looking: dict[str, asyncio.Future[list[str]]] = {}
-        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._owners: WeakValueDictionary[str, _Owner] = WeakValueDictionary()
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, "names")
 
     async def _lookup(self, host: str, port: int, owner: str) -> list[str]:
         """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked. Raises TimeoutError.
 
-        Lookups have threads of their own, one per name however many ask, and each owner has so many: names whose server
-        does not answer hold up whoever asks for them, and nobody else.
+        Lookups have threads of their own, one per name however many ask, and each owner has so many, fewer when threads are
+        scarce: names whose server does not answer hold up whoever asks for them, and nobody else.
         """
         found = self._fresh(host)
         if found is not None:
             return found
+        asked_by = self._owners.get(owner)
+        if asked_by is None:
+            asked_by = self._owners[owner] = _Owner()
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
             while (looking := self._looking.get(host)) is None:
-                turn = self._turns.get(owner)
-                if turn is None:
-                    turn = self._turns[owner] = asyncio.Semaphore(LOOKUPS_PER_OWNER)
+                turn = asked_by.alone if self._scarce(asked_by) else asked_by.turns
                 await turn.acquire()
                 found = self._fresh(host)
                 if found is None and host not in self._looking:
-                    self._look(host, port, turn)
+                    self._look(host, port, asked_by, turn)
                     continue
                 turn.release()  # somebody else asked meanwhile
                 if found is not None:
@@ -84,19 +104,34 @@ class Resolver:
         now_s = asyncio.get_running_loop().time()
         return found[1] if found is not None and now_s - found[0] <= FRESH_S else None
 
-    def _look(self, host: str, port: int, turn: asyncio.Semaphore) -> None:
-        looking = asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port)
-        self._looking[host] = looking
-        looking.add_done_callback(partial(self._looked_up, host, turn))
+    def _scarce(self, owner: _Owner) -> bool:
+        return len(self._looking) >= (SCARCE_LOOKUPS if owner.silent else RARE_LOOKUPS)
 
-    def _looked_up(self, host: str, turn: asyncio.Semaphore, looking: asyncio.Future[list[str]]) -> None:
+    def _look(self, host: str, port: int, owner: _Owner, turn: asyncio.Semaphore) -> None:
+        loop = asyncio.get_running_loop()
+        looking = loop.run_in_executor(self._threads, _addresses, host, port)
+        self._looking[host] = looking
+        looking.add_done_callback(partial(self._looked_up, host, owner, turn, loop.time()))
+
+    def _looked_up(
+        self,
+        host: str,
+        owner: _Owner,
+        turn: asyncio.Semaphore,
+        began_s: float,
+        looking: asyncio.Future[list[str]],
+    ) -> None:
         del self._looking[host]
         turn.release()
+        loop = looking.get_loop()
+        if loop.time() - began_s > RESOLVE_TIMEOUT_S:
+            owner.silent += 1
+            loop.call_later(SILENCE_KEPT_S, owner.forgive)
         if looking.cancelled() or looking.exception() is not None:
             return
         if len(self._found) >= NAMES_KEPT:
             self._found.clear()
-        self._found[host] = (looking.get_loop().time(), looking.result())
+        self._found[host] = (loop.time(), looking.result())
 
     def closed(self, host: str) -> RefusedRequest | None:
         """Why nobody may go to a name, if operators closed it."""

@@ -11,9 +11,11 @@ from typing import Final, Protocol
 
 from relay_node.figures import BUFFERED, DOWN, TUNNELS, UP, Reason, count
 from shared.wire.mux import HEADER_BYTES, Bytes, Frame, MuxReason, MuxType, header, reset_frame
-from shared.wire.stream import WINDOW_MAX_BYTES, Outbox
+from shared.wire.stream import JOINED_MAX_BYTES, SMALL_BYTES, WINDOW_MAX_BYTES, Outbox
 
-TUNNEL_BUFFER_MAX_BYTES: Final = WINDOW_MAX_BYTES + 64 * 1024
+FRAME_COST_BYTES: Final = HEADER_BYTES + 128
+"""What a frame that is held takes besides its body. Small ones are joined: a window of them costs an eighth more."""
+TUNNEL_BUFFER_MAX_BYTES: Final = WINDOW_MAX_BYTES + WINDOW_MAX_BYTES // 8 + 64 * 1024
 """A tunnel holds at most one window here; whoever sends more ignores its limit."""
 SOCKET_BUFFER_MAX_BYTES: Final = 32 * 1024 * 1024
 """One peer's socket that takes nothing must not use up what all have."""
@@ -121,19 +123,32 @@ class _Lane:
         if not outbox.paused and not self.queued:
             outbox.send(header(kind, self.tunnel_id), body)
             return True
-        held = HEADER_BYTES + len(body)
+        frames, held = self._frames, len(body)
+        joins = held < SMALL_BYTES and kind is MuxType.DATA and self._ends_small()
+        if not joins:
+            held += FRAME_COST_BYTES
         if self._held_bytes + held > TUNNEL_BUFFER_MAX_BYTES or not self._buffers.hold(held):
             return False
         self._held_bytes += held
-        self._frames.append((kind, bytes(body)))  # a copy, so that no large read is kept for a small frame
-        outbox.offer(self)
+        if joins:
+            frames[-1] = (kind, frames[-1][1] + body)
+        else:
+            frames.append((kind, bytes(body)))  # a copy, so that no large read is kept for a small frame
+            outbox.offer(self)
         return True
+
+    def _ends_small(self) -> bool:
+        """Whether the last frame is of data, and takes more."""
+        if not self._frames:
+            return False
+        kind, body = self._frames[-1]
+        return kind is MuxType.DATA and len(body) < JOINED_MAX_BYTES
 
     def take(self, max_bytes: int) -> tuple[bytes, Bytes] | None:
         if not self._frames:
             return None
         kind, body = self._frames.popleft()
-        self._let_go(HEADER_BYTES + len(body))
+        self._let_go(FRAME_COST_BYTES + len(body))
         return header(kind, self.tunnel_id), body
 
     def clear(self) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // psx-peer: shares this device's connection through a psx relay until Ctrl-C, with its owner's recorded agreement.
 
-process.env.UV_THREADPOOL_SIZE ??= "16"; // names are looked up there: slow ones must not hold the others up
+process.env.UV_THREADPOOL_SIZE ??= "64"; // half of them look names up: slow ones must not hold the others up
 
 const { TERMS_TEXT, WITHDRAWN_TEXT, Wrong } = await import("./lib/consent.mjs");
 const { Device, Refused, withdraw } = await import("./lib/device.mjs");

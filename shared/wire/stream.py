@@ -8,8 +8,8 @@ delays another tunnel's bytes by more than the connection's own small buffer.
 
 Windows: the receiver lets `WINDOW_START_BYTES` in, and doubles that each time the sender says BLOCKED while the sink keeps
 up, so that the window finds bandwidth x delay without a clock; to `WINDOW_MAX_BYTES`, and as long as the process's
-`WindowBudget` allows. A sink that stalls is granted nothing. What was sent is kept until acknowledged: at most one window,
-so resumption costs no more memory than flow control does.
+`WindowBudget` allows. A sink that stalls is granted nothing. What was sent is kept until acknowledged, within the same
+start, ceiling and budget whatever the other end lets in, so resumption costs no more memory than flow control does.
 Source: the frames in `mux.py`; BLOCKED after QUIC's STREAM_DATA_BLOCKED (RFC 9000 section 4.1).
 """
 
@@ -31,6 +31,11 @@ WINDOW_START_BYTES: Final = 256 * 1024
 WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
 PENDING_HIGH_BYTES: Final = 64 * 1024
 """Bytes that wait for credit or room before the source is held."""
+SMALL_BYTES: Final = 1024
+JOINED_MAX_BYTES: Final = 4096
+APART_MAX: Final = 64
+"""Small pieces of one direction that are kept as they came. Beyond them they are joined: each takes a hundred bytes besides
+its own."""
 _DATA: Final = MuxType.DATA
 
 
@@ -143,9 +148,9 @@ class Stream:
     """One end of one tunnel. Attach it to an outbox under a tunnel id; feed it frames and the sink's bytes."""
 
     __slots__ = (
-        "_acked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_grown_at", "_held",
+        "_acked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_grown_at", "_held", "_keeps",
         "_limit", "_limits", "_outbox", "_pending", "_pending_bytes", "_received", "_sent", "_sink",
-        "_stalled", "_told", "_unacked", "_window", "eof_received", "queued", "token", "tunnel_id",
+        "_stalled", "_start", "_told", "_unacked", "_window", "eof_received", "queued", "token", "tunnel_id",
     )  # fmt: skip
 
     def __init__(
@@ -164,6 +169,7 @@ class Stream:
         self._blocked_at = -1
         self._acked = 0
         self._sent = 0
+        self._start = self._keeps = window_bytes
         self._unacked: deque[Bytes] = deque()
         self._pending: deque[Bytes] = deque()
         self._pending_bytes = 0
@@ -263,8 +269,12 @@ class Stream:
         """Bytes for the other end."""
         if self._eof_wanted:
             return
-        self._pending.append(data)
-        self._pending_bytes += len(data)
+        size = len(data)
+        if size < SMALL_BYTES:
+            _add_small(self._pending, data)
+        else:
+            self._pending.append(data)
+        self._pending_bytes += size
         self._offer()
         self._hold_or_release()
 
@@ -317,8 +327,11 @@ class Stream:
         self._acknowledge(received)
         if limit > self._limit:
             self._limit = limit
-            if self._pending:
-                self._offer()
+            window = limit - received
+            if self._keeps > window and received > self._blocked_at:  # it grows for nothing said before
+                self._keep_less(window)
+        if self._pending:
+            self._offer()
 
     def on_blocked(self, limit: int) -> None:
         """BLOCKED: the window is smaller than what the path can hold, unless it is the sink that does not keep up.
@@ -345,12 +358,9 @@ class Stream:
                 self._sent += 1
                 return header(MuxType.EOF, self.tunnel_id), b""
             return None
-        credit = min(self._limit - self._sent, self._acked + WINDOW_MAX_BYTES - self._sent, max_bytes)
+        credit = min(self._limit - self._sent, self._acked + self._keeps - self._sent, max_bytes)
         if credit <= 0:
-            if self._blocked_at != self._limit and self._outbox is not None:
-                self._blocked_at = self._limit
-                self._outbox.send(blocked_frame(self.tunnel_id, self._limit))
-            return None
+            return self.take(max_bytes) if self._keep_more() else None
         chunk = self._pending.popleft()
         if len(chunk) > credit:
             view = memoryview(chunk)
@@ -359,9 +369,36 @@ class Stream:
         size = len(chunk)
         self._sent += size
         self._pending_bytes -= size
-        self._unacked.append(chunk)
+        if size < SMALL_BYTES:
+            _add_small(self._unacked, chunk)
+        else:
+            self._unacked.append(chunk)
         self._hold_or_release()
         return header(_DATA, self.tunnel_id), chunk
+
+    def _keep_more(self) -> bool:
+        """Make room for what the other end lets in, or will when it is told BLOCKED. Without room it is not told: it would
+        wait for half of a larger window before it acknowledges, and this end for an acknowledgement.
+        """
+        if self._sent == self._limit == self._blocked_at:
+            return False
+        more = min(self._keeps, WINDOW_MAX_BYTES - self._keeps)
+        if not self._budget.draw(more):
+            return False
+        self._drawn += more
+        self._keeps += more
+        if self._sent < self._limit:
+            return more > 0
+        if self._outbox is not None:
+            self._blocked_at = self._limit
+            self._outbox.send(blocked_frame(self.tunnel_id, self._limit))
+        return False
+
+    def _keep_less(self, window: int) -> None:
+        unused = self._keeps - max(window, self._start)
+        self._keeps -= unused
+        self._drawn -= unused
+        self._budget.give_back(unused)
 
     def _offer(self) -> None:
         if self._outbox is not None and not self.queued:
@@ -407,3 +444,10 @@ class Stream:
             if limit > self._told:
                 self._told, self._limits = limit, (limit, *self._limits[:3])
             self._outbox.send(window_frame(self.tunnel_id, self._received, limit))
+
+
+def _add_small(pieces: deque[Bytes], piece: Bytes) -> None:
+    if len(pieces) < APART_MAX or len(pieces[-1]) >= JOINED_MAX_BYTES:
+        pieces.append(piece)
+    else:
+        pieces[-1] = bytes(pieces[-1]) + piece

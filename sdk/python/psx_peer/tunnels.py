@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 DIAL_TIMEOUT_S: Final = 8.0
 ADDRESSES_TRIED: Final = 4
 LOOKUPS_MAX: Final = 256
-LOOKUP_THREADS: Final = 16
+LOOKUP_THREADS: Final = 32
+"""A thread waits for silent name servers for up to half a minute; a gateway asks for four names at once, and for no other
+in their places before `DIAL_TIMEOUT_S` (decision 0096).
+"""
 BLOCKED_MAX_S: Final = 30.0
 """A target of v1 that reads nothing for so long is given up: it holds up its whole socket."""
 TARGET_BUFFER_MAX_BYTES: Final = 8 * 1024 * 1024

@@ -1,6 +1,8 @@
 """What a gateway is told of a tunnel whose socket ended, what a peer cannot tell it, and what a relay holds for both."""
 
 import asyncio
+import itertools
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,12 +11,19 @@ import pytest
 from relay_node import peers
 from relay_node import registry as registry_module
 from relay_node.figures import Reason
-from relay_node.forward import CONTROL_WHILE_FULL_MAX, TUNNEL_BUFFER_MAX_BYTES, Buffers
+from relay_node.forward import (
+    CONTROL_WHILE_FULL_MAX,
+    FRAME_COST_BYTES,
+    TUNNEL_BUFFER_MAX_BYTES,
+    Buffers,
+    _Lane,
+)
 from relay_node.links import LinkConnection
 from relay_node.peers import PeerSocket
 from relay_node.registry import GIVES_WAY_MIN_BYTES, Device, Registry
 from shared.wire import mux
 from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
+from shared.wire.stream import WINDOW_MAX_BYTES, Outbox
 from shared.wire.websocket import CloseCode, Opcode, encode_close, encode_frame
 from tests.unit.relay.test_limits import Wire, peer, registry
 
@@ -149,21 +158,69 @@ async def test_a_peer_that_speaks_as_a_gateway_is_left(kind: MuxType, size: int)
 
 
 DATA = mux.header(MuxType.DATA, LINK_ID) + bytes(mux.DATA_MAX_BYTES)
+HELD = mux.DATA_MAX_BYTES + FRAME_COST_BYTES
 
 
 async def test_a_tunnel_is_held_one_window_for_and_then_given_up_alone() -> None:
     path = Path()
     path.socket.pause_writing()
-    for _ in range(TUNNEL_BUFFER_MAX_BYTES // len(DATA)):
+    for _ in range(TUNNEL_BUFFER_MAX_BYTES // HELD):
         path.asks(DATA)
     assert path.socket.ends, "so much is one window's"
     path.asks(DATA)
     await path.ends_overloaded()
 
 
+def held(sizes: tuple[int, ...]) -> tuple[_Lane, Buffers]:
+    """A lane that holds a window in frames of these sizes, in turn, and what that counts."""
+    outbox, buffers = Outbox(lambda head, payload=b"": None), Buffers()
+    outbox.pause()
+    lane = _Lane(outbox, 1, buffers)
+    pushed_bytes, turns = 0, itertools.cycle(sizes)
+    while pushed_bytes + (size := next(turns)) <= WINDOW_MAX_BYTES:
+        assert lane.push(MuxType.DATA, bytes(size)), f"given up after {pushed_bytes} bytes"
+        pushed_bytes += size
+    return lane, buffers
+
+
+@pytest.mark.parametrize("sizes", [(2,), (100,), (1, 1024), (1, 1023, 4096), (700,), (65536,)], ids=str)
+def test_a_window_of_frames_of_any_size_is_held_and_takes_no_more_memory_than_it_counts(
+    sizes: tuple[int, ...],
+) -> None:
+    lane, buffers = held(sizes)
+    deque_entry_bytes = 8
+    taken = sum(sys.getsizeof(f) + sys.getsizeof(f[1]) + deque_entry_bytes for f in lane._frames)
+    assert taken <= buffers.held_bytes
+    sent = 0
+    while (frame := lane.take(mux.DATA_MAX_BYTES)) is not None:
+        assert len(frame[1]) <= mux.DATA_MAX_BYTES
+        sent += len(frame[1])
+    assert WINDOW_MAX_BYTES - max(sizes) < sent <= WINDOW_MAX_BYTES
+    assert buffers.held_bytes == 0
+
+
+def test_frames_that_are_joined_are_of_data_and_keep_their_order() -> None:
+    outbox = Outbox(lambda head, payload=b"": None)
+    outbox.pause()
+    lane = _Lane(outbox, 1, Buffers())
+    pushed = (
+        (MuxType.DATA, b"ab"),
+        (MuxType.DATA, b"c"),
+        (MuxType.BLOCKED, bytes(8)),
+        (MuxType.DATA, b"d"),
+        (MuxType.EOF, b""),
+    )
+    for kind, body in pushed:
+        lane.push(kind, body)
+    sent = [lane.take(100) for _ in range(5)]
+    kinds = MuxType.DATA, MuxType.BLOCKED, MuxType.DATA, MuxType.EOF
+    bodies = b"abc", bytes(8), b"d", b""
+    assert sent == [*((mux.header(kind, 1), body) for kind, body in zip(kinds, bodies, strict=True)), None]
+
+
 async def test_what_all_tunnels_hold_together_is_bounded() -> None:
     path = Path()
-    path.registry.buffers.max_bytes = len(DATA)
+    path.registry.buffers.max_bytes = HELD
     path.socket.pause_writing()
     path.asks(DATA)
     path.asks(DATA)
@@ -174,8 +231,8 @@ async def test_a_newcomer_is_let_in_and_who_hoards_gives_way(monkeypatch: pytest
     hoards = Path()
     here = hoards.registry
     modest, new = Path(here, "modest"), Path(here, "new")
-    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * len(DATA))
-    here.buffers.max_bytes = 8 * len(DATA)
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
+    here.buffers.max_bytes = 8 * HELD
     for path, frames in ((hoards, 4), (modest, 1)):
         path.socket.pause_writing()
         for _ in range(frames):
@@ -211,7 +268,7 @@ async def test_a_device_that_would_have_to_give_way_to_itself_gets_no_more(
 ) -> None:
     monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 1)
     path = Path()
-    path.registry.buffers.max_bytes = len(DATA)
+    path.registry.buffers.max_bytes = HELD
     path.socket.pause_writing()
     path.asks(DATA)
     path.asks(mux.for_device(mux.open_frame(LINK_ID + 1, bytes(16), 1, "a.example", 80), "d"))

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxType
 from shared.wire.stream import (
+    APART_MAX,
     PENDING_HIGH_BYTES,
     WINDOW_MAX_BYTES,
     WINDOW_START_BYTES,
@@ -243,7 +244,7 @@ TestTwoEnds.settings = settings(max_examples=150, stateful_step_count=40, deadli
 def test_a_bulk_stream_takes_turns_with_a_small_one() -> None:
     sent: list[bytes] = []
     outbox = Outbox(lambda head, payload=b"": sent.append(head))
-    streams = [Stream(Recorder(), bytes(16), WindowBudget(0)) for _ in range(2)]
+    streams = [Stream(Recorder(), bytes(16), WindowBudget(WINDOW_MAX_BYTES)) for _ in range(2)]
     outbox.pause()
     for number, stream in enumerate(streams):
         stream.attach(outbox, number)
@@ -305,16 +306,94 @@ def test_windows_grow_no_further_than_their_ceiling_and_their_budget() -> None:
     assert wide.told_limit - wide.received == WINDOW_MAX_BYTES
 
 
-def test_a_sender_keeps_no_more_than_the_largest_window_whatever_it_is_told() -> None:
+@pytest.mark.parametrize(("budget", "kept"), [(1 << 40, WINDOW_MAX_BYTES), (0, WINDOW_START_BYTES)])
+def test_a_sender_keeps_what_its_ceiling_and_its_budget_allow_whatever_it_is_told(
+    budget: int, kept: int
+) -> None:
     sent: list[int] = []
     outbox = Outbox(lambda head, payload=b"": sent.append(len(payload)))
     sink = Recorder()
-    stream = Stream(sink, bytes(16), WindowBudget(0))
+    stream = Stream(sink, bytes(16), WindowBudget(budget))
     stream.attach(outbox, 1)
     stream.on_opened(1 << 62)
     stream.write(bytes(WINDOW_MAX_BYTES + 200_000))
-    assert sum(sent) == WINDOW_MAX_BYTES
+    assert sum(sent) == kept
     assert sink.held
+    stream.on_window(kept, 1 << 62)
+    assert sum(sent) > kept, "an acknowledgement is room, though the limit stays"
+
+
+def test_what_a_sender_keeps_draws_on_the_budget_until_it_closes() -> None:
+    budget = WindowBudget(WINDOW_START_BYTES)
+    outbox = Outbox(lambda head, payload=b"": None)
+    stream = Stream(Recorder(), bytes(16), budget)
+    stream.attach(outbox, 1)
+    stream.on_opened(1 << 62)
+    stream.write(bytes(WINDOW_START_BYTES))
+    assert budget.draw(1), "the start is everybody's"
+    budget.give_back(1)
+    stream.write(b"x")
+    assert not budget.draw(1)
+    stream.close()
+    assert budget.draw(WINDOW_START_BYTES)
+
+
+def test_room_that_a_window_does_not_use_goes_back_to_the_budget() -> None:
+    budget = WindowBudget(WINDOW_START_BYTES)
+    stream = Stream(Recorder(), bytes(16), budget)
+    said: list[bytes] = []
+    stream.attach(Outbox(lambda head, payload=b"": said.append(head)), 1)
+    stream.on_opened(WINDOW_START_BYTES)
+    stream.write(bytes(2 * WINDOW_START_BYTES))
+    assert said[-1] == mux.blocked_frame(1, WINDOW_START_BYTES)
+    assert not budget.draw(1), "the window may be twice as large now"
+    stream.on_window(WINDOW_START_BYTES, 2 * WINDOW_START_BYTES)
+    assert not budget.draw(1), "this was said before BLOCKED was heard"
+    stream.on_window(2 * WINDOW_START_BYTES, 3 * WINDOW_START_BYTES)
+    assert budget.draw(WINDOW_START_BYTES), "it is not: its sink does not keep up"
+
+
+def test_a_sender_whose_budget_is_spent_passes_everything_through_a_window_that_grew() -> None:
+    """What it may keep is never less than what a receiver wants to have before it acknowledges."""
+    a, b = Recorder(), Recorder()
+    to_b: deque[bytes] = deque()
+    to_a: deque[bytes] = deque()
+    budget = WindowBudget(WINDOW_START_BYTES)
+    sender = Stream(a, bytes(16), budget)
+    receiver = Stream(b, bytes(16), WindowBudget(1 << 40))
+    sender.attach(Outbox(lambda head, payload=b"": to_b.append(head + bytes(payload))), 1)
+    receiver.attach(Outbox(lambda head, payload=b"": to_a.append(head + bytes(payload))), 1)
+    sender.on_opened(receiver.told_limit)
+    total = 4 * WINDOW_MAX_BYTES
+    sender.write(bytes(total))
+    while to_a or to_b:
+        for frames, end in ((to_b, receiver), (to_a, sender)):
+            while frames:
+                frame = mux.parse(frames.popleft())
+                assert frame is not None
+                feed(end, frame)
+    assert len(b.got) == total
+    sender.close()
+    assert budget.draw(WINDOW_START_BYTES), "all of it came back"
+    assert not budget.draw(1)
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_small_pieces_are_joined_while_they_are_kept(acknowledged: bool) -> None:
+    sent = bytearray()
+    outbox = Outbox(lambda head, payload=b"": sent.extend(payload))
+    stream = Stream(Recorder(), bytes(16), WindowBudget(0))
+    stream.attach(outbox, 1)
+    if acknowledged:
+        stream.on_opened(1 << 62)
+    wrote = b"".join(number.to_bytes(2, "big") for number in range(20_000))
+    for start in range(0, len(wrote), 2):
+        stream.write(wrote[start : start + 2])
+    assert len(stream._pending) + len(stream._unacked) < 2 * APART_MAX
+    stream.attach(outbox, 2)
+    sent.clear()
+    stream.resume(301 if acknowledged else 0, 1 << 62)
+    assert sent == wrote[301 if acknowledged else 0 :]
 
 
 def test_a_withdrawn_stream_sends_nothing() -> None:

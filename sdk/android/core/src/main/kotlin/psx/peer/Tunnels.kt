@@ -9,7 +9,7 @@ import java.util.concurrent.Executors
 
 private const val MAX_TUNNELS = 256
 private const val LOOKUPS_MAX = 256
-private const val LOOKUP_THREADS = 16
+private const val LOOKUP_THREADS = 32 // silent name servers keep one for up to half a minute
 private const val WINDOWS_MAX_BYTES = 64L * 1024 * 1024
 private const val TARGET_HIGH_BYTES = 256 * 1024
 private const val SESSION_QUEUE_BYTES = 8 * 1024 * 1024
