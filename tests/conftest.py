@@ -1,4 +1,4 @@
-"""Makes the shared fixtures known to every test."""
+"""Makes the shared fixtures known to every test; those of slow tests by `loaded`."""
 
 import asyncio
 import signal
@@ -8,18 +8,12 @@ import pytest
 
 pytest_plugins = [
     "tests.support.hung",
+    "tests.support.lab",
+    "tests.support.loaded",
     "tests.support.measured",
     "tests.support.order",
-    "tests.support.stores",
-    "tests.support.lab",
-    "tests.support.chain",
     "tests.support.permissions",
-    "tests.support.dataplane",
-    "tests.support.gateway",
-    "tests.support.packages",
-    "tests.support.cloud",
-    "tests.support.solana",
-    "tests.support.tenants",
+    "tests.support.stores",
 ]
 
 
