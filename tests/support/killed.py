@@ -1,7 +1,8 @@
 """`python -m tests.support.killed`: runs the x402 function's handler in a process that is killed (SIGKILL) at a step.
 
-One JSON line in: {"event", "at", "after"}: die before, or right after, write number `at` to a store or to the chain.
-One JSON line out: {"killed", "status"}. Each run is a process of its own, forked before anything is connected.
+One JSON line in: {"event", "at", "after", "env"}: with these settings, die before, or right after, write number `at` to a
+store or to the chain. One JSON line out: {"killed", "status"}. Each run is a process of its own, forked before anything is
+connected and before a setting is read.
 """
 
 import asyncio
@@ -41,6 +42,7 @@ class _Steps:
 
 
 def _run(order: dict[str, Any]) -> int:
+    os.environ.update(order["env"])
     steps = _Steps(order["at"], order["after"])
     run, send = SyncDynamo.run, settler.EvmSettler.send
 
