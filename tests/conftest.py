@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 pytest_plugins = [
+    "tests.support.examples",
     "tests.support.hung",
     "tests.support.lab",
     "tests.support.loaded",
