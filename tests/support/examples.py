@@ -13,3 +13,8 @@ IN_A_NIGHT: Final = 2000
 settings.register_profile("each-run", max_examples=IN_EACH_RUN)
 settings.register_profile("nightly", max_examples=IN_A_NIGHT, deadline=None)
 settings.load_profile("each-run")
+
+
+def of_each_route() -> int:
+    """Examples of what is tried at each of many routes."""
+    return max(settings().max_examples // 8, 1)
