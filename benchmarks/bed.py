@@ -38,6 +38,8 @@ class Bed:
         self.folder = RunFolder()
         self.supervisor = Supervisor(self.folder)
         self.missing: list[str] = []
+        self.stack = contextlib.AsyncExitStack()
+        """What ends with the bed."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -45,6 +47,7 @@ class Bed:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.stack.aclose()
         await self.supervisor.stop()
         self.folder.remove()
 

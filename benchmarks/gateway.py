@@ -2,12 +2,16 @@
 
 Customers are `load.c`; the exit is the target in the same program, because only the proxy in between is measured. The
 gateway does all that it does for anyone: it authenticates against DynamoDB, selects in Redis, counts and flushes.
+
+Beside new tunnels stand the least that a gateway in Python could be (`bare.py`), and ours with a worker for each core, as
+nodes run it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -15,13 +19,14 @@ from benchmarks import rivals
 from benchmarks.bed import Bed, cpu_s, interleave, quiet
 from benchmarks.load import Way, run_load
 from benchmarks.nodes import Nodes
-from benchmarks.row import OURS, Goal, Reading, Row, compare
+from benchmarks.row import BARE, OURS, Goal, Reading, Row, compare
 from shared.kernel.codes import Pool
 
 BULK_CONNECTIONS: Final = 8
 BULK_SECONDS: Final = 0.8
 TUNNEL_CONNECTIONS: Final = 16
 TUNNEL_SECONDS: Final = 0.8
+WORKERS: Final = f"{OURS}_workers"
 BUFFER_BYTES: Final = 256 * 1024
 
 Measure = Callable[[Way], Coroutine[Any, Any, Reading]]
@@ -36,15 +41,32 @@ def bulk() -> Row:
 def tunnels() -> Row:
     """New tunnels per second, a small request on each, sixteen at a time."""
     goals = [Goal("proxy-chain", 2), Goal("squid", 0.8)]
-    return asyncio.run(_row("gateway_tunnels", "tunnels/s", measure_tunnels, goals))
+    return asyncio.run(_row("gateway_tunnels", "tunnels/s", measure_tunnels, goals, _beside))
 
 
-async def _row(name: str, unit: str, measure: Measure, goals: list[Goal]) -> Row:
+async def _beside(bed: Bed) -> dict[str, Way]:
+    """Ours otherwise than in one whole process; their stores stay until the bed is gone."""
+    nodes = await bed.stack.enter_async_context(Nodes(bed))
+    target = await bed.target()
+    gateway = await nodes.gateway(target, workers=os.cpu_count() or 1)
+    nodes.list_modems(target)
+    return {WORKERS: nodes.way(Pool.MBL, target, gateway), BARE: await nodes.bare()}
+
+
+async def _row(
+    name: str,
+    unit: str,
+    measure: Measure,
+    goals: list[Goal],
+    beside: Callable[[Bed], Awaitable[dict[str, Way]]] | None = None,
+) -> Row:
     async with Bed() as bed, Nodes(bed) as nodes:
         target = await bed.target()
         gateway = await nodes.gateway(target)
         nodes.list_modems(target)
         ways = {OURS: nodes.way(Pool.MBL, target, gateway)}
+        if beside is not None:
+            ways |= await beside(bed)
         for rival, starting in {
             "proxy-chain": rivals.proxy_chain(bed, await bed.target()),
             "squid": rivals.squid(bed, await bed.target()),

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from benchmarks.bed import Bed
 from benchmarks.load import Way
@@ -67,8 +68,9 @@ class Nodes:
 
     # the gateway
 
-    async def gateway(self, allow: str) -> Part:
+    async def gateway(self, allow: str, workers: int = 1) -> Part:
         """Start it; `allow` is the loopback target that the egress policy lets through."""
+        private, *_ = (free_port() for _ in range(workers))  # each counts on from the first
         env = {
             **self._common(),
             "PSX_EGRESS_LAB_ALLOW": allow,
@@ -76,12 +78,14 @@ class Nodes:
             "PSX_SEALING_KEY": self.secrets.sealing_key,
             "PSX_GATEWAY_DRAIN_MAX_S": "1",
             "PSX_GATEWAY_ID": "gateway-bench",
+            "PSX_GATEWAY_WORKERS": str(workers),
             "PSX_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{self.gateway_port}",
             "PSX_GATEWAY_SOCKS_LISTEN": f"127.0.0.1:{free_port()}",
-            "PSX_GATEWAY_PRIVATE_LISTEN": f"127.0.0.1:{free_port()}",
+            "PSX_GATEWAY_PRIVATE_LISTEN": f"127.0.0.1:{private}",
             "PSX_MESH_TOKEN": self.secrets.mesh_token,
         }
-        part = await self.bed.supervisor.start("gateway", [sys.executable, "-m", "gateway_node"], env)
+        name = "gateway" if workers == 1 else "gateway-workers"
+        part = await self.bed.supervisor.start(name, [sys.executable, "-m", "gateway_node"], env)
         await self.bed.supervisor.says(part, "gateway ready")
         return part
 
@@ -106,6 +110,25 @@ class Nodes:
             name = EndpointId(f"modem_{number}")
             sealed = self._box.seal("user:password", f"modem#{name}")
             self.redis.run(live.list_endpoint(_endpoint(name, Pool.MBL, host, int(port), sealed)))
+
+    async def bare(self, *, passed_on: int = 0) -> Way:
+        """The least that our processes could be (`bare.py`): a gateway, and so many more in a row behind it."""
+        target = at = await self.bed.target()
+        redis_port, parts = str(urlsplit(self._redis_url).port), []
+        for ask in [*[""] * passed_on, target]:
+            port = free_port()
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.bare",
+                str(port),
+                redis_port,
+                at,
+                *filter(None, [ask]),
+            ]
+            parts.append(await self.bed.listener(f"bare-{port}", command, port))
+            at = f"127.0.0.1:{port}"
+        return Way(at, "connect", target, parts=tuple(parts))
 
     # the relay and a peer
 

@@ -1,7 +1,7 @@
 """The full path, gateway -> relay -> peer -> target, beside three stock haproxy in a row and a reverse tunnel of OpenSSH.
 
 Three of our processes on loopback, without TLS: the peer is the reference SDK with four sockets, and the gateway does all
-that it does for anyone.
+that it does for anyone. Beside new tunnels stand three processes in a row that do the least (`bare.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.bed import Bed, interleave, quiet
 from benchmarks.gateway import measure_bulk, measure_tunnels
 from benchmarks.load import Way, run_load
 from benchmarks.nodes import Nodes
-from benchmarks.row import OURS, Goal, Reading, Row, compare
+from benchmarks.row import BARE, OURS, Goal, Reading, Row, compare
 from shared.kernel.codes import Pool
 
 HAPROXIES: Final = "haproxy_x3"
@@ -59,6 +59,8 @@ async def _row(name: str, unit: str, measure: Measure, goals: list[Goal]) -> Row
         ways = {OURS: await our_way(bed, nodes)}
         ways |= await bed.rival(HAPROXIES, rivals.haproxy(bed, await bed.target(), hops=3))
         ways |= await bed.rival(OPENSSH, rivals.openssh(bed, await bed.target()))
+        if measure is not measure_bulk:
+            ways[BARE] = await nodes.bare(passed_on=2)
         rounds = await interleave({who: partial(measure, way) for who, way in ways.items()})
     return compare(name, unit, rounds, goals, bed.missing)
 

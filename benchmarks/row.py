@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 OURS: Final = "psx"
+BARE: Final = "bare_python"
+"""The least that processes of ours could be; see `bare.py`."""
 
 
 @dataclass(frozen=True, slots=True)

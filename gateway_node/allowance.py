@@ -14,6 +14,7 @@ from typing import Final
 from gateway_node.journal import Line
 from gateway_node.tunnel import Budget, Tunnel
 from shared.metering.model import OVERDRAFT_MAX_BYTES, Ask, Meter
+from shared.wire.stream import WINDOW_MAX_BYTES
 
 NEVER: Final = 1 << 62
 SETTLE_AGAIN_S: Final = 0.01
@@ -44,6 +45,7 @@ class KeyBudget(Budget):
         "kept_until_s",
         "meter",
         "truth_cap_bytes",
+        "waiting_tunnels",
     )
 
     def __init__(self, spent: Callable[[], None]) -> None:
@@ -51,6 +53,7 @@ class KeyBudget(Budget):
         self.meter: Meter | None = None
         self.truth_cap_bytes: int | None = None
         self.asking = False
+        self.waiting_tunnels = 0
         self.hold_bytes = NEVER
         self.denied_until_s = self.kept_until_s = 0.0
         self._flushed = 0
@@ -109,11 +112,14 @@ class KeyBudget(Budget):
 
     @property
     def cut_bytes(self) -> int:
-        """How many pending bytes end the key's tunnels."""
+        """How many pending bytes end the key's tunnels. While an answer is on its way, and they wait for it, what their
+        windows have let in may still come.
+        """
         left = None if self.meter is None else self.meter.left_bytes
         if self.left_bytes is None or left is None:
             return NEVER
-        return max(min(self.left_bytes + OVERDRAFT_MAX_BYTES, left), 0)
+        on_its_way = self.waiting_tunnels * WINDOW_MAX_BYTES if self.asking else 0
+        return max(min(self.left_bytes + OVERDRAFT_MAX_BYTES + on_its_way, left), 0)
 
     def spent_now(self, now_s: float) -> bool:
         """Whether nothing is left here: the whole key is used up, or all that is left is leased elsewhere."""
@@ -162,9 +168,14 @@ class TunnelBudget(Budget):
             self.settle()
 
     def close(self) -> None:
-        """The tunnel is over: all of it counts."""
+        """The tunnel is over. What still leaves for the customer counts; what was cut off with it never will."""
         tunnel, line = self._tunnel, self._line
-        line.add(tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down)
-        tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
+        if tunnel.was_cut:
+            self.settle()
+            lost = tunnel.up_bytes - tunnel.flushed_up + tunnel.down_bytes - tunnel.flushed_down
+            self._key.flushed(lost)
+        else:
+            line.add(tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down)
+            tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
         tunnel.budget = self._key  # no cycle is left for the collector
         line.tunnels -= 1

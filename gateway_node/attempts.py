@@ -105,7 +105,7 @@ class Attempts:
             attempts -= 1
             if side.fault is Fault.EXIT:
                 self._leases.report(acquired, suspect=True)
-            else:
+            elif side.fault is Fault.EITHER:
                 doubts.add(acquired)
         if doubts:
             return doubts.answer()
@@ -177,6 +177,7 @@ _KNOWN_REASONS: Final = frozenset(
             "peer_gone",
             "unknown_device",
             "draining",
+            "relay_away",
             "too_many_tunnels",
             "unknown",
         ),

@@ -7,10 +7,12 @@ is never blocked by somebody else's failures.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from gateway_node.history import KeyHistory
@@ -26,6 +28,10 @@ from shared.runtime.redis import AsyncRedis
 
 FRESH_S: Final = 60.0
 STALE_MAX_S: Final = 900.0
+KNOWN_READ_MAX_S: Final = 0.75
+"""So long a customer of a known key waits for its being read again; then what is known holds, up to `STALE_MAX_S`."""
+READ_AGAIN_AFTER_S: Final = 5.0
+"""After a read that told nothing."""
 CACHE_MAX_KEYS: Final = 100_000
 CHANGED_MAX: Final = 10_000
 CHANGED_KEPT_S: Final = 60.0
@@ -40,8 +46,11 @@ TRACKED_MAX: Final = 100_000
 
 @dataclass(slots=True)
 class _Entry:
+    """A key as it was read, and when it may be asked for again: one read of a key is under way at a time."""
+
     pak: Pak
     read_s: float
+    again_s: float
 
 
 @dataclass(slots=True)
@@ -116,6 +125,7 @@ class Authenticator:
         self._cache: dict[str, _Entry] = {}
         self._secret_of: dict[PakId, str] = {}
         self._changed: dict[PakId, float] = {}
+        self._reading: set[asyncio.Task[_Entry | None]] = set()
         self._house_account = house_account
         self._history = history
         self._redis = redis
@@ -131,8 +141,10 @@ class Authenticator:
         entry = self._cache.get(secret_hash)
         if entry is None and (self._addresses.banned(address) or self._accounts.banned(account_id)):
             return Refusal.RATE_LIMITED_AUTH
-        if entry is None or self._now_s() - entry.read_s > FRESH_S:
-            entry = await self._read(secret_hash, entry)
+        if entry is None:
+            entry = await self._read(secret_hash, None)
+        elif self._now_s() >= entry.again_s:
+            entry = await self._read_again(secret_hash, entry)
         pak = entry.pak if entry else None
         refusal = authenticate(pak, account_id, self._now_ms())
         if refusal is None and pak is not None:
@@ -182,6 +194,23 @@ class Authenticator:
         refusal = authenticate(entry.pak if entry else None, pak.account_id, self._now_ms())
         return refusal or (entry.pak if entry else Refusal.AUTH_INVALID)
 
+    async def _read_again(self, secret_hash: str, known: _Entry) -> _Entry | None:
+        """A known key as it is now, or as it was: no customer of it waits long for a store that is slow, or hangs."""
+        known.again_s = known.read_s + STALE_MAX_S
+        if self._now_s() >= known.again_s:
+            return await self._read(secret_hash, None)
+        reading = asyncio.get_running_loop().create_task(self._read(secret_hash, known))
+        self._reading.add(reading)
+        reading.add_done_callback(partial(self._was_read, known))
+        done, _ = await asyncio.wait({reading}, timeout=KNOWN_READ_MAX_S)
+        return reading.result() if done else known
+
+    def _was_read(self, known: _Entry, reading: asyncio.Task[_Entry | None]) -> None:
+        self._reading.discard(reading)
+        known.again_s = self._now_s() + READ_AGAIN_AFTER_S
+        if not reading.cancelled():
+            reading.exception()  # whoever still waits for it reads it
+
     async def _read(self, secret_hash: str, known: _Entry | None) -> _Entry | None:
         try:
             while True:
@@ -202,7 +231,8 @@ class Authenticator:
         if len(self._cache) >= CACHE_MAX_KEYS:
             oldest = next(iter(self._cache))
             self._forget(self._cache[oldest].pak.pak_id, oldest)
-        entry = self._cache[secret_hash] = _Entry(pak, self._now_s())
+        now_s = self._now_s()
+        entry = self._cache[secret_hash] = _Entry(pak, now_s, now_s + FRESH_S)
         self._secret_of[pak.pak_id] = secret_hash
         return entry
 

@@ -9,7 +9,7 @@ from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, GatewayId, PakId
 from shared.pool.live import Selection
-from shared.pool.model import Failover, Route
+from shared.pool.model import Acquired, Failover, Route
 
 BUYERS_KEPT: Final = 10_000
 """Pairs of username and key; beyond it all are worked out again."""
@@ -75,3 +75,11 @@ def lock_quality(route: Route, pak: Pak) -> Route:
     if pak.quality is Quality.SAFE and route.pools != (Pool.MBL,):
         return replace(route, pools=(Pool.MBL,))
     return route
+
+
+def may_use(pak: Pak, acquired: Acquired) -> bool:
+    """Whether a key, as it is now, may have an exit that was chosen for it as it was."""
+    endpoint = acquired.endpoint
+    if pak.ip_type:
+        return endpoint.pool is Pool.PEER and endpoint.ip_type == pak.ip_type
+    return pak.quality is not Quality.SAFE or endpoint.pool is Pool.MBL

@@ -7,17 +7,19 @@ import contextlib
 import logging
 import socket
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final, cast
 
 from prometheus_client import Counter
 
 from gateway_node.pipeline import Pipeline
-from gateway_node.tunnel import Tunnel, hold_little, reset
+from gateway_node.tunnel import NEVER_SENT_BYTES, Tunnel, hold_little, reset
 from shared.runtime.deadlines import Deadline
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
 FLUSH_MAX_S: Final = 30.0
+"""So long a customer may take nothing of its last bytes."""
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
 
@@ -40,7 +42,7 @@ class CustomerSide(asyncio.Protocol):
         self._deadline: Deadline | None = None
         self._address = ""
         self.told_address: str | None = None
-        self._ended = False
+        self._ended = self._gone = False
         self._eof_sent = False
         self._full = False
         self._waits = False
@@ -83,6 +85,7 @@ class CustomerSide(asyncio.Protocol):
         self.leave_lobby()
         if self._opening is not None:
             self._opening.cancel()
+        self._gone = True
         tunnel = self._tunnel
         if tunnel is not None:
             if exc is None and self._ended:
@@ -101,6 +104,8 @@ class CustomerSide(asyncio.Protocol):
 
     @property
     def unsent_bytes(self) -> int:
+        if self._gone:
+            return NEVER_SENT_BYTES
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     @property
@@ -160,10 +165,22 @@ class CustomerSide(asyncio.Protocol):
     def finish(self) -> None:
         if self._transport is not None:
             self._transport.close()
-            if self._transport.get_write_buffer_size() or not self._transport.can_write_eof():
-                self.abort_after(
-                    FLUSH_MAX_S
-                )  # who never reads, or never ends TLS, would keep its socket for ever
+            unsent = self._transport.get_write_buffer_size()
+            if unsent or not self._transport.can_write_eof():
+                self._abort_unless_taken(unsent + 1)
+
+    def _abort_unless_taken(self, unsent_before: int) -> None:
+        """Who never reads, or never ends TLS, would keep its socket for ever; who reads slowly gets all of it."""
+        transport = self._transport
+        if transport is None:
+            return
+        unsent = transport.get_write_buffer_size()
+        if unsent >= unsent_before:
+            self.cut()
+            return
+        self.stop_timer()
+        then = partial(self._abort_unless_taken, unsent)
+        self._deadline = self._pipeline.deadlines.call_after(FLUSH_MAX_S, then)
 
     def cut(self) -> None:
         reset(self._transport)

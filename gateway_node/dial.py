@@ -13,7 +13,7 @@ from gateway_node.links import RelayLinks
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Target
 from gateway_node.splice import Splices
-from gateway_node.stream_exit import LinkRefused
+from gateway_node.stream_exit import LinkRefused, RelayAway
 from gateway_node.tunnel import ExitPath
 from shared.access.secrets import SealBroken, SecretBox
 from shared.kernel.codes import Pool, Refusal
@@ -34,6 +34,7 @@ class Fault(StrEnum):
 
     EXIT = "exit"
     EITHER = "exit_or_target"
+    RELAY = "relay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,14 @@ _STREAM_REASONS: Final = {
         Refusal.SSRF_BLOCKED, "where the exit is, the target is in a private, local or reserved network"
     ),
 }
+
+
+_FAULTS: Final = {
+    MuxReason.UNREACHABLE: Fault.EITHER,
+    MuxReason.DRAINING: Fault.RELAY,
+    MuxReason.OVERLOADED: Fault.RELAY,
+}
+"""Whose fault a refusal is that is not the exit's; no peer can say what relays say of themselves (`relay_node/forward`)."""
 
 
 class ExitDialer:
@@ -108,7 +117,9 @@ class ExitDialer:
             exit_.cut()
             # a modem's proxy may wait for a dead target for longer than we wait for the proxy
             waits = asked and isinstance(error, TimeoutError) and endpoint.pool is Pool.MBL
-            return ExitFailed(Fault.EITHER if waits else Fault.EXIT, f"exit_{type(error).__name__.lower()}")
+            lost = endpoint.pool is Pool.PEER and not asked  # its relay is away: it dials another one now
+            fault = Fault.EITHER if waits else Fault.RELAY if lost else Fault.EXIT
+            return ExitFailed(fault, f"exit_{type(error).__name__.lower()}", moving=lost)
         except asyncio.CancelledError:
             exit_.cut()
             raise
@@ -139,9 +150,11 @@ class ExitDialer:
             known = _STREAM_REASONS.get(refused.reason)
             if known is not None:
                 return known
-            fault = Fault.EITHER if refused.reason is MuxReason.UNREACHABLE else Fault.EXIT
-            moving = refused.reason in {MuxReason.DRAINING, MuxReason.UNKNOWN_DEVICE}
+            fault = _FAULTS.get(refused.reason, Fault.EXIT)
+            moving = fault is Fault.RELAY or refused.reason is MuxReason.UNKNOWN_DEVICE
             return ExitFailed(fault, refused.reason.name.lower(), moving=moving)
+        except RelayAway:
+            return ExitFailed(Fault.RELAY, "relay_away", moving=True)
         except (OSError, TimeoutError) as error:
             moving = isinstance(error, ConnectionError)
             return ExitFailed(Fault.EXIT, f"exit_{type(error).__name__.lower()}", moving=moving)
@@ -153,6 +166,10 @@ def _refused(answer: ResponseHead, pool: Pool) -> ExitFailed | RefusedRequest:
         fault = Fault.EXIT if answer.status == 407 else Fault.EITHER
         return ExitFailed(fault, f"modem_{answer.status}")
     reason = answer.header("x-psx-reason") or f"relay_{answer.status}"
+    if reason == "draining":
+        return ExitFailed(Fault.RELAY, reason, moving=True)
+    if reason == "unknown_device":
+        return ExitFailed(Fault.EXIT, reason, moving=True)
     if answer.status in {502, 504} and reason in _TARGET_REASONS:
         return _TARGET_REASONS[reason]
     if answer.status == 502 and reason != "peer_gone":

@@ -14,6 +14,11 @@ from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
 NEVER: Final = 1 << 62
+LAST_BYTES_MAX_S: Final = 60.0
+LAST_BYTES_LOOK_S: Final = 5.0
+"""How long an exit may take what was sent to it before the tunnel ended; one that takes nothing from one look to the next
+is not waited for: nobody counts its connection any more.
+"""
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What an exit may send before its tunnel stands; beyond it reading stops."""
 
@@ -26,7 +31,8 @@ class ConnectExit(asyncio.Protocol):
         self._request = request
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self.answer: asyncio.Future[ResponseHead] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[ResponseHead] = self._loop.create_future()
         self._tunnel: Tunnel | None = None
         self._ended = False
         self._eof_sent = False
@@ -177,6 +183,18 @@ class ConnectExit(asyncio.Protocol):
         self._end_splice()
         if self._transport is not None:
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._wait_for_last_bytes(self._loop.time() + LAST_BYTES_MAX_S)
+
+    def _wait_for_last_bytes(self, until_s: float, unsent_before: int = NEVER) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        unsent = transport.get_write_buffer_size()
+        if unsent >= unsent_before or self._loop.time() >= until_s:
+            reset(transport)
+        else:
+            self._loop.call_later(LAST_BYTES_LOOK_S, self._wait_for_last_bytes, until_s, unsent)
 
     def cut(self) -> None:
         self._end_splice()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from gateway_node.customer import CustomerSide
@@ -84,10 +84,20 @@ class HttpFront(CustomerSide):
         if self._upstream is None:
             return super().eof_received()
         self._ended = True
-        if self._exchange is None:
-            self._drop_upstream()
+        return self._answers_who_left()
+
+    def _answers_who_left(self) -> bool:
+        """Whether an answer is still owed to a customer that sends no more: most that end so have left, and who has not
+        said all of its request gets none.
+        """
+        tunnel, exchange = self._tunnel, self._exchange
+        if tunnel is None or exchange is None or not exchange.request_done:
+            self._exchange = self._tunnel = self._upstream = None
+            if tunnel is not None:
+                tunnel.cut()
             return False
-        return True  # the answer still goes out; then the connection is closed
+        tunnel.customer_left()
+        return True
 
     def _advance(self) -> None:
         if self._opening is None and self._exchange is not None:
@@ -179,6 +189,8 @@ class HttpFront(CustomerSide):
         tunnel.exit.attach(tunnel)
         if tunnel.open:
             self.tell_if_full(tunnel)
+        if self._ended and self._exchange is not None and not self._answers_who_left():
+            self.finish()
 
     def _send_on(self, exchange: Exchange, tunnel: Tunnel) -> None:
         exchange.corrections, exchange.country = self._corrections, tunnel.acquired.endpoint.country
@@ -248,8 +260,19 @@ class HttpFront(CustomerSide):
             self._drop_upstream()
             self._leave(done=exchange.request_done)
             return
-        self.abort_after(KEEP_ALIVE_IDLE_S)
+        self._end_when_idle(self.unsent_bytes + 1)
         self._advance()
+
+    def _end_when_idle(self, unsent_bytes: int) -> None:
+        """Hang up when no request comes, but not on a customer that still reads the last answer. An end and no reset: who
+        sends a request into it dials anew.
+        """
+        if self.unsent_bytes < unsent_bytes:
+            self.stop_timer()
+            then = partial(self._end_when_idle, self.unsent_bytes)
+            self._deadline = self._pipeline.deadlines.call_after(KEEP_ALIVE_IDLE_S, then)
+        else:
+            self.finish()
 
     def upstream_gone(self, tunnel: Tunnel, *, clean: bool) -> None:
         """The tunnel of plain requests is over."""

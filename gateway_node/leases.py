@@ -193,13 +193,20 @@ class Leases:
         """Give back what Redis holds for this gateway and nobody here has, twice in a row. Raises StoreUnavailable."""
         for pool in Pool:
             found = await self.redis.run(live.held(pool, self._gateway_id))
-            here, before = self._held[pool], self._excess[pool]
-            excess = Counter({(e, p): n - here[e, p] for e, p, n in found if n > here[e, p]})
+            before = self._excess[pool]
+            excess = Counter({(e, p): n for e, p, n in self._beyond_ours(pool, found)})
             lost = [(e, p, min(n, before[e, p])) for (e, p), n in excess.items() if before[e, p]]
             self._excess[pool] = Counter() if lost else excess
             if lost:
                 log.warning("answers were lost, places given back", extra={"endpoints": len(lost)})
                 await self.redis.run(live.release(pool, self._gateway_id, lost))
+
+    def _beyond_ours(
+        self, pool: Pool, found: Sequence[tuple[EndpointId, PakId, int]]
+    ) -> list[tuple[EndpointId, PakId, int]]:
+        """What Redis holds for this gateway beyond what is known here."""
+        here = self._held[pool]
+        return [(e, p, n - here[e, p]) for e, p, n in found if n > here[e, p]]
 
     async def beat_for_ever(self) -> None:
         """Say that this gateway lives, and give back what dead ones still hold."""
@@ -228,10 +235,15 @@ class Leases:
             await self.redis.run(count_conduct(told))
 
     async def _own_leftovers(self) -> None:
-        """A restart under the same id: nothing that the last life held is real any more."""
+        """A restart under the same id: what the last life held is not real any more. What this one has taken meanwhile is;
+        answers come in order, so whatever Redis counted before it told is known here.
+        """
         for pool in Pool:
-            while held := await self.redis.run(live.leftover(pool, self._gateway_id, restarted=True)):
-                await self.redis.run(live.release(pool, self._gateway_id, held))
+            found = await self.redis.run(live.held(pool, self._gateway_id))
+            left = self._beyond_ours(pool, found)
+            for start in range(0, len(left), RELEASE_BATCH):
+                part = left[start : start + RELEASE_BATCH]
+                await self.redis.run(live.release(pool, self._gateway_id, part))
 
     async def _reap(self, pool: Pool, gateway_id: GatewayId) -> None:
         held = await self.redis.run(live.leftover(pool, gateway_id))

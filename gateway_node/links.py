@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, cast
 
-from gateway_node.stream_exit import LinkLost, StreamExit
+from gateway_node.stream_exit import LinkLost, RelayAway, StreamExit
 from shared.kernel.ids import DeviceId
 from shared.pool.model import Presence
 from shared.wire import mux
@@ -200,8 +200,11 @@ class RelayLinks:
         return link
 
     async def open(self, device_id: DeviceId, mesh: tuple[str, int], host: str, port: int) -> StreamExit:
-        """A tunnel to a target through a device. Raises LinkRefused, OSError or TimeoutError."""
-        link = await self.link(*mesh)
+        """A tunnel to a target through a device. Raises LinkRefused, RelayAway, or LinkLost."""
+        try:
+            link = await self.link(*mesh)
+        except (OSError, TimeoutError) as error:
+            raise RelayAway(type(error).__name__) from error
         exit_ = StreamExit(self, device_id)
         try:
             await exit_.open(link, host, port)

@@ -167,7 +167,9 @@ class MeterService:
         if budget.pending_bytes >= budget.cut_bytes:
             self._cut(pak_id)
         elif budget.asking and budget.pending_bytes >= budget.hold_bytes:
-            for tunnel in self.open_tunnels(pak_id):
+            waiting = self.open_tunnels(pak_id)
+            budget.waiting_tunnels = len(waiting)
+            for tunnel in waiting:
                 tunnel.wait()
         else:
             budget.wake_bytes = min(budget.hold_bytes, budget.cut_bytes)
@@ -195,7 +197,7 @@ class MeterService:
             if budget.meter is not None:
                 budget.unknown(budget.meter)
         finally:
-            budget.asking = False
+            budget.asking, budget.waiting_tunnels = False, 0
             for tunnel in self.open_tunnels(pak_id):
                 tunnel.go_on()
 

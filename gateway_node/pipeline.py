@@ -15,7 +15,7 @@ from prometheus_client import Counter
 
 from gateway_node.attempts import Attempts
 from gateway_node.auth import Authenticator
-from gateway_node.buyer import Buyer, Buyers
+from gateway_node.buyer import Buyer, Buyers, may_use
 from gateway_node.dial import ExitDialer
 from gateway_node.leases import Leases
 from gateway_node.lobby import Lobby
@@ -180,6 +180,10 @@ class Pipeline:
                 self._leases.give_back(acquired, buyer.pak_id)
         if isinstance(current, Refusal):
             return RefusedRequest(current, _AUTH_MESSAGES[current])
+        if not may_use(current, acquired):
+            side.cut()
+            self._leases.give_back(acquired, buyer.pak_id)
+            return RefusedRequest(Refusal.STOCK_DEGRADED, "the key has just changed, please retry")
         return self.tunnels.begin(buyer, current, acquired, side, target, began_ms)
 
     def _standing(self, pak: Pak, request: Request) -> RefusedRequest | None:

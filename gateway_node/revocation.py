@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from gateway_node.auth import Authenticator
+from gateway_node.buyer import may_use
 from gateway_node.history import KeyHistory
 from gateway_node.meter import MeterService
 from shared.access.model import Pak
@@ -59,7 +60,7 @@ async def _recheck(auth: Authenticator, meter: MeterService, pak_id: PakId) -> N
 
 def _apply(meter: MeterService, pak_id: PakId, pak: Pak | None) -> None:
     for tunnel in meter.open_tunnels(pak_id):
-        if pak is None or tunnel.pak.secret_hash != pak.secret_hash:
+        if pak is None or tunnel.pak.secret_hash != pak.secret_hash or not may_use(pak, tunnel.acquired):
             tunnel.cut()
         else:
             tunnel.pak = pak

@@ -81,9 +81,9 @@ class SessionKeeper:
         where = (facts.pool, facts.pak_id, facts.session_id)
         facts = self._untold.setdefault(where, facts)
         facts.requests += tunnel.requests - counted.requests
-        facts.up_bytes += tunnel.up_bytes - counted.up
-        facts.down_bytes += tunnel.down_bytes - counted.down
-        counted.requests, counted.up, counted.down = tunnel.requests, tunnel.up_bytes, tunnel.down_bytes
+        facts.up_bytes += tunnel.flushed_up - counted.up
+        facts.down_bytes += tunnel.flushed_down - counted.down
+        counted.requests, counted.up, counted.down = tunnel.requests, tunnel.flushed_up, tunnel.flushed_down
 
     # telling
 

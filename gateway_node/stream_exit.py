@@ -36,6 +36,9 @@ RESUME_POLL_MAX_S: Final = 1.0
 RESUME_ANSWER_TIMEOUT_S: Final = 5.0
 FINISH_WITHIN_S: Final = 60.0
 
+_NOT_THE_EXITS: Final = frozenset({MuxReason.TARGET_RESET, MuxReason.TIMEOUT})
+"""Of an open tunnel: its target broke it off, or nothing had passed for so long that the peer gave it up."""
+
 RESUMED = Counter("psx_gateway_resumed", "Tunnels that lost their path, by outcome", ["outcome"])
 
 log = logging.getLogger("psx.gateway")
@@ -50,7 +53,11 @@ class LinkRefused(Exception):
 
 
 class LinkLost(ConnectionError):
-    """There is no link to that relay."""
+    """There is no link to that relay any more."""
+
+
+class RelayAway(ConnectionError):
+    """No link to a relay was made: nothing is known of its devices."""
 
 
 class StreamExit:
@@ -155,7 +162,7 @@ class StreamExit:
         if reason is MuxReason.PATH_LOST or reason is MuxReason.PEER_GONE:
             self.path_lost(peer_gone=reason is MuxReason.PEER_GONE)
         else:
-            self._broke(by_exit=reason is not MuxReason.TARGET_RESET)
+            self._broke(by_exit=reason not in _NOT_THE_EXITS)
 
     def path_lost(self, *, peer_gone: bool = False) -> None:
         """The way to the peer is gone, or so it seems the peer itself; an open tunnel looks for another one."""

@@ -31,6 +31,8 @@ UNTOLD_WRITE_HIGH_BYTES: Final = 128 * 1024
 IDLE_MAX_S: Final = 900.0
 UNUSED_MAX_S: Final = 60.0
 """The same for a tunnel that never carried a byte: it costs nothing, and takes an exit's place from others."""
+NEVER_SENT_BYTES: Final = 1 << 62
+"""Of a customer that is gone, nothing is known to have left."""
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -77,7 +79,9 @@ class Path(Protocol):
 
 
 class CustomerPath(Path, Protocol):
-    """The customer's side. `unsent_bytes`: what waits in this process for a customer that reads slowly."""
+    """The customer's side. `unsent_bytes`: what waits in this process for a customer that reads slowly; `NEVER_SENT_BYTES`
+    when it is gone.
+    """
 
     @property
     def unsent_bytes(self) -> int: ...
@@ -134,13 +138,14 @@ class Tunnel:
         )
         self._ended: Callable[[Tunnel, bool], None] | None = ended
         self._answered = answered
-        self.was_reset = False
+        self.was_reset = self.was_cut = False
         self._customer_ended = False
+        self._told = True  # the target has heard of all that it has to
         self._exit_ended = False
         self._customer_full = False
         self._exit_full = False
         self._waits = False
-        self._seen_bytes = 0
+        self._moved = (0, 0)
         self._silent_s = 0.0
 
     @property
@@ -166,10 +171,15 @@ class Tunnel:
     def customer_ended(self) -> None:
         """The customer sends no more."""
         self._customer_ended = True
+        self._told = self.exit.carries_eof
         if self._exit_ended:
             self.finish()
         else:
             self.exit.send_eof()
+
+    def customer_left(self) -> None:
+        """The customer sends no more, which is not for the target to hear: its answer may take as long as any other's."""
+        self._customer_ended = self._told = True
 
     def customer_full(self) -> None:
         """The customer does not read."""
@@ -257,6 +267,7 @@ class Tunnel:
 
     def cut(self, *, exit_broke: bool = False) -> None:
         """End at once, visibly: revoked, spent, or broken by the exit."""
+        self.was_cut = True
         if self._end(exit_broke=exit_broke):
             self.exit.cut()
             if self.customer is not None:
@@ -275,19 +286,27 @@ class Tunnel:
             answered(self)
 
     def sweep(self, elapsed_s: float) -> None:
-        """Called every few seconds: end what has been silent for too long."""
+        """Called every few seconds: end what has been silent for too long. A customer that takes what waits is not."""
         self._tell_answered()
-        carried = self.up_bytes + self.down_bytes
-        self._silent_s = self._silent_s + elapsed_s if carried == self._seen_bytes else 0.0
-        self._seen_bytes = carried
-        limit_s = IDLE_MAX_S if carried else UNUSED_MAX_S
+        unsent = self.customer.unsent_bytes if self.customer is not None else 0
+        moved = (self.up_bytes + self.down_bytes, unsent)
+        self._silent_s = self._silent_s + elapsed_s if moved == self._moved else 0.0
+        self._moved = moved
+        if self._silent_s < self.silence_max_s:
+            return
         if self._exit_ended:
-            limit_s = AFTER_EXIT_ENDED_MAX_S
-        elif self._customer_ended:
-            told = self.exit.carries_eof
-            limit_s = AFTER_CUSTOMER_ENDED_MAX_S if told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
-        if self._silent_s >= limit_s:
             self.finish()
+        else:  # more may have been to come, and what is cut short must not look whole
+            self.cut()
+
+    @property
+    def silence_max_s(self) -> float:
+        """So long it may be silent."""
+        if self._exit_ended:
+            return AFTER_EXIT_ENDED_MAX_S
+        if self._customer_ended and not self._customer_full:
+            return AFTER_CUSTOMER_ENDED_MAX_S if self._told else AFTER_CUSTOMER_ENDED_UNTOLD_MAX_S
+        return IDLE_MAX_S if self.up_bytes or self.down_bytes else UNUSED_MAX_S
 
 
 def hold_little(transport: asyncio.Transport | None, option: int) -> None:

@@ -22,9 +22,14 @@ _PEER_ENDS: Final = frozenset({MuxType.RESET, MuxType.REFUSED})
 _GATEWAY_ENDS: Final = frozenset({MuxType.RESET, MuxType.CLOSE})
 _SEQUENCED: Final = frozenset({MuxType.DATA, MuxType.EOF, MuxType.BLOCKED})
 _RELAYS_SAY: Final = frozenset(
-    {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
+    {
+        *(MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE),
+        *(MuxReason.DRAINING, MuxReason.OVERLOADED),
+    }
 )
-"""Of paths and devices relays speak. A gateway holds none of these against an exit, so no exit may hide behind them."""
+"""Of paths, devices and their own state relays speak. A gateway holds none of these against an exit, so no exit may hide
+behind them.
+"""
 _WHEN_LOST: Final = {
     Reason.REVOKED: MuxReason.STOPPED,
     Reason.NOT_OWNED: MuxReason.STOPPED,
@@ -89,8 +94,12 @@ class Buffers:
             self._whole.let_go(size)
 
     def crowded(self) -> bool:
-        """Whether new tunnels should go elsewhere."""
+        """Whether those that hold most should give way (`Registry.make_room`)."""
         return self.held_bytes > self.max_bytes // 2
+
+    def roomy(self) -> bool:
+        """Whether enough of them did."""
+        return self.held_bytes <= self.max_bytes * 3 // 8
 
 
 class _Lane:

@@ -51,6 +51,8 @@ UNFINISHED_FREE_BYTES: Final = 16 * 1024
 FRAMES_PER_S_MAX: Final = 20_000
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
+FULL_MAX_S: Final = 30.0
+"""A peer of v2 that does not take in this time what a socket keeps (48 KB) is gone, or will not: its tunnels resume."""
 PING_AFTER_S: Final = 5.0
 DEAD_WITH_TUNNELS_AFTER_S: Final = 15.0
 REDIRECT_AGAIN_AFTER_S: Final = 120.0
@@ -72,9 +74,10 @@ class PeerSocket(asyncio.Protocol):
 
     __slots__ = (
         "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
-        "_frames_in_second", "_head", "_heard_s", "_last_id", "_network", "_owed_pong", "_owes_ack", "_redirected_s",
-        "_second", "_transport", "account_generation", "address", "buffers", "device", "ends", "generation",
-        "known_relays", "loop", "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s", "tunnels", "v2",
+        "_frames_in_second", "_full_since_s", "_head", "_heard_s", "_last_id", "_network", "_owed_pong", "_owes_ack",
+        "_redirected_s", "_second", "_transport", "account_generation", "address", "buffers", "device", "ends",
+        "generation", "known_relays", "loop", "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s",
+        "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
@@ -108,6 +111,7 @@ class PeerSocket(asyncio.Protocol):
         self._busy_since_s = self._heard_s
         self._second = 0
         self._frames_in_second = 0
+        self._full_since_s = 0.0
         self._follows_redirects = False
         self._redirected_s = 0.0
         self._owed_pong: bytes | None = None
@@ -161,6 +165,7 @@ class PeerSocket(asyncio.Protocol):
         self._frames_received(data)
 
     def pause_writing(self) -> None:
+        self._full_since_s = self.loop.time()
         self.outbox.pause()
         for tunnel in self.tunnels.values():
             tunnel.mesh.pause_reading()
@@ -355,7 +360,7 @@ class PeerSocket(asyncio.Protocol):
         self.send_text(Type.CONNECTED, deviceId=device.device_id, ip=self.address, protocol=chosen)
         self._follows_redirects = frame.payload.get("supportsRelayRedirect") is True
         self._offer_redirect()
-        if first:
+        if self.registry.speaks_from(device, self) or first:
             self.registry.hooks.arrived(device)
 
     def _use_v2(self) -> None:
@@ -447,6 +452,13 @@ class PeerSocket(asyncio.Protocol):
         self._cork.flush()
         self._transport.close()
 
+    def give_way(self) -> None:
+        """Too much is held here and most of it for this peer: let it go at once."""
+        self.ready = False
+        for end in list(self.ends.values()):
+            end.socket_lost(Reason.OVERLOADED)
+        self._abort_if(True, Reason.OVERLOADED)
+
     def go_away(self, reconnect_in_ms: int, try_for_ms: int) -> None:
         """This relay drains: a peer of v2 comes back elsewhere and its tunnels are resumed there, however it leaves."""
         self.lost_reason = Reason.DRAIN
@@ -462,7 +474,7 @@ class PeerSocket(asyncio.Protocol):
             transport.abort()
         elif self._head is not None:
             self._abort_if(now_s - self._born_s > HANDSHAKE_TIMEOUT_S, Reason.HANDSHAKE_TIMEOUT)
-        elif transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        elif transport.get_write_buffer_size() > MAX_UNSENT_BYTES or self._takes_nothing(now_s):
             self._abort_if(True, Reason.STALLED)
         elif not self._blocked:
             with_tunnels = self.v2 and self.ends
@@ -473,6 +485,9 @@ class PeerSocket(asyncio.Protocol):
             )
             if with_tunnels and now_s - self._heard_s >= PING_AFTER_S:
                 self._send_frame(mux.header(mux.MuxType.PING, 0), bytes(8))
+
+    def _takes_nothing(self, now_s: float) -> bool:
+        return self.v2 and self.outbox.paused and now_s - self._full_since_s > FULL_MAX_S
 
     def _abort_if(self, late: bool, reason: Reason) -> None:
         if late and self._transport is not None:

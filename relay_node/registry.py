@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from relay_node.figures import DEVICES, Reason
 from relay_node.forward import Buffers
 from relay_node.rotation import Rotations
+from shared.access.rules import network_of
 from shared.pool.rotation import Outcome
 from shared.supply.model import Origin
 from shared.supply.tokens import Claims, TokenFault
@@ -194,6 +195,17 @@ class Registry:
         DEVICES.value = len(self.devices)
         return device
 
+    def speaks_from(self, device: Device, socket: PeerSocket) -> bool:
+        """Whether a device has another address since this socket is ready: then that, and what is known of it, is the
+        device's. One of another family is a second way of the same line, as long as the first one stands.
+        """
+        is_other = network_of(socket.address) != network_of(device.address)
+        same_family = (":" in socket.address) is (":" in device.address)
+        stands = not same_family and any(s.ready and s.address == device.address for s in device.sockets)
+        if is_other and not stands:
+            device.address, device.origin = socket.address, self.hooks.origin(socket.address)
+        return is_other and not stands
+
     @staticmethod
     def _turn_out(device: Device) -> None:
         """Whoever has the device without having shown that it is theirs leaves it to who has."""
@@ -212,6 +224,10 @@ class Registry:
         if device is None or socket not in device.sockets:
             return
         device.sockets.remove(socket)
+        if not device.leaving and not any(s.address == device.address for s in device.sockets):
+            newest = device.sockets[-1] if device.sockets else None
+            if newest is not None and newest.ready and self.speaks_from(device, newest):
+                self.hooks.arrived(device)
         if not device.sockets and self.devices.get(device.device_id) is device:  # nobody has taken its place
             del self.devices[device.device_id]
             DEVICES.value = len(self.devices)
@@ -246,8 +262,20 @@ class Registry:
             if socket.generation < generation or socket.account_generation < account_generation:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
+    def make_room(self) -> bool:
+        """While too much is held for peers that do not take it, those for whom most is held lose their sockets: their
+        tunnels resume, or end. False when it is held for nobody in particular.
+        """
+        if self.buffers.crowded():
+            for socket in sorted(self.sockets, key=lambda s: s.buffers.held_bytes, reverse=True):
+                if self.buffers.roomy() or not socket.buffers.held_bytes:
+                    break
+                socket.give_way()
+        return not self.buffers.crowded()
+
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
+        self.make_room()
         for socket in list(self.sockets):
             socket.sweep(now_s)
         for link in list(self.links):

@@ -71,10 +71,16 @@ class Tunnel:
             self.mesh.tunnel_opened()
 
     def open_failed(self, reason: str) -> None:
-        """The peer could not dial the target. Words that are not of the protocol go no further."""
+        """The peer could not dial the target. Words that are not of the protocol go no further.
+
+        It may come after the gateway was told that the tunnel stands, because peers that never say so are not waited for.
+        """
         if self.state is State.OPENING:
             self._leave(Reason.OPEN_FAILED)
             self.mesh.tunnel_refused(reason if reason in _FAILURES else OpenFailure.UNKNOWN)
+        elif self.state is State.OPEN:
+            self._leave(Reason.OPEN_FAILED)
+            self.mesh.abort()
 
     def to_peer(self, data: bytes) -> None:
         """Bytes of the customer, in frames that the slowest peer can take."""

@@ -108,7 +108,7 @@ type times struct {
 func defaultTimes() times {
 	return times{
 		redialMin: 5 * time.Second, redialMax: 7 * time.Second, heartbeat: 30 * time.Second, dead: 40 * time.Second,
-		streamsDead: 15 * time.Second, tick: 5 * time.Second, wake: 10 * time.Second, idle: 300 * time.Second,
+		streamsDead: 15 * time.Second, tick: 5 * time.Second, wake: 10 * time.Second, idle: 960 * time.Second,
 		redirect: 60 * time.Second, resume: 20 * time.Second, dial: 8 * time.Second,
 	}
 }

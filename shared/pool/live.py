@@ -332,13 +332,11 @@ def forget_gateway(pool: Pool, gateway_id: GatewayId) -> RedisCall[None]:
     return command("SREM", f"{_prefix(pool)}gateways", gateway_id, parse=ok)
 
 
-def leftover(
-    pool: Pool, gateway_id: GatewayId, *, restarted: bool = False
-) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
-    """Up to `REAP_BATCH` entries that a dead (or restarted) gateway still holds; give them to `release`."""
+def leftover(pool: Pool, gateway_id: GatewayId) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
+    """Up to `REAP_BATCH` entries that a dead gateway still holds; give them to `release`."""
     prefix = _prefix(pool)
     keys = [f"{prefix}lease:{gateway_id}", f"{prefix}alive:{gateway_id}"]
-    return RedisCall(_held, script=_REAP, keys=keys, args=[int(restarted), REAP_BATCH])
+    return RedisCall(_held, script=_REAP, keys=keys, args=[REAP_BATCH])
 
 
 def held(pool: Pool, gateway_id: GatewayId) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:

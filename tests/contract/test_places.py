@@ -149,4 +149,4 @@ async def test_sessions_count_over_both_pools(redis: AsyncRedis, monkeypatch: py
         assert await begin(pool, "onemore") == NoStock(0, NoStockReason.SESSIONS)
         assert isinstance(await begin(pool, f"{'a' if pool is Pool.MBL else 'b'}1"), Acquired), "it stands"
     for pool in Pool:
-        assert await redis.run(live.leftover(pool, GatewayId("gw"), restarted=True)) == ()
+        assert await redis.run(live.held(pool, GatewayId("gw"))) == ()

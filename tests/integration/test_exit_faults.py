@@ -196,3 +196,19 @@ async def test_an_exit_that_accepts_and_resets_is_suspect_after_two_customers(
         writer.close()
         paused.append(await keys(plane, "{peer}:pause:*"))
     assert paused == [[], [b"{peer}:pause:p1"]]
+
+
+async def test_an_old_peer_that_fails_after_it_was_believed_open_ends_its_tunnel(plane: Plane) -> None:
+    """Who never says `tunnel_connected` is taken for open after a short wait; its later word still counts."""
+    answered = asyncio.Event()
+
+    async def dialer(side: asyncio.Protocol, host: str, port: int) -> asyncio.Transport:
+        await answered.wait()
+        raise DialRefused(peer.OpenFailure.TIMEOUT, "dial timed out")
+
+    await plane.add_peer("old", protocol="binary-v1", dialer=dialer)
+    reader, _ = await plane.tunnel(await plane.target(echo))
+    answered.set()
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(reader.read(1), WAIT_S)
+    await until(lambda: not plane.meter.all_tunnels())

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway_node import http_front
+from gateway_node.tunnel import AFTER_CUSTOMER_ENDED_MAX_S
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, pattern, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -231,6 +233,57 @@ async def test_a_target_that_hangs_up_without_an_answer_is_told_as_such(plane: P
         client.send("POST", "/", "Content-Length: 1", body=b"x")
         assert (await client.head()).startswith("HTTP/1.1 502 ")
     assert made.connections == 1, "a POST is not sent twice"
+
+
+async def test_who_hangs_up_before_the_answer_holds_its_exit_for_the_bound_and_no_longer(
+    plane: Plane,
+) -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await reader.read()
+        writer.close()
+
+    await plane.add_peer("p1")
+    port = await plane.target(silent)
+    async with Client(plane, port) as client:
+        client.send()
+        await asyncio.wait_for(asked.wait(), 10)
+        (tunnel,) = plane.meter.all_tunnels()
+    tunnel.sweep(0)  # what was carried is no news
+    await until(lambda: tunnel.silence_max_s == AFTER_CUSTOMER_ENDED_MAX_S)
+    tunnel.sweep(AFTER_CUSTOMER_ENDED_MAX_S)
+    assert not plane.meter.all_tunnels()
+
+
+async def test_a_request_that_was_never_finished_ends_with_its_customer(plane: Plane) -> None:
+    made, port = await site(plane, lambda head, body: ok())
+    async with Client(plane, port) as client:
+        client.send("POST", "/", "Content-Length: 1000", body=b"only so much")
+        await until(lambda: bool(plane.meter.all_tunnels()))
+    await until(lambda: not plane.meter.all_tunnels())
+    assert not made.bodies
+
+
+async def test_a_half_closed_customer_still_gets_its_answer(plane: Plane) -> None:
+    _, port = await site(plane, lambda head, body: ok(b"late but whole"))
+    async with Client(plane, port) as client:
+        client.send()
+        client.writer.write_eof()
+        assert (await asyncio.wait_for(client.reader.read(), 10)).endswith(b"late but whole")
+
+
+async def test_an_idle_kept_connection_ends_and_is_not_reset(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_front, "KEEP_ALIVE_IDLE_S", 0.1)
+    _, port = await site(plane, lambda head, body: ok())
+    async with Client(plane, port) as client:
+        await client.get()
+        assert await asyncio.wait_for(client.reader.read(), 10) == b""
 
 
 async def test_a_407_keeps_the_connection_for_another_try(plane: Plane) -> None:

@@ -16,7 +16,7 @@ const MAX_SOCKETS = 8;
 
 /** Waits in seconds; `dead` and one `tick` make the 45 s within which a dead path is noticed. Only a lab may shorten them. */
 export const TIMES = {
-  redial_min: 5, redial_max: 7, heartbeat: 30, dead: 40, streams_dead: 15, tick: 5, wake: 10, idle: 300, redirect: 60,
+  redial_min: 5, redial_max: 7, heartbeat: 30, dead: 40, streams_dead: 15, tick: 5, wake: 10, idle: 960, redirect: 60,
   resume: 20, dial: 8,
 };
 

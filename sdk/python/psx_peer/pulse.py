@@ -23,7 +23,7 @@ class Times:
     streams_dead: float = 15.0
     tick: float = 5.0
     wake: float = 10.0
-    idle: float = 300.0
+    idle: float = 960.0
     redirect: float = 60.0
     resume: float = 20.0
     dial: float = 8.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway_node import http_front, socks_front
+from gateway_node import exits, http_front, socks_front
 from gateway_node.customer import EARLY_MAX_BYTES
 from gateway_node.exits import ConnectExit
 from gateway_node.http_front import HttpFront
@@ -238,6 +238,37 @@ async def test_an_exit_that_was_lost_before_its_tunnel_stood_cuts_it() -> None:
     exit_.connection_lost(ConnectionResetError())
     exit_.attach(pipeline.tunnel(exit_))
     assert pipeline.cuts == [True]
+
+
+class Full(Wire):
+    """A connection whose other end takes so much from one look to the next."""
+
+    def __init__(self, takes: int) -> None:
+        super().__init__()
+        self.unsent, self.takes, self.aborted = 1000, takes, False
+
+    def get_write_buffer_size(self) -> int:
+        self.unsent -= self.takes
+        return self.unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("takes", "aborted"), [(0, True), (1, False)])
+async def test_an_exit_that_takes_nothing_of_the_last_bytes_is_not_waited_for(
+    takes: int, aborted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exits, "LAST_BYTES_LOOK_S", 0.0)
+    exit_ = ConnectExit(b"", Splices(), carries_eof=True)
+    wire: Any = Full(takes)
+    exit_.connection_made(wire)
+    exit_.finish()
+    assert wire.closing
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert wire.aborted is aborted
+    exit_.connection_lost(None)
 
 
 async def test_a_protocol_that_nobody_asked_for_is_no_answer() -> None:

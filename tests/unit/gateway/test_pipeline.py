@@ -1,20 +1,31 @@
 """What a key is locked to, whatever its username says; what a customer is told when there is no exit for it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from gateway_node.attempts import Attempts
-from gateway_node.buyer import lock_quality
+from gateway_node.buyer import Buyers, lock_quality
+from gateway_node.dial import ExitDialer
+from gateway_node.refusals import RefusedRequest
+from gateway_node.resolve import Target
+from gateway_node.stream_exit import LinkRefused, RelayAway
 from shared.access.model import Pak, Quality
-from shared.kernel.codes import IpType, Pool, Refusal
-from shared.kernel.ids import AccountId, PakId
+from shared.kernel.codes import IpType, Pool, Refusal, SpeedTier
+from shared.kernel.ids import AccountId, Country, EndpointId, PakId
 from shared.pool.live import SESSIONS_MAX
-from shared.pool.model import NoStockReason
+from shared.pool.model import Acquired, Endpoint, NoStockReason, Selected
 from shared.pool.username import parse_username
+from shared.runtime.deadlines import Deadlines
+from shared.wire import mux
+from shared.wire.mux import MuxReason
 
 PAK = Pak(PakId("k"), AccountId("a"), "", "h", "", None, 0, True, None, None, Quality.STANDARD, True, 0, 0)
+ENDPOINT = Endpoint(
+    EndpointId("e"), Pool.PEER, AccountId("o"), Country("us"), "", 1, "", IpType.MOBILE, SpeedTier.FAST
+)
 USERNAMES = [
     f"psx_a-{pool}-us{tail}"
     for pool in ("mbl", "peer", "any", "best", "residential", "nonsense")
@@ -34,6 +45,60 @@ def test_a_safe_key_leaves_modems_for_no_username(username: str) -> None:
 def test_a_key_of_a_peer_tier_leaves_its_class_for_no_username(username: str) -> None:
     locked = lock_quality(parse_username(username), replace(PAK, ip_type=IpType.MOBILE.value))
     assert (locked.pools, locked.ip_type) == ((Pool.PEER,), IpType.MOBILE)
+
+
+class Told:
+    """Leases that have exits for ever, and hear what is said of them."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.taken = 0
+
+    async def pools_of(self, route: Any, pak_id: Any) -> tuple[Pool, ...]:
+        return (Pool.PEER,)
+
+    async def acquire(self, *_: Any, **__: Any) -> Acquired:
+        self.taken += 1
+        endpoint = replace(ENDPOINT, endpoint_id=EndpointId(f"e{self.taken}"))
+        return Acquired(endpoint, "", 0, mux.PROTOCOL, "", Selected.FRESH)
+
+    def give_back(self, *_: Any) -> None:
+        self.taken_back = True
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: self.said.append(name)
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (LinkRefused(MuxReason.OVERLOADED), set()),
+        (LinkRefused(MuxReason.DRAINING), set()),
+        (RelayAway("TimeoutError"), set()),
+        (LinkRefused(MuxReason.UNKNOWN), {"report"}),
+    ],
+)
+async def test_what_a_relay_says_of_itself_is_held_against_no_exit(
+    failure: Exception, said: set[str]
+) -> None:
+    leases, nothing = Told(), cast(Any, None)
+
+    class Links:
+        async def open(self, *_: Any) -> None:
+            raise failure
+
+    dialer = ExitDialer("", nothing, cast(Any, Links()))
+    target = Target("a.example", "192.0.2.9", 443)
+    resolver = cast(Any, SimpleNamespace(away_from=lambda exits, target: target))
+    places = SimpleNamespace(has_many=lambda owner: False)
+    tunnels = cast(Any, SimpleNamespace(places=places, fared=lambda *_: leases.said.append("fared")))
+    attempts = Attempts(resolver, cast(Any, leases), dialer, tunnels, Deadlines(), lambda: 0)
+    buyer = Buyers(AccountId("house")).of("psx_a-peer-us", parse_username("psx_a-peer-us"), PAK)
+    refused = await attempts.reach(buyer, target, "r")
+    assert isinstance(refused, RefusedRequest)
+    assert refused.code is Refusal.STOCK_DEGRADED
+    assert set(leases.said) - {"fared"} == said
+    assert ("fared" in leases.said) is bool(said)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ from gateway_node import revocation
 from gateway_node.auth import Authenticator
 from shared.access.model import Pak, Quality
 from shared.access.secrets import SecretBox
-from shared.kernel.codes import Refusal
+from shared.kernel.codes import IpType, Pool, Refusal
 from shared.kernel.ids import AccountId, PakId
 from shared.runtime.dynamo import StoreUnavailable
 
@@ -69,6 +69,7 @@ class Tunnels:
     def __init__(self) -> None:
         self.cuts = 0
         self.pak = PAK
+        self.acquired = SimpleNamespace(endpoint=SimpleNamespace(pool=Pool.PEER, ip_type=IpType.MOBILE))
 
     def cut(self) -> None:
         self.cuts += 1
@@ -103,6 +104,22 @@ async def test_a_key_that_ended_since_it_was_let_in_is_not_confirmed() -> None:
     store.pak = replace(PAK, enabled=False)
     await auth.recheck(KEY)
     assert await auth.confirm(pak) is Refusal.AUTH_INVALID
+
+
+@pytest.mark.parametrize(
+    ("now", "cuts"),
+    [
+        (replace(PAK, label="new"), 0),
+        (replace(PAK, quality=Quality.SAFE), 1),
+        (replace(PAK, ip_type="mobile"), 0),
+        (replace(PAK, ip_type="residential"), 1),
+    ],
+)
+async def test_an_open_tunnel_ends_when_its_key_may_no_longer_have_such_an_exit(now: Pak, cuts: int) -> None:
+    store, meter = Store(), Tunnels()
+    store.pak = now
+    await revocation._recheck(authenticator(store), cast(Any, meter), KEY)
+    assert meter.cuts == cuts
 
 
 async def test_a_change_that_cannot_be_read_in_time_cuts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ async def test_a_peer_cannot_speak_of_paths_and_devices_as_if_it_were_the_relay(
     path.says(mux.header(kind, path.peer_id) + bytes((reason,)))
     frame = await path.told()
     own = {MuxReason.PATH_LOST, MuxReason.PEER_GONE, MuxReason.UNKNOWN_DEVICE, MuxReason.DRAINING}
+    own |= {MuxReason.OVERLOADED}
     assert frame.type is kind
     assert mux.read_reason(frame.body) is (MuxReason.UNKNOWN if reason in own else reason)
 
@@ -159,20 +160,65 @@ async def test_a_tunnel_is_held_one_window_for_and_then_given_up_alone() -> None
     await path.ends_overloaded()
 
 
-async def test_what_all_tunnels_hold_together_is_bounded_and_new_ones_are_sent_elsewhere_before() -> None:
+async def test_what_all_tunnels_hold_together_is_bounded() -> None:
     path = Path()
-    path.registry.buffers.max_bytes = 2 * len(DATA)
+    path.registry.buffers.max_bytes = len(DATA)
     path.socket.pause_writing()
     path.asks(DATA)
-    path.asks(mux.header(MuxType.EOF, LINK_ID))
-    ask = mux.for_device(mux.open_frame(LINK_ID + 1, bytes(16), 1, "a.example", 80), "d")
-    path.asks(ask)
-    await asyncio.sleep(0)
-    (refused,) = LinkReader().receive(path.link_wire.written)
-    assert (refused.type, mux.read_reason(refused.body)) == (MuxType.REFUSED, MuxReason.OVERLOADED)
-    path.link_wire.written = b""
     path.asks(DATA)
     await path.ends_overloaded()
+
+
+async def test_a_newcomer_is_let_in_and_who_hoards_gives_way() -> None:
+    hoards = Path()
+    here = hoards.registry
+    modest, new = Path(here, "modest"), Path(here, "new")
+    here.buffers.max_bytes = 8 * len(DATA)
+    for path, frames in ((hoards, 4), (modest, 1)):
+        path.socket.pause_writing()
+        for _ in range(frames):
+            path.asks(DATA)
+    new.link_wire.written = b""
+    new.asks(mux.for_device(mux.open_frame(LINK_ID + 1, bytes(16), 1, "a.example", 80), "new"))
+    await asyncio.sleep(0)
+    assert new.link_wire.written == b"", "nobody refuses it"
+    assert len(new.socket.ends) == 2
+    assert [path.wire.closing for path in (hoards, modest, new)] == [True, False, False]
+    assert here.buffers.held_bytes == modest.socket.buffers.held_bytes
+    assert mux.read_reason((await hoards.told()).body) is MuxReason.PATH_LOST, "it may resume"
+
+
+async def test_a_device_that_would_have_to_give_way_to_itself_gets_no_more() -> None:
+    path = Path()
+    path.registry.buffers.max_bytes = len(DATA)
+    path.socket.pause_writing()
+    path.asks(DATA)
+    path.asks(mux.for_device(mux.open_frame(LINK_ID + 1, bytes(16), 1, "a.example", 80), "d"))
+    await asyncio.sleep(0)
+    *_, refused = LinkReader().receive(path.link_wire.written)
+    assert (refused.type, mux.read_reason(refused.body)) == (MuxType.REFUSED, MuxReason.OVERLOADED)
+
+
+async def test_a_peer_that_takes_nothing_is_left_after_the_bound_though_it_speaks() -> None:
+    path = Path()
+    path.socket.pause_writing()
+    began_s = asyncio.get_running_loop().time()
+    for after_s in (1.0, peers.FULL_MAX_S - 1, peers.FULL_MAX_S + 2):
+        assert not path.wire.closing
+        path.socket._heard_s = began_s + after_s
+        path.socket.sweep(began_s + after_s)
+    assert path.wire.closing
+    assert path.socket.lost_reason is Reason.STALLED
+
+
+async def test_a_peer_that_takes_now_and_then_is_kept() -> None:
+    path = Path()
+    began_s = asyncio.get_running_loop().time()
+    path.socket.pause_writing()
+    path.socket.resume_writing()
+    path.socket._heard_s = began_s + peers.FULL_MAX_S + 2
+    path.socket.sweep(began_s + peers.FULL_MAX_S + 2)
+    assert not path.wire.closing
 
 
 def test_a_connection_holds_within_what_all_may_hold() -> None:

@@ -10,7 +10,8 @@ from relay_node.peers import PeerSocket
 from relay_node.registry import Registry
 from shared.kernel.ids import AccountId, DeviceId
 from shared.supply.tokens import Claims
-from shared.wire.peer import MAX_SOCKETS_PER_DEVICE
+from shared.wire.peer import MAX_SOCKETS_PER_DEVICE, Type, encode_text
+from shared.wire.websocket import Opcode, encode_frame
 from tests.unit.relay.test_limits import Wire, peer, registry
 
 OWNER = Claims(DeviceId("d"), AccountId("a"), 0)
@@ -68,3 +69,36 @@ async def test_an_owner_with_ended_tokens_turns_nobody_out(field: str) -> None:
     _, _, wire = comes(here, replace(STRANGER, **newer))
     assert comes(here, OWNER)[0] is Reason.TOKEN_REFUSED
     assert not wire.closing
+
+
+def says_what_it_speaks(socket: PeerSocket) -> None:
+    socket.data_received(encode_frame(Opcode.TEXT, encode_text(Type.DEVICE_INFO), b"mask"))
+
+
+async def test_a_device_that_comes_from_another_address_is_looked_up_and_told_of_anew() -> None:
+    """Its own network is closed to customers by this address: it must not be the one of yesterday's line."""
+    here = registry()
+    told: list[str] = []
+    here.hooks = replace(here.hooks, arrived=lambda device: told.append(device.address))
+    _, old, _ = comes(here, OWNER, "192.0.2.1")
+    says_what_it_speaks(old)
+    _, new, _ = comes(here, OWNER, "198.51.100.9")
+    assert here.devices["d"].address == "192.0.2.1", "nothing has been heard from there yet"
+    says_what_it_speaks(new)
+    device = here.devices["d"]
+    assert (device.address, str(device.origin)) == ("198.51.100.9", "198.51.100.9")
+    old.connection_lost(None)
+    assert told == ["192.0.2.1", "198.51.100.9"]
+
+
+async def test_a_second_way_of_the_same_line_moves_a_device_only_when_the_first_is_gone() -> None:
+    here = registry()
+    told: list[str] = []
+    here.hooks = replace(here.hooks, arrived=lambda device: told.append(device.address))
+    _, first, _ = comes(here, OWNER, "192.0.2.1")
+    says_what_it_speaks(first)
+    _, second, _ = comes(here, OWNER, "2001:db8::1")
+    says_what_it_speaks(second)
+    assert told == ["192.0.2.1"]
+    first.connection_lost(None)
+    assert told == ["192.0.2.1", "2001:db8::1"]

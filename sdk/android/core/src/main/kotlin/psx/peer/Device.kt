@@ -53,7 +53,7 @@ data class Times(
     val streamsDead: Double = 15.0,
     val tick: Double = 5.0,
     val wake: Double = 10.0,
-    val idle: Double = 300.0,
+    val idle: Double = 960.0,
     val redirect: Double = 60.0,
     val resume: Double = 20.0,
     val dial: Double = 8.0,

@@ -1,0 +1,131 @@
+"""What a tunnel's customer is charged: what left for it, and not what was thrown away; how long it is waited for."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gateway_node import customer as customer_module
+from gateway_node.allowance import KeyBudget, TunnelBudget
+from gateway_node.customer import CustomerSide
+from gateway_node.journal import Line
+from gateway_node.tunnel import AFTER_EXIT_ENDED_MAX_S, IDLE_MAX_S, Tunnel
+from shared.metering.model import OVERDRAFT_MAX_BYTES, Meter
+from shared.pool.model import Acquired, Selected
+from shared.wire.stream import WINDOW_MAX_BYTES
+from tests.unit.gateway.test_front import ENDPOINT, PAK, Exit
+
+
+class Slow:
+    """The connection of a customer that has not taken so many bytes yet."""
+
+    def __init__(self, unsent: int) -> None:
+        self.unsent, self.gone = unsent, False
+
+    def get_write_buffer_size(self) -> int:
+        return 0 if self.gone else self.unsent  # a lost transport has dropped what it kept
+
+    def get_extra_info(self, name: str) -> None: ...
+    def is_closing(self) -> bool:
+        return self.gone
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> None: ...
+    def write_eof(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+def carried(unsent: int) -> tuple[CustomerSide, Tunnel, Line, KeyBudget]:
+    """A tunnel that brought 1,000 bytes, of which so many wait here."""
+    deadlines = SimpleNamespace(call_after=lambda *_: SimpleNamespace(cancel=lambda: None))
+    customer = CustomerSide(cast(Any, SimpleNamespace(deadlines=deadlines)))
+    customer._transport = cast(Any, Slow(unsent))
+    key, line = KeyBudget(lambda: None), Line(cast(Any, None), memoryview(b""), 0)
+
+    def ended(tunnel: Tunnel, broke: bool) -> None:
+        cast(TunnelBudget, tunnel.budget).close()
+
+    tunnel = Tunnel(PAK, Acquired(ENDPOINT, "", 0, "", "", Selected.FRESH), cast(Any, Exit()), key, ended)
+    tunnel.budget = TunnelBudget(key, line, tunnel)
+    tunnel.customer = customer._tunnel = cast(Any, customer)
+    customer._tunnel = tunnel
+    tunnel.to_customer(bytes(1000))
+    return customer, tunnel, line, key
+
+
+async def test_who_hangs_up_pays_for_what_had_left() -> None:
+    customer, _, line, key = carried(unsent=400)
+    cast(Slow, customer._transport).gone = True
+    customer.connection_lost(ConnectionResetError())
+    assert (line.down, key.pending_bytes) == (600, 600)
+
+
+async def test_who_is_cut_pays_for_what_had_left() -> None:
+    customer, tunnel, line, key = carried(unsent=400)
+    cast(Slow, customer._transport).unsent = 300
+    tunnel.cut()
+    assert (line.down, key.pending_bytes) == (700, 700)
+
+
+@pytest.mark.parametrize("unsent", [0, 400])
+async def test_what_still_leaves_after_a_clean_end_counts(unsent: int) -> None:
+    _, tunnel, line, key = carried(unsent)
+    tunnel.finish()
+    assert (line.down, key.pending_bytes) == (1000, 1000)
+
+
+async def test_a_silent_tunnel_is_cut_unless_its_target_had_ended() -> None:
+    """A body that ends with its connection must not look whole when it is not."""
+    for ended in (False, True):
+        _, tunnel, _, _ = carried(unsent=0)
+        tunnel.sweep(0)
+        if ended:
+            tunnel.exit_ended()
+        tunnel.sweep(IDLE_MAX_S)
+        assert not tunnel.open
+        assert tunnel.was_cut is not ended
+
+
+async def test_a_customer_that_takes_what_waits_is_not_silent() -> None:
+    customer, tunnel, _, _ = carried(unsent=900)
+    tunnel.exit_ended()
+    for unsent in (600, 300, 100):
+        cast(Slow, customer._transport).unsent = unsent
+        tunnel.sweep(AFTER_EXIT_ENDED_MAX_S)
+        assert tunnel.open
+    tunnel.sweep(AFTER_EXIT_ENDED_MAX_S)
+    assert not tunnel.open
+
+
+async def test_the_last_bytes_are_waited_for_while_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    customer, _, _, _ = carried(unsent=900)
+    looks: list[Any] = []
+
+    def call_after(_: float, then: Any) -> Any:
+        looks.append(then)
+        return SimpleNamespace(cancel=lambda: None)
+
+    deadlines = SimpleNamespace(call_after=call_after)
+    customer._pipeline = cast(Any, SimpleNamespace(deadlines=deadlines))
+    cuts: list[Any] = []
+    monkeypatch.setattr(customer_module, "reset", cuts.append)
+    customer.finish()
+    for unsent in (600, 1):
+        cast(Slow, customer._transport).unsent = unsent
+        looks.pop()()
+        assert not cuts
+    looks.pop()()
+    assert len(cuts) == 1
+
+
+def test_what_windows_let_in_may_come_while_a_lease_is_on_its_way() -> None:
+    key = KeyBudget(lambda: None)
+    key.answered(Meter(0, 10**12, 1000), 0, 0.0, wanted=True)
+    assert key.cut_bytes == 1000 + OVERDRAFT_MAX_BYTES
+    key.asking, key.waiting_tunnels = True, 12
+    assert key.cut_bytes == 1000 + OVERDRAFT_MAX_BYTES + 12 * WINDOW_MAX_BYTES
+    key.meter = Meter(0, 5000, 1000)
+    assert key.cut_bytes == 5000, "never beyond what the key has"
