@@ -250,7 +250,7 @@ def _test(fast: bool, second_look: bool, arguments: Sequence[str]) -> int:
         "-m",
         "pytest",
         "-n",
-        str((os.cpu_count() or 1) + 1),  # tests wait about half of their time
+        str((os.cpu_count() or 1) + (0 if fast else 1)),  # slow tests wait about half of their time
         "--dist",
         "loadfile",
         "--no-loadscope-reorder",  # the order is ours: tests/support/order.py
@@ -258,7 +258,7 @@ def _test(fast: bool, second_look: bool, arguments: Sequence[str]) -> int:
         *arguments,
     ]
     if fast:
-        return _run([*command, "-m", FAST_MARK])
+        return _run([*command, "-p", "no:pytest_cov", "-m", FAST_MARK])
     if not any(not a.startswith("-") and "conformance" not in a for a in arguments):
         from local.sdks import prepare  # noqa: PLC0415
 

@@ -16,7 +16,8 @@ from local.tables import read_serverless
 
 _RATE: Final = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")
 _UNIT_S: Final = {"minute": 60, "hour": 3600, "day": 86_400}
-WORKERS: Final = {"api": 2, "x402": 2}
+WORKERS_MAX: Final = {"api": 2, "x402": 2}
+"""Of functions behind the API, whose first worker is there from the start; of others one, when it is asked."""
 
 log = logging.getLogger("psx.local")
 
@@ -75,7 +76,11 @@ class LocalCloud:
         functions = read_serverless(stage)["functions"]
         self.functions = {
             n: LocalFunction(
-                n, f["handler"], WORKERS.get(n, 1), f.get("timeout", INVOKE_TIMEOUT_S), (code or {}).get(n)
+                n,
+                f["handler"],
+                WORKERS_MAX.get(n, 1),
+                f.get("timeout", INVOKE_TIMEOUT_S),
+                (code or {}).get(n),
             )
             for n, f in functions.items()
         }
@@ -84,10 +89,12 @@ class LocalCloud:
         self._clock: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int) -> None:
-        """Start every function and listen."""
-        await self.gateway.start(host, port)
+        """Let every function be asked, and listen."""
         for name, function in self.functions.items():
             await function.start(self._supervisor, self._environments[name])
+        for name in WORKERS_MAX:
+            await self.functions[name].have_workers(1)
+        await self.gateway.start(host, port)
 
     def start_clock(self) -> None:
         """Fire every schedule at its rate from now on."""

@@ -1,6 +1,7 @@
 """The Lambda Runtime API, as the real Python bootstrap asks it: next invocation, its response, its error.
 
-One endpoint and one or more workers per function, each worker with one invocation at a time, as in the cloud.
+One endpoint per function and workers as they are needed, each with one invocation at a time, as in the cloud: a network
+has a dozen functions, and most are asked by nobody or by their schedule alone.
 Source: AWS Lambda developer guide, "Using the Lambda runtime API".
 """
 
@@ -11,7 +12,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +49,7 @@ class _Invocation:
 
 
 class LocalFunction:
-    """One function: its queue of invocations and the workers that take them."""
+    """One function: its queue of invocations and the workers that take them, `workers` of them at most."""
 
     def __init__(
         self,
@@ -61,34 +62,41 @@ class LocalFunction:
         self._timeout_s = timeout_s
         self.name = name
         self._handler = handler
-        self._workers = workers
+        self._workers_max = workers
+        self._workers = 0
+        self._start_worker: Callable[[int], Awaitable[object]]
         self._code = code or Code()
         self._queue: asyncio.Queue[_Invocation] = asyncio.Queue()
         self._open: dict[str, _Invocation] = {}
         self._server: asyncio.Server | None = None
 
     async def start(self, supervisor: Supervisor, env: Mapping[str, str]) -> None:
-        """Serve the Runtime API on a port of its own and start the workers."""
+        """Serve the Runtime API on a port of its own; workers start when something is asked."""
         self._server = await serve_http("127.0.0.1", 0, self._serve)
         port = self._server.sockets[0].getsockname()[1]
-        for number in range(self._workers):
-            await supervisor.start(
-                f"lambda-{self.name}-{number}",
-                [str(self._code.python), "-m", "awslambdaric", self._handler],
-                {
-                    **env,
-                    "PYTHONPATH": str(self._code.folder),
-                    "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
-                    "AWS_LAMBDA_FUNCTION_NAME": self.name,
-                    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
-                    "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-                    "_HANDLER": self._handler,
-                },
-                cwd=self._code.folder,
-            )
+        command = [str(self._code.python), "-m", "awslambdaric", self._handler]
+        settings = {
+            **env,
+            "PYTHONPATH": str(self._code.folder),
+            "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
+            "AWS_LAMBDA_FUNCTION_NAME": self.name,
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
+            "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+            "_HANDLER": self._handler,
+        }
+        self._start_worker = lambda number: supervisor.start(
+            f"lambda-{self.name}-{number}", command, settings, cwd=self._code.folder
+        )
+
+    async def have_workers(self, wanted: int) -> None:
+        """Start workers until there are so many, or as many as there may be."""
+        while self._workers < min(wanted, self._workers_max):
+            self._workers += 1
+            await self._start_worker(self._workers)
 
     def stop(self) -> None:
-        """Stop serving; workers are ended by their supervisor."""
+        """Stop serving; workers are ended by their supervisor, and no others start."""
+        self._workers_max = 0
         if self._server is not None:
             self._server.close()
 
@@ -98,6 +106,7 @@ class LocalFunction:
         self._open[invocation.request_id] = invocation
         await self._queue.put(invocation)
         try:
+            await self.have_workers(len(self._open))
             return await asyncio.wait_for(invocation.answer, self._timeout_s)
         except TimeoutError:
             raise FunctionTimedOut(f"{self.name} did not answer within {self._timeout_s:.0f} s") from None

@@ -16,11 +16,11 @@ from local.goods import put_goods
 from local.network import LocalNetwork
 from tests.support.stock_clients import SOURCES, node_folder, python_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 CLIENT_BOUND_S = 60
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sale() -> AsyncIterator[LocalNetwork]:
     """The functions with an open sale; no exits behind it."""
     network = LocalNetwork()

@@ -16,12 +16,13 @@ from schemathesis.generation import GenerationMode
 from functions.api.handler import create_app
 from local.api_gateway import http_event
 from local.http_server import HttpRequest
+from tests.support.examples import of_each_route
 from tests.support.functions import Functions
 from tests.support.routes import documented
 from tests.support.tenants import Tenancy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-EXAMPLES = 12
+EXAMPLES = of_each_route()
 DOCUMENT = create_app(lambda: None).openapi()  # type: ignore[arg-type, return-value]  # nothing is wired to read it
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 BASE = "https://api.example"

@@ -1,7 +1,6 @@
 """A process that serves a payment is killed at each of its steps: the payment is served all the same, and once."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +38,13 @@ class Shop(Functions):
     """The sale, and processes beside it that are killed while they serve."""
 
     def __init__(
-        self, dynamo: SyncDynamo, redis_url: str, files: lab.LabFiles, anvil: Anvil, dynamo_url: str
+        self,
+        dynamo: SyncDynamo,
+        redis_url: str,
+        files: lab.LabFiles,
+        anvil: Anvil,
+        dynamo_url: str,
+        processes: subprocess.Popen[str],
     ) -> None:
         gas = Account.create()
         super().__init__(dynamo, redis_url, files, anvil.url, gas.key.hex(), RECIPIENT)
@@ -50,14 +55,8 @@ class Shop(Functions):
         object.__setattr__(self.sale_wiring.counter.exact, "now_ms", lambda: now_ms() + LEASE_MS + 1)
         for query, method, headers in ((QUERY, "GET", {}), (BALANCE, "POST", self.reseller)):
             assert self.call(query, method, headers=headers).status == 402
-        self._processes = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.killed"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **self._environment(redis_url, dynamo_url)},
-        )
+        self._processes = processes
+        self._env = self._environment(redis_url, dynamo_url)
 
     @property
     def reseller(self) -> dict[str, str]:
@@ -74,14 +73,6 @@ class Shop(Functions):
         where = {"AWS_DEFAULT_REGION": "eu-central-1", "AWS_ENDPOINT_URL_DYNAMODB": dynamo_url}
         return {**texts, **keys, **where, "PSX_STAGE": "local", "PSX_REDIS_URL": redis_url}
 
-    def close(self) -> None:
-        super().close()
-        assert self._processes.stdin is not None
-        assert self._processes.stdout is not None
-        self._processes.stdin.close()
-        self._processes.wait(10)
-        self._processes.stdout.close()
-
     def killed(self, request: "Ask", at: int, after: bool) -> dict[str, Any]:
         """One request in a process that dies at a step; whether it lived long enough to."""
         assert self._processes.stdin is not None
@@ -91,7 +82,8 @@ class Shop(Functions):
         event = http_event(
             HttpRequest(request.method, request.target, tuple(headers.items()), raw, "127.20.0.1")
         )
-        self._processes.stdin.write(json.dumps({"event": event, "at": at, "after": after}) + "\n")
+        order = {"event": event, "at": at, "after": after, "env": self._env}
+        self._processes.stdin.write(json.dumps(order) + "\n")
         self._processes.stdin.flush()
         found: dict[str, Any] = json.loads(self._processes.stdout.readline())
         return found
@@ -133,11 +125,32 @@ class Ask:
         self.target, self.headers, self.method, self.body = target, headers, method, body
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[subprocess.Popen[str]]:
+    """What forks the processes that are killed: it holds nothing of a test, and loading the function takes seconds."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.support.killed"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(10)
+
+
 @pytest.fixture
 def shop(
-    dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles, anvil: Anvil, dynoxide_url: str
+    dynoxide: SyncDynamo,
+    valkey_url: str,
+    lab_files: lab.LabFiles,
+    anvil: Anvil,
+    dynoxide_url: str,
+    processes: subprocess.Popen[str],
 ) -> Iterator[Shop]:
-    made = Shop(dynoxide, valkey_url, lab_files, anvil, dynoxide_url)
+    made = Shop(dynoxide, valkey_url, lab_files, anvil, dynoxide_url, processes)
     yield made
     made.close()
 

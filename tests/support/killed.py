@@ -1,7 +1,8 @@
 """`python -m tests.support.killed`: runs the x402 function's handler in a process that is killed (SIGKILL) at a step.
 
-One JSON line in: {"event", "at", "after"}: die before, or right after, write number `at` to a store or to the chain.
-One JSON line out: {"killed", "status"}. Each run is a process of its own, forked before anything is connected.
+One JSON line in: {"event", "at", "after", "env"}: with these settings, die before, or right after, write number `at` to a
+store or to the chain. One JSON line out: {"killed", "status"}. Each run is a process of its own, forked before anything is
+connected and before a setting is read.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import signal
 import sys
 from typing import Any, Final
 
+import boto3
 import eth_account.messages
 import web3
 
@@ -41,6 +43,7 @@ class _Steps:
 
 
 def _run(order: dict[str, Any]) -> int:
+    os.environ.update(order["env"])
     steps = _Steps(order["at"], order["after"])
     run, send = SyncDynamo.run, settler.EvmSettler.send
 
@@ -59,6 +62,8 @@ def _run(order: dict[str, Any]) -> int:
 def main() -> None:
     """Until the input ends."""
     logging.disable(logging.INFO)
+    # AWS's description of the service is read once, before the forks; nothing is connected, and no key is kept.
+    boto3.client("dynamodb", region_name="eu-central-1", aws_access_key_id="-", aws_secret_access_key="-")
     for line in sys.stdin:
         reader, writer = os.pipe()
         child = os.fork()

@@ -3,6 +3,7 @@
 moto knows no locks and no atomic transactions under threads: races and money run on the embedded server (slow tests).
 """
 
+import copy
 import functools
 import os
 import socket
@@ -15,6 +16,8 @@ from typing import Any, Final
 import boto3
 import pytest
 from moto import mock_aws
+from moto.backends import get_backend
+from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from local.dynamodb_local import command
 from local.paths import DYNOXIDE
@@ -25,6 +28,7 @@ from tests.support import cache_use
 
 STAGE: Final = "test"
 PREFIX: Final = "psx-test-"
+REGION: Final = "eu-central-1"
 SERVER_START_BOUND_S: Final = 10
 JVM_START_BOUND_S: Final = 40
 
@@ -34,14 +38,27 @@ def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncDynamo]:
     """An executor on an empty in-process DynamoDB that has the tables of serverless.yml under `psx-test-`."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     with mock_aws():
         client: Any = _session().client("dynamodb")
-        for definition in table_definitions(STAGE):
-            client.create_table(**definition)
+        moto_backend().tables = copy.deepcopy(_empty_tables())
         yield SyncDynamo(client)
+
+
+def moto_backend() -> Any:
+    """What moto holds of the tests' region, for whoever puts whole tables back."""
+    return get_backend("dynamodb")[DEFAULT_ACCOUNT_ID][REGION]
+
+
+@functools.cache
+def _empty_tables() -> Any:
+    """The deployed schema as moto made it once: making it again would cost most tests more than they do."""
+    client: Any = _session().client("dynamodb")
+    for definition in table_definitions(STAGE):
+        client.create_table(**definition)
+    return moto_backend().tables
 
 
 @functools.cache
@@ -65,7 +82,7 @@ def _client(url: str) -> Any:
     return _session().client(
         "dynamodb",
         endpoint_url=url,
-        region_name="eu-central-1",
+        region_name=REGION,
         aws_access_key_id="test",
         aws_secret_access_key="test",
     )

@@ -13,16 +13,14 @@ from typing import Any, Final
 
 import pytest
 import redis
-from moto.backends import get_backend
-from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from local import lab
 from local.bootstrap import Keys
 from shared.runtime.dynamo import SyncDynamo
 from tests.support.functions import Functions
 from tests.support.routes import Tenant
+from tests.support.stores import moto_backend
 
-REGION: Final = "eu-central-1"
 FRESH_S: Final = 60.0
 """Older memories are not used: sign-ins and presence in them would be about to expire."""
 
@@ -51,7 +49,7 @@ def tenancy(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Ite
         if memory is not None and time.monotonic() - memory.made_s < FRESH_S:
             functions = Functions(dynamo, valkey_url, lab_files, begun=memory.begun)
             made.append(functions)
-            _backend().tables = copy.deepcopy(memory.tables)
+            moto_backend().tables = copy.deepcopy(memory.tables)
             with redis.Redis.from_url(valkey_url) as client:
                 for key, left_ms, value in memory.keys:
                     client.restore(key, max(left_ms, 0), value)
@@ -62,14 +60,10 @@ def tenancy(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Ite
         with redis.Redis.from_url(valkey_url) as client:
             keys = [(key, int(client.pttl(key)), bytes(client.dump(key))) for key in client.scan_iter()]
         begun = functions.secrets, functions.keys
-        tables = copy.deepcopy(_backend().tables)
+        tables = copy.deepcopy(moto_backend().tables)
         _memories[names] = _Memory(time.monotonic(), begun, tables, keys, tenants)
         return tenants
 
     yield furnished
     for functions in made:
         functions.close()
-
-
-def _backend() -> Any:
-    return get_backend("dynamodb")[DEFAULT_ACCOUNT_ID][REGION]

@@ -65,6 +65,7 @@ def test_the_switch_stops_a_loop_and_lets_it_go_on(dynamo: SyncDynamo) -> None:
     assert enter_loop(dynamo, GUARD, "roll_up", NOW) is None
 
 
+@pytest.mark.slow  # over a second of processor time
 def test_a_runaway_loop_is_refused_until_the_minute_is_over(dynamo: SyncDynamo) -> None:
     allowed = LOOP_LIMITS["roll_up"].per_minute
     assert [enter_loop(dynamo, GUARD, "roll_up", NOW) for _ in range(allowed)] == [None] * allowed

@@ -46,6 +46,7 @@ def test_both_sides_differ() -> None:
         Transfer("t", "a", "a", FemtoUsdc(1), "x", 0)
 
 
+@pytest.mark.slow  # over a second of processor time
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10**9),

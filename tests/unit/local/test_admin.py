@@ -15,6 +15,7 @@ from shared.guard.table import entries
 from shared.runtime.dynamo import SyncDynamo
 
 
+@pytest.mark.slow  # over a second of processor time
 def test_the_first_key_opens_the_api_and_is_on_record_and_another_run_makes_another(
     dynamo: SyncDynamo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

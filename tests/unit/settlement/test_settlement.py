@@ -227,6 +227,7 @@ class Mortal:
         return answer
 
 
+@pytest.mark.slow  # over a second of processor time
 @pytest.mark.parametrize("heard", [False, True])
 def test_a_roll_up_that_is_killed_at_any_step_adds_every_byte_once(dynamo: SyncDynamo, heard: bool) -> None:
     mint(dynamo, "p1", "p2")

@@ -308,6 +308,7 @@ def test_a_device_leaves_the_unproven_count_once(enrolment: Enrolment, dynamo: S
     assert counts(dynamo) == (2, 1)
 
 
+@pytest.mark.slow  # over a second of processor time
 def test_ghosts_stop_at_their_cap_and_a_proven_fleet_goes_on_growing(
     enrolment: Enrolment, dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +326,7 @@ def test_ghosts_stop_at_their_cap_and_a_proven_fleet_goes_on_growing(
     refresh(enrolment, grown[0])
 
 
+@pytest.mark.slow  # over a second of processor time
 def test_an_account_ends_at_its_cap_of_devices(
     enrolment: Enrolment, dynamo: SyncDynamo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,35 @@
+"""Loads what a run needs and nothing else: imports cost seconds, and every parallel worker pays them.
+
+A run of the fast tests alone (`./psx test --fast`) reads no file that is slow as a whole, and loads no fixture of a chain,
+a network or a cloud. Whoever only hands tests to workers loads no such fixture either.
+"""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+FAST: Final = "not slow"
+SLOW_FILE: Final = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+OF_SLOW_TESTS: Final = tuple(
+    f"tests.support.{name}"
+    for name in ("chain", "cloud", "dataplane", "gateway", "packages", "solana", "tenants")
+)
+
+pytest.register_assert_rewrite(*OF_SLOW_TESTS)  # they import one another
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the fixtures of slow tests where such tests run."""
+    hands_out = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
+    if config.option.markexpr != FAST and not hands_out:
+        for name in OF_SLOW_TESTS:
+            config.pluginmanager.import_plugin(name)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a file alone in which every test would be deselected."""
+    if config.option.markexpr != FAST or collection_path.suffix != ".py":
+        return None
+    return bool(SLOW_FILE.search(collection_path.read_text("utf-8"))) or None
