@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from relay_node.mesh import MeshConnection
     from relay_node.peers import PeerSocket
 
-_NO_GROWTH: Final = WindowBudget(0)
+WINDOWS_MAX_BYTES: Final = 64 * 1024 * 1024
+"""What all windows of probes may grow by together: a path that is long and fast is to be measured as such."""
+_BUDGET: Final = WindowBudget(WINDOWS_MAX_BYTES)
+_DATA: Final = MuxType.DATA
 _TARGET_WORDS: Final = {
     MuxReason.CONNECTION_REFUSED: "connection_refused",
     MuxReason.EGRESS_POLICY: "connection_refused",
@@ -44,7 +47,7 @@ class ConnectStream:
         self.socket = socket
         self.mesh = mesh
         self._id = socket.next_tunnel_id()
-        self._stream = Stream(self, os.urandom(TOKEN_BYTES), _NO_GROWTH)
+        self._stream = Stream(self, os.urandom(TOKEN_BYTES), _BUDGET)
         self._open = False
         self._over = False
         self._gateway_ended = False
@@ -94,7 +97,10 @@ class ConnectStream:
     def from_peer(self, frame: Frame) -> None:
         """A frame for this tunnel. Raises MalformedMux."""
         try:
-            self._frame(frame)
+            if frame.type is _DATA and self._open:
+                self._stream.on_data(frame.body)
+            else:
+                self._frame(frame)
         except FlowViolation:
             self._say(MuxReason.FLOW_VIOLATION)
             self._lose(Reason.PROTOCOL, "flow_violation")
@@ -109,8 +115,6 @@ class ConnectStream:
             case MuxType.REFUSED:
                 reason = read_reason(frame.body)
                 self._lose(Reason.OPEN_FAILED, _TARGET_WORDS.get(reason, reason.name.lower()))
-            case MuxType.DATA if self._open:
-                self._stream.on_data(frame.body)
             case MuxType.WINDOW:
                 self._stream.on_window(*read_window(frame.body))
                 self._close_if_over()

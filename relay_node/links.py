@@ -13,7 +13,7 @@ from typing import Final
 from relay_node.figures import LINKS, Reason, count
 from relay_node.forward import Buffers, Forward
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE, Registry
-from shared.wire.cork import Cork
+from shared.wire.cork import GATHER_BULK_BYTES, Cork
 from shared.wire.mux import (
     FIRST_REASONS_MAX,
     Bytes,
@@ -32,7 +32,11 @@ from shared.wire.stream import Outbox
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_IDLE_MAX_S: Final = 45.0
 """Gateways ping their links; one that is silent for longer is gone."""
+LINK_HELD_MAX_BYTES: Final = 128 * 1024 * 1024
+"""Of tunnels' bytes that wait for one gateway to read, beyond what its connection takes."""
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
+
+_BEGINNINGS: Final = frozenset({MuxType.OPEN, MuxType.RESUME})
 
 log = logging.getLogger("psx.relay")
 
@@ -51,9 +55,9 @@ class LinkConnection(asyncio.Protocol):
         self._reader = LinkReader()
         self._forwards: dict[int, Forward] = {}
         self._heard_s = self._loop.time()
-        self._cork = Cork(self._write, self._loop.call_soon)
+        self._cork = Cork(self._write, self._loop.call_soon, GATHER_BULK_BYTES)
         self.outbox = Outbox(self._send)
-        self.buffers = Buffers(whole=registry.buffers)
+        self.buffers = Buffers(LINK_HELD_MAX_BYTES, registry.buffers)
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
         registry.links.add(self)
         LINKS.value = len(registry.links)
@@ -94,6 +98,13 @@ class LinkConnection(asyncio.Protocol):
             count("link", Reason.STALLED if stuck else Reason.IDLE)
             self._transport.abort()
 
+    def give_way(self) -> None:
+        """Too much is held here and most of it for this gateway: it dials again, and its tunnels resume."""
+        count("link", Reason.OVERLOADED)
+        for forward in list(self._forwards.values()):
+            forward.link_lost()
+        self._transport.abort()
+
     def close(self) -> None:
         """The relay ends."""
         self._cork.flush()
@@ -101,7 +112,7 @@ class LinkConnection(asyncio.Protocol):
 
     def _frame(self, frame: Frame) -> None:
         forward = self._forwards.get(frame.tunnel)
-        if frame.type is MuxType.OPEN or frame.type is MuxType.RESUME:
+        if frame.type in _BEGINNINGS:
             if forward is not None:
                 raise MalformedMux("tunnel id is in use")
             self._begin(frame)

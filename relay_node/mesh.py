@@ -12,7 +12,7 @@ import contextlib
 import hmac
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from relay_node.connect_stream import ConnectStream
@@ -31,6 +31,7 @@ from relay_node.tunnel import (
     STALL_MAX_S,
     Tunnel,
 )
+from shared.wire.cork import GATHER_BULK_BYTES, Cork
 from shared.wire.http1 import HeadError, RequestHead, build_head, split_authority, take_request_head
 from shared.wire.mux import FIRST_REASONS_MAX, LINK_UPGRADE, REASONS_HEADER, Bytes
 
@@ -57,6 +58,7 @@ class MeshConnection(asyncio.Protocol):
         self._may_block_s = SHARED_STALL_MAX_S
         self._taken_bytes = 0
         self._unsent_bytes = 0
+        self._cork = Cork(self._write_out, self._loop.call_soon, GATHER_BULK_BYTES)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
@@ -123,14 +125,19 @@ class MeshConnection(asyncio.Protocol):
     def write(self, data: Bytes) -> None:
         """Bytes for the gateway."""
         self._taken_bytes += len(data)
-        if self._transport is not None and not self._transport.is_closing():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # uvloop raises when the transport closed in this very turn
-                self._transport.write(data)
+        self._cork.write(data)
+
+    def _write_out(self, parts: Sequence[Bytes]) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._transport.writelines(parts)
+        except RuntimeError:  # uvloop raises when the transport closed in this very turn
+            return
 
     def write_eof(self) -> None:
         """The target says no more; the gateway may."""
+        self._cork.flush()
         if (
             self._transport is not None
             and not self._transport.is_closing()
@@ -140,11 +147,13 @@ class MeshConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """A clean end: what is written still arrives."""
+        self._cork.flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """A broken stream, visible as a reset and never as a clean end."""
+        self._cork.flush()
         if self._transport is not None:
             raw = self._transport.get_extra_info("socket")
             if raw is not None:
@@ -231,6 +240,7 @@ class MeshConnection(asyncio.Protocol):
         self._cancel_timer()
         fields = [("Upgrade", LINK_UPGRADE), ("Connection", "Upgrade")]
         self.write(build_head("HTTP/1.1 101 Switching Protocols", fields))
+        self._cork.flush()
         known = head.header(REASONS_HEADER.lower()) or ""
         is_number = known.isascii() and known.isdecimal() and len(known) <= REASON_DIGITS_MAX
         reasons_max = int(known) if is_number else FIRST_REASONS_MAX

@@ -27,6 +27,7 @@ from shared.wire.peer import Binary, FrameType, MalformedFrame, Text, Type
 from shared.wire.stream import Outbox
 from shared.wire.websocket import (
     MAX_MESSAGE_BYTES,
+    VIEWED_FROM_BYTES,
     CloseCode,
     FrameReader,
     Message,
@@ -62,6 +63,7 @@ REDIRECT_AGAIN_AFTER_S: Final = 120.0
 TOKEN_NEW_S: Final = 600
 """A token younger than this names the relays of now, or else a new one would name no others."""
 
+_BINARY: Final = Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
 _BARE_HEARTBEAT: Final = peer.encode_text(Type.HEARTBEAT)
 _HEARTBEAT_ACK: Final = encode_frame(Opcode.TEXT, peer.encode_text(Type.HEARTBEAT_ACK))
 _REFUSALS: Final = {Reason.TOKEN_REFUSED: "401 Unauthorized", Reason.NOT_OWNED: "403 Forbidden"}
@@ -72,7 +74,7 @@ _ONLY_GATEWAYS_SEND: Final = frozenset(
 log = logging.getLogger("psx.relay")
 
 
-class PeerSocket(asyncio.Protocol):
+class PeerSocket(asyncio.BufferedProtocol):
     """One WebSocket of one peer."""
 
     __slots__ = (
@@ -157,7 +159,15 @@ class PeerSocket(asyncio.Protocol):
         elif not registry.may_shake_hands(self._network, self._heard_s):
             self._refuse("429 Too Many Requests", Reason.TOO_MANY_HANDSHAKES)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.registry.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        read = self.registry.read_buffer[:nbytes]
+        self.data_received(read if nbytes > VIEWED_FROM_BYTES else bytes(read))
+
+    def data_received(self, data: Bytes) -> None:
+        """What came; not used after the answer."""
         if self._closing:
             return
         self._heard_s = self.loop.time()
@@ -242,14 +252,17 @@ class PeerSocket(asyncio.Protocol):
 
     # frames in
 
-    def _frames_received(self, data: bytes) -> None:
+    def _frames_received(self, data: Bytes) -> None:
         try:
             messages = self._frames.receive(data)
             self._count_unfinished(messages)
             for message in messages:
                 if self._closing:
                     return
-                self._message(message)
+                if self.v2 and message.opcode is _BINARY:
+                    self._mux_frame(message.payload)
+                else:
+                    self._message(message)
         except WebSocketFault as fault:
             self.close(fault.code, fault.reason, Reason.PROTOCOL)
         except (MalformedFrame, mux.MalformedMux) as fault:
@@ -261,7 +274,7 @@ class PeerSocket(asyncio.Protocol):
         """Messages that never end must not use up this process."""
         unfinished, size = self.registry.unfinished, self._frames.partial_bytes
         if size > UNFINISHED_FREE_BYTES or unfinished.holds(self):
-            if any(message.opcode < Opcode.CLOSE for message in messages):
+            if messages and (messages[-1].opcode is _BINARY or any(m.opcode <= _BINARY for m in messages)):
                 unfinished.hold(self, 0)  # what is unfinished now has just begun
             unfinished.hold(self, size if size > UNFINISHED_FREE_BYTES else 0)
 
@@ -298,10 +311,6 @@ class PeerSocket(asyncio.Protocol):
 
     def _message(self, message: Message) -> None:
         match message.opcode:
-            case Opcode.BINARY if self.v2:
-                frame = mux.parse(message.payload)
-                if frame is not None:
-                    self._mux_frame(frame)
             case Opcode.BINARY:
                 self._binary_frame(peer.parse_binary(message.payload))
             case Opcode.TEXT if message.payload == _BARE_HEARTBEAT:
@@ -327,7 +336,10 @@ class PeerSocket(asyncio.Protocol):
         else:
             tunnel.closed_by_peer("")
 
-    def _mux_frame(self, frame: mux.Frame) -> None:
+    def _mux_frame(self, payload: bytes) -> None:
+        frame = mux.parse(payload)
+        if frame is None:
+            return
         end = self.ends.get(frame.tunnel)
         if end is not None:
             if frame.type in _ONLY_GATEWAYS_SEND:
@@ -439,7 +451,7 @@ class PeerSocket(asyncio.Protocol):
             self.send_text(Type.TUNNEL_DATA, sessionId=session_id, data=base64.b64encode(data).decode())
 
     def _send_frame(self, head: bytes, payload: mux.Bytes = b"") -> None:
-        self._cork.write(frame_header(Opcode.BINARY, len(head) + len(payload)) + head, payload)
+        self._cork.write(frame_header(_BINARY, len(head) + len(payload)) + head, payload)
 
     def send_close(self, session_id: str) -> None:
         """End a session at the peer."""

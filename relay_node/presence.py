@@ -34,7 +34,7 @@ RETRY_S: Final = 1.0
 REFRESH_S: Final = 30.0
 SWEEP_S: Final = 5.0
 BATCH: Final = 100
-GATHER_S: Final = 0.01
+GATHER_S: Final = 0.03
 """Who comes or goes within this time is told of in one call: a crowd that dials again comes by the thousand a second."""
 
 log = logging.getLogger("psx.relay")
@@ -147,8 +147,8 @@ class PresenceWriter:
             elif device.device_id in self._new:
                 new.append(DeviceId(device.device_id))
         if new:
-            await self._redis.run(ask_probes(new))
-            await self._redis.run(mark_changed([device_mark(device_id) for device_id in new]))
+            marks = [device_mark(device_id) for device_id in new]
+            await asyncio.gather(self._redis.run(ask_probes(new)), self._redis.run(mark_changed(marks)))
             self._new.difference_update(new)
 
     async def _drop(self, device_ids: Sequence[DeviceId]) -> None:

@@ -5,7 +5,7 @@ A socket belongs to the device its JWT names; a device has up to 8 sockets and i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +33,9 @@ HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 FRAMES_PER_S_MAX: Final = 20_000
 """Of a device, over all its sockets; dialling again gives it no more."""
 RELAY_LISTS_MAX: Final = 64
+GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
+"""For whom less waits is no hoarder."""
+READ_BYTES: Final = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -139,6 +142,8 @@ class Registry:
         self.per_address: dict[str, int] = {}
         self.links: set[LinkConnection] = set()
         self.buffers = Buffers()
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        """Every socket's: what a read put here is taken before the next read."""
         self.unfinished = Unfinished()
         self.draining = False
         self._window_s = 0
@@ -278,14 +283,17 @@ class Registry:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
     def make_room(self) -> bool:
-        """While too much is held for peers that do not take it, those for whom most is held lose their sockets: their
-        tunnels resume, or end. False when it is held for nobody in particular.
+        """While too much is held for peers and gateways that do not take it, those for whom most is held lose their
+        connections: their tunnels resume, or end. False when it is held for many, a little each.
         """
         if self.buffers.crowded():
-            for socket in sorted(self.sockets, key=lambda s: s.buffers.held_bytes, reverse=True):
-                if self.buffers.roomy() or not socket.buffers.held_bytes:
+            everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
+            hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
+            hoarders.sort(key=lambda c: c.buffers.held_bytes, reverse=True)
+            for hoarder in hoarders:
+                hoarder.give_way()
+                if self.buffers.roomy():
                     break
-                socket.give_way()
         return not self.buffers.crowded()
 
     def sweep(self, now_s: float) -> None:

@@ -13,22 +13,28 @@ from shared.wire.mux import Bytes
 
 GATHER_MAX_BYTES: Final = 16 * 1024
 """So much leaves at once, so that the connection can say that it is full before much more is given to it."""
+GATHER_BULK_BYTES: Final = 256 * 1024
+"""For a connection that takes far more before it says so."""
 
 
 class Cork:
-    """Gathers parts in order. `flush` before the connection is closed."""
+    """Gathers parts in order. `flush` before the connection is closed. `gather_max_bytes` may be changed at any time."""
 
-    __slots__ = ("_call_soon", "_parts", "_size_bytes", "_write")
+    __slots__ = ("_call_soon", "_parts", "_size_bytes", "_write", "gather_max_bytes")
 
     def __init__(
-        self, write: Callable[[Sequence[Bytes]], object], call_soon: Callable[[Callable[[], None]], Any]
+        self,
+        write: Callable[[Sequence[Bytes]], object],
+        call_soon: Callable[[Callable[[], None]], Any],
+        gather_max_bytes: int = GATHER_MAX_BYTES,
     ) -> None:
         self._write = write
         self._call_soon = call_soon
+        self.gather_max_bytes = gather_max_bytes
         self._parts: list[Bytes] = []
         self._size_bytes = 0
 
-    def write(self, head: bytes, payload: Bytes = b"") -> None:
+    def write(self, head: Bytes, payload: Bytes = b"") -> None:
         """Add a frame."""
         parts = self._parts
         if not parts:
@@ -38,7 +44,7 @@ class Cork:
         if payload:
             parts.append(payload)
             self._size_bytes += len(payload)
-        if self._size_bytes >= GATHER_MAX_BYTES:
+        if self._size_bytes >= self.gather_max_bytes:
             self.flush()
 
     def flush(self) -> None:

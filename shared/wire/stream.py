@@ -31,6 +31,7 @@ WINDOW_START_BYTES: Final = 256 * 1024
 WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
 PENDING_HIGH_BYTES: Final = 64 * 1024
 """Bytes that wait for credit or room before the source is held."""
+_DATA: Final = MuxType.DATA
 
 
 class FlowViolation(Exception):
@@ -360,7 +361,7 @@ class Stream:
         self._pending_bytes -= size
         self._unacked.append(chunk)
         self._hold_or_release()
-        return header(MuxType.DATA, self.tunnel_id), chunk
+        return header(_DATA, self.tunnel_id), chunk
 
     def _offer(self) -> None:
         if self._outbox is not None and not self.queued:

@@ -40,6 +40,9 @@ class Opcode(IntEnum):
     PONG = 0xA
 
 
+_BINARY: Final = Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
+
+
 class CloseCode(IntEnum):
     """Close codes that psx sends or understands; 4xxx are the peer protocol's own."""
 
@@ -115,8 +118,11 @@ class FrameReader:
         """What came before the first `receive`, which will look at it."""
         self._rest = data
 
-    def receive(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes, in order. Raises WebSocketFault; what came before it is lost with it."""
+    def receive(self, data: bytes | memoryview) -> list[Message]:
+        """All messages that `data` completes, in order; none of them is a view of it.
+
+        Raises WebSocketFault; what came before it is lost with it.
+        """
         messages: list[Message] = []
         self.uncommon = 0
         if self._rest:
@@ -133,7 +139,7 @@ class FrameReader:
                 self._buffer += memoryview(data)[offset:]
         return messages
 
-    def _complete(self, data: bytes, messages: list[Message]) -> int:
+    def _complete(self, data: bytes | memoryview, messages: list[Message]) -> int:
         """Give the frame that began in an earlier read what it lacks; how much that was, or -1 when it lacks more."""
         buffer, offset = self._buffer, 0
         while True:
@@ -146,7 +152,7 @@ class FrameReader:
                 self._buffer = bytearray()
                 return offset
 
-    def _frame(self, buffer: bytes | bytearray, start: int, messages: list[Message]) -> int:
+    def _frame(self, buffer: bytes | bytearray | memoryview, start: int, messages: list[Message]) -> int:
         """Length of the frame at `start`, now in `messages`; 0 when it is incomplete: `_need` says how much it needs."""
         have = len(buffer) - start
         self._need = 2
@@ -154,12 +160,12 @@ class FrameReader:
             return 0
         first, second = buffer[start], buffer[start + 1]
         alone = first == _WHOLE_BINARY and self._opcode is None  # as nearly all are
-        opcode = Opcode.BINARY if alone else self._check_first(first)
+        opcode = _BINARY if alone else self._check_first(first)
         if (second >= 0x80) is not self._masked:
             raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "mask bit is wrong for this side")
         size, header = second & 0x7F, 2
         if size >= _LENGTH_16:
-            if opcode >= Opcode.CLOSE:
+            if opcode > _BINARY:
                 raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "control frame too long")
             self._need = header = 4 if size == _LENGTH_16 else 10
             if have < header:
@@ -176,7 +182,7 @@ class FrameReader:
             return 0
         from_, to = start + body, start + body + size
         payload = memoryview(buffer)[from_:to] if size > VIEWED_FROM_BYTES else buffer[from_:to]
-        whole = apply_mask(payload, buffer[start + header : from_]) if self._masked else bytes(payload)
+        whole = apply_mask(payload, bytes(buffer[start + header : from_])) if self._masked else bytes(payload)
         if alone:
             messages.append(Message(opcode, whole))
         else:

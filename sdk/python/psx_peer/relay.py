@@ -26,16 +26,18 @@ from psx_peer.wire import cork, handshake, http1, mux, peer, stream, websocket
 CONNECT_TIMEOUT_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
 FRAME_SLOW_BYTES: Final = 16 * 1024
+UNSENT_FAST_BYTES: Final = 256 * 1024
 FAST_BYTES_PER_S: Final = 20_000_000
 PACE_BYTES: Final = 2 * 1024 * 1024
 """So often the uplink is judged: on a slow one small frames and little in the socket let small answers pass; on a fast one
-large frames cost less.
+large frames cost less, and many of them in one write: what is unsent then is gone in a hundredth of a second.
 """
 TCP_NOTSENT_LOWAT: Final = 25
 LOGGED_MAX_CHARS: Final = 200
 UNSENT_MAX_BYTES: Final = 32 * 1024 * 1024
 """A relay that asks and asks but never reads is left before its answers fill the device's memory."""
 _ALLOWANCE: Final = "allowance"
+_BINARY: Final = websocket.Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
 _BEGINNINGS: Final = frozenset({mux.MuxType.OPEN, mux.MuxType.RESUME})
 
 log = logging.getLogger("psx_peer")
@@ -140,7 +142,10 @@ class RelaySocket(asyncio.Protocol):
                 data = self._upgraded(self._head)
             if data:
                 for message in self._frames.receive(data):
-                    self._message(message)
+                    if not self._v2 or message.opcode is not _BINARY:
+                        self._message(message)
+                    elif (frame := mux.parse(message.payload)) is not None:
+                        self._frame(frame)
         except websocket.WebSocketFault as fault:
             self._finish(fault.code, fault.reason)
         except (
@@ -205,10 +210,6 @@ class RelaySocket(asyncio.Protocol):
 
     def _message(self, message: websocket.Message) -> None:
         match message.opcode:
-            case websocket.Opcode.BINARY if self._v2:
-                frame = mux.parse(message.payload)
-                if frame is not None:
-                    self._frame(frame)
             case websocket.Opcode.BINARY:
                 binary = peer.parse_binary(message.payload)
                 tunnel = self._tunnels.get(binary.session_id)
@@ -442,7 +443,8 @@ class RelaySocket(asyncio.Protocol):
         frame_bytes = mux.DATA_MAX_BYTES if fast else FRAME_SLOW_BYTES
         if frame_bytes != self.outbox.frame_bytes:
             self.outbox.frame_bytes = frame_bytes
-            self._keep_unsent(transport, frame_bytes)
+            self._cork.gather_max_bytes = cork.GATHER_BULK_BYTES if fast else cork.GATHER_MAX_BYTES
+            self._keep_unsent(transport, UNSENT_FAST_BYTES if fast else FRAME_SLOW_BYTES)
         self._paced_bytes, self._paced_s = 0, now_s
 
     @staticmethod
@@ -460,8 +462,7 @@ class RelaySocket(asyncio.Protocol):
         mask = os.urandom(4)
         turn = len(head) % 4
         parts = [
-            websocket.frame_header(websocket.Opcode.BINARY, len(head) + len(payload), mask)
-            + websocket.apply_mask(head, mask)
+            websocket.frame_header(_BINARY, len(head) + len(payload), mask) + websocket.apply_mask(head, mask)
         ]
         if payload:
             parts.append(websocket.apply_mask(payload, mask[turn:] + mask[:turn]))

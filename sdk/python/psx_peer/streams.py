@@ -19,6 +19,8 @@ MAX_TUNNELS: Final = 256
 WINDOWS_MAX_BYTES: Final = 64 * 1024 * 1024
 """What all windows of this device may grow by together."""
 
+_DATA: Final = mux.MuxType.DATA  # an enum's own attributes are slow to look up before Python 3.12
+_WINDOW: Final = mux.MuxType.WINDOW
 _REASONS: Final = {
     peer.OpenFailure.CONNECTION_REFUSED: mux.MuxReason.CONNECTION_REFUSED,
     peer.OpenFailure.DNS_FAILED: mux.MuxReason.DNS_FAILED,
@@ -97,7 +99,7 @@ class StreamTarget(asyncio.Protocol):
         self._carrier: Carrier | None = carrier
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._target_ended = False
+        self._target_ended = self._target_gone = False
         self._expiry: asyncio.TimerHandle | None = None
         self._waiting: set[Callable[[str], None]] = set()
         self._holds: set[str] = set()
@@ -210,12 +212,17 @@ class StreamTarget(asyncio.Protocol):
 
     def receive(self, frame: mux.Frame) -> None:
         """A frame for this stream."""
-        match frame.type:
-            case mux.MuxType.DATA:
-                self.stream.on_data(frame.body)
-            case mux.MuxType.WINDOW:
-                self.stream.on_window(*mux.read_window(frame.body))
-                self._finish_if_over()
+        kind = frame.type
+        if kind is _DATA:
+            self.stream.on_data(frame.body)
+            return
+        if kind is _WINDOW:
+            self.stream.on_window(*mux.read_window(frame.body))
+            self._finish_if_over()
+            if self._target_gone:
+                self._tell_target_is_gone()
+            return
+        match kind:
             case mux.MuxType.BLOCKED:
                 self.stream.on_blocked(mux.read_limit(frame.body))
             case mux.MuxType.EOF:
@@ -308,10 +315,17 @@ class StreamTarget(asyncio.Protocol):
         self._drained("buffer")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._ended or self._target_ended:
+        if self._ended or (self._target_ended and self.stream.eof_received):
             return
-        self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TARGET_RESET))
-        self._leave()
+        self._target_gone = True
+        self._stall("nobody reads")
+        self._tell_target_is_gone()
+
+    def _tell_target_is_gone(self) -> None:
+        """What the target had said, and that it had ended, comes first."""
+        if not self._ended and (self.stream.delivered or not self._target_ended):
+            self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TARGET_RESET))
+            self._leave()
 
 
 def _reason(refusal: DialRefused) -> mux.MuxReason:

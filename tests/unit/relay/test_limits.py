@@ -125,6 +125,24 @@ LONG: Final = encode_frame(Opcode.BINARY, b"\x01\x01s" + bytes(100_000), b"mask"
 BEGINS, ENDS = LONG[: UNFINISHED_FREE_BYTES + 1], LONG[UNFINISHED_FREE_BYTES + 1 :]
 
 
+async def test_sockets_read_into_one_buffer_and_take_nothing_of_each_other() -> None:
+    here = registry()
+    sockets = [speaks(here, mux.PROTOCOL) for _ in range(3)]
+    got: list[list[bytes]] = [[] for _ in sockets]
+    sent = [bytes((65 + n,)) * 30_000 for n in range(3)]
+    for (socket, _), taken in zip(sockets, got, strict=True):
+        end = SimpleNamespace(from_peer=lambda frame, taken=taken: taken.append(bytes(frame.body)))
+        socket.carry(1, cast(Any, end))
+    frames = [mux.header(mux.MuxType.DATA, 1) + body for body in sent]
+    whole = [encode_frame(Opcode.BINARY, frame, b"mask") * 2 for frame in frames]
+    for start in range(0, len(whole[0]), 11_003):
+        for (socket, _), data in zip(sockets, whole, strict=True):
+            read = data[start : start + 11_003]
+            socket.get_buffer(-1)[: len(read)] = read
+            socket.buffer_updated(len(read))
+    assert got == [[body] * 2 for body in sent]
+
+
 async def test_of_messages_that_do_not_end_the_oldest_gives_way() -> None:
     here = registry()
     here.unfinished = Unfinished(3 * len(BEGINS))

@@ -48,6 +48,19 @@ def test_a_large_frame_does_not_wait_and_takes_the_small_ones_before_it_along() 
     assert len(turn.writes) == 1
 
 
+def test_how_much_is_gathered_may_change_on_the_way() -> None:
+    turn = Turn()
+    turn.cork.gather_max_bytes = 3 * GATHER_MAX_BYTES
+    for _ in range(2):
+        turn.cork.write(b"a", bytes(GATHER_MAX_BYTES))
+    assert turn.writes == []
+    turn.cork.write(b"b", bytes(GATHER_MAX_BYTES))
+    assert len(turn.writes) == 1
+    turn.cork.gather_max_bytes = GATHER_MAX_BYTES
+    turn.cork.write(b"c", bytes(GATHER_MAX_BYTES))
+    assert len(turn.writes) == 2
+
+
 def test_flush_before_a_close_writes_what_waits_once() -> None:
     turn = Turn()
     turn.cork.write(b"a")

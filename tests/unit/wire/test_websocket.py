@@ -54,6 +54,20 @@ def test_frames_arrive_whole_byte_by_byte_and_together() -> None:
         assert feed(data, step) == expected
 
 
+@pytest.mark.parametrize("mask", [b"", MASK])
+@pytest.mark.parametrize("step", [1, 1000, 70_000, 200_000])
+def test_what_was_read_into_one_buffer_again_and_again_keeps_its_bytes(step: int, mask: bytes) -> None:
+    payloads = [bytes((n,)) * size for n, size in enumerate([3, 2000, 70_000, 0, 1500, 65_536])]
+    data = b"".join(encode_frame(Opcode.BINARY, payload, mask) for payload in payloads)
+    reader, messages, buffer = FrameReader(masked=bool(mask)), [], bytearray(step)
+    for start in range(0, len(data), step):
+        read = data[start : start + step]
+        buffer[: len(read)] = read
+        messages += reader.receive(memoryview(buffer)[: len(read)])
+        buffer[:] = b"\xff" * step
+    assert messages == [Message(Opcode.BINARY, payload) for payload in payloads]
+
+
 @pytest.mark.parametrize("step", [1, 7, 33, 10_000])
 def test_a_reader_looks_at_so_many_frames_at_once_and_leaves_the_rest_for_the_next_time(step: int) -> None:
     data = b"".join(encode_frame(Opcode.BINARY, bytes([number]) * number, MASK) for number in range(100))
