@@ -1,13 +1,16 @@
 """Tunnels over real sockets: bytes whole both ways, half-close, resumption, drains, stalls, limits and refusals."""
 
 import asyncio
+import base64
 import contextlib
+from typing import cast
 
 import pytest
 
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE
+from shared.kernel.codes import SpeedTier
 from shared.wire.mux import MuxReason
-from tests.support.dataplane import Plane, echo, pattern, until
+from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, pattern, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 PROTOCOLS = ("binary-v1", "binary-v2")
@@ -324,6 +327,33 @@ async def test_a_peer_that_floods_with_tiny_frames_waits_for_its_own_and_others_
     reader, writer = await plane.tunnel(port, username="psx_buyer-peer-us-pin-port-p2")
     assert socket in peer._sockets
     writer.close()
+
+
+async def test_a_customer_cannot_leave_more_tunnels_on_a_device_than_it_has_places(plane: Plane) -> None:
+    """Its target answers before it has read the request, and reads no more."""
+    await plane.add_peer("p1", tier=SpeedTier.SLOW)
+    answers, writers = list[str](), list[asyncio.StreamWriter]()
+
+    async def answers_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        cast(asyncio.Transport, writer.transport).pause_reading()
+        await asyncio.sleep(0.3)  # what no buffer takes waits at the gateway by then
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    port = await plane.target(answers_early)
+    token = base64.b64encode(f"{ACCOUNT}-peer-us:{SECRET}".encode()).decode()
+    head = f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nProxy-Authorization: Basic {token}\r\n"
+    for _ in range(4):
+        reader, writer = await asyncio.open_connection("127.0.0.1", plane.http_port)
+        writer.write(head.encode() + b"Content-Length: 100000000\r\n\r\n" + bytes(20_000_000))
+        with contextlib.suppress(ConnectionError):  # who is refused is hung up on
+            answers.append((await reader.readuntil(b"\r\n\r\n"))[9:12].decode())
+        writer.transport.abort()
+        await until(lambda: sum(s.load for s in plane.sockets_of("p1")) <= 2)
+    for writer in writers:
+        writer.transport.abort()
+    assert answers[0] == "200"
 
 
 async def test_an_aborted_download_is_not_poured_out_uncounted(plane: Plane) -> None:
