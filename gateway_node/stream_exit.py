@@ -129,7 +129,7 @@ class StreamExit:
                 self._taken = max(self._taken, received)
                 self._close_if_over()
                 if self._finishing and self._stream.delivered:
-                    self.cut()
+                    self._close()
             case MuxType.EOF if opened:
                 self._stream.on_eof(closes=True)
                 self._close_if_over()
@@ -297,7 +297,7 @@ class StreamExit:
         self._stream.stall()  # nobody wants what may still come: it is granted nothing
         self._stream.write_eof()
         if self._stream.delivered and not self._stream.eof_received:
-            self.cut()
+            self._close()
             return
         self._close_if_over()
         if self._stream.all_sent:  # what is left is a round trip
@@ -321,7 +321,12 @@ class StreamExit:
     # ends
 
     def _close_if_over(self) -> None:
-        if self._stream.over and not self._over:
+        if self._stream.over:
+            self._close()
+
+    def _close(self) -> None:
+        """The peer has all: it may take its time with its target, and whatever that still says is nobody's."""
+        if not self._over:
             self._say(mux.header(MuxType.CLOSE, self._id))
             self._leave()
 
