@@ -23,6 +23,7 @@ from gateway_node.tries import (
     ONE_DEVICE,
     Doubts,
     Patience,
+    is_bound,
     wants_a_second_word,
 )
 from gateway_node.tunnel import ExitPath
@@ -117,6 +118,9 @@ class Attempts:
                 self._leases.report(acquired, suspect=True)
             elif side.fault is Fault.EITHER:
                 doubts.add(acquired)
+                attempts *= not is_bound(
+                    route
+                )  # a dead target moves no session: if it is the exit, a probe will tell
         if doubts:
             return doubts.answer()
         gone = RefusedRequest(Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry")

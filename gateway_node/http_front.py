@@ -157,8 +157,9 @@ class HttpFront(CustomerSide):
         outcome = await self._pipeline.open(request)
         self._opening = None
         if isinstance(outcome.result, RefusedRequest):
-            # A client that guesses credentials one after the other does so on one connection.
-            keep = outcome.result.code is Refusal.AUTH_INVALID and (exchange is None or exchange.request_done)
+            # A client that tries its keys one after the other does so on one connection.
+            asks_for_another = outcome.result.code in {Refusal.AUTH_INVALID, Refusal.CAP_EXCEEDED}
+            keep = asks_for_another and (exchange is None or exchange.request_done)
             self._refuse(
                 outcome.result, request.request_id, outcome.corrections, keep=keep, exchange=exchange
             )

@@ -216,7 +216,8 @@ class MeterService:
     def _answered(self, pak_id: PakId, meter: Meter, asked_total_bytes: int, *, wanted: bool) -> None:
         budget = self._key_budget(pak_id)
         if meter.cap_bytes is None and budget.truth_cap_bytes is not None:
-            meter = self._reopened(pak_id, budget, meter)
+            self._reopen(pak_id, budget, meter)
+            return
         budget.answered(meter, asked_total_bytes, self._loop.time(), wanted=wanted)
         if meter.left_bytes == 0:
             self._unsuspended[pak_id] = meter
@@ -225,16 +226,19 @@ class MeterService:
         elif budget.pending_bytes >= budget.cut_bytes:
             self._cut(pak_id)
 
-    def _reopened(self, pak_id: PakId, budget: KeyBudget, meter: Meter) -> Meter:
-        """Redis lost a key's meter: give it back what is known, and go on without a lease until it answers again."""
+    def _reopen(self, pak_id: PakId, budget: KeyBudget, meter: Meter) -> None:
+        """Redis lost a key's meter: give it back what is known. Until it leases again that is the budget, as while Redis is
+        away.
+        """
         known = budget.meter.used_bytes if budget.meter else 0
-        used, cap = max(meter.used_bytes, known), budget.truth_cap_bytes
-        self._in_background(self._open_again(pak_id, used, cap))
-        return Meter(used, cap, 0)
+        meter = Meter(max(meter.used_bytes, known), budget.truth_cap_bytes)
+        budget.unknown(meter)
+        self._in_background(self._open_again(pak_id, budget, meter))
 
-    async def _open_again(self, pak_id: PakId, used_bytes: int, cap_bytes: int | None) -> None:
+    async def _open_again(self, pak_id: PakId, budget: KeyBudget, meter: Meter) -> None:
         with contextlib.suppress(StoreUnavailable):
-            await self._redis.run(open_meter(pak_id, used_bytes, cap_bytes))
+            await self._redis.run(open_meter(pak_id, meter.used_bytes, meter.cap_bytes))
+            await self._lease(pak_id, budget, wanted=pak_id in self._open)
 
     # flushing
 

@@ -80,5 +80,9 @@ def wants_a_second_word(route: Route, refused: RefusedRequest) -> bool:
     """Whether another exit is asked before a customer is told what one said of its target: not where the customer is to
     stay on its device, and not when the answer took long already.
     """
-    bound = route.failover in ONE_DEVICE or route.session_id is not None or route.pin is not None
-    return refused.code in _QUICKLY_SAID and not bound
+    return refused.code in _QUICKLY_SAID and not is_bound(route)
+
+
+def is_bound(route: Route) -> bool:
+    """Whether a customer is to stay on its device unless that is lost."""
+    return route.failover in ONE_DEVICE or route.session_id is not None or route.pin is not None

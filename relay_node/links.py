@@ -32,6 +32,8 @@ from shared.wire.stream import Outbox
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_IDLE_MAX_S: Final = 45.0
 """Gateways ping their links; one that is silent for longer is gone."""
+LINK_HELD_MAX_BYTES: Final = 128 * 1024 * 1024
+"""Of tunnels' bytes that wait for one gateway to read, beyond what its connection takes."""
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 
 log = logging.getLogger("psx.relay")
@@ -53,7 +55,7 @@ class LinkConnection(asyncio.Protocol):
         self._heard_s = self._loop.time()
         self._cork = Cork(self._write, self._loop.call_soon)
         self.outbox = Outbox(self._send)
-        self.buffers = Buffers(whole=registry.buffers)
+        self.buffers = Buffers(LINK_HELD_MAX_BYTES, registry.buffers)
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
         registry.links.add(self)
         LINKS.value = len(registry.links)
@@ -93,6 +95,13 @@ class LinkConnection(asyncio.Protocol):
         if now_s - self._heard_s > LINK_IDLE_MAX_S or stuck:
             count("link", Reason.STALLED if stuck else Reason.IDLE)
             self._transport.abort()
+
+    def give_way(self) -> None:
+        """Too much is held here and most of it for this gateway: it dials again, and its tunnels resume."""
+        count("link", Reason.OVERLOADED)
+        for forward in list(self._forwards.values()):
+            forward.link_lost()
+        self._transport.abort()
 
     def close(self) -> None:
         """The relay ends."""

@@ -5,7 +5,7 @@ A socket belongs to the device its JWT names; a device has up to 8 sockets and i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +31,8 @@ HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 """A token costs a signature check: an address (of IPv6 its /64) that hammers is refused before it."""
 RELAY_LISTS_MAX: Final = 64
+GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
+"""For whom less waits is no hoarder."""
 
 
 @dataclass(slots=True)
@@ -263,14 +265,17 @@ class Registry:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
     def make_room(self) -> bool:
-        """While too much is held for peers that do not take it, those for whom most is held lose their sockets: their
-        tunnels resume, or end. False when it is held for nobody in particular.
+        """While too much is held for peers and gateways that do not take it, those for whom most is held lose their
+        connections: their tunnels resume, or end. False when it is held for many, a little each.
         """
         if self.buffers.crowded():
-            for socket in sorted(self.sockets, key=lambda s: s.buffers.held_bytes, reverse=True):
-                if self.buffers.roomy() or not socket.buffers.held_bytes:
+            everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
+            hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
+            hoarders.sort(key=lambda c: c.buffers.held_bytes, reverse=True)
+            for hoarder in hoarders:
+                hoarder.give_way()
+                if self.buffers.roomy():
                     break
-                socket.give_way()
         return not self.buffers.crowded()
 
     def sweep(self, now_s: float) -> None:

@@ -24,7 +24,7 @@ TIMES: Final = {
     "streams_dead": 15,
     "tick": 5,
     "wake": 10,
-    "idle": 300,
+    "idle": 960,
     "redirect": 60,
     "resume": 20,
     "dial": 8,

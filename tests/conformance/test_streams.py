@@ -186,6 +186,21 @@ async def test_a_target_that_resets_is_told(rig: Rig, target: Target) -> None:
     assert mux.read_reason(tunnel.end.body) is MuxReason.TARGET_RESET
 
 
+async def test_who_sends_on_to_a_target_that_has_answered_and_left_is_told(rig: Rig, target: Target) -> None:
+    """Or its upload would go into nothing, and be counted."""
+    _, tunnel, connection = await opened(rig, target)
+    await connection.say(b"413")
+    connection.writer.close()
+    assert await tunnel.received(3) == b"413"
+    await asyncio.wait_for(tunnel.eof.wait(), 5)
+    async with asyncio.timeout(5):
+        while not tunnel.over.is_set():  # one piece more may still fit into what nobody reads
+            tunnel.stream.write(bytes(1024))
+            await asyncio.sleep(0.02)
+    assert tunnel.end is not None
+    assert mux.read_reason(tunnel.end.body) is MuxReason.TARGET_RESET
+
+
 async def test_a_closed_port_is_refused_as_such(rig: Rig, target: Target) -> None:
     await target.stop()
     await rig.device()

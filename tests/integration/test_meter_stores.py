@@ -19,8 +19,8 @@ from shared.metering.table import pending_batches
 from shared.pool.model import Acquired, Endpoint, Selected
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable, transact
-from shared.runtime.redis import AsyncRedis
-from tests.support.dataplane import ACCOUNT, Plane
+from shared.runtime.redis import AsyncRedis, command, ok
+from tests.support.dataplane import ACCOUNT, Plane, until
 from tests.support.stores import PREFIX
 
 pytestmark = pytest.mark.slow
@@ -184,6 +184,26 @@ async def test_without_redis_an_open_tunnel_goes_on_to_what_was_left(plane: Plan
     assert 49_000_000 <= carried <= 50_000_000 + (1 << 20)
     redis.away = False
     await meter.stop()
+
+
+async def test_a_redis_that_forgot_a_key_cuts_nobody_and_is_told_what_was_used(plane: Plane) -> None:
+    pak = await minted(plane, 50_000_000_000)
+    meter, _, _ = await service(plane)
+    await meter.met(pak)
+    tunnel = tunnel_of(meter, pak)
+    await until(lambda: bool(meter.budget(pak.pak_id).left_bytes))
+    tunnel.to_customer(bytes(5_000_000))
+    await meter.flush()
+    await plane.redis.run(command("FLUSHALL", "SYNC", parse=ok))
+    for _ in range(20):
+        tunnel.to_customer(bytes(500_000))
+        await meter.flush()
+        assert tunnel.open
+        assert not meter.is_spent(pak.pak_id)
+    await meter.stop()
+    used = await plane.redis.run(read_used(pak.pak_id))
+    assert used is not None
+    assert used >= 14_000_000, "but what the flush that met the empty store had added"
 
 
 async def test_customers_that_are_faster_than_the_store_wait_for_it_and_are_not_cut(plane: Plane) -> None:

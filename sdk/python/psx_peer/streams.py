@@ -97,7 +97,7 @@ class StreamTarget(asyncio.Protocol):
         self._carrier: Carrier | None = carrier
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._target_ended = False
+        self._target_ended = self._target_gone = False
         self._expiry: asyncio.TimerHandle | None = None
         self._waiting: set[Callable[[str], None]] = set()
         self._holds: set[str] = set()
@@ -216,6 +216,8 @@ class StreamTarget(asyncio.Protocol):
             case mux.MuxType.WINDOW:
                 self.stream.on_window(*mux.read_window(frame.body))
                 self._finish_if_over()
+                if self._target_gone:
+                    self._tell_target_is_gone()
             case mux.MuxType.BLOCKED:
                 self.stream.on_blocked(mux.read_limit(frame.body))
             case mux.MuxType.EOF:
@@ -308,10 +310,17 @@ class StreamTarget(asyncio.Protocol):
         self._drained("buffer")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._ended or self._target_ended:
+        if self._ended or (self._target_ended and self.stream.eof_received):
             return
-        self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TARGET_RESET))
-        self._leave()
+        self._target_gone = True
+        self._stall("nobody reads")
+        self._tell_target_is_gone()
+
+    def _tell_target_is_gone(self) -> None:
+        """What the target had said, and that it had ended, comes first."""
+        if not self._ended and (self.stream.delivered or not self._target_ended):
+            self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TARGET_RESET))
+            self._leave()
 
 
 def _reason(refusal: DialRefused) -> mux.MuxReason:

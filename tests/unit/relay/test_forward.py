@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from relay_node import peers
+from relay_node import registry as registry_module
 from relay_node.figures import Reason
 from relay_node.forward import (
     CONTROL_WHILE_FULL_MAX,
@@ -19,7 +20,7 @@ from relay_node.forward import (
 )
 from relay_node.links import LinkConnection
 from relay_node.peers import PeerSocket
-from relay_node.registry import Device, Registry
+from relay_node.registry import GIVES_WAY_MIN_BYTES, Device, Registry
 from shared.wire import mux
 from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
 from shared.wire.stream import WINDOW_MAX_BYTES, Outbox
@@ -226,10 +227,11 @@ async def test_what_all_tunnels_hold_together_is_bounded() -> None:
     await path.ends_overloaded()
 
 
-async def test_a_newcomer_is_let_in_and_who_hoards_gives_way() -> None:
+async def test_a_newcomer_is_let_in_and_who_hoards_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     hoards = Path()
     here = hoards.registry
     modest, new = Path(here, "modest"), Path(here, "new")
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
     here.buffers.max_bytes = 8 * HELD
     for path, frames in ((hoards, 4), (modest, 1)):
         path.socket.pause_writing()
@@ -245,7 +247,26 @@ async def test_a_newcomer_is_let_in_and_who_hoards_gives_way() -> None:
     assert mux.read_reason((await hoards.told()).body) is MuxReason.PATH_LOST, "it may resume"
 
 
-async def test_a_device_that_would_have_to_give_way_to_itself_gets_no_more() -> None:
+async def test_a_gateway_that_does_not_read_gives_way_and_no_device_that_holds_little() -> None:
+    frozen = Path()
+    here = frozen.registry
+    slow = Path(here, "slow")
+    here.buffers.max_bytes = GIVES_WAY_MIN_BYTES * 2
+    frozen.link.pause_writing()
+    slow.socket.pause_writing()
+    slow.asks(DATA)
+    data = mux.header(MuxType.DATA, frozen.peer_id) + bytes(mux.DATA_MAX_BYTES)
+    for _ in range(GIVES_WAY_MIN_BYTES // len(data) + 1):
+        frozen.says(data)
+    assert here.make_room()
+    assert [frozen.link_wire.closing, slow.link_wire.closing, slow.wire.closing] == [True, False, False]
+    assert here.buffers.held_bytes == slow.socket.buffers.held_bytes > 0
+
+
+async def test_a_device_that_would_have_to_give_way_to_itself_gets_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 1)
     path = Path()
     path.registry.buffers.max_bytes = HELD
     path.socket.pause_writing()

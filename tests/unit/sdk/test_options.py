@@ -81,7 +81,7 @@ def test_waits_are_those_of_the_vectors_and_a_dead_path_is_noticed_within_45_sec
     assert DEVICE["waits"]["dead"] + DEVICE["waits"]["tick"] <= 45
     assert (DEVICE["waits"]["heartbeat"], DEVICE["waits"]["idle"], DEVICE["waits"]["redirect"]) == (
         30,
-        300,
+        960,
         60,
     )
 
