@@ -169,6 +169,8 @@ class ConnectExit(asyncio.Protocol):
             with contextlib.suppress(RuntimeError, OSError):
                 transport.write_eof()
 
+    def rest(self) -> None: ...
+
     def hold(self) -> None:
         if self._splice is not None:
             self._splice.pause()

@@ -285,6 +285,9 @@ class StreamExit:
     def send_eof(self) -> None:
         self._stream.write_eof()
 
+    def rest(self) -> None:
+        self._stream.rest()
+
     def hold(self) -> None:
         self._stream.stall()
 

@@ -263,6 +263,14 @@ class Stream:
         self._pending.clear()
         self._unacked.clear()
 
+    def rest(self) -> None:
+        """Nothing has passed for a while: what the window drew is for those that carry. What was granted stays granted once,
+        and the next BLOCKED draws again.
+        """
+        grown, self._window = self._window - self._start, self._start
+        self._drawn -= grown
+        self._budget.give_back(grown)
+
     # from the sink
 
     def write(self, data: Bytes) -> None:

@@ -92,7 +92,7 @@ class Exit:
 
     def nothing(self) -> None: ...
 
-    send_eof = hold = release = finish = cut = nothing
+    send_eof = hold = release = finish = cut = rest = nothing
 
 
 class Opens:

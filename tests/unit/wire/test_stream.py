@@ -306,6 +306,29 @@ def test_windows_grow_no_further_than_their_ceiling_and_their_budget() -> None:
     assert wide.told_limit - wide.received == WINDOW_MAX_BYTES
 
 
+def test_a_window_that_rests_gives_back_what_it_drew_and_grows_again() -> None:
+    budget = WindowBudget(WINDOW_START_BYTES)
+    outbox = Outbox(lambda head, payload=b"": None)
+    rests, carries = (Stream(Recorder(), bytes(16), budget) for _ in range(2))
+    for stream in (rests, carries):
+        stream.attach(outbox, 1)
+    starve(rests)
+    told = rests.told_limit
+    rests.rest()
+    rests.rest()
+    starve(carries)
+    assert carries.told_limit - carries.received == 2 * WINDOW_START_BYTES
+    assert rests.told_limit == told, "what was granted is not taken back"
+    carries.close()
+    while rests.received < told:
+        rests.on_data(bytes(min(told - rests.received, 65536)))
+    assert rests.told_limit - rests.received == WINDOW_START_BYTES
+    starve(rests)
+    assert rests.told_limit - rests.received == 2 * WINDOW_START_BYTES
+    rests.close()
+    assert budget.draw(WINDOW_START_BYTES)
+
+
 @pytest.mark.parametrize(("budget", "kept"), [(1 << 40, WINDOW_MAX_BYTES), (0, WINDOW_START_BYTES)])
 def test_a_sender_keeps_what_its_ceiling_and_its_budget_allow_whatever_it_is_told(
     budget: int, kept: int
