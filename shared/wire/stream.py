@@ -264,8 +264,8 @@ class Stream:
         self._unacked.clear()
 
     def rest(self) -> None:
-        """Nothing has passed for a while: what the window drew is for those that carry. What was granted stays granted once,
-        and the next BLOCKED draws again.
+        """Nothing has passed for a while: what the window drew is for those that carry. What was granted stays granted; the
+        next BLOCKED draws again.
         """
         grown, self._window = self._window - self._start, self._start
         self._drawn -= grown
