@@ -17,6 +17,8 @@ from shared.wire.mux import Bytes, Frame, MuxType
 from shared.wire.stream import Outbox, WindowBudget
 
 CONNECT_TIMEOUT_S: Final = 3.0
+AWAY_S: Final = 1.0
+"""A relay that was not reached is not tried for so long: who is given one of its exits is given another one at once."""
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 PING_EVERY_S: Final = 5.0
@@ -173,6 +175,7 @@ class RelayLinks:
         self.budget = WindowBudget(WINDOWS_MAX_BYTES)
         self._links: dict[tuple[str, int], asyncio.Task[RelayLink]] = {}
         self._resuming: set[asyncio.Task[None]] = set()
+        self._away_until_s: dict[tuple[str, int], float] = {}
 
     async def link(self, host: str, port: int) -> RelayLink:
         """The link to a relay. Raises LinkLost, OSError or TimeoutError."""
@@ -201,9 +204,13 @@ class RelayLinks:
 
     async def open(self, device_id: DeviceId, mesh: tuple[str, int], host: str, port: int) -> StreamExit:
         """A tunnel to a target through a device. Raises LinkRefused, RelayAway, or LinkLost."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._away_until_s.get(mesh, 0.0):
+            raise RelayAway("a moment ago")
         try:
             link = await self.link(*mesh)
         except (OSError, TimeoutError) as error:
+            self._away_until_s[mesh] = loop.time() + AWAY_S
             raise RelayAway(type(error).__name__) from error
         exit_ = StreamExit(self, device_id)
         try:

@@ -9,12 +9,13 @@ import pytest
 from gateway_node.attempts import Attempts
 from gateway_node.buyer import Buyers, lock_quality
 from gateway_node.dial import ExitDialer
+from gateway_node.links import RelayLinks
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import Target
 from gateway_node.stream_exit import LinkRefused, RelayAway
 from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal, SpeedTier
-from shared.kernel.ids import AccountId, Country, EndpointId, PakId
+from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.pool.live import SESSIONS_MAX
 from shared.pool.model import Acquired, Endpoint, NoStockReason, Selected
 from shared.pool.username import parse_username
@@ -100,6 +101,23 @@ async def test_what_a_relay_says_of_itself_is_held_against_no_exit(
     assert refused.code is Refusal.STOCK_DEGRADED
     assert set(leases.said) - {"fared"} == said
     assert ("fared" in leases.said) is bool(said)
+
+
+async def test_a_relay_that_was_not_reached_is_waited_for_once_and_not_by_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[tuple[str, int]] = []
+
+    async def away(_: RelayLinks, host: str, port: int) -> Any:
+        tried.append((host, port))
+        raise TimeoutError
+
+    monkeypatch.setattr(RelayLinks, "link", away)
+    here = RelayLinks("", cast(Any, None), cast(Any, None))
+    for mesh in (("relay1", 1), ("relay1", 1), ("relay2", 1)):
+        with pytest.raises(RelayAway):
+            await here.open(DeviceId("d"), mesh, "a.example", 443)
+    assert tried == [("relay1", 1), ("relay2", 1)]
 
 
 @pytest.mark.parametrize(
