@@ -73,7 +73,7 @@ class KeyBudget(Budget):
 
     def answered(self, meter: Meter, asked_total_bytes: int, now_s: float, *, wanted: bool) -> None:
         """The lease that was asked for when so much had been counted, or none."""
-        self.meter = meter
+        self.meter, self.waiting_tunnels = meter, 0
         self._carried_at = self.total_bytes
         if meter.cap_bytes is None:
             self.left_bytes, self.wake_bytes = None, NEVER
@@ -106,7 +106,7 @@ class KeyBudget(Budget):
 
     def unknown(self, meter: Meter) -> None:
         """Redis does not answer: what was last known of the whole key is the budget, until it does."""
-        self.meter = meter
+        self.meter, self.waiting_tunnels = meter, 0
         self.left_bytes = meter.left_bytes
         self.wake_bytes = NEVER if meter.left_bytes is None else meter.left_bytes
 

@@ -95,6 +95,7 @@ class HttpFront(CustomerSide):
             self._exchange = self._tunnel = self._upstream = None
             if tunnel is not None:
                 tunnel.cut()
+            self.finish()
             return False
         tunnel.customer_left()
         return True
@@ -190,8 +191,8 @@ class HttpFront(CustomerSide):
         tunnel.exit.attach(tunnel)
         if tunnel.open:
             self.tell_if_full(tunnel)
-        if self._ended and self._exchange is not None and not self._answers_who_left():
-            self.finish()
+        if self._ended and self._exchange is not None:
+            self._answers_who_left()
 
     def _send_on(self, exchange: Exchange, tunnel: Tunnel) -> None:
         exchange.corrections, exchange.country = self._corrections, tunnel.acquired.endpoint.country

@@ -32,6 +32,8 @@ from shared.runtime.redis import AsyncRedis
 RETRY_S: Final = 1.0
 BATCHES_AT_ONCE: Final = 8
 RECALL_EVERY_S: Final = 0.5
+WAIT_AGAIN_BYTES: Final = 1024 * 1024
+"""After so much more, tunnels that have begun since are told to wait as well."""
 """How often a gateway without a lease asks the others to give theirs back."""
 
 log = logging.getLogger("psx.gateway")
@@ -171,6 +173,7 @@ class MeterService:
             budget.waiting_tunnels = len(waiting)
             for tunnel in waiting:
                 tunnel.wait()
+            budget.wake_bytes = min(budget.cut_bytes, budget.pending_bytes + WAIT_AGAIN_BYTES)
         else:
             budget.wake_bytes = min(budget.hold_bytes, budget.cut_bytes)
             self._ask_soon(pak_id)

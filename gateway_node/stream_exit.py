@@ -35,13 +35,13 @@ RESUME_POLL_MIN_S: Final = 0.05
 RESUME_POLL_MAX_S: Final = 1.0
 RESUME_ANSWER_TIMEOUT_S: Final = 5.0
 FINISH_WITHIN_S: Final = 60.0
-FINISH_LOOK_S: Final = 10.0
+FINISH_LOOK_S: Final = 30.0
 """How long a peer may take what was sent before the tunnel ended; whose target takes nothing from one look to the next is
 not waited for: nobody is there for its answer. (Peers acknowledge each half of a window, 128 KB and more, and the end.)
 """
 
-_NOT_THE_EXITS: Final = frozenset({MuxReason.TARGET_RESET, MuxReason.TIMEOUT})
-"""Of an open tunnel: its target broke it off, or nothing had passed for so long that the peer gave it up."""
+_NOT_THE_EXITS: Final = frozenset({MuxReason.TARGET_RESET, MuxReason.TIMEOUT, MuxReason.OVERLOADED})
+"""Of an open tunnel: its target broke it off, nothing had passed for so long that the peer gave it up, or a relay did."""
 
 RESUMED = Counter("psx_gateway_resumed", "Tunnels that lost their path, by outcome", ["outcome"])
 
@@ -129,7 +129,7 @@ class StreamExit:
                 self._taken = max(self._taken, received)
                 self._close_if_over()
                 if self._finishing and self._stream.delivered:
-                    self._close()
+                    self.cut()
             case MuxType.EOF if opened:
                 self._stream.on_eof(closes=True)
                 self._close_if_over()
@@ -300,7 +300,7 @@ class StreamExit:
         self._stream.stall()  # nobody wants what may still come: it is granted nothing
         self._stream.write_eof()
         if self._stream.delivered and not self._stream.eof_received:
-            self._close()
+            self.cut()
             return
         self._close_if_over()
         if self._stream.all_sent:  # what is left is a round trip
@@ -324,12 +324,7 @@ class StreamExit:
     # ends
 
     def _close_if_over(self) -> None:
-        if self._stream.over:
-            self._close()
-
-    def _close(self) -> None:
-        """The peer has all: it may take its time with its target, and whatever that still says is nobody's."""
-        if not self._over:
+        if self._stream.over and not self._over:
             self._say(mux.header(MuxType.CLOSE, self._id))
             self._leave()
 

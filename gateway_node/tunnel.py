@@ -175,7 +175,7 @@ class Tunnel:
         self.was_reset = self.was_cut = False
         self._customer_ended = False
         self._told = True  # the target has heard of all that it has to
-        self._exit_ended = False
+        self._exit_ended = self._deaf = False
         self._customer_full = False
         self._exit_full = False
         self._waits = False
@@ -197,7 +197,7 @@ class Tunnel:
 
     def to_exit(self, data: Bytes) -> None:
         """Customer's bytes."""
-        if self._ended is not None:
+        if self._ended is not None and not self._deaf:
             self.up_bytes += len(data)
             self.exit.send(data)
             self.budget.add(len(data))
@@ -269,6 +269,11 @@ class Tunnel:
 
     def exit_reset(self, *, by_target: bool) -> None:
         """The exit broke it off, or says that the target did: what took bytes and gave none is suspicious either way."""
+        if (
+            by_target and self._exit_ended
+        ):  # it had said all: the customer may have it, and says the rest to nobody
+            self._deaf = True
+            return
         self._exit_ended = self.was_reset = True
         self.cut(exit_broke=not by_target)
 
@@ -332,8 +337,18 @@ class Tunnel:
             return
         if self._exit_ended:
             self.finish()
+        elif self._customer_ended:
+            self._give_up_answer()
         else:  # more may have been to come, and what is cut short must not look whole
             self.cut()
+
+    def _give_up_answer(self) -> None:
+        """What the customer said still reaches the target; what came for it was cut short, and does not look whole."""
+        self.was_cut = True
+        if self._end(exit_broke=False):
+            self.exit.finish()
+            if self.customer is not None:
+                self.customer.cut()
 
     @property
     def silence_max_s(self) -> float:

@@ -10,7 +10,16 @@ from collections import deque
 from typing import Final, Protocol
 
 from relay_node.figures import BUFFERED, DOWN, TUNNELS, UP, Reason, count
-from shared.wire.mux import HEADER_BYTES, Bytes, Frame, MuxReason, MuxType, header, reset_frame
+from shared.wire.mux import (
+    DATA_MAX_BYTES,
+    HEADER_BYTES,
+    Bytes,
+    Frame,
+    MuxReason,
+    MuxType,
+    header,
+    reset_frame,
+)
 from shared.wire.stream import JOINED_MAX_BYTES, SMALL_BYTES, WINDOW_MAX_BYTES, Outbox
 
 FRAME_COST_BYTES: Final = HEADER_BYTES + 128
@@ -144,6 +153,11 @@ class _Lane:
         kind, body = self._frames[-1]
         return kind is MuxType.DATA and len(body) < JOINED_MAX_BYTES
 
+    @property
+    def full(self) -> bool:
+        """Whether another frame would be more than a tunnel may hold."""
+        return self._held_bytes + DATA_MAX_BYTES + FRAME_COST_BYTES > TUNNEL_BUFFER_MAX_BYTES
+
     def take(self, max_bytes: int) -> tuple[bytes, Bytes] | None:
         if not self._frames:
             return None
@@ -183,7 +197,7 @@ class Forward:
         if kind in _SEQUENCED:
             UP.inc(len(frame.body))
             if not lane.push(kind, frame.body):
-                self._overrun()
+                self._no_room(lane)
             return
         lane.outbox.send(header(kind, lane.tunnel_id), frame.body)
         if kind in _GATEWAY_ENDS:
@@ -195,7 +209,7 @@ class Forward:
         if kind in _SEQUENCED:
             DOWN.inc(len(frame.body))
             if not lane.push(kind, frame.body):
-                self._overrun()
+                self._no_room(lane)
             return
         body = frame.body
         if lane.outbox.paused:
@@ -223,6 +237,15 @@ class Forward:
         """The gateway's link is gone: the peer waits for it to come back."""
         self._to_peer.outbox.send(reset_frame(self._to_peer.tunnel_id, MuxReason.PATH_LOST))
         self._leave(Reason.LINK_GONE)
+
+    def _no_room(self, lane: _Lane) -> None:
+        """Whoever sends more than a tunnel may hold has lost it; where others hold too much, it may resume."""
+        if lane.full:
+            self._overrun()
+            return
+        for each in (self._to_peer, self._to_link):
+            each.outbox.send(reset_frame(each.tunnel_id, MuxReason.PATH_LOST))
+        self._leave(Reason.OVERLOADED)
 
     def _overrun(self) -> None:
         for lane in (self._to_peer, self._to_link):

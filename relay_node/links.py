@@ -132,7 +132,7 @@ class LinkConnection(asyncio.Protocol):
             self._refuse(frame.tunnel, MuxReason.DRAINING, Reason.DRAIN)
         elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
             self._refuse(frame.tunnel, MuxReason.TOO_MANY_TUNNELS, Reason.TOO_MANY_TUNNELS)
-        elif not registry.make_room() or not socket.ready:  # which may have given way itself
+        elif not registry.make_room(self._loop.time()) or not socket.ready:  # which may have given way itself
             self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
         else:
             peer_id = socket.next_tunnel_id()

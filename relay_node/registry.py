@@ -33,6 +33,8 @@ HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 FRAMES_PER_S_MAX: Final = 20_000
 """Of a device, over all its sockets; dialling again gives it no more."""
 RELAY_LISTS_MAX: Final = 64
+ROOM_AGAIN_S: Final = 0.25
+"""How soon all connections are looked at again."""
 GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
 """For whom less waits is no hoarder."""
 READ_BYTES: Final = 256 * 1024
@@ -145,6 +147,7 @@ class Registry:
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         """Every socket's: what a read put here is taken before the next read."""
         self.unfinished = Unfinished()
+        self._room_again_s = 0.0
         self.draining = False
         self._window_s = 0
         self._handshakes: dict[str, int] = {}
@@ -282,11 +285,12 @@ class Registry:
             if socket.generation < generation or socket.account_generation < account_generation:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
-    def make_room(self) -> bool:
+    def make_room(self, now_s: float) -> bool:
         """While too much is held for peers and gateways that do not take it, those for whom most is held lose their
         connections: their tunnels resume, or end. False when it is held for many, a little each.
         """
-        if self.buffers.crowded():
+        if self.buffers.crowded() and now_s >= self._room_again_s:
+            self._room_again_s = now_s + ROOM_AGAIN_S
             everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
             hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
             hoarders.sort(key=lambda c: c.buffers.held_bytes, reverse=True)
@@ -298,7 +302,7 @@ class Registry:
 
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
-        self.make_room()
+        self.make_room(now_s)
         self._spent.clear()
         for socket in list(self.sockets):
             socket.sweep(now_s)

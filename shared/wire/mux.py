@@ -18,8 +18,7 @@ whoever sends OPEN or RESUME, are unique on that connection, and 0 is the connec
     0x1a  RESUME   token 16 | received u64 | limit u64               gateway: go on with the tunnel of this token here
     0x1b  RESUMED  received u64 | limit u64                          peer: yes; send again what came after `received`
     0x1c  BLOCKED  limit u64                                         both: I have more to send, and `limit` is reached
-    0x1d  CLOSE    -                                                 gateway: all it said is taken, and it wants no more;
-                                                                     what the target has not read yet still leaves
+    0x1d  CLOSE    -                                                 gateway: both directions are done and taken; id is free
 
 On a link, OPEN and RESUME have `n u8 | device id n` before their body: the relay takes it off and chooses the socket.
 Offsets count the bytes of one direction from 0; EOF counts as one more, so it is acknowledged like a byte. `limit` is

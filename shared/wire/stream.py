@@ -148,7 +148,7 @@ class Stream:
     """One end of one tunnel. Attach it to an outbox under a tunnel id; feed it frames and the sink's bytes."""
 
     __slots__ = (
-        "_acked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_grown_at", "_held", "_keeps",
+        "_acked", "_asked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_grown_at", "_held", "_keeps",
         "_limit", "_limits", "_outbox", "_pending", "_pending_bytes", "_received", "_sent", "_sink",
         "_stalled", "_start", "_told", "_unacked", "_window", "eof_received", "queued", "token", "tunnel_id",
     )  # fmt: skip
@@ -167,6 +167,7 @@ class Stream:
         # sending: [_acked, _sent) is kept in _unacked, then comes _pending
         self._limit = 0
         self._blocked_at = -1
+        self._asked: tuple[int, ...] = ()
         self._acked = 0
         self._sent = 0
         self._start = self._keeps = window_bytes
@@ -248,7 +249,8 @@ class Stream:
         self._unacked.clear()
         self._sent = self._acked
         self._limit = max(self._limit, limit)
-        self._blocked_at = -1
+        self._blocked_at, self._asked = -1, ()
+        self._keep_at_most(max(self._limit - received, self._start))
         grants = not self._stalled and not self.eof_received
         self._tell(max(self._told, self._received + self._window if grants else self._received))
         self._hold_or_release()
@@ -335,9 +337,11 @@ class Stream:
         self._acknowledge(received)
         if limit > self._limit:
             self._limit = limit
-            window = limit - received
-            if self._keeps > window and received > self._blocked_at:  # it grows for nothing said before
-                self._keep_less(window)
+            if self._drawn:
+                self._asked = tuple(
+                    at for at in self._asked if at >= received
+                )  # those before it are answered
+                self._keep_at_most(max(limit - received, self._start) << len(self._asked))
         if self._pending:
             self._offer()
 
@@ -399,14 +403,16 @@ class Stream:
             return more > 0
         if self._outbox is not None:
             self._blocked_at = self._limit
+            self._asked = (*self._asked, self._limit)
             self._outbox.send(blocked_frame(self.tunnel_id, self._limit))
         return False
 
-    def _keep_less(self, window: int) -> None:
-        unused = self._keeps - max(window, self._start)
-        self._keeps -= unused
-        self._drawn -= unused
-        self._budget.give_back(unused)
+    def _keep_at_most(self, size: int) -> None:
+        """The other end's window, doubled for each BLOCKED that it may believe yet, is all that is ever waited for."""
+        if self._keeps > size:
+            unused, self._keeps = self._keeps - size, size
+            self._drawn -= unused
+            self._budget.give_back(unused)
 
     def _offer(self) -> None:
         if self._outbox is not None and not self.queued:

@@ -1,7 +1,7 @@
 """Loads what a run needs and nothing else: imports cost seconds, and every parallel worker pays them.
 
 A run of the fast tests alone (`./psx test --fast`) reads no file that is slow as a whole, and loads no fixture of a chain,
-a network or a cloud. Whoever only hands tests to workers loads no such fixture either.
+a network or a cloud.
 """
 
 import re
@@ -21,9 +21,11 @@ pytest.register_assert_rewrite(*OF_SLOW_TESTS)  # they import one another
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the fixtures of slow tests where such tests run."""
+    """Register the fixtures of slow tests where such tests run; and where coverage is counted, in the process that hands
+    out: workers begin to count when they have loaded these, so that what they import would be missing.
+    """
     hands_out = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
-    if config.option.markexpr != FAST and not hands_out:
+    if config.option.markexpr != FAST and (not hands_out or config.getoption("cov_source", None)):
         for name in OF_SLOW_TESTS:
             config.pluginmanager.import_plugin(name)
 

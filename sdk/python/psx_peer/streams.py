@@ -148,6 +148,8 @@ class StreamTarget(asyncio.Protocol):
         self._say(mux.resumed_frame(tunnel_id, self.stream.received, self.stream.told_limit))
         self.stream.resume(received, limit)
         self._finish_if_over()
+        if self._target_gone:
+            self._tell_target_is_gone()
 
     def detach(self, wait_s: float) -> None:
         """The path is gone: wait so long for another one. One timer, however often a relay takes paths away."""

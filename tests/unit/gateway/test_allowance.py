@@ -9,7 +9,7 @@ from gateway_node import customer as customer_module
 from gateway_node.allowance import KeyBudget, TunnelBudget
 from gateway_node.customer import CustomerSide
 from gateway_node.journal import Line
-from gateway_node.tunnel import AFTER_EXIT_ENDED_MAX_S, IDLE_MAX_S, Tunnel
+from gateway_node.tunnel import AFTER_CUSTOMER_ENDED_MAX_S, AFTER_EXIT_ENDED_MAX_S, IDLE_MAX_S, Tunnel
 from shared.metering.model import OVERDRAFT_MAX_BYTES, Meter
 from shared.pool.model import Acquired, Selected
 from shared.wire.stream import WINDOW_MAX_BYTES
@@ -129,3 +129,34 @@ def test_what_windows_let_in_may_come_while_a_lease_is_on_its_way() -> None:
     assert key.cut_bytes == 1000 + OVERDRAFT_MAX_BYTES + 12 * WINDOW_MAX_BYTES
     key.meter = Meter(0, 5000, 1000)
     assert key.cut_bytes == 5000, "never beyond what the key has"
+    key.answered(Meter(0, 10**12, 0), 1000, 0.0, wanted=True)
+    assert key.wake_bytes == key.cut_bytes == 1000 + OVERDRAFT_MAX_BYTES, "the answer is here, and says no"
+
+
+async def test_what_a_customer_said_before_it_ended_still_reaches_a_slow_target() -> None:
+    _, tunnel, _, _ = carried(unsent=0)
+    said: list[str] = []
+    tunnel.exit = cast(Any, SimpleNamespace(
+        carries_eof=True, send_eof=lambda: None, rest=lambda: None,
+        finish=lambda: said.append("finish"), cut=lambda: said.append("cut"),
+    ))  # fmt: skip
+    tunnel.sweep(0)
+    tunnel.customer_ended()
+    tunnel.sweep(AFTER_CUSTOMER_ENDED_MAX_S)
+    assert not tunnel.open
+    assert said == ["finish"]
+    assert tunnel.was_cut, "and the answer does not look whole"
+
+
+async def test_a_target_that_answered_and_left_cuts_off_no_answer_and_is_sent_nothing_for_money() -> None:
+    customer, tunnel, line, _ = carried(unsent=900)
+    tunnel.exit_ended()
+    tunnel.exit_reset(by_target=True)
+    tunnel.to_exit(bytes(5000))
+    still_open = tunnel.open
+    assert still_open
+    assert line.up == tunnel.up_bytes == 0
+    cast(Slow, customer._transport).unsent = 0
+    tunnel.customer_ended()
+    assert not tunnel.open
+    assert line.down == 1000

@@ -376,6 +376,21 @@ def test_room_that_a_window_does_not_use_goes_back_to_the_budget() -> None:
     assert budget.draw(WINDOW_START_BYTES), "it is not: its sink does not keep up"
 
 
+def test_a_receiver_that_pauses_at_each_window_makes_a_sender_keep_no_more_than_its_next_ones() -> None:
+    budget = WindowBudget(1 << 40)
+    sender = Stream(Recorder(), bytes(16), budget)
+    sender.attach(Outbox(lambda head, payload=b"": None), 1)
+    limit = WINDOW_START_BYTES
+    sender.on_opened(limit)
+    for _ in range(40):
+        sender.write(bytes(WINDOW_START_BYTES + 1))
+        sender.on_window(limit, limit + WINDOW_START_BYTES)
+        limit += WINDOW_START_BYTES
+        assert sender._keeps <= 4 * WINDOW_START_BYTES
+    sender.close()
+    assert budget.draw(1 << 40)
+
+
 def test_a_sender_whose_budget_is_spent_passes_everything_through_a_window_that_grew() -> None:
     """What it may keep is never less than what a receiver wants to have before it acknowledges."""
     a, b = Recorder(), Recorder()
