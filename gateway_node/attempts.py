@@ -118,9 +118,8 @@ class Attempts:
                 self._leases.report(acquired, suspect=True)
             elif side.fault is Fault.EITHER:
                 doubts.add(acquired)
-                attempts *= not is_bound(
-                    route
-                )  # a dead target moves no session: if it is the exit, a probe will tell
+                # a dead target moves no session: if it is the exit, a probe will tell
+                attempts *= not is_bound(route)
         if doubts:
             return doubts.answer()
         gone = RefusedRequest(Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry")

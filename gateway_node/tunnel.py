@@ -269,9 +269,8 @@ class Tunnel:
 
     def exit_reset(self, *, by_target: bool) -> None:
         """The exit broke it off, or says that the target did: what took bytes and gave none is suspicious either way."""
-        if (
-            by_target and self._exit_ended
-        ):  # it had said all: the customer may have it, and says the rest to nobody
+        if by_target and self._exit_ended:
+            # it had said all: the customer may have that, and says the rest to nobody
             self._deaf = True
             return
         self._exit_ended = self.was_reset = True

@@ -31,6 +31,8 @@ WINDOW_START_BYTES: Final = 256 * 1024
 WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
 PENDING_HIGH_BYTES: Final = 64 * 1024
 """Bytes that wait for credit or room before the source is held."""
+LIMITS_KEPT: Final = 4
+"""Limits told last: BLOCKED is believed at one of them."""
 SMALL_BYTES: Final = 1024
 JOINED_MAX_BYTES: Final = 4096
 APART_MAX: Final = 64
@@ -260,7 +262,7 @@ class Stream:
         """Give back what the windows drew; the stream is not used again."""
         self.detach()
         self._budget.give_back(self._drawn)
-        self._drawn = 0
+        self._drawn, self._window, self._keeps = 0, self._start, self._start
         self._eof_wanted = True
         self._pending.clear()
         self._unacked.clear()
@@ -338,9 +340,8 @@ class Stream:
         if limit > self._limit:
             self._limit = limit
             if self._drawn:
-                self._asked = tuple(
-                    at for at in self._asked if at >= received
-                )  # those before it are answered
+                # those before what was received are answered
+                self._asked = tuple(at for at in self._asked if at >= received)
                 self._keep_at_most(max(limit - received, self._start) << len(self._asked))
         if self._pending:
             self._offer()
@@ -403,7 +404,7 @@ class Stream:
             return more > 0
         if self._outbox is not None:
             self._blocked_at = self._limit
-            self._asked = (*self._asked, self._limit)
+            self._asked = (*self._asked[1 - LIMITS_KEPT :], self._limit)  # of older ones none is believed
             self._outbox.send(blocked_frame(self.tunnel_id, self._limit))
         return False
 
@@ -456,7 +457,7 @@ class Stream:
         """Acknowledge and grant. What cannot be told now is told by `resume`."""
         if self._outbox is not None:
             if limit > self._told:
-                self._told, self._limits = limit, (limit, *self._limits[:3])
+                self._told, self._limits = limit, (limit, *self._limits[: LIMITS_KEPT - 1])
             self._outbox.send(window_frame(self.tunnel_id, self._received, limit))
 
 

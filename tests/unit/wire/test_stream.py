@@ -14,6 +14,7 @@ from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxType
 from shared.wire.stream import (
     APART_MAX,
+    LIMITS_KEPT,
     PENDING_HIGH_BYTES,
     WINDOW_MAX_BYTES,
     WINDOW_START_BYTES,
@@ -326,7 +327,9 @@ def test_a_window_that_rests_gives_back_what_it_drew_and_grows_again() -> None:
     starve(rests)
     assert rests.told_limit - rests.received == 2 * WINDOW_START_BYTES
     rests.close()
+    rests.rest()
     assert budget.draw(WINDOW_START_BYTES)
+    assert not budget.draw(1), "what was given back once is not given back again"
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(1 << 40, WINDOW_MAX_BYTES), (0, WINDOW_START_BYTES)])
@@ -389,6 +392,18 @@ def test_a_receiver_that_pauses_at_each_window_makes_a_sender_keep_no_more_than_
         assert sender._keeps <= 4 * WINDOW_START_BYTES
     sender.close()
     assert budget.draw(1 << 40)
+
+
+def test_a_receiver_that_lets_in_a_byte_at_a_time_makes_a_sender_remember_no_more_than_it_may_believe() -> (
+    None
+):
+    sender = Stream(Recorder(), bytes(16), WindowBudget(1 << 40))
+    sender.attach(Outbox(lambda head, payload=b"": None), 1)
+    sender.on_opened(1)
+    sender.write(bytes(10_000))
+    for limit in range(2, 1000):
+        sender.on_window(0, limit)
+        assert len(sender._asked) <= LIMITS_KEPT
 
 
 def test_a_sender_whose_budget_is_spent_passes_everything_through_a_window_that_grew() -> None:
