@@ -32,9 +32,9 @@ from shared.runtime.redis import AsyncRedis
 RETRY_S: Final = 1.0
 BATCHES_AT_ONCE: Final = 8
 RECALL_EVERY_S: Final = 0.5
+"""How often a gateway without a lease asks the others to give theirs back."""
 WAIT_AGAIN_BYTES: Final = 1024 * 1024
 """After so much more, tunnels that have begun since are told to wait as well."""
-"""How often a gateway without a lease asks the others to give theirs back."""
 
 log = logging.getLogger("psx.gateway")
 
