@@ -252,7 +252,6 @@ class Stream:
         self._sent = self._acked
         self._limit = max(self._limit, limit)
         self._blocked_at, self._asked = -1, ()
-        self._keep_at_most(max(self._limit - received, self._start))
         grants = not self._stalled and not self.eof_received
         self._tell(max(self._told, self._received + self._window if grants else self._received))
         self._hold_or_release()

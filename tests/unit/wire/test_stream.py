@@ -120,7 +120,9 @@ class End:
     def __init__(self) -> None:
         self.sink = Recorder()
         self.out: deque[bytes] = deque()
-        self.stream = Stream(self.sink, bytes(16), WindowBudget(64), 16)
+        self.budget = WindowBudget(256)
+        self.others_drew = 0
+        self.stream = Stream(self.sink, bytes(16), self.budget, 16)
         self.outbox = Outbox(lambda head, payload=b"": self.out.append(head + bytes(payload)))
         self.wrote = bytearray()
         self.eof = False
@@ -128,7 +130,9 @@ class End:
 
 
 class TwoEnds(RuleBasedStateMachine):
-    """A gateway's end and a peer's end: whatever happens to the path, no byte is lost, repeated or reordered."""
+    """A gateway's end and a peer's end: whatever happens to the path, and to the budgets, no byte is lost, repeated or
+    reordered, and none waits for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,6 +185,29 @@ class TwoEnds(RuleBasedStateMachine):
     def room(self, end: str) -> None:
         getattr(self, end).outbox.resume()
 
+    @rule(end=ends, size=st.integers(100, 2000))
+    def write_much(self, end: str, size: int) -> None:
+        """So that windows grow."""
+        self.write(end, bytes(range(256)) * (size // 256) + bytes(size % 256))
+        self.carry_all()
+
+    @rule(end=ends)
+    def spend(self, end: str) -> None:
+        """Other streams draw all that is left."""
+        mine: End = getattr(self, end)
+        while mine.budget.draw(1):
+            mine.others_drew += 1
+
+    @rule(end=ends)
+    def spare(self, end: str) -> None:
+        mine: End = getattr(self, end)
+        mine.budget.give_back(mine.others_drew)
+        mine.others_drew = 0
+
+    @rule(end=ends)
+    def rest(self, end: str) -> None:
+        getattr(self, end).stream.rest()
+
     @rule(end=ends, count=st.integers(1, 5))
     def carry(self, end: str, count: int) -> None:
         mine: End = getattr(self, end)
@@ -189,6 +216,13 @@ class TwoEnds(RuleBasedStateMachine):
             assert frame is not None
             assert frame.tunnel == self.tunnel
             feed(self.other(mine).stream, frame)
+
+    def carry_all(self) -> None:
+        for _ in range(2000):
+            if not (self.a.out or self.b.out):
+                break
+            self.carry("a", 5)
+            self.carry("b", 5)
 
     @precondition(lambda self: self.connected)
     @rule()
@@ -227,15 +261,26 @@ class TwoEnds(RuleBasedStateMachine):
             self.drain(name)
             self.room(name)
             self.finish(name)
-        for _ in range(2000):
-            if not (self.a.out or self.b.out):
-                break
-            self.carry("a", 5)
-            self.carry("b", 5)
+        self.carry_all()
         for end in (self.a, self.b):
             assert self.other(end).sink.got == end.wrote
             assert end.stream.over
             assert not end.sink.held
+
+
+def test_a_stream_that_is_resumed_while_nobody_reads_and_others_spend_the_budget_goes_on_when_somebody_reads() -> (
+    None
+):
+    ends = TwoEnds()
+    ends.open()
+    for _ in range(3):
+        ends.write_much("a", 1000)
+    ends.stall("b")
+    ends.write_much("a", 1000)
+    ends.lose_the_path()
+    ends.resume()
+    ends.spend("a")
+    ends.teardown()
 
 
 TestTwoEnds = TwoEnds.TestCase
