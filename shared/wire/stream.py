@@ -31,6 +31,10 @@ WINDOW_START_BYTES: Final = 256 * 1024
 WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
 PENDING_HIGH_BYTES: Final = 64 * 1024
 """Bytes that wait for credit or room before the source is held."""
+RESENT_MAX_BYTES: Final = 4 * WINDOW_MAX_BYTES
+"""What is sent again may come to so much more than what was acknowledged: an end that keeps losing its path and what came on
+it is not fed for ever.
+"""
 LIMITS_KEPT: Final = 4
 """Limits told last: BLOCKED is believed at one of them."""
 SMALL_BYTES: Final = 1024
@@ -151,7 +155,7 @@ class Stream:
 
     __slots__ = (
         "_acked", "_asked", "_blocked_at", "_budget", "_drawn", "_eof_sent", "_eof_wanted", "_grown_at", "_held", "_keeps",
-        "_limit", "_limits", "_outbox", "_pending", "_pending_bytes", "_received", "_sent", "_sink",
+        "_limit", "_limits", "_outbox", "_pending", "_pending_bytes", "_received", "_resent", "_sent", "_sink",
         "_stalled", "_start", "_told", "_unacked", "_window", "eof_received", "queued", "token", "tunnel_id",
     )  # fmt: skip
 
@@ -172,6 +176,7 @@ class Stream:
         self._asked: tuple[int, ...] = ()
         self._acked = 0
         self._sent = 0
+        self._resent = 0
         self._start = self._keeps = window_bytes
         self._unacked: deque[Bytes] = deque()
         self._pending: deque[Bytes] = deque()
@@ -240,9 +245,12 @@ class Stream:
 
     def resume(self, received: int, limit: int) -> None:
         """The other end has `received` units: what came after is sent again, after an acknowledgement of what came here
-        meanwhile. Raises FlowViolation.
+        meanwhile. Raises FlowViolation, also for too much of that.
         """
         self._acknowledge(received)
+        self._resent += self._sent - self._acked
+        if self._resent > self._acked + RESENT_MAX_BYTES:
+            raise FlowViolation("too much would be sent again")
         if self._eof_sent and self._acked < self._sent:
             self._eof_sent = False
             self._sent -= 1

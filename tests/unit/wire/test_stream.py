@@ -15,6 +15,7 @@ from shared.wire.mux import Bytes, Frame, MuxType
 from shared.wire.stream import (
     APART_MAX,
     LIMITS_KEPT,
+    RESENT_MAX_BYTES,
     PENDING_HIGH_BYTES,
     WINDOW_MAX_BYTES,
     WINDOW_START_BYTES,
@@ -281,6 +282,30 @@ def test_a_stream_that_is_resumed_while_nobody_reads_and_others_spend_the_budget
     ends.resume()
     ends.spend("a")
     ends.teardown()
+
+
+def test_what_is_sent_again_is_bounded_by_what_was_acknowledged() -> None:
+    sent: list[int] = []
+    stream = Stream(Recorder(), bytes(16), WindowBudget(0))
+    stream.on_opened(1 << 40)
+    stream.write(bytes(WINDOW_START_BYTES))
+    resumed = 0
+    with pytest.raises(FlowViolation):
+        while resumed < 1000:
+            stream.attach(Outbox(lambda head, payload=b"": sent.append(len(payload))), 1)
+            stream.resume(0, 1 << 40)
+            resumed += 1
+    assert sum(sent) == RESENT_MAX_BYTES + WINDOW_START_BYTES
+
+
+def test_a_path_that_is_lost_again_and_again_carries_on_while_bytes_arrive() -> None:
+    stream = Stream(Recorder(), bytes(16), WindowBudget(0))
+    stream.on_opened(1 << 40)
+    for turn in range(1, 201):
+        stream.attach(Outbox(lambda head, payload=b"": None), turn)
+        stream.write(bytes(WINDOW_START_BYTES))
+        stream.resume((turn - 1) * WINDOW_START_BYTES, 1 << 40)
+        stream.on_window(turn * WINDOW_START_BYTES, 1 << 40)
 
 
 TestTwoEnds = TwoEnds.TestCase
