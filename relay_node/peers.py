@@ -92,7 +92,7 @@ class PeerSocket(asyncio.BufferedProtocol):
         self.token_issued_s = 0
         self.tunnels: dict[str, Tunnel] = {}
         self.ends: dict[int, PeerEnd] = {}
-        self._cork = Cork(self._write_out, self.loop.call_soon)
+        self._cork = Cork(self.loop.call_soon)
         self.outbox = Outbox(self._send_frame)
         self.buffers = Buffers(SOCKET_BUFFER_MAX_BYTES, registry.buffers)
         self.v2 = False
@@ -144,7 +144,7 @@ class PeerSocket(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
+        self._transport = self._cork.connection = transport
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         registry, self._network = self.registry, network_of(self.address)
@@ -533,11 +533,3 @@ class PeerSocket(asyncio.BufferedProtocol):
 
     def _write(self, data: bytes) -> None:
         self._cork.write(data)
-
-    def _write_out(self, parts: Sequence[Bytes]) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        try:
-            self._transport.writelines(parts)
-        except RuntimeError:  # uvloop raises when the transport closed in this very turn
-            return
