@@ -14,7 +14,8 @@ from shared.wire import mux
 from shared.wire.cork import Cork
 from shared.wire.http1 import HeadError, build_head, take_response_head
 from shared.wire.mux import Bytes, Frame, MuxType
-from shared.wire.stream import Outbox, WindowBudget
+from shared.wire.outbox import Outbox
+from shared.wire.stream import WindowBudget
 
 CONNECT_TIMEOUT_S: Final = 3.0
 AWAY_S: Final = 1.0

@@ -26,7 +26,7 @@ from shared.wire.mux import (
     refused_frame,
     split_device,
 )
-from shared.wire.stream import Outbox
+from shared.wire.outbox import Outbox
 
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_IDLE_MAX_S: Final = 45.0

@@ -20,8 +20,8 @@ from relay_node.tunnel import Tunnel
 from relay_node.websocket import HANDSHAKE_TIMEOUT_S, PeerConnection
 from shared.supply.tokens import TokenFault
 from shared.wire import mux, peer
+from shared.wire.outbox import Outbox
 from shared.wire.peer import Binary, FrameType, Text, Type
-from shared.wire.stream import Outbox
 from shared.wire.websocket import (
     MAX_MESSAGE_BYTES,
     CloseCode,

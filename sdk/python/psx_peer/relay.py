@@ -21,7 +21,7 @@ from psx_peer.options import Options
 from psx_peer.pulse import Pulse
 from psx_peer.streams import StreamTable, StreamTarget
 from psx_peer.tunnels import Dialer, TargetSide
-from psx_peer.wire import cork, handshake, http1, mux, peer, stream, websocket
+from psx_peer.wire import Outbox, cork, handshake, http1, mux, peer, stream, websocket
 
 CONNECT_TIMEOUT_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
@@ -83,7 +83,7 @@ class RelaySocket(asyncio.Protocol):
         self._v2 = False
         self._leaving = False
         self._cork = cork.Cork(self._loop.call_soon)
-        self.outbox = stream.Outbox(self._send_frame, FRAME_SLOW_BYTES)
+        self.outbox = Outbox(self._send_frame, FRAME_SLOW_BYTES)
         self._paced_bytes = 0
         self._paced_s = self._loop.time()
         self.write_paused = False
