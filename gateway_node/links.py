@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from gateway_node.stream_exit import LinkLost, RelayAway, StreamExit
@@ -14,7 +14,8 @@ from shared.wire import mux
 from shared.wire.cork import Cork
 from shared.wire.http1 import HeadError, build_head, take_response_head
 from shared.wire.mux import Bytes, Frame, MuxType
-from shared.wire.stream import Outbox, WindowBudget
+from shared.wire.outbox import Outbox
+from shared.wire.stream import WindowBudget
 
 CONNECT_TIMEOUT_S: Final = 3.0
 AWAY_S: Final = 1.0
@@ -41,7 +42,7 @@ class RelayLink(asyncio.Protocol):
         self._exits: dict[int, StreamExit] = {}
         self._last_id = 0
         self._heard_s = self._loop.time()
-        self._cork = Cork(self._write, self._loop.call_soon)
+        self._cork = Cork(self._loop.call_soon)
         self.outbox = Outbox(self._send)
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.lost = False
@@ -84,7 +85,7 @@ class RelayLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
+        self._transport = self._cork.connection = transport
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
         fields = [
             ("Host", "relay"),
@@ -147,14 +148,6 @@ class RelayLink(asyncio.Protocol):
 
     def _send(self, head: bytes, payload: Bytes = b"") -> None:
         self._cork.write(mux.link_header(len(head) + len(payload)) + head, payload)
-
-    def _write(self, parts: Sequence[Bytes]) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        try:
-            self._transport.writelines(parts)
-        except RuntimeError:  # uvloop raises when the transport closed in this very turn
-            return
 
 
 class RelayLinks:

@@ -20,7 +20,8 @@ from shared.wire.mux import (
     header,
     reset_frame,
 )
-from shared.wire.stream import JOINED_MAX_BYTES, SMALL_BYTES, WINDOW_MAX_BYTES, Outbox
+from shared.wire.outbox import Outbox
+from shared.wire.stream import JOINED_MAX_BYTES, SMALL_BYTES, WINDOW_MAX_BYTES
 
 FRAME_COST_BYTES: Final = HEADER_BYTES + 128
 """What a frame that is held takes besides its body. Small ones are joined: a window of them costs an eighth more."""

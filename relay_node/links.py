@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Final
 
 from relay_node.figures import LINKS, Reason, count
@@ -27,7 +26,7 @@ from shared.wire.mux import (
     refused_frame,
     split_device,
 )
-from shared.wire.stream import Outbox
+from shared.wire.outbox import Outbox
 
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_IDLE_MAX_S: Final = 45.0
@@ -55,7 +54,8 @@ class LinkConnection(asyncio.Protocol):
         self._reader = LinkReader()
         self._forwards: dict[int, Forward] = {}
         self._heard_s = self._loop.time()
-        self._cork = Cork(self._write, self._loop.call_soon, GATHER_BULK_BYTES)
+        self._cork = Cork(self._loop.call_soon, GATHER_BULK_BYTES)
+        self._cork.connection = transport
         self.outbox = Outbox(self._send)
         self.buffers = Buffers(LINK_HELD_MAX_BYTES, registry.buffers)
         transport.set_write_buffer_limits(high=LINK_HIGH_BYTES)
@@ -147,11 +147,3 @@ class LinkConnection(asyncio.Protocol):
 
     def _send(self, head: bytes, payload: Bytes = b"") -> None:
         self._cork.write(link_header(len(head) + len(payload)) + head, payload)
-
-    def _write(self, parts: Sequence[Bytes]) -> None:
-        if self._transport.is_closing():
-            return
-        try:
-            self._transport.writelines(parts)
-        except RuntimeError:  # uvloop raises when the transport closed in this very turn
-            return

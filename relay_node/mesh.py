@@ -12,7 +12,7 @@ import contextlib
 import hmac
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, cast
 
 from relay_node.connect_stream import ConnectStream
@@ -58,11 +58,11 @@ class MeshConnection(asyncio.Protocol):
         self._may_block_s = SHARED_STALL_MAX_S
         self._taken_bytes = 0
         self._unsent_bytes = 0
-        self._cork = Cork(self._write_out, self._loop.call_soon, GATHER_BULK_BYTES)
+        self._cork = Cork(self._loop.call_soon, GATHER_BULK_BYTES)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
+        self._transport = self._cork.connection = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._timer = self._loop.call_later(
             REQUEST_TIMEOUT_S, self._answer, 408, Reason.BAD_REQUEST, "request_timeout"
@@ -126,14 +126,6 @@ class MeshConnection(asyncio.Protocol):
         """Bytes for the gateway."""
         self._taken_bytes += len(data)
         self._cork.write(data)
-
-    def _write_out(self, parts: Sequence[Bytes]) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        try:
-            self._transport.writelines(parts)
-        except RuntimeError:  # uvloop raises when the transport closed in this very turn
-            return
 
     def write_eof(self) -> None:
         """The target says no more; the gateway may."""

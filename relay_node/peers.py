@@ -1,7 +1,8 @@
-"""Peers' sockets: the opening handshake and frames. Which device holds which sockets is in `registry.py`.
+"""What peers say on their sockets, and what is said to them. How a socket is opened, read and closed is in `websocket.py`,
+which device holds which sockets in `registry.py`.
 
-Callbacks on the transport, no task and no timer per socket: one sweeper looks at all of them. A socket speaks binary-v1 or
-binary-v2, whichever its peer asked for; tunnels of v1 are sessions here, those of v2 are ends that frames pass through.
+A socket speaks binary-v1 or binary-v2, whichever its peer asked for; tunnels of v1 are sessions here, those of v2 are ends
+that frames pass through. One sweeper looks at all sockets.
 """
 
 from __future__ import annotations
@@ -9,50 +10,31 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import logging
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from relay_node.figures import SOCKETS, Reason, count
 from relay_node.forward import SOCKET_BUFFER_MAX_BYTES, Buffers, PeerEnd
-from relay_node.registry import MAX_SOCKETS_PER_ADDRESS, Device, Registry
+from relay_node.registry import Registry
 from relay_node.tunnel import Tunnel
-from shared.access.rules import network_of
+from relay_node.websocket import HANDSHAKE_TIMEOUT_S, PeerConnection
 from shared.supply.tokens import TokenFault
-from shared.wire import handshake, mux, peer
-from shared.wire.cork import Cork
-from shared.wire.http1 import HeadError, build_head, take_request_head
-from shared.wire.mux import Bytes
-from shared.wire.peer import Binary, FrameType, MalformedFrame, Text, Type
-from shared.wire.stream import Outbox
+from shared.wire import mux, peer
+from shared.wire.outbox import Outbox
+from shared.wire.peer import Binary, FrameType, Text, Type
 from shared.wire.websocket import (
     MAX_MESSAGE_BYTES,
-    VIEWED_FROM_BYTES,
     CloseCode,
-    FrameReader,
     Message,
     Opcode,
-    WebSocketFault,
-    encode_close,
     encode_frame,
     frame_header,
 )
 
-HANDSHAKE_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 75.0
-WRITE_HIGH_BYTES: Final = 256 * 1024
 WRITE_HIGH_V2_BYTES: Final = 64 * 1024
 NOT_SENT_LOW_BYTES: Final = 64 * 1024
 TCP_NOTSENT_LOWAT: Final = 25
-MAX_HANDSHAKE_BYTES: Final = 8 * 1024
-MESSAGE_MAX_BYTES: Final = mux.FRAME_MAX_BYTES
-"""Of a peer that speaks v2, or has not yet said what it speaks; one of v1 may have 4 MB."""
-UNFINISHED_FREE_BYTES: Final = 16 * 1024
-"""Of a message that has not ended, so much is not counted (`registry.Unfinished`)."""
-FRAMES_AT_ONCE_MAX: Final = 512
-"""Of one socket, before everybody else's turn."""
-UNCOMMON_FRAME_COST: Final = 5
-"""A ping, a fragment or JSON counts for so many frames more. Honest peers send few, but old ones, whose data is JSON."""
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """A peer that lets more than this wait for it does not read; only control frames can get there in v2."""
 FULL_MAX_S: Final = 30.0
@@ -66,56 +48,35 @@ TOKEN_NEW_S: Final = 600
 _BINARY: Final = Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
 _BARE_HEARTBEAT: Final = peer.encode_text(Type.HEARTBEAT)
 _HEARTBEAT_ACK: Final = encode_frame(Opcode.TEXT, peer.encode_text(Type.HEARTBEAT_ACK))
-_REFUSALS: Final = {Reason.TOKEN_REFUSED: "401 Unauthorized", Reason.NOT_OWNED: "403 Forbidden"}
 _ONLY_GATEWAYS_SEND: Final = frozenset(
     {mux.MuxType.OPEN, mux.MuxType.RESUME, mux.MuxType.CLOSE, mux.MuxType.GOAWAY}
 )
 
-log = logging.getLogger("psx.relay")
 
-
-class PeerSocket(asyncio.BufferedProtocol):
-    """One WebSocket of one peer."""
+class PeerSocket(PeerConnection):
+    """One WebSocket of one peer, and its tunnels."""
 
     __slots__ = (
-        "_binary", "_blocked", "_born_s", "_busy_since_s", "_closing", "_cork", "_follows_redirects", "_frames",
-        "_full_since_s", "_head", "_heard_s", "_last_id", "_network", "_owed_pong", "_owes_ack", "_redirected_s", "_rests",
-        "_transport", "account_generation", "address", "buffers", "device", "ends", "generation", "known_relays", "loop",
-        "lost_reason", "outbox", "owned", "ready", "registry", "token_issued_s", "tunnels", "v2",
+        "_binary", "_busy_since_s", "_follows_redirects", "_full_since_s", "_last_id", "_owed_pong", "_owes_ack",
+        "_redirected_s", "account_generation", "buffers", "ends", "generation", "known_relays", "outbox", "owned",
+        "token_issued_s", "tunnels", "v2",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self.loop = asyncio.get_running_loop()
-        self.device: Device | None = None
+        super().__init__(registry)
         self.known_relays: tuple[str, ...] = ()
         self.token_issued_s = 0
-        self.tunnels: dict[str, Tunnel] = {}
-        self.ends: dict[int, PeerEnd] = {}
-        self._cork = Cork(self._write_out, self.loop.call_soon)
-        self.outbox = Outbox(self._send_frame)
-        self.buffers = Buffers(SOCKET_BUFFER_MAX_BYTES, registry.buffers)
-        self.v2 = False
-        self.ready = False
-        self.address = ""
-        self._network = ""
-        self.lost_reason = Reason.PEER_GONE
-        self._transport: asyncio.Transport | None = None
-        self._head: bytearray | None = bytearray()
-        self._frames = FrameReader(
-            masked=True, max_message_bytes=MESSAGE_MAX_BYTES, at_once=FRAMES_AT_ONCE_MAX
-        )
-        self._binary = False
-        self._heard_s = self.loop.time()
-        self._blocked: set[Tunnel] = set()
-        self._closing = False
-        self._last_id = 0
         self.generation = 0
         self.account_generation = 0
         self.owned = False
-        self._born_s = self._heard_s
+        self.tunnels: dict[str, Tunnel] = {}
+        self.ends: dict[int, PeerEnd] = {}
+        self.outbox = Outbox(self._send_frame)
+        self.buffers = Buffers(SOCKET_BUFFER_MAX_BYTES, registry.buffers)
+        self.v2 = False
+        self._binary = False
+        self._last_id = 0
         self._busy_since_s = self._heard_s
-        self._rests = False
         self._full_since_s = 0.0
         self._follows_redirects = False
         self._redirected_s = 0.0
@@ -143,39 +104,9 @@ class PeerSocket(asyncio.BufferedProtocol):
     # transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
-        self.address = str((transport.get_extra_info("peername") or ("",))[0])
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        registry, self._network = self.registry, network_of(self.address)
-        held = registry.per_address.get(self._network, 0)
-        registry.per_address[self._network] = held + 1
-        registry.sockets.add(self)
-        SOCKETS.value = len(registry.sockets)
-        if registry.draining:
-            self._refuse("503 Service Unavailable", Reason.DRAIN)
-        elif held >= MAX_SOCKETS_PER_ADDRESS:
-            self._refuse("429 Too Many Requests", Reason.TOO_MANY_SOCKETS)
-        elif not registry.may_shake_hands(self._network, self._heard_s):
-            self._refuse("429 Too Many Requests", Reason.TOO_MANY_HANDSHAKES)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.registry.read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        read = self.registry.read_buffer[:nbytes]
-        self.data_received(read if nbytes > VIEWED_FROM_BYTES else bytes(read))
-
-    def data_received(self, data: Bytes) -> None:
-        """What came; not used after the answer."""
-        if self._closing:
-            return
-        self._heard_s = self.loop.time()
-        if self._head is not None:
-            self._head += data
-            self._handshake(self._head)
-            return
-        self._frames_received(data)
+        self.registry.sockets.add(self)
+        SOCKETS.value = len(self.registry.sockets)
+        super().connection_made(transport)
 
     def pause_writing(self) -> None:
         self._full_since_s = self.loop.time()
@@ -193,20 +124,11 @@ class PeerSocket(asyncio.BufferedProtocol):
         for tunnel in self.tunnels.values():
             tunnel.mesh.resume_reading()
 
-    def eof_received(self) -> bool:
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         registry = self.registry
         registry.sockets.discard(self)
         SOCKETS.value = len(registry.sockets)
-        left = registry.per_address.get(self._network, 1) - 1
-        if left > 0:
-            registry.per_address[self._network] = left
-        else:
-            registry.per_address.pop(self._network, None)
-        self.ready = False
-        registry.unfinished.hold(self, 0)
+        super().connection_lost(exc)
         for tunnel in list(self.tunnels.values()):
             tunnel.socket_lost(self.lost_reason)
         for end in list(self.ends.values()):
@@ -214,100 +136,20 @@ class PeerSocket(asyncio.BufferedProtocol):
         registry.detach(self)
         count("socket", self.lost_reason)
 
-    # handshake
-
-    def _handshake(self, head: bytearray) -> None:
-        try:
-            request = take_request_head(head, MAX_HANDSHAKE_BYTES)
-        except HeadError:
-            self._refuse("400 Bad Request", Reason.HANDSHAKE)
-            return
-        if request is None:
-            return
-        offer = handshake.offered_token(request)
-        if offer is None:
-            self._refuse("400 Bad Request", Reason.HANDSHAKE)
-            return
-        subprotocol, token = offer
+    def _let_in(self, token: str) -> Reason | None:
         claims = self.registry.hooks.verify(token)
-        if isinstance(claims, TokenFault):
-            self._refuse("401 Unauthorized", Reason.TOKEN_REFUSED)
-            return
-        refused = self.registry.attach(self, claims)
-        if refused is not None:
-            self._refuse(_REFUSALS.get(refused, "429 Too Many Requests"), refused)
-            return
-        self._frames.keep(bytes(head))
-        self._head = None
-        self._write(handshake.accept_answer(request, subprotocol))
-        self._keep_pace(0)
-
-    def _refuse(self, status: str, reason: Reason) -> None:
-        self.lost_reason = reason
-        self._closing = True
-        self._write(build_head(f"HTTP/1.1 {status}", [("Content-Length", "0"), ("Connection", "close")]))
-        self._cork.flush()
-        if self._transport:
-            self._transport.close()
+        return Reason.TOKEN_REFUSED if isinstance(claims, TokenFault) else self.registry.attach(self, claims)
 
     # frames in
 
-    def _frames_received(self, data: Bytes) -> None:
-        try:
-            messages = self._frames.receive(data)
-            self._count_unfinished(messages)
-            for message in messages:
-                if self._closing:
-                    return
-                if self.v2 and message.opcode is _BINARY:
-                    self._mux_frame(message.payload)
-                else:
-                    self._message(message)
-        except WebSocketFault as fault:
-            self.close(fault.code, fault.reason, Reason.PROTOCOL)
-        except (MalformedFrame, mux.MalformedMux) as fault:
-            self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
-        else:
-            self._keep_pace(len(messages))
-
-    def _count_unfinished(self, messages: Sequence[Message]) -> None:
-        """Messages that never end must not use up this process."""
-        unfinished, size = self.registry.unfinished, self._frames.partial_bytes
-        if size > UNFINISHED_FREE_BYTES or unfinished.holds(self):
-            if messages and (messages[-1].opcode is _BINARY or any(m.opcode <= _BINARY for m in messages)):
-                unfinished.hold(self, 0)  # what is unfinished now has just begun
-            unfinished.hold(self, size if size > UNFINISHED_FREE_BYTES else 0)
-
-    def _keep_pace(self, messages: int) -> None:
-        """A peer may not keep this process busy with tiny frames: what many of them make of one read takes turns with
-        everybody else's, and what its device sends beyond its share of a second is not read before the next one.
-        """
-        device, frames = self.device, self._frames
-        cost = messages + frames.uncommon * UNCOMMON_FRAME_COST
-        wait_s = device.spend(cost, self._heard_s) if device is not None else 0.0
-        if (wait_s or frames.has_more) and not self._rests:
-            self._rests = True
-            self._read_or_rest()
-            self.loop.call_later(wait_s, self._go_on)
-
-    def _go_on(self) -> None:
-        self._rests = False
-        if self._closing or self._transport is None or self._transport.is_closing():
-            return
-        self._heard_s = self.loop.time()
-        if self._frames.has_more:
-            self._frames_received(b"")
-        self._read_or_rest()
-
-    def _read_or_rest(self) -> None:
-        """Read unless gateways (of v1), or the frames that were read, want this side to wait."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        if self._blocked or self._rests:
-            transport.pause_reading()
-        else:
-            transport.resume_reading()
+    def _take(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if self._closing:
+                return
+            if self.v2 and message.opcode is _BINARY:
+                self._mux_frame(message.payload)
+            else:
+                self._message(message)
 
     def _message(self, message: Message) -> None:
         match message.opcode:
@@ -466,29 +308,6 @@ class PeerSocket(asyncio.BufferedProtocol):
         self.tunnels.pop(tunnel.session_id, None)
         self.unblock(tunnel)
 
-    def block(self, tunnel: Tunnel) -> None:
-        """A gateway does not read: stop reading this socket until it does (v1 has no other way)."""
-        self._blocked.add(tunnel)
-        self._read_or_rest()
-
-    def unblock(self, tunnel: Tunnel) -> None:
-        """The gateway reads again, or its tunnel ended."""
-        if tunnel in self._blocked:
-            self._blocked.discard(tunnel)
-            self._heard_s = self.loop.time()
-            self._read_or_rest()
-
-    def close(self, code: int, text: str, reason: Reason) -> None:
-        """Say why and hang up; tunnels learn of it when the transport is gone."""
-        if self._closing or self._transport is None:
-            return
-        self._closing = True
-        self.ready = False
-        self.lost_reason = reason
-        self._write(encode_close(code, text))
-        self._cork.flush()
-        self._transport.close()
-
     def give_way(self) -> None:
         """Too much is held here and most of it for this peer: let it go at once."""
         self.ready = False
@@ -525,19 +344,3 @@ class PeerSocket(asyncio.BufferedProtocol):
 
     def _takes_nothing(self, now_s: float) -> bool:
         return self.v2 and self.outbox.paused and now_s - self._full_since_s > FULL_MAX_S
-
-    def _abort_if(self, late: bool, reason: Reason) -> None:
-        if late and self._transport is not None:
-            self.lost_reason = reason
-            self._transport.abort()
-
-    def _write(self, data: bytes) -> None:
-        self._cork.write(data)
-
-    def _write_out(self, parts: Sequence[Bytes]) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        try:
-            self._transport.writelines(parts)
-        except RuntimeError:  # uvloop raises when the transport closed in this very turn
-            return

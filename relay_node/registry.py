@@ -23,6 +23,7 @@ from shared.wire.websocket import CloseCode
 if TYPE_CHECKING:
     from relay_node.links import LinkConnection
     from relay_node.peers import PeerSocket
+    from relay_node.websocket import PeerConnection
 
 MAX_TUNNELS_PER_DEVICE: Final = 256
 UNFINISHED_MAX_BYTES: Final = 256 * 1024 * 1024
@@ -115,13 +116,13 @@ class Unfinished:
     def __init__(self, max_bytes: int = UNFINISHED_MAX_BYTES) -> None:
         self.held_bytes = 0
         self._max_bytes = max_bytes
-        self._of: dict[PeerSocket, int] = {}
+        self._of: dict[PeerConnection, int] = {}
 
-    def holds(self, socket: PeerSocket) -> bool:
+    def holds(self, socket: PeerConnection) -> bool:
         """Whether anything is counted of this one."""
         return socket in self._of
 
-    def hold(self, socket: PeerSocket, size: int) -> None:
+    def hold(self, socket: PeerConnection, size: int) -> None:
         """So much is held of a socket's message now; with 0 it has none, and the next one begins later than all."""
         self.held_bytes += size - self._of.get(socket, 0)
         if size:

@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).resolve().parent
-MODULES = ("__init__", "cork", "egress", "handshake", "http1", "mux", "peer", "stream", "websocket")
+MODULES = ("__init__", "cork", "egress", "handshake", "http1", "mux", "outbox", "peer", "stream", "websocket")
 
 
 def source_of(module: str) -> Path:

@@ -1,13 +1,13 @@
 """What is written to one connection in one turn of a loop leaves together, in one system call.
 
 Many small frames of many tunnels share a connection; each write of its own costs a system call here and a wake-up there. No
-I/O of its own: the owner passes how to write, and how to be called at the end of the turn.
+I/O of its own: the owner brings the connection, and says how to be called at the end of the turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from shared.wire.mux import Bytes
 
@@ -17,18 +17,24 @@ GATHER_BULK_BYTES: Final = 256 * 1024
 """For a connection that takes far more before it says so."""
 
 
-class Cork:
-    """Gathers parts in order. `flush` before the connection is closed. `gather_max_bytes` may be changed at any time."""
+class Connection(Protocol):
+    """A stream transport of asyncio or uvloop."""
 
-    __slots__ = ("_call_soon", "_parts", "_size_bytes", "_write", "gather_max_bytes")
+    def is_closing(self) -> bool: ...
+    def writelines(self, parts: Sequence[Bytes], /) -> None: ...
+
+
+class Cork:
+    """Gathers parts in order. `flush` before the connection is closed: what leaves later, or before there is a
+    `connection`, is lost. `gather_max_bytes` may be changed at any time.
+    """
+
+    __slots__ = ("_call_soon", "_parts", "_size_bytes", "connection", "gather_max_bytes")
 
     def __init__(
-        self,
-        write: Callable[[Sequence[Bytes]], object],
-        call_soon: Callable[[Callable[[], None]], Any],
-        gather_max_bytes: int = GATHER_MAX_BYTES,
+        self, call_soon: Callable[[Callable[[], None]], Any], gather_max_bytes: int = GATHER_MAX_BYTES
     ) -> None:
-        self._write = write
+        self.connection: Connection | None = None
         self._call_soon = call_soon
         self.gather_max_bytes = gather_max_bytes
         self._parts: list[Bytes] = []
@@ -49,7 +55,13 @@ class Cork:
 
     def flush(self) -> None:
         """Write what was gathered."""
-        parts = self._parts
-        if parts:
-            self._parts, self._size_bytes = [], 0
-            self._write(parts)
+        parts, connection = self._parts, self.connection
+        if not parts:
+            return
+        self._parts, self._size_bytes = [], 0
+        if connection is None or connection.is_closing():
+            return
+        try:
+            connection.writelines(parts)
+        except RuntimeError:  # uvloop raises when the transport closed in this very turn
+            return

@@ -19,7 +19,8 @@ from websockets.typing import Subprotocol
 
 from shared.wire import mux, peer
 from shared.wire.mux import Frame, MuxType
-from shared.wire.stream import WINDOW_START_BYTES, FlowViolation, Outbox, Stream, WindowBudget
+from shared.wire.outbox import Outbox
+from shared.wire.stream import WINDOW_START_BYTES, FlowViolation, Stream, WindowBudget
 
 WAIT_S: Final = 10.0
 DEVICE: Final = "agent_c0ffee"

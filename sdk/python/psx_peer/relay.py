@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ from psx_peer.options import Options
 from psx_peer.pulse import Pulse
 from psx_peer.streams import StreamTable, StreamTarget
 from psx_peer.tunnels import Dialer, TargetSide
-from psx_peer.wire import cork, handshake, http1, mux, peer, stream, websocket
+from psx_peer.wire import Outbox, cork, handshake, http1, mux, peer, stream, websocket
 
 CONNECT_TIMEOUT_S: Final = 15.0
 WRITE_HIGH_BYTES: Final = 256 * 1024
@@ -82,8 +82,8 @@ class RelaySocket(asyncio.Protocol):
         self._pulse = Pulse(options.times, self._loop.time(), time.time())
         self._v2 = False
         self._leaving = False
-        self._cork = cork.Cork(self._write, self._loop.call_soon)
-        self.outbox = stream.Outbox(self._send_frame, FRAME_SLOW_BYTES)
+        self._cork = cork.Cork(self._loop.call_soon)
+        self.outbox = Outbox(self._send_frame, FRAME_SLOW_BYTES)
         self._paced_bytes = 0
         self._paced_s = self._loop.time()
         self.write_paused = False
@@ -131,7 +131,7 @@ class RelaySocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
-        self._transport = transport
+        self._transport = self._cork.connection = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
 
     def data_received(self, data: bytes) -> None:
@@ -467,14 +467,6 @@ class RelaySocket(asyncio.Protocol):
         if payload:
             parts.append(websocket.apply_mask(payload, mask[turn:] + mask[:turn]))
         self._cork.write(*parts)
-
-    def _write(self, parts: Sequence[mux.Bytes]) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        try:
-            self._transport.writelines(parts)
-        except RuntimeError:  # uvloop raises when the transport closed in this very turn
-            return
 
     def _send(self, opcode: websocket.Opcode, payload: bytes) -> None:
         if not self._drowning():

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from psx_peer.limits import Allowance
 from psx_peer.tunnels import Dialer, DialRefused
-from psx_peer.wire import mux, peer, stream
+from psx_peer.wire import Outbox, mux, peer, stream
 
 TARGET_HIGH_BYTES: Final = 256 * 1024
 FLUSH_MAX_S: Final = 30.0
@@ -34,7 +34,7 @@ log = logging.getLogger("psx_peer")
 class Carrier(Protocol):
     """A relay socket, as its streams see it."""
 
-    outbox: stream.Outbox
+    outbox: Outbox
 
     def forget(self, tunnel_id: int) -> None:
         """A stream left this socket."""

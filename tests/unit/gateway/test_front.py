@@ -26,7 +26,7 @@ from shared.pool.model import Acquired, Endpoint, Selected
 from shared.runtime.deadlines import Deadlines
 from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
-from shared.wire.stream import Outbox
+from shared.wire.outbox import Outbox
 
 CREDENTIALS = "Proxy-Authorization: Basic " + base64.b64encode(b"psx_a-peer-us:s").decode()
 PAK = Pak(PakId("k"), AccountId("a"), "", "h", "", None, 0, True, None, None, Quality.STANDARD, True, 0, 0)

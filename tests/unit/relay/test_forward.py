@@ -23,7 +23,8 @@ from relay_node.peers import PeerSocket
 from relay_node.registry import GIVES_WAY_MIN_BYTES, Device, Registry
 from shared.wire import mux
 from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
-from shared.wire.stream import WINDOW_MAX_BYTES, Outbox
+from shared.wire.outbox import Outbox
+from shared.wire.stream import WINDOW_MAX_BYTES
 from shared.wire.websocket import CloseCode, Opcode, encode_close, encode_frame
 from tests.unit.relay.test_limits import Wire, peer, registry
 

@@ -8,11 +8,11 @@ from typing import Any, Final, cast
 
 import pytest
 
-from relay_node import mesh, peers
+from relay_node import mesh, peers, websocket
 from relay_node import registry as registry_module
 from relay_node.figures import Reason
 from relay_node.mesh import MeshConnection
-from relay_node.peers import UNFINISHED_FREE_BYTES, PeerSocket
+from relay_node.peers import PeerSocket
 from relay_node.presence import follow_orders
 from relay_node.registry import (
     FRAMES_PER_S_MAX,
@@ -24,6 +24,7 @@ from relay_node.registry import (
     Unfinished,
 )
 from relay_node.tunnel import OPEN_TIMEOUT_S, SHARED_STALL_MAX_S, STALL_MAX_S
+from relay_node.websocket import UNFINISHED_FREE_BYTES
 from shared.kernel.ids import AccountId, DeviceId
 from shared.pool.presence import MOVE_PEERS
 from shared.supply.tokens import Claims, TokenFault
@@ -162,10 +163,10 @@ async def test_of_messages_that_do_not_end_the_oldest_gives_way() -> None:
 async def test_only_a_peer_of_v1_may_send_long_messages(protocol: str | None) -> None:
     here = registry()
     socket, wire = speaks(here, protocol)
-    socket.data_received(frame_header(Opcode.BINARY, peers.MESSAGE_MAX_BYTES, b"mask"))
+    socket.data_received(frame_header(Opcode.BINARY, websocket.MESSAGE_MAX_BYTES, b"mask"))
     assert not wire.closing
     socket, wire = speaks(here, protocol)
-    socket.data_received(frame_header(Opcode.BINARY, peers.MESSAGE_MAX_BYTES + 1, b"mask"))
+    socket.data_received(frame_header(Opcode.BINARY, websocket.MESSAGE_MAX_BYTES + 1, b"mask"))
     assert wire.closing is (protocol != "binary-v1")
 
 
@@ -177,7 +178,7 @@ async def test_a_handshake_that_comes_byte_by_byte_has_so_long_and_no_longer() -
         socket.data_received(b"G")
     closed = []
     for beyond_s in (-1, 1):
-        here.sweep(now_s + peers.HANDSHAKE_TIMEOUT_S + beyond_s)
+        here.sweep(now_s + websocket.HANDSHAKE_TIMEOUT_S + beyond_s)
         closed.append(wire.closing)
     assert closed == [False, True]
     assert socket.lost_reason is Reason.HANDSHAKE_TIMEOUT
@@ -211,7 +212,7 @@ async def test_an_address_that_hammers_uses_up_its_own_handshakes_and_nobody_els
 
 
 async def test_an_address_has_so_many_sockets_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "MAX_SOCKETS_PER_ADDRESS", 3)
+    monkeypatch.setattr(websocket, "MAX_SOCKETS_PER_ADDRESS", 3)
     here = registry()
     kept = [peer(here) for _ in range(3)]
     late, wire = peer(here)
@@ -455,7 +456,7 @@ async def test_a_peer_that_asks_and_does_not_read_is_owed_one_answer(ask: bytes)
     await asyncio.sleep(0)
     before = len(wire.written)
     socket.pause_writing()
-    socket.data_received(ask * peers.FRAMES_AT_ONCE_MAX)
+    socket.data_received(ask * websocket.FRAMES_AT_ONCE_MAX)
     await asyncio.sleep(0)
     assert len(wire.written) == before
     socket.resume_writing()
@@ -513,14 +514,14 @@ async def test_a_flood_waits_for_its_turn_and_for_its_devices_share_and_nothing_
     wire = floods[0][1]
     clock.timers.pop(0)[1]()
     await asyncio.sleep(0)
-    assert answered(wire) == peers.FRAMES_AT_ONCE_MAX, "then it is others' turn"
+    assert answered(wire) == websocket.FRAMES_AT_ONCE_MAX, "then it is others' turn"
     assert wire.paused
     for second in range(1, 100):
         clock.turns()
         await asyncio.sleep(0)
-        most = second * FRAMES_PER_S_MAX // (1 + peers.UNCOMMON_FRAME_COST)
+        most = second * FRAMES_PER_S_MAX // (1 + websocket.UNCOMMON_FRAME_COST)
         share = sum(answered(wire) for _, wire in floods)
-        assert share <= most + second * len(floods) * peers.FRAMES_AT_ONCE_MAX
+        assert share <= most + second * len(floods) * websocket.FRAMES_AT_ONCE_MAX
         if share == len(floods) * len(PINGS):
             break
         clock.now_s += 1

@@ -15,9 +15,14 @@ class Turn:
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
         self.writes: list[list[bytes]] = []
-        self.cork = Cork(self.write, self.soon.append)
+        self.closing = False
+        self.cork = Cork(self.soon.append)
+        self.cork.connection = self
 
-    def write(self, parts: Sequence[Bytes]) -> None:
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def writelines(self, parts: Sequence[Bytes], /) -> None:
         self.writes.append([bytes(part) for part in parts])
 
     def end(self) -> None:
@@ -67,6 +72,36 @@ def test_flush_before_a_close_writes_what_waits_once() -> None:
     turn.cork.flush()
     turn.end()
     assert turn.writes == [[b"a"]]
+
+
+class Closed(Turn):
+    """uvloop's way: a transport that closed in this very turn does not say so before it is written to."""
+
+    def writelines(self, parts: Sequence[Bytes], /) -> None:
+        super().writelines(parts)
+        raise RuntimeError("unable to perform operation; the handler is closed")
+
+
+def test_what_leaves_too_late_is_lost_and_nothing_breaks() -> None:
+    turn, closed = Turn(), Closed()
+    turn.closing = True
+    for late in (turn, closed):
+        late.cork.write(b"a")
+        late.end()
+    assert (turn.writes, closed.writes) == ([], [[b"a"]])
+    closed.end()
+    assert len(closed.writes) == 1
+
+
+def test_before_there_is_a_connection_nothing_leaves() -> None:
+    turn = Turn()
+    turn.cork.connection = None
+    turn.cork.write(b"a")
+    turn.end()
+    turn.cork.connection = turn
+    turn.cork.write(b"b")
+    turn.end()
+    assert turn.writes == [[b"b"]]
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.integers(0, 20_000), st.booleans())))

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxType
+from shared.wire.outbox import Outbox
 from shared.wire.stream import (
     APART_MAX,
     LIMITS_KEPT,
@@ -20,7 +21,6 @@ from shared.wire.stream import (
     WINDOW_MAX_BYTES,
     WINDOW_START_BYTES,
     FlowViolation,
-    Outbox,
     Stream,
     WindowBudget,
 )
