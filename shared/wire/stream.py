@@ -32,8 +32,8 @@ WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
 PENDING_HIGH_BYTES: Final = 64 * 1024
 """Bytes that wait for credit or room before the source is held."""
 RESENT_MAX_BYTES: Final = 4 * WINDOW_MAX_BYTES
-"""What is sent again may come to so much more than what was acknowledged: an end that keeps losing its path and what came on
-it is not fed for ever.
+"""What is sent again may come to so much more than what was acknowledged: an end that keeps losing what came
+is not fed for ever.
 """
 LIMITS_KEPT: Final = 4
 """Limits told last: BLOCKED is believed at one of them."""

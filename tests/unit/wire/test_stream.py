@@ -16,8 +16,8 @@ from shared.wire.outbox import Outbox
 from shared.wire.stream import (
     APART_MAX,
     LIMITS_KEPT,
-    RESENT_MAX_BYTES,
     PENDING_HIGH_BYTES,
+    RESENT_MAX_BYTES,
     WINDOW_MAX_BYTES,
     WINDOW_START_BYTES,
     FlowViolation,
