@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import socket
+import termios
+from array import array
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final, cast
 
 from prometheus_client import Counter
 
+from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Pipeline
 from gateway_node.tunnel import NEVER_SENT_BYTES, Tunnel, hold_little, reset
 from shared.runtime.deadlines import Deadline
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
-FLUSH_MAX_S: Final = 30.0
-"""So long a customer may take nothing of its last bytes."""
+FLUSH_LOOK_S: Final = 30.0
+FLUSH_MIN_BYTES: Final = 64 * 1024
+"""So much of its last bytes a customer has to take from one look to the next, or all of them."""
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
 
@@ -45,7 +50,7 @@ class CustomerSide(asyncio.Protocol):
         self._ended = self._gone = False
         self._eof_sent = False
         self._full = False
-        self._waits = False
+        self._lobby: Lobby | None = None
         self._held_by_tunnel = False
         self._held_by_buffer = False
 
@@ -56,8 +61,7 @@ class CustomerSide(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
-        self._waits = self._pipeline.lobby.enter(self._address)
-        if not self._waits:
+        if not self.enter(self._pipeline.lobby):
             CROWDED.inc()
             self.cut()
 
@@ -92,13 +96,20 @@ class CustomerSide(asyncio.Protocol):
                 tunnel.finish()
             else:
                 tunnel.cut()
+            tunnel.place.leave()
         self._tunnel = self._transport = None  # no cycle is left for the collector
 
+    def enter(self, lobby: Lobby) -> bool:
+        """Count there until a tunnel counts this connection. False when too many do already."""
+        if self._lobby is None and lobby.enter(self._address):
+            self._lobby = lobby
+        return self._lobby is not None
+
     def leave_lobby(self) -> None:
-        """It is known who this is."""
-        if self._waits:
-            self._waits = False
-            self._pipeline.lobby.leave(self._address)
+        """A tunnel counts it, or it is gone."""
+        lobby, self._lobby = self._lobby, None
+        if lobby is not None:
+            lobby.leave(self._address)
 
     # path
 
@@ -165,22 +176,24 @@ class CustomerSide(asyncio.Protocol):
     def finish(self) -> None:
         if self._transport is not None:
             self._transport.close()
-            unsent = self._transport.get_write_buffer_size()
-            if unsent or not self._transport.can_write_eof():
-                self._abort_unless_taken(unsent + 1)
+            if self._transport.get_write_buffer_size() or not self._transport.can_write_eof():
+                self._look_again(_on_its_way(self._transport))
 
     def _abort_unless_taken(self, unsent_before: int) -> None:
         """Who never reads, or never ends TLS, would keep its socket for ever; who reads slowly gets all of it."""
         transport = self._transport
         if transport is None:
             return
-        unsent = transport.get_write_buffer_size()
-        if unsent >= unsent_before:
+        unsent = _on_its_way(transport)
+        if unsent > unsent_before - FLUSH_MIN_BYTES:
             self.cut()
-            return
+        else:
+            self._look_again(unsent)
+
+    def _look_again(self, unsent: int) -> None:
         self.stop_timer()
         then = partial(self._abort_unless_taken, unsent)
-        self._deadline = self._pipeline.deadlines.call_after(FLUSH_MAX_S, then)
+        self._deadline = self._pipeline.deadlines.call_after(FLUSH_LOOK_S, then)
 
     def cut(self) -> None:
         reset(self._transport)
@@ -234,3 +247,13 @@ class CustomerSide(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _on_its_way(transport: asyncio.Transport) -> int:
+    """Bytes that the other end has not acknowledged. The kernel may hold megabytes and take no more of ours for minutes."""
+    unsent, held = transport.get_write_buffer_size(), array("i", [0])
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, held)
+    return unsent + held[0]

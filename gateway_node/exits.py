@@ -171,6 +171,8 @@ class ConnectExit(asyncio.Protocol):
 
     def rest(self) -> None: ...
 
+    def forget(self) -> None: ...
+
     def hold(self) -> None:
         if self._splice is not None:
             self._splice.pause()

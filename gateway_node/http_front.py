@@ -16,7 +16,7 @@ from gateway_node.customer import CustomerSide
 from gateway_node.forward import Exchange, plain_target
 from gateway_node.pipeline import Pipeline, Request, new_request_id
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
-from gateway_node.tunnel import Tunnel
+from gateway_node.tunnel import Place, Tunnel
 from shared.kernel.codes import Refusal
 from shared.wire.http1 import (
     HEADS_KEPT,
@@ -60,6 +60,7 @@ class HttpFront(CustomerSide):
         self._corrections: tuple[str, ...] = ()
         self._refusals = 0
         self._leaving = False
+        self._unread: list[Place] = []
 
     # transport callbacks
 
@@ -76,9 +77,14 @@ class HttpFront(CustomerSide):
         self._buffer += data
         self._advance()
 
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_all()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._pipeline.kept.discard(self)
         super().connection_lost(exc)
+        self._read_all()
 
     def eof_received(self) -> bool:
         if self._upstream is None:
@@ -95,6 +101,7 @@ class HttpFront(CustomerSide):
             self._exchange = self._tunnel = self._upstream = None
             if tunnel is not None:
                 tunnel.cut()
+                self._let_go(tunnel)
             self.finish()
             return False
         tunnel.customer_left()
@@ -282,6 +289,7 @@ class HttpFront(CustomerSide):
             return
         upstream, exchange = self._upstream, self._exchange
         self._tunnel = self._upstream = self._exchange = None
+        self._let_go(tunnel)
         self.release()
         if exchange is None or upstream is None or self._transport is None or self._transport.is_closing():
             return
@@ -307,7 +315,24 @@ class HttpFront(CustomerSide):
         tunnel, self._tunnel, self._upstream = self._tunnel, None, None
         if tunnel is not None:
             tunnel.finish()
+            self._let_go(tunnel)
             self.release()
+
+    def _let_go(self, tunnel: Tunnel) -> None:
+        """A tunnel is over, this connection may go on: it counts among those that rest, and as the tunnel's while more than
+        a little waits for the customer.
+        """
+        if self._full and not self._gone:
+            self._unread.append(tunnel.place)
+        else:
+            tunnel.place.leave()
+        if not self._gone and not self.enter(self._pipeline.resting):
+            self.finish()
+
+    def _read_all(self) -> None:
+        unread, self._unread = self._unread, []
+        for place in unread:
+            place.leave()
 
     # answers
 

@@ -19,7 +19,9 @@ from shared.wire.stream import WindowBudget
 
 CONNECT_TIMEOUT_S: Final = 3.0
 AWAY_S: Final = 1.0
-"""A relay that was not reached is not tried for so long: who is given one of its exits is given another one at once."""
+"""A relay that was not reached is tried again so long after, in the background: who is given one of its exits meanwhile is
+given another one at once.
+"""
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 PING_EVERY_S: Final = 5.0
@@ -168,42 +170,45 @@ class RelayLinks:
         self.budget = WindowBudget(WINDOWS_MAX_BYTES)
         self._links: dict[tuple[str, int], asyncio.Task[RelayLink]] = {}
         self._resuming: set[asyncio.Task[None]] = set()
-        self._away_until_s: dict[tuple[str, int], float] = {}
+        self._again_s: dict[tuple[str, int], float] = {}
 
     async def link(self, host: str, port: int) -> RelayLink:
         """The link to a relay. Raises LinkLost, OSError or TimeoutError."""
+        task = self._try(host, port)
+        return task.result() if task.done() else await asyncio.shield(task)
+
+    def _try(self, host: str, port: int) -> asyncio.Task[RelayLink]:
+        """The link that stands, or is being made."""
         address = (host, port)
         task = self._links.get(address)
-        if task is not None and task.done():
-            if not task.exception() and not task.result().lost:
-                return task.result()
-            task = None
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._connect(host, port))
-            self._links[address] = task
-        return await asyncio.shield(task)
+        if task is None or (task.done() and (task.exception() or task.result().lost)):
+            task = self._links[address] = asyncio.get_running_loop().create_task(self._connect(address))
+        return task
 
-    async def _connect(self, host: str, port: int) -> RelayLink:
+    async def _connect(self, address: tuple[str, int]) -> RelayLink:
         loop = asyncio.get_running_loop()
         link = RelayLink(self._token)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await loop.create_connection(lambda: link, host, port)
+                await loop.create_connection(lambda: link, *address)
                 await link.ready
         except BaseException:
             link.close()
+            self._again_s[address] = loop.time() + AWAY_S
             raise
+        self._again_s.pop(address, None)
         return link
 
     async def open(self, device_id: DeviceId, mesh: tuple[str, int], host: str, port: int) -> StreamExit:
         """A tunnel to a target through a device. Raises LinkRefused, RelayAway, or LinkLost."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._away_until_s.get(mesh, 0.0):
+        again_s = self._again_s.get(mesh)
+        if again_s is not None:
+            if asyncio.get_running_loop().time() >= again_s:
+                self._try(*mesh)
             raise RelayAway("a moment ago")
         try:
             link = await self.link(*mesh)
         except (OSError, TimeoutError) as error:
-            self._away_until_s[mesh] = loop.time() + AWAY_S
             raise RelayAway(type(error).__name__) from error
         exit_ = StreamExit(self, device_id)
         try:

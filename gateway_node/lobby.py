@@ -1,4 +1,4 @@
-"""Connections without a tunnel yet, counted by where they come from: strangers cannot fill the gateway."""
+"""Connections without a tunnel, counted by where they come from: nobody can fill the gateway with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ WAITING_PER_NETWORK_MAX: Final = 1024
 
 
 class Lobby:
-    """Who waits, per IPv4 address or IPv6 /64."""
+    """Who waits, per IPv4 address or IPv6 /64. Those that had a tunnel, and may ask for another, rest in one of their own:
+    they keep no newcomer out.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[str, int] = {}

@@ -97,6 +97,7 @@ class Pipeline:
         self.kept: set[Kept] = set()
         self.deadlines = Deadlines()
         self.lobby = Lobby()
+        self.resting = Lobby()
         self.tunnels = Tunnels(leases, meter, places, sessions)
         self.attempts = Attempts(resolver, leases, dialer, self.tunnels, self.deadlines, now_ms)
 

@@ -84,7 +84,7 @@ class StreamExit:
         self._finishing = False
         self._taken = 0
         self._late: asyncio.TimerHandle | None = None
-        self._over = False
+        self._over = self._forgotten = False
 
     async def open(self, link: RelayLink, host: str, port: int) -> None:
         """Raises LinkRefused, or LinkLost when the path goes before the answer."""
@@ -288,6 +288,10 @@ class StreamExit:
     def rest(self) -> None:
         self._stream.rest()
 
+    def forget(self) -> None:
+        self._forgotten = True
+        self._give_back_windows()
+
     def hold(self) -> None:
         self._stream.stall()
 
@@ -351,6 +355,12 @@ class StreamExit:
         self._over = True
         if self._late is not None:
             self._late.cancel()
-        self._stream.close()
+        self._stream.end()
+        self._give_back_windows()
         self._leave_link()
         self.place.leave()
+
+    def _give_back_windows(self) -> None:
+        """Not while what they let in waits for the customer."""
+        if self._over and (self._forgotten or self._tunnel is None):
+            self._stream.close()

@@ -59,8 +59,8 @@ class Budget:
 
 
 class Place:
-    """A connection that is held on an exit until the exit's side of the tunnel has ended and no bytes wait for it. Whoever
-    holds it is told then, once, whichever comes first.
+    """A connection that counts, of an exit or of a customer, until its side of the tunnel has ended and no bytes wait for
+    it. Whoever counts it is told then, once, whichever comes first.
     """
 
     __slots__ = ("_give_back", "_left")
@@ -70,13 +70,13 @@ class Place:
         self._left = False
 
     def held(self, give_back: Callable[[], None]) -> None:
-        """A tunnel holds it."""
+        """A tunnel has it."""
         self._give_back = give_back
         if self._left:
             self.leave()
 
     def leave(self) -> None:
-        """Nothing of the tunnel is left on the exit, or no more than a message that tells it so."""
+        """Nothing of the tunnel is left there, or no more than a message that tells it so."""
         self._left = True
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
@@ -134,10 +134,14 @@ class ExitPath(Path, Protocol):
     def rest(self) -> None:
         """Nothing has passed for a while: keep no more than a tunnel that begins."""
 
+    def forget(self) -> None:
+        """The tunnel is over, and the customer has all that it will have of it."""
+
 
 class Tunnel:
     """`ended` is called once, with whether the exit broke the tunnel; `answered` once, some time after the target's first
-    bytes came. `host` is the target as the customer wrote it.
+    bytes came. `host` is the target as the customer wrote it, `place` the customer's connection: whoever holds that leaves
+    it when the tunnel is over and nothing of it waits there.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class Tunnel:
         self.acquired = acquired
         self.host = ""
         self.exit = exit_path
+        self.place = Place()
         self.customer: CustomerPath | None = None
         self.budget = budget
         self.up_bytes = 0
@@ -316,6 +321,8 @@ class Tunnel:
         if ended is not None:
             self._tell_answered()
             ended(self, exit_broke)
+            if self.customer is None:
+                self.place.leave()
         return ended is not None
 
     def _tell_answered(self) -> None:

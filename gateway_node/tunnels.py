@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -30,6 +31,27 @@ OPEN: Final = level("psx_gateway_open_tunnels", "Tunnels open now")
 EXIT_FAULTS: Final = Counter("psx_gateway_exit_faults", "Exits that failed a customer", ["reason"])
 
 
+class _Both:
+    """Calls `then` when it was called by both ends of a tunnel."""
+
+    __slots__ = ("_is_left", "_then")
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._is_left = False
+        self._then = then
+
+    def __call__(self) -> None:
+        if self._is_left:
+            self._then()
+        self._is_left = True
+
+
+def _customer_left(side: ExitPath, both_left: _Both) -> None:
+    """What came through the exit waits for the customer no more."""
+    side.forget()
+    both_left()
+
+
 class Tunnels:
     """This gateway's tunnels, from the moment an exit stands."""
 
@@ -54,13 +76,15 @@ class Tunnels:
         OPEN.inc()
         if self.sessions is not None:
             self.sessions.opened(tunnel, buyer.route, began_ms)
-        side.place.held(partial(self._left, buyer, acquired))
+        both_left = _Both(partial(self.places.give, buyer.owner))
+        side.place.held(partial(self._exit_left, buyer, acquired, both_left))
+        tunnel.place.held(partial(_customer_left, side, both_left))
         return tunnel
 
-    def _left(self, buyer: Buyer, acquired: Acquired) -> None:
-        """The exit, and the customer, may have another connection: nothing of this one waits there any more."""
-        self.places.give(buyer.owner)
+    def _exit_left(self, buyer: Buyer, acquired: Acquired, both_left: _Both) -> None:
+        """The exit may have another connection: nothing of this one waits there any more."""
         self._leases.give_back(acquired, buyer.pak_id)
+        both_left()
 
     def fared(self, buyer: Buyer, acquired: Acquired, failed_target: str = "") -> None:
         """A customer was served, or failed by what may be the exit as well as the target: others' word will tell."""

@@ -200,14 +200,18 @@ class Stream:
         self._hold_or_release()
         self._offer()
 
-    def close(self) -> None:
-        """Give back what the windows drew; the stream is not used again."""
+    def end(self) -> None:
+        """The stream is not used again, but what came through it is still somewhere."""
         self.detach()
-        self._budget.give_back(self._drawn)
-        self._drawn, self._window, self._keeps = 0, self._start, self._start
         self._eof_wanted = True
         self._pending.clear()
         self._unacked.clear()
+
+    def close(self) -> None:
+        """The same, and nothing is left of what came: give back what the windows drew."""
+        self.end()
+        self._budget.give_back(self._drawn)
+        self._drawn, self._window, self._keeps = 0, self._start, self._start
 
     def rest(self) -> None:
         """Nothing has passed for a while: what the window drew is for those that carry. What was granted stays granted; the

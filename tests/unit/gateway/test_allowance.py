@@ -7,7 +7,7 @@ import pytest
 
 from gateway_node import customer as customer_module
 from gateway_node.allowance import KeyBudget, TunnelBudget
-from gateway_node.customer import CustomerSide
+from gateway_node.customer import FLUSH_MIN_BYTES, CustomerSide
 from gateway_node.journal import Line
 from gateway_node.tunnel import AFTER_CUSTOMER_ENDED_MAX_S, AFTER_EXIT_ENDED_MAX_S, IDLE_MAX_S, Tunnel
 from shared.metering.model import OVERDRAFT_MAX_BYTES, Meter
@@ -101,7 +101,7 @@ async def test_a_customer_that_takes_what_waits_is_not_silent() -> None:
 
 
 async def test_the_last_bytes_are_waited_for_while_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    customer, _, _, _ = carried(unsent=900)
+    customer, _, _, _ = carried(unsent=900_000)
     looks: list[Any] = []
 
     def call_after(_: float, then: Any) -> Any:
@@ -113,10 +113,11 @@ async def test_the_last_bytes_are_waited_for_while_they_are_taken(monkeypatch: p
     cuts: list[Any] = []
     monkeypatch.setattr(customer_module, "reset", cuts.append)
     customer.finish()
-    for unsent in (600, 1):
+    for unsent in (600_000, 600_000 - FLUSH_MIN_BYTES):
         cast(Slow, customer._transport).unsent = unsent
         looks.pop()()
         assert not cuts
+    cast(Slow, customer._transport).unsent -= FLUSH_MIN_BYTES - 1
     looks.pop()()
     assert len(cuts) == 1
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway_node import exits, http_front, socks_front
+from gateway_node import exits, http_front, lobby, socks_front
 from gateway_node.customer import EARLY_MAX_BYTES
 from gateway_node.exits import ConnectExit
 from gateway_node.http_front import HttpFront
@@ -92,14 +92,15 @@ class Exit:
 
     def nothing(self) -> None: ...
 
-    send_eof = hold = release = finish = cut = rest = nothing
+    send_eof = hold = release = finish = cut = rest = forget = nothing
 
 
 class Opens:
     """A pipeline that has one exit for everybody."""
 
     def __init__(self) -> None:
-        self.exit, self.deadlines, self.lobby = Exit(), Deadlines(), Lobby()
+        self.exit, self.deadlines = Exit(), Deadlines()
+        self.lobby, self.resting = Lobby(), Lobby()
         self.cuts: list[bool] = []
         self.kept: set[Any] = set()
         self.draining = False
@@ -167,6 +168,63 @@ async def test_a_tunnel_that_was_left_moves_its_old_customer_no_more() -> None:
     assert not wire.paused
     old.exit_full()
     assert not wire.paused
+
+
+CLOSES = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+async def test_a_connection_between_plain_requests_counts_among_those_that_rest() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    assert (pipeline.lobby.crowd(), pipeline.resting.crowd()) == (1, 0)
+    for _ in range(2):
+        front.data_received(post(4, b"body"))
+        await turns()
+        assert (pipeline.lobby.crowd(), pipeline.resting.crowd()) == (0, 0), "its tunnel counts it"
+        tunnel = pipeline.exit.tunnel
+        tunnel.to_customer(CLOSES)
+        assert (pipeline.lobby.crowd(), pipeline.resting.crowd()) == (0, 1)
+        assert tunnel.place._left
+    front.connection_lost(None)
+    assert pipeline.resting.crowd() == 0
+
+
+async def test_a_connection_that_is_lost_amid_a_plain_request_counts_nowhere() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    front.connection_lost(ConnectionResetError())
+    assert (pipeline.lobby.crowd(), pipeline.resting.crowd()) == (0, 0)
+    assert pipeline.exit.tunnel.place._left
+
+
+async def test_where_too_many_rest_a_connection_ends_after_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lobby, "WAITING_PER_NETWORK_MAX", 1)
+    pipeline = Opens()
+    for closes in (False, True):
+        front, wire = await connected(pipeline)
+        front.data_received(post(4, b"body"))
+        await turns()
+        pipeline.exit.tunnel.to_customer(CLOSES)
+        assert b"200 OK" in wire.written
+        assert wire.closing is closes
+
+
+async def test_an_answer_that_is_not_read_counts_as_its_tunnel_until_it_is() -> None:
+    pipeline = Opens()
+    front, _ = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    front.pause_writing()
+    tunnel = pipeline.exit.tunnel
+    tunnel.to_customer(CLOSES)
+    assert not tunnel.open
+    assert not tunnel.place._left
+    front.resume_writing()
+    assert tunnel.place._left
 
 
 async def test_a_customer_that_sends_far_ahead_waits_until_its_request_is_open() -> None:

@@ -1,11 +1,13 @@
 """What a key is locked to, whatever its username says; what a customer is told when there is no exit for it."""
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from gateway_node import links
 from gateway_node.attempts import Attempts
 from gateway_node.buyer import Buyers, lock_quality
 from gateway_node.dial import ExitDialer
@@ -22,6 +24,7 @@ from shared.pool.username import parse_username
 from shared.runtime.deadlines import Deadlines
 from shared.wire import mux
 from shared.wire.mux import MuxReason
+from tests.unit.gateway.test_front import turns
 
 PAK = Pak(PakId("k"), AccountId("a"), "", "h", "", None, 0, True, None, None, Quality.STANDARD, True, 0, 0)
 ENDPOINT = Endpoint(
@@ -103,21 +106,34 @@ async def test_what_a_relay_says_of_itself_is_held_against_no_exit(
     assert ("fared" in leases.said) is bool(said)
 
 
-async def test_a_relay_that_was_not_reached_is_waited_for_once_and_not_by_each(
+async def test_a_relay_that_cannot_be_reached_is_waited_for_once_and_tried_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(links, "AWAY_S", 0.0)
+    loop, tried = asyncio.get_running_loop(), list[asyncio.Future[Any]]()
 
-    async def away(_: RelayLinks, host: str, port: int) -> Any:
-        tried.append((host, port))
-        raise TimeoutError
+    async def silent(*_: Any) -> Any:
+        tried.append(loop.create_future())
+        await tried[-1]
 
-    monkeypatch.setattr(RelayLinks, "link", away)
+    monkeypatch.setattr(type(loop), "create_connection", silent)
     here = RelayLinks("", cast(Any, None), cast(Any, None))
-    for mesh in (("relay1", 1), ("relay1", 1), ("relay2", 1)):
-        with pytest.raises(RelayAway):
-            await here.open(DeviceId("d"), mesh, "a.example", 443)
-    assert tried == [("relay1", 1), ("relay2", 1)]
+
+    def asks() -> asyncio.Task[Any]:
+        return loop.create_task(here.open(DeviceId("d"), ("relay1", 1), "a.example", 443))
+
+    first = [asks(), asks()]
+    await turns()
+    assert (len(tried), [task.done() for task in first]) == (1, [False, False])
+    tried[0].set_exception(TimeoutError())
+    await turns()
+    later = [asks() for _ in range(3)]
+    await turns()
+    assert len(tried) == 2, "one tries again,"
+    for task in (*first, *later):
+        assert isinstance(task.exception(), RelayAway), "and nobody waits for it"
+    here.close()
+    await turns()
 
 
 @pytest.mark.parametrize(

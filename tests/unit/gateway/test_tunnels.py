@@ -16,7 +16,7 @@ from gateway_node.tunnels import Tunnels
 from shared.pool.model import Acquired, Selected
 from shared.wire import mux
 from shared.wire.mux import Frame, MuxReason, MuxType
-from tests.unit.gateway.test_front import ENDPOINT, PAK, Full, Wire, opened_stream
+from tests.unit.gateway.test_front import ENDPOINT, PAK, Exit, Full, Wire, opened_stream
 
 GRANTED: Final = 1000  # by `opened_stream`
 
@@ -138,6 +138,8 @@ async def test_a_place_on_a_peer_is_given_back_once_and_not_while_bytes_wait(ord
         cast(Callable[[], None], getattr(held, event))()
     assert sorted(held.given) == ["customer", "exit"] * times
     held.exit.cut()
+    if held.tunnel is not None:
+        held.tunnel.cut()
     assert sorted(held.given) == (["customer", "exit"] if held.tunnel else [])
 
 
@@ -180,6 +182,25 @@ async def test_a_tunnel_whose_path_stays_lost_gives_its_place_back(monkeypatch: 
         while not held.given:
             await asyncio.sleep(0.01)
     assert sorted(held.given) == ["customer", "exit"]
+
+
+async def test_what_a_customer_has_not_read_counts_as_its_and_as_its_windows_after_the_tunnel_ended() -> None:
+    exit_, _ = await opened_stream()
+    held = OnStream(exit_)
+    held.begin()
+    assert held.tunnel is not None
+    held.tunnel.customer = cast(Any, Exit())
+    exit_._stream.stall()
+    budget = exit_._links.budget
+    budget.draw(budget._left_bytes)
+    exit_._stream._drawn = 1  # as a window that grew has
+    held.tunnel.cut()
+    assert held.given == ["exit"]
+    assert not budget.draw(1)
+    held.tunnel.place.leave()
+    held.tunnel.place.leave()
+    assert held.given == ["exit", "customer"]
+    assert budget.draw(1)
 
 
 @pytest.mark.parametrize(("takes", "waits"), [(0, False), (1, True)])
