@@ -116,7 +116,7 @@ async def test_a_relay_that_was_not_reached_is_waited_for_once_and_not_by_each(
     here = RelayLinks("", cast(Any, None), cast(Any, None))
     for mesh in (("relay1", 1), ("relay1", 1), ("relay2", 1)):
         with pytest.raises(RelayAway):
-            await here.open(DeviceId("d"), mesh, "a.example", 443)
+            await here.open(DeviceId("d"), mesh, "a.example", 443, "o")
     assert tried == [("relay1", 1), ("relay2", 1)]
 
 

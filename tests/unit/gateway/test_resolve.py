@@ -62,7 +62,7 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
     chosen = Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
 
     class Dialer:
-        async def open(self, acquired: Acquired, target: Target, request_id: str) -> RefusedRequest:
+        async def open(self, acquired: Acquired, target: Target, *_: str) -> RefusedRequest:
             dialled.append(target.address)
             return RefusedRequest(Refusal.TARGET_TIMEOUT, "")
 
