@@ -18,6 +18,7 @@ from gateway_node.leases import Leases
 from gateway_node.links import RelayLinks
 from gateway_node.listen import listen, tls_context
 from gateway_node.meter import MeterService
+from gateway_node.names import Names
 from gateway_node.pipeline import Pipeline
 from gateway_node.places import Places
 from gateway_node.resolve import Resolver
@@ -69,7 +70,8 @@ async def serve(settings: GatewaySettings) -> None:
         leases = Leases(redis, gateway_id, now_ms)
         domains = BlockedDomains(dynamo, settings.table("guard"), meter.all_tunnels)
         policy = EgressPolicy(lab_allow=settings.lab_endpoints())
-        resolver = Resolver(policy, settings.lab_names(), domains.covers)
+        names = Names()
+        resolver = Resolver(policy, settings.lab_names(), names.addresses, domains.covers)
         mesh_token = settings.mesh_token.get_secret_value()
         links = RelayLinks(
             mesh_token, lambda device_id: redis.run(read_presence(device_id)), leases.path_lost
@@ -112,6 +114,7 @@ async def serve(settings: GatewaySettings) -> None:
         await _drain(pipeline, meter, links, settings.gateway_drain_max_s)
         await duties.end()
         links.close()
+        await names.close()
         written = await meter.stop(settings.gateway_last_flush_max_s)
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(GIVE_BACK_MAX_S):

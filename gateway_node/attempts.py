@@ -135,7 +135,7 @@ class Attempts:
         slow = self._deadlines.call_after(SLOW_OPEN_S, partial(self._leases.doubt, device_id))
         began_s = time.monotonic()
         try:
-            side = await self._dialer.open(acquired, target, request_id)
+            side = await self._dialer.open(acquired, target, request_id, buyer.owner)
         except BaseException:
             self._leases.give_back(acquired, buyer.pak_id)
             if time.monotonic() - began_s >= SLOW_OPEN_S:  # nobody waits for ever: the customer left

@@ -85,11 +85,14 @@ class ExitDialer:
         self.splices = Splices()
 
     async def open(
-        self, acquired: Acquired, target: Target, request_id: str
+        self, acquired: Acquired, target: Target, request_id: str, owner: str
     ) -> ExitPath | ExitFailed | RefusedRequest:
-        """A connected exit whose next bytes are the target's. Cancelling closes what was opened."""
+        """A connected exit whose next bytes are the target's. Cancelling closes what was opened.
+
+        `owner`: whose windows grow together.
+        """
         if acquired.protocol == mux.PROTOCOL:
-            return await self._stream(acquired, target)
+            return await self._stream(acquired, target, owner)
         endpoint = acquired.endpoint
         if endpoint.pool is Pool.PEER:
             host, exit_port = acquired.mesh_host, acquired.mesh_port
@@ -141,12 +144,14 @@ class ExitDialer:
             self._opened[sealed] = header
         return header
 
-    async def _stream(self, acquired: Acquired, target: Target) -> ExitPath | ExitFailed | RefusedRequest:
+    async def _stream(
+        self, acquired: Acquired, target: Target, owner: str
+    ) -> ExitPath | ExitFailed | RefusedRequest:
         """Peers of v2 check what they dial, so they are told the name and find the address that is near them."""
         device_id, mesh = DeviceId(acquired.endpoint.endpoint_id), (acquired.mesh_host, acquired.mesh_port)
         try:
             with self._deadlines.within(EXIT_ANSWER_TIMEOUT_S):
-                return await self._links.open(device_id, mesh, target.host, target.port)
+                return await self._links.open(device_id, mesh, target.host, target.port, owner)
         except LinkRefused as refused:
             known = _STREAM_REASONS.get(refused.reason)
             if known is not None:

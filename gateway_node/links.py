@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from gateway_node.stream_exit import LinkLost, RelayAway, StreamExit
+from gateway_node.windows import Windows
 from shared.kernel.ids import DeviceId
 from shared.pool.model import Presence
 from shared.wire import mux
@@ -15,7 +16,6 @@ from shared.wire.cork import Cork
 from shared.wire.http1 import HeadError, build_head, take_response_head
 from shared.wire.mux import Bytes, Frame, MuxType
 from shared.wire.outbox import Outbox
-from shared.wire.stream import WindowBudget
 
 CONNECT_TIMEOUT_S: Final = 3.0
 AWAY_S: Final = 1.0
@@ -26,8 +26,6 @@ LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 PING_EVERY_S: Final = 5.0
 DEAD_AFTER_S: Final = 15.0
-WINDOWS_MAX_BYTES: Final = 1024 * 1024 * 1024
-"""What all windows of this gateway may grow by together."""
 
 log = logging.getLogger("psx.gateway")
 
@@ -167,7 +165,7 @@ class RelayLinks:
         self._token = token
         self.locate = locate
         self.report = report
-        self.budget = WindowBudget(WINDOWS_MAX_BYTES)
+        self.windows = Windows()
         self._links: dict[tuple[str, int], asyncio.Task[RelayLink]] = {}
         self._resuming: set[asyncio.Task[None]] = set()
         self._again_s: dict[tuple[str, int], float] = {}
@@ -199,8 +197,12 @@ class RelayLinks:
         self._again_s.pop(address, None)
         return link
 
-    async def open(self, device_id: DeviceId, mesh: tuple[str, int], host: str, port: int) -> StreamExit:
-        """A tunnel to a target through a device. Raises LinkRefused, RelayAway, or LinkLost."""
+    async def open(
+        self, device_id: DeviceId, mesh: tuple[str, int], host: str, port: int, owner: str
+    ) -> StreamExit:
+        """A tunnel to a target through a device. `owner`: whose windows grow together. Raises LinkRefused, RelayAway, or
+        LinkLost.
+        """
         again_s = self._again_s.get(mesh)
         if again_s is not None:
             if asyncio.get_running_loop().time() >= again_s:
@@ -210,7 +212,7 @@ class RelayLinks:
             link = await self.link(*mesh)
         except (OSError, TimeoutError) as error:
             raise RelayAway(type(error).__name__) from error
-        exit_ = StreamExit(self, device_id)
+        exit_ = StreamExit(self, device_id, self.windows.share(owner))
         try:
             await exit_.open(link, host, port)
         except BaseException:

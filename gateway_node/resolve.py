@@ -2,9 +2,7 @@
 
 import asyncio
 import ipaddress
-import socket
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Final
@@ -17,14 +15,12 @@ from shared.wire.egress import EgressPolicy, EgressVerdict, check_address, check
 RESOLVE_TIMEOUT_S: Final = 5.0
 FRESH_S: Final = 5.0
 NAMES_KEPT: Final = 10_000
-LOOKUP_THREADS: Final = 256
 LOOKUPS_PER_OWNER: Final = 8
-"""At once. A thread waits for a name server until the system's resolver gives up, long after the customer has left."""
-SCARCE_LOOKUPS: Final = LOOKUP_THREADS // 2
-"""Under way together. From here on owners begin one at a time who had to do with silent name servers lately,"""
-RARE_LOOKUPS: Final = LOOKUP_THREADS * 3 // 4
-"""and from here on all do: whoever has no lookup under way still gets a thread."""
-SILENCE_KEPT_S: Final = 60.0
+"""At once. A lookup counts until name servers have answered or been given up, long after the customer has left."""
+SCARCE_LOOKUPS: Final = 512
+"""Under way together. From here on each owner begins one at a time: name servers bound what one machine may ask of them,"""
+LOOKUPS_MAX: Final = 8192
+"""and from here on nobody begins any. Each holds some 4 KB."""
 
 UNANSWERED: Final = f"no name server told the target's address within {RESOLVE_TIMEOUT_S:.0f} s"
 
@@ -45,40 +41,39 @@ class Target:
 
 
 class _Owner:
-    """Whose lookups count together. `silent`: how many of the last minute ended later than anybody waits for one."""
+    """Whose lookups count together."""
 
-    __slots__ = ("__weakref__", "alone", "silent", "turns")
+    __slots__ = ("__weakref__", "alone", "turns")
 
     def __init__(self) -> None:
         self.turns = asyncio.Semaphore(LOOKUPS_PER_OWNER)
         self.alone = asyncio.Semaphore(1)
-        self.silent = 0
-
-    def forgive(self) -> None:
-        """A minute passed."""
-        self.silent -= 1
 
 
 class Resolver:
     """Resolves and checks targets. `hosts` are the lab's names, empty anywhere else; `closed` tells of names that
-    operators closed."""
+    operators closed; `addresses` finds a name's and never raises."""
 
     def __init__(
-        self, policy: EgressPolicy, hosts: dict[str, str], closed: Callable[[str], bool] = lambda host: False
+        self,
+        policy: EgressPolicy,
+        hosts: dict[str, str],
+        addresses: Callable[[str], Coroutine[None, None, list[str]]],
+        closed: Callable[[str], bool] = lambda host: False,
     ) -> None:
         self._policy = policy
         self._closed = closed
         self._hosts = hosts
+        self._addresses = addresses
         self._found: dict[str, tuple[float, list[str]]] = {}
-        self._looking: dict[str, asyncio.Future[list[str]]] = {}
+        self._looking: dict[str, asyncio.Task[list[str]]] = {}
         self._owners: WeakValueDictionary[str, _Owner] = WeakValueDictionary()
-        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, "names")
 
-    async def _lookup(self, host: str, port: int, owner: str) -> list[str]:
+    async def _lookup(self, host: str, owner: str) -> list[str]:
         """Addresses of a name, remembered for `FRESH_S`: what is dialled is always what was checked. Raises TimeoutError.
 
-        Lookups have threads of their own, one per name however many ask, and each owner has so many, fewer when threads are
-        scarce: names whose server does not answer hold up whoever asks for them, and nobody else.
+        There is one lookup per name however many ask, and each owner has so many at once, fewer when there are many in all:
+        names whose server does not answer hold up whoever asks for them, and nobody else.
         """
         found = self._fresh(host)
         if found is not None:
@@ -88,11 +83,14 @@ class Resolver:
             asked_by = self._owners[owner] = _Owner()
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
             while (looking := self._looking.get(host)) is None:
-                turn = asked_by.alone if self._scarce(asked_by) else asked_by.turns
+                turn = asked_by.alone if len(self._looking) >= SCARCE_LOOKUPS else asked_by.turns
                 await turn.acquire()
                 found = self._fresh(host)
                 if found is None and host not in self._looking:
-                    self._look(host, port, asked_by, turn)
+                    if len(self._looking) >= LOOKUPS_MAX:
+                        turn.release()
+                        raise TimeoutError
+                    self._look(host, asked_by, turn)
                     continue
                 turn.release()  # somebody else asked meanwhile
                 if found is not None:
@@ -104,34 +102,22 @@ class Resolver:
         now_s = asyncio.get_running_loop().time()
         return found[1] if found is not None and now_s - found[0] <= FRESH_S else None
 
-    def _scarce(self, owner: _Owner) -> bool:
-        return len(self._looking) >= (SCARCE_LOOKUPS if owner.silent else RARE_LOOKUPS)
-
-    def _look(self, host: str, port: int, owner: _Owner, turn: asyncio.Semaphore) -> None:
-        loop = asyncio.get_running_loop()
-        looking = loop.run_in_executor(self._threads, _addresses, host, port)
+    def _look(self, host: str, owner: _Owner, turn: asyncio.Semaphore) -> None:
+        looking = asyncio.get_running_loop().create_task(self._addresses(host))
         self._looking[host] = looking
-        looking.add_done_callback(partial(self._looked_up, host, owner, turn, loop.time()))
+        looking.add_done_callback(partial(self._looked_up, host, owner, turn))
 
     def _looked_up(
-        self,
-        host: str,
-        owner: _Owner,
-        turn: asyncio.Semaphore,
-        began_s: float,
-        looking: asyncio.Future[list[str]],
+        self, host: str, owner: _Owner, turn: asyncio.Semaphore, looking: asyncio.Task[list[str]]
     ) -> None:
+        """A lookup ended. An owner is known for as long as any of its lookups is under way."""
         del self._looking[host]
         turn.release()
-        loop = looking.get_loop()
-        if loop.time() - began_s > RESOLVE_TIMEOUT_S:
-            owner.silent += 1
-            loop.call_later(SILENCE_KEPT_S, owner.forgive)
         if looking.cancelled() or looking.exception() is not None:
             return
         if len(self._found) >= NAMES_KEPT:
             self._found.clear()
-        self._found[host] = (loop.time(), looking.result())
+        self._found[host] = (looking.get_loop().time(), looking.result())
 
     def closed(self, host: str) -> RefusedRequest | None:
         """Why nobody may go to a name, if operators closed it."""
@@ -151,7 +137,7 @@ class Resolver:
             if check_name(host) is not EgressVerdict.ALLOWED:
                 return RefusedRequest(Refusal.SSRF_BLOCKED, "that name belongs to a private network")
             try:
-                addresses = await self._lookup(host, port, owner)
+                addresses = await self._lookup(host, owner)
             except TimeoutError:
                 return RefusedRequest(Refusal.TARGET_DNS, UNANSWERED)
             if not addresses:
@@ -183,13 +169,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _addresses(host: str, port: int) -> list[str]:
-    """Addresses of a name, IPv4 first: not every device has IPv6."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return []
-    ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in ordered))

@@ -19,7 +19,7 @@ from shared.kernel.ids import DeviceId
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
-from shared.wire.stream import FlowViolation, Stream
+from shared.wire.stream import FlowViolation, Stream, WindowRoom
 
 if TYPE_CHECKING:
     from gateway_node.links import RelayLink, RelayLinks
@@ -69,11 +69,11 @@ class StreamExit:
 
     carries_eof: Final = True
 
-    def __init__(self, links: RelayLinks, device_id: DeviceId) -> None:
+    def __init__(self, links: RelayLinks, device_id: DeviceId, windows: WindowRoom) -> None:
         self._links = links
         self._device_id = device_id
         self.place = Place()
-        self._stream = Stream(self, os.urandom(mux.TOKEN_BYTES), links.budget)
+        self._stream = Stream(self, os.urandom(mux.TOKEN_BYTES), windows)
         self._link: RelayLink | None = None
         self._id = 0
         self._opening: asyncio.Future[None] | None = None

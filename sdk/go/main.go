@@ -72,6 +72,9 @@ const (
 	windowMaxBytes       = 4 * 1024 * 1024
 	windowsMaxBytes      = 64 * 1024 * 1024
 	pendingHighBytes     = 64 * 1024
+	smallBytes           = 1024
+	joinedMaxBytes       = 4096
+	apartMax             = 64 // small pieces that are kept as they came: each takes a hundred bytes besides its own
 	dataMaxBytes         = 64 * 1024
 	targetHighBytes      = 256 * 1024
 	targetLowBytes       = 64 * 1024
@@ -1164,10 +1167,21 @@ func (s *stream) write(data []byte) {
 	if s.eofWanted {
 		return
 	}
-	s.pending = append(s.pending, data)
+	s.pending = keepPiece(s.pending, data)
 	s.pendingBytes += len(data)
 	s.holdOrRelease()
 	s.offer()
+}
+
+// keepPiece keeps a piece; of small ones many are joined, and leave as one frame where they wait. What is joined is copied:
+// pieces share their memory with others, and with what is being written.
+func keepPiece(pieces [][]byte, piece []byte) [][]byte {
+	last := len(pieces) - 1
+	if len(piece) >= smallBytes || last+1 < apartMax || len(pieces[last]) >= joinedMaxBytes {
+		return append(pieces, piece)
+	}
+	pieces[last] = append(slices.Clip(pieces[last]), piece...)
+	return pieces
 }
 
 func (s *stream) writeEOF() {
@@ -1275,7 +1289,7 @@ func (s *stream) take(out *outbox, maxBytes int) (op int, head, payload []byte) 
 	}
 	s.sent += uint64(len(chunk))
 	s.pendingBytes -= len(chunk)
-	s.unacked = append(s.unacked, chunk)
+	s.unacked = keepPiece(s.unacked, chunk)
 	s.holdOrRelease()
 	return websocket.BinaryMessage, muxHeader(muxData, s.id), chunk
 }
@@ -1878,7 +1892,7 @@ func (n *session) run(ctx context.Context, host string, port int) {
 		n.moved.Store(time.Now().UnixNano())
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.pending = append(n.pending, data)
+		n.pending = keepPiece(n.pending, data)
 		n.waiting += len(data)
 		n.on.out.offer(n)
 		for n.waiting > pendingHighBytes && !n.ended {

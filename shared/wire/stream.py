@@ -65,24 +65,35 @@ class Sink(Protocol):
         """The path has room again."""
 
 
+class WindowRoom(Protocol):
+    """What windows draw on when they grow."""
+
+    def draw(self, size: int) -> bool:
+        """Take so much; False, and nothing taken, when there is not that much. Nothing may always be taken."""
+        ...
+
+    def give_back(self, size: int) -> None:
+        """A stream that had drawn is over, or rests."""
+
+
 class WindowBudget:
     """How much all windows of a process may add up to beyond their start; one that grows draws on it."""
 
-    __slots__ = ("_left_bytes",)
+    __slots__ = ("left_bytes",)
 
     def __init__(self, max_bytes: int) -> None:
-        self._left_bytes = max_bytes
+        self.left_bytes = max_bytes
 
     def draw(self, size: int) -> bool:
         """Take from the budget; False when that much is not left."""
-        if size > self._left_bytes:
+        if size > self.left_bytes:
             return False
-        self._left_bytes -= size
+        self.left_bytes -= size
         return True
 
     def give_back(self, size: int) -> None:
         """A stream that had drawn is over."""
-        self._left_bytes += size
+        self.left_bytes += size
 
 
 class Stream:
@@ -95,7 +106,7 @@ class Stream:
     )  # fmt: skip
 
     def __init__(
-        self, sink: Sink, token: bytes, budget: WindowBudget, window_bytes: int = WINDOW_START_BYTES
+        self, sink: Sink, token: bytes, budget: WindowRoom, window_bytes: int = WINDOW_START_BYTES
     ) -> None:
         self._sink = sink
         self.token = token

@@ -7,7 +7,7 @@ import pytest
 
 from shared.wire import mux, peer
 from shared.wire.mux import MuxReason, MuxType
-from shared.wire.stream import WINDOW_START_BYTES
+from shared.wire.stream import APART_MAX, JOINED_MAX_BYTES, WINDOW_START_BYTES
 from tests.conformance.device import Rig
 from tests.conformance.relay import ScriptedRelay, Socket, Tunnel, token_of
 from tests.conformance.targets import Connection, Target
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 BULK_BYTES = 3_000_000
 MAX_TUNNELS = 256
+PIECES, PIECE_BYTES = 400, 40
 
 
 async def opened(rig: Rig, target: Target) -> tuple[Socket, Tunnel, Connection]:
@@ -82,6 +83,54 @@ async def test_nothing_is_sent_beyond_the_limit(rig: Rig, target: Target) -> Non
     assert socket.frames[1].empty()
     socket.send(mux.window_frame(1, 10, 13))
     assert bytes((await socket.frame(1, MuxType.DATA)).body) == b"abc"
+
+
+async def say_in_pieces(connection: Connection, said: bytes) -> None:
+    """Small pieces, so far apart that a peer reads each by itself."""
+    for start in range(0, len(said), PIECE_BYTES):
+        await connection.say(said[start : start + PIECE_BYTES])
+        await asyncio.sleep(0.002)
+
+
+async def frames_of(socket: Socket, tunnel: int, size: int) -> list[bytes]:
+    """DATA of a tunnel, until so many bytes came; what else comes is passed over."""
+    found: list[bytes] = []
+    while sum(map(len, found)) < size:
+        frame = await asyncio.wait_for(socket.frames[tunnel].get(), 5)
+        if frame.type is MuxType.DATA:
+            found.append(bytes(frame.body))
+    return found
+
+
+async def test_small_pieces_that_wait_for_credit_leave_together(rig: Rig, target: Target) -> None:
+    await rig.device()
+    socket = await rig.relay.socket()
+    socket.send(socket.open_frame(1, "127.0.0.1", target.port, limit=0))
+    await socket.frame(1, MuxType.OPENED)
+    said = os.urandom(PIECES * PIECE_BYTES)
+    await say_in_pieces(await target.connection(), said)
+    socket.send(mux.window_frame(1, 0, len(said)))
+    frames = await frames_of(socket, 1, len(said))
+    assert b"".join(frames) == said
+    assert len(frames) <= APART_MAX + len(said) // JOINED_MAX_BYTES + 1
+
+
+async def test_small_pieces_that_are_kept_for_a_resumption_are_kept_together(
+    rig: Rig, target: Target
+) -> None:
+    await rig.device()
+    socket = await rig.relay.socket()
+    socket.send(socket.open_frame(1, "127.0.0.1", target.port))
+    await socket.frame(1, MuxType.OPENED)
+    said = os.urandom(PIECES * PIECE_BYTES)
+    await say_in_pieces(await target.connection(), said)
+    assert b"".join(await frames_of(socket, 1, len(said))) == said, "nothing waited for more"
+    socket.send(mux.reset_frame(1, MuxReason.PATH_LOST))
+    socket.send(mux.resume_frame(2, token_of(1), 0, WINDOW_START_BYTES))
+    await socket.frame(2, MuxType.RESUMED)
+    again = await frames_of(socket, 2, len(said))
+    assert b"".join(again) == said
+    assert len(again) <= APART_MAX + len(said) // JOINED_MAX_BYTES + 1
 
 
 async def test_a_target_that_does_not_read_holds_nobody_else_up(rig: Rig, target: Target) -> None:

@@ -7,8 +7,11 @@ from typing import cast
 
 import pytest
 
+from gateway_node.stream_exit import StreamExit
 from relay_node.registry import MAX_TUNNELS_PER_DEVICE
+from shared.access.secrets import SecretBox
 from shared.kernel.codes import SpeedTier
+from shared.kernel.ids import AccountId, PakId
 from shared.wire.mux import MuxReason
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, pattern, until
 
@@ -214,6 +217,23 @@ async def test_a_refused_target_is_told_and_not_held_against_the_exit(plane: Pla
     writer.close()
 
 
+async def test_windows_of_one_customer_grow_out_of_one_share_and_not_out_of_another_s(plane: Plane) -> None:
+    await plane.mint(SecretBox(bytes(32), bytes(32)), PakId("pak2"), "pak_other", AccountId("psx_other"))
+    await plane.add_peer("p1")
+    port = await plane.target(echo)
+    streams = [await plane.tunnel(port) for _ in range(2)]
+    streams.append(await plane.tunnel(port, username="psx_other-peer-us", secret="pak_other"))
+    drawn_on: dict[str, set[object]] = {}
+    for tunnel in plane.meter.all_tunnels():
+        assert isinstance(tunnel.exit, StreamExit)
+        drawn_on.setdefault(tunnel.pak.account_id, set()).add(tunnel.exit._stream._budget)
+    assert drawn_on == {
+        owner: {plane.links.windows.share(owner)} for owner in (ACCOUNT, AccountId("psx_other"))
+    }
+    for _, writer in streams:
+        writer.close()
+
+
 async def test_a_device_carries_so_many_tunnels_and_no_more(plane: Plane) -> None:
     from gateway_node.stream_exit import LinkRefused
     from shared.kernel.ids import DeviceId
@@ -224,7 +244,7 @@ async def test_a_device_carries_so_many_tunnels_and_no_more(plane: Plane) -> Non
 
     async def one() -> MuxReason | None:
         try:
-            await plane.links.open(DeviceId("p1"), mesh, "127.0.0.1", port)
+            await plane.links.open(DeviceId("p1"), mesh, "127.0.0.1", port, "o")
         except LinkRefused as refused:
             return refused.reason
         return None

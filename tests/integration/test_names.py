@@ -1,52 +1,65 @@
 """Looking up targets' names: whoever asks for names that nobody answers waits, and nobody else."""
 
 import asyncio
-import socket
-import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 from gateway_node import resolve
+from gateway_node.names import Names
 from gateway_node.refusals import RefusedRequest
 from gateway_node.resolve import LOOKUPS_PER_OWNER, Resolver, Target
 from shared.kernel.codes import Refusal
 from shared.wire.egress import EgressPolicy
-from tests.support.dataplane import until
-
-FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 0))]
+from tests.conformance import resolver as scripted
 
 
-class Names(list[str]):
-    """Names that were looked up. Those below `slow.example` are answered when it is `over`."""
+class Answers(list[str]):
+    """Names that were looked up. Those below `slow.example` are never answered."""
 
-    over = threading.Event()
-
-    def look_up(self, host: str, *_: Any, **__: Any) -> Any:
+    async def addresses(self, host: str) -> list[str]:
         self.append(host)
         if host.endswith("slow.example"):
-            self.over.wait()
-        return FOUND
+            await asyncio.Event().wait()
+        return ["8.8.8.8"]
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
-    """Of this test; it is over when the test ends."""
-    asked = Names()
-    asked.over = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", asked.look_up)
-    yield asked
-    asked.over.set()
+class NameServer(scripted.Resolver):
+    """One whose answers are scripted, on any port. It is silent about names below `slow.example`."""
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if b"\4slow\7example" not in data:
+            super().datagram_received(data, addr)
 
 
-async def test_names_that_nobody_answers_hold_up_their_owner_alone(
-    asked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[NameServer]:
+    """It knows `both.example`."""
+    server = NameServer()
+    server.names["both.example"] = [["2606:4700::1", "8.8.8.8", "1.1.1.1"]]
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: server, local_addr=("127.0.0.1", 0)
+    )
+    server.address = "{}:{}".format(*transport.get_extra_info("sockname"))
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture
+async def names(server: NameServer) -> AsyncIterator[Names]:
+    """What asks it."""
+    names = Names([server.address])
+    yield names
+    await names.close()
+
+
+async def test_names_that_nobody_answers_hold_up_their_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "RESOLVE_TIMEOUT_S", 0.2)
-    resolver = Resolver(EgressPolicy(), {})
-    names = [f"n{n}.slow.example" for n in range(100)]
-    held = [asyncio.create_task(resolver.resolve(name, 443, "hostile")) for name in names]
+    asked = Answers()
+    resolver = Resolver(EgressPolicy(), {}, asked.addresses)
+    slow = [f"n{n}.slow.example" for n in range(100)]
+    held = [asyncio.create_task(resolver.resolve(name, 443, "hostile")) for name in slow]
     refused = await asyncio.gather(*held)
     assert len(asked) == LOOKUPS_PER_OWNER
     for refusal in refused:
@@ -61,47 +74,64 @@ async def test_names_that_nobody_answers_hold_up_their_owner_alone(
     assert await resolver.resolve("shop.example", 443, "hostile") == found, "what is known costs no turn"
 
 
-async def test_a_name_that_many_ask_for_is_looked_up_once(asked: list[str]) -> None:
-    resolver = Resolver(EgressPolicy(), {})
+async def test_a_name_that_many_ask_for_is_looked_up_once() -> None:
+    asked = Answers()
+    resolver = Resolver(EgressPolicy(), {}, asked.addresses)
     found = await asyncio.gather(*(resolver.resolve("shop.example", 443, f"o{n % 3}") for n in range(60)))
     assert {target.address for target in found if isinstance(target, Target)} == {"8.8.8.8"}
     assert asked == ["shop.example"]
 
 
-async def ask_in_vain(resolver: Resolver, patch: pytest.MonkeyPatch, owner: str, count: int) -> None:
-    """Names of an owner's that nobody answers: whoever asked has given up when this returns."""
-    with patch.context() as hurried:
+async def test_three_hundred_keys_with_silent_names_keep_nobody_else_from_an_answer(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver(EgressPolicy(), {}, names.addresses)
+    with monkeypatch.context() as hurried:
         hurried.setattr(resolve, "RESOLVE_TIMEOUT_S", 0.1)
-        names = (f"n{n}.{owner}.slow.example" for n in range(count))
-        await asyncio.gather(*(resolver.resolve(name, 443, owner) for name in names))
+        asks = (resolver.resolve(f"n{n}.slow.example", 443, f"o{n % 300}") for n in range(2400))
+        refused = await asyncio.gather(*asks)
+    assert all(isinstance(refusal, RefusedRequest) for refusal in refused)
+    assert len(resolver._looking) >= resolve.SCARCE_LOOKUPS, "they are still under way"
+    found = await resolver.resolve("both.example", 443, "honest")
+    assert found == Target("both.example", "8.8.8.8", 443, ("1.1.1.1", "2606:4700::1"))
 
 
-@pytest.mark.usefixtures("asked")
-async def test_owners_with_lookups_leave_the_last_threads_to_those_without(
+async def test_when_many_lookups_are_under_way_each_owner_begins_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resolver = Resolver(EgressPolicy(), {})
-    owners = resolve.LOOKUP_THREADS // LOOKUPS_PER_OWNER
-    for number in range(owners):
-        await ask_in_vain(resolver, monkeypatch, f"o{number}", LOOKUPS_PER_OWNER)
-    alone = owners - resolve.RARE_LOOKUPS // LOOKUPS_PER_OWNER
-    assert len(resolver._looking) == resolve.RARE_LOOKUPS + alone
-    assert isinstance(await resolver.resolve("shop.example", 443, "honest"), Target)
+    monkeypatch.setattr(resolve, "RESOLVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(resolve, "LOOKUPS_MAX", resolve.SCARCE_LOOKUPS + 2)
+    resolver = Resolver(EgressPolicy(), {}, Answers().addresses)
 
+    async def ask_in_vain(owner: str) -> None:
+        slow = (f"n{n}.{owner}.slow.example" for n in range(LOOKUPS_PER_OWNER))
+        await asyncio.gather(*(resolver.resolve(name, 443, owner) for name in slow))
 
-async def test_an_owner_of_silent_names_shares_less_when_threads_are_scarce(
-    asked: Names, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resolver = Resolver(EgressPolicy(), {})
-    await ask_in_vain(resolver, monkeypatch, "known", 1)
-    with monkeypatch.context() as hurried:
-        hurried.setattr(resolve, "RESOLVE_TIMEOUT_S", 0.05)  # the answer comes later than that
-        asked.over.set()
-        await until(lambda: not resolver._looking)
-    asked.over = threading.Event()
-    for number in range(resolve.SCARCE_LOOKUPS // LOOKUPS_PER_OWNER):
-        await ask_in_vain(resolver, monkeypatch, f"o{number}", LOOKUPS_PER_OWNER)
-    await ask_in_vain(resolver, monkeypatch, "known", LOOKUPS_PER_OWNER)
+    many = resolve.SCARCE_LOOKUPS // LOOKUPS_PER_OWNER
+    await asyncio.gather(*(ask_in_vain(f"o{number}") for number in range(many)))
+    assert len(resolver._looking) == resolve.SCARCE_LOOKUPS
+    await ask_in_vain("one more")
     assert len(resolver._looking) == resolve.SCARCE_LOOKUPS + 1
-    await ask_in_vain(resolver, monkeypatch, "new", LOOKUPS_PER_OWNER)
-    assert len(resolver._looking) == resolve.SCARCE_LOOKUPS + 1 + LOOKUPS_PER_OWNER
+    await asyncio.gather(ask_in_vain("another"), ask_in_vain("too many"))
+    assert len(resolver._looking) == resolve.LOOKUPS_MAX
+    assert isinstance(await resolver.resolve("shop.example", 443, "honest"), RefusedRequest)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unknown.example", "a..example", "x" * 64 + ".example", "\N{CAT FACE}" * 64 + ".example"],
+)
+async def test_what_is_no_name_of_anything_has_no_address(names: Names, name: str) -> None:
+    assert await names.addresses(name) == []
+
+
+@pytest.mark.parametrize("shorthand", ["127.1", "0177.0.0.1", "0x7f.1", "2130706433"])
+async def test_shorthand_of_an_address_is_that_address(names: Names, shorthand: str) -> None:
+    assert await names.addresses(shorthand) == ["127.0.0.1"]
+
+
+async def test_a_customer_s_name_is_never_completed_to_one_of_our_own(
+    server: NameServer, names: Names
+) -> None:
+    assert await names.addresses("db.corp") == []
+    assert {name for name, _ in server.asked} == {"db.corp"}

@@ -31,6 +31,7 @@ from gateway_node.http_front import HttpFront
 from gateway_node.leases import Leases
 from gateway_node.links import RelayLinks
 from gateway_node.meter import MeterService
+from gateway_node.names import Names
 from gateway_node.pipeline import Pipeline
 from gateway_node.places import Places
 from gateway_node.resolve import Resolver
@@ -227,7 +228,8 @@ class Plane:
         )
         policy = EgressPolicy(lab_allow=cast("frozenset[tuple[str, int]]", self.allowed))
         self.domains = BlockedDomains(self.dynamo, PREFIX + "guard", self.meter.all_tunnels)
-        resolver = Resolver(policy, self.names, self.domains.covers)
+        self.resolved = Names()
+        resolver = Resolver(policy, self.names, self.resolved.addresses, self.domains.covers)
         self.dialer = ExitDialer(MESH_TOKEN, box, self.links)
         places = Places(self.redis, GatewayId("gw"))
         self.pipeline = Pipeline(self.auth, resolver, self.leases, self.dialer, self.meter, places, now_ms)
@@ -349,6 +351,7 @@ class Plane:
             for tunnel in self.meter.all_tunnels():
                 tunnel.cut()
             self.links.close()
+            await self.resolved.close()
         for relay in self.relays:
             await relay.kill()
         await self.redis.close()

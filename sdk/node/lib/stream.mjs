@@ -7,9 +7,19 @@ import { DATA_MAX_BYTES, Mux, header, numbersFrame } from "./frames.mjs";
 export const WINDOW_START_BYTES = 256 * 1024;
 const WINDOW_MAX_BYTES = 4 * 1024 * 1024;
 export const PENDING_HIGH_BYTES = 64 * 1024;
+const SMALL_BYTES = 1024;
+const JOINED_MAX_BYTES = 4096;
+const APART_MAX = 64; // small pieces that are kept as they came: each takes a hundred bytes besides its own
 
 /** The other end sent beyond its limit, or acknowledged what was never sent. */
 export class FlowViolation extends Error {}
+
+/** Keep a piece; of small ones many are joined, and leave as one frame where they wait. */
+export function keep(pieces, piece) {
+  const last = pieces.length - 1;
+  if (piece.length >= SMALL_BYTES || last + 1 < APART_MAX || pieces[last].length >= JOINED_MAX_BYTES) pieces.push(piece);
+  else pieces[last] = Buffer.concat([pieces[last], piece]);
+}
 
 export class Outbox {
   constructor(send) {
@@ -122,7 +132,7 @@ export class Stream {
 
   write(data) {
     if (this.eofWanted) return;
-    this.pending.push(data);
+    keep(this.pending, data);
     this.pendingBytes += data.length;
     this.offer();
     this.holdOrRelease();
@@ -209,7 +219,7 @@ export class Stream {
     }
     this.sent += chunk.length;
     this.pendingBytes -= chunk.length;
-    this.unacked.push(chunk);
+    keep(this.unacked, chunk);
     this.holdOrRelease();
     return [header(Mux.DATA, this.id), chunk];
   }

@@ -4,7 +4,7 @@ import { performance } from "node:perf_hooks";
 
 import { DialFailure, dialTarget } from "./egress.mjs";
 import { Mux, Reason, binaryPrefix, header, number, numbersFrame, reasonFrame } from "./frames.mjs";
-import { FlowViolation, PENDING_HIGH_BYTES, Stream, WindowBudget } from "./stream.mjs";
+import { FlowViolation, PENDING_HIGH_BYTES, Stream, WindowBudget, keep } from "./stream.mjs";
 
 const MAX_TUNNELS = 256;
 const WINDOWS_MAX_BYTES = 64 * 1024 * 1024;
@@ -257,7 +257,7 @@ export class Session {
     for (const data of this.early) target.write(data);
     this.early = [];
     target.on("data", (data) => {
-      this.pending.push(data);
+      keep(this.pending, data);
       this.waiting += data.length;
       this.moved(data.length, this.source);
       if (this.waiting > PENDING_HIGH_BYTES) this.source.add("path");

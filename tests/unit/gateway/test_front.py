@@ -27,6 +27,7 @@ from shared.runtime.deadlines import Deadlines
 from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
 from shared.wire.outbox import Outbox
+from shared.wire.stream import WindowBudget
 
 CREDENTIALS = "Proxy-Authorization: Basic " + base64.b64encode(b"psx_a-peer-us:s").decode()
 PAK = Pak(PakId("k"), AccountId("a"), "", "h", "", None, 0, True, None, None, Quality.STANDARD, True, 0, 0)
@@ -257,7 +258,7 @@ async def opened_stream() -> tuple[StreamExit, Any]:
         return None
 
     links = RelayLinks("t", nowhere, lambda device_id: None)
-    exit_ = StreamExit(links, DeviceId("d"))
+    exit_ = StreamExit(links, DeviceId("d"), WindowBudget(0))
     link: Any = SimpleNamespace(
         add=lambda _: 1, forget=lambda _: None, outbox=Outbox(lambda head, payload=b"": None)
     )

@@ -120,7 +120,7 @@ async def test_a_relay_that_cannot_be_reached_is_waited_for_once_and_tried_in_th
     here = RelayLinks("", cast(Any, None), cast(Any, None))
 
     def asks() -> asyncio.Task[Any]:
-        return loop.create_task(here.open(DeviceId("d"), ("relay1", 1), "a.example", 443))
+        return loop.create_task(here.open(DeviceId("d"), ("relay1", 1), "a.example", 443, "o"))
 
     first = [asks(), asks()]
     await turns()

@@ -18,9 +18,13 @@ from tests.unit.gateway.test_front import ENDPOINT, PAK
 LINE, SIX = "91.198.174.192", "2a02:8108:1:2::5"
 
 
+async def nowhere(host: str) -> list[str]:
+    return []
+
+
 def away(target: Target, *exits: str, lab: str = "") -> Target | RefusedRequest:
     policy = EgressPolicy(lab_allow=frozenset({(lab, target.port)}) if lab else frozenset())
-    return Resolver(policy, {}).away_from(exits, target)
+    return Resolver(policy, {}, nowhere).away_from(exits, target)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +48,11 @@ def test_the_lab_is_one_address_for_all() -> None:
     assert away(target, "127.0.0.1", lab="127.0.0.1") is target
 
 
-async def test_a_name_keeps_all_addresses_that_may_be_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ["10.0.0.1", LINE, "1.1.1.1"]
-    monkeypatch.setattr("gateway_node.resolve._addresses", lambda host, port: found)
-    assert await Resolver(EgressPolicy(), {}).resolve("both.example", 80, "o") == Target(
+async def test_a_name_keeps_all_addresses_that_may_be_dialled() -> None:
+    async def found(host: str) -> list[str]:
+        return ["10.0.0.1", LINE, "1.1.1.1"]
+
+    assert await Resolver(EgressPolicy(), {}, found).resolve("both.example", 80, "o") == Target(
         "both.example", LINE, 80, ("1.1.1.1",)
     )
 
@@ -57,7 +62,7 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
     chosen = Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
 
     class Dialer:
-        async def open(self, acquired: Acquired, target: Target, request_id: str) -> RefusedRequest:
+        async def open(self, acquired: Acquired, target: Target, *_: str) -> RefusedRequest:
             dialled.append(target.address)
             return RefusedRequest(Refusal.TARGET_TIMEOUT, "")
 
@@ -80,7 +85,7 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
         def doubt(self, device_id: str) -> None: ...
 
     parts, leases = cast(Any, SimpleNamespace(has_many=lambda owner: False)), Holds()
-    resolver, dialer = Resolver(EgressPolicy(), {}), cast(Any, Dialer())
+    resolver, dialer = Resolver(EgressPolicy(), {}, nowhere), cast(Any, Dialer())
     pipeline = Pipeline(parts, resolver, cast(Any, leases), dialer, parts, parts, lambda: 0)
     buyer = Buyer(PAK, parse_username("psx_a-peer-us"), "psx_a")
 

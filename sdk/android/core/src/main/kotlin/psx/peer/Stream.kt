@@ -6,6 +6,9 @@ package psx.peer
 const val WINDOW_START_BYTES = 256L * 1024
 private const val WINDOW_MAX_BYTES = 4L * 1024 * 1024
 const val PENDING_HIGH_BYTES = 64 * 1024
+private const val SMALL_BYTES = 1024
+private const val JOINED_MAX_BYTES = 4096
+private const val APART_MAX = 64 // small pieces that are kept as they came: each takes a hundred bytes besides its own
 
 /** The other end sent beyond its limit, or acknowledged what was never sent. */
 class FlowViolation(message: String) : Exception(message)
@@ -25,6 +28,31 @@ interface Sink {
 interface Lane {
     /** The next frame (bytes, or a String of text) of at most so much payload; null when there is none now. */
     fun take(maxBytes: Int): Any?
+}
+
+/** Bytes that are kept, from an offset on. */
+class Chunk(val data: ByteArray, val from: Int = 0) {
+    val size get() = data.size - from
+
+    fun after(count: Int) = Chunk(data, from + count)
+
+    fun first(count: Int) = Chunk(data.copyOfRange(from, from + count))
+
+    fun and(other: Chunk) = Chunk(
+        ByteArray(size + other.size).also {
+            data.copyInto(it, 0, from)
+            other.data.copyInto(it, size, other.from)
+        },
+    )
+}
+
+/** Keep a piece; of small ones many are joined, and leave as one frame where they wait. */
+fun ArrayDeque<Chunk>.keep(piece: Chunk) {
+    if (piece.size >= SMALL_BYTES || size < APART_MAX || last().size >= JOINED_MAX_BYTES) {
+        addLast(piece)
+    } else {
+        addLast(removeLast().and(piece))
+    }
 }
 
 /** One socket's way out: control frames leave at once, data goes round-robin while the socket has room. */
@@ -81,14 +109,6 @@ class Stream(
     private val budget: WindowBudget,
     private var window: Long = WINDOW_START_BYTES,
 ) : Lane {
-    private class Chunk(val data: ByteArray, val from: Int = 0) {
-        val size get() = data.size - from
-
-        fun after(count: Int) = Chunk(data, from + count)
-
-        fun first(count: Int) = Chunk(data.copyOfRange(from, from + count))
-    }
-
     private var outbox: Outbox? = null
     private var id = 0
     private var drawn = 0L
@@ -158,7 +178,7 @@ class Stream(
 
     fun write(data: ByteArray) {
         if (eofWanted) return
-        pending.addLast(Chunk(data))
+        pending.keep(Chunk(data))
         pendingBytes += data.size
         offer()
         holdOrRelease()
@@ -242,7 +262,7 @@ class Stream(
         }
         sent += chunk.size
         pendingBytes -= chunk.size
-        unacked.addLast(chunk)
+        unacked.keep(chunk)
         holdOrRelease()
         return dataFrame(Mux.DATA, id, chunk.data, chunk.from, chunk.size)
     }

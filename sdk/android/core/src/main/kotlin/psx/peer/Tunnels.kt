@@ -317,7 +317,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
 /** A session of binary-v1: it lives and ends with its socket. */
 class Session(private val table: Table, private val socket: RelaySocket, private val id: String) : Lane, TargetEvents {
     private val prefix = binaryPrefix(id)
-    private val pending = ArrayDeque<ByteArray>()
+    private val pending = ArrayDeque<Chunk>()
     private val early = ArrayDeque<ByteArray>()
     private var earlyBytes = 0
     private var waiting = 0
@@ -362,7 +362,7 @@ class Session(private val table: Table, private val socket: RelaySocket, private
         if (chunk != null) {
             waiting -= chunk.size
             if (waiting <= PENDING_HIGH_BYTES) source.drop("path")
-            return prefix + chunk
+            return prefix + chunk.data
         }
         if (!telling) return null
         telling = false
@@ -380,7 +380,7 @@ class Session(private val table: Table, private val socket: RelaySocket, private
 
     override fun onData(data: ByteArray) {
         if (over) return
-        pending.addLast(data)
+        pending.keep(Chunk(data))
         waiting += data.size
         moved(data.size, source)
         if (waiting > PENDING_HIGH_BYTES) source.add("path")
