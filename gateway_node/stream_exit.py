@@ -285,8 +285,8 @@ class StreamExit:
     def send_eof(self) -> None:
         self._stream.write_eof()
 
-    def rest(self) -> None:
-        self._stream.rest()
+    def try_again(self) -> None:
+        self._stream.try_again()
 
     def forget(self) -> None:
         self._forgotten = True

@@ -31,8 +31,8 @@ UNTOLD_WRITE_HIGH_BYTES: Final = 128 * 1024
 IDLE_MAX_S: Final = 900.0
 UNUSED_MAX_S: Final = 60.0
 """The same for a tunnel that never carried a byte: it costs nothing, and takes an exit's place from others."""
-RESTS_AFTER_S: Final = 10.0
-"""A tunnel that has been silent for so long keeps no more than its first window from those that carry."""
+TRIES_AGAIN_AFTER_S: Final = 10.0
+"""What waits in a tunnel that has been silent for so long is offered again."""
 NEVER_SENT_BYTES: Final = 1 << 62
 """Of a customer that is gone, nothing is known to have left."""
 BARREN_AFTER_S: Final = 4.0
@@ -131,8 +131,8 @@ class ExitPath(Path, Protocol):
     def attach(self, tunnel: Tunnel) -> None:
         """Bytes flow from now on."""
 
-    def rest(self) -> None:
-        """Nothing has passed for a while: keep no more than a tunnel that begins."""
+    def try_again(self) -> None:
+        """Nothing has passed for a while: send what waits, if it can be."""
 
     def forget(self) -> None:
         """The tunnel is over, and the customer has all that it will have of it."""
@@ -337,8 +337,8 @@ class Tunnel:
         moved = (self.up_bytes + self.down_bytes, unsent)
         self._silent_s = self._silent_s + elapsed_s if moved == self._moved else 0.0
         self._moved = moved
-        if self._silent_s >= RESTS_AFTER_S:
-            self.exit.rest()
+        if self._silent_s >= TRIES_AGAIN_AFTER_S:
+            self.exit.try_again()
         if self._silent_s < self.silence_max_s:
             return
         if self._exit_ended:

@@ -23,6 +23,9 @@ whoever sends OPEN or RESUME, are unique on that connection, and 0 is the connec
 On a link, OPEN and RESUME have `n u8 | device id n` before their body: the relay takes it off and chooses the socket.
 Offsets count the bytes of one direction from 0; EOF counts as one more, so it is acknowledged like a byte. `limit` is
 absolute and never goes back, so a WINDOW may be lost or repeated. Whoever receives beyond its limit resets the tunnel.
+What came is acknowledged when half of the window has come, or sooner; in a first window at 128 KB, however large it is:
+whoever sends keeps what was not acknowledged, and may have no room for more than 256 KB of it. What is sent again after
+RESUMED may come to 16 MB more than what was acknowledged; then the tunnel ends.
 RESET(path_lost) says that a connection between the ends was lost, not the tunnel: the gateway may RESUME within
 `RESUME_WITHIN_S`, on any socket of the device and through any relay. Unknown types are ignored; unknown ids are, too.
 

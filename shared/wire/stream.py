@@ -73,7 +73,7 @@ class WindowRoom(Protocol):
         ...
 
     def give_back(self, size: int) -> None:
-        """A stream that had drawn is over, or rests."""
+        """A stream that had drawn is over, or its window is smaller again."""
 
 
 class WindowBudget:
@@ -224,13 +224,10 @@ class Stream:
         self._budget.give_back(self._drawn)
         self._drawn, self._window, self._keeps = 0, self._start, self._start
 
-    def rest(self) -> None:
-        """Nothing has passed for a while: what the window drew is for those that carry. What was granted stays granted; the
-        next BLOCKED draws again.
-        """
-        grown, self._window = self._window - self._start, self._start
-        self._drawn -= grown
-        self._budget.give_back(grown)
+    def try_again(self) -> None:
+        """Nothing has passed for a while: what waits for room in the budget may find it now."""
+        if self._pending:
+            self._offer()
 
     # from the sink
 

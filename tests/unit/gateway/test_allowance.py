@@ -138,7 +138,7 @@ async def test_what_a_customer_said_before_it_ended_still_reaches_a_slow_target(
     _, tunnel, _, _ = carried(unsent=0)
     said: list[str] = []
     tunnel.exit = cast(Any, SimpleNamespace(
-        carries_eof=True, send_eof=lambda: None, rest=lambda: None,
+        carries_eof=True, send_eof=lambda: None, try_again=lambda: None,
         finish=lambda: said.append("finish"), cut=lambda: said.append("cut"),
     ))  # fmt: skip
     tunnel.sweep(0)

@@ -93,7 +93,7 @@ class Exit:
 
     def nothing(self) -> None: ...
 
-    send_eof = hold = release = finish = cut = rest = forget = nothing
+    send_eof = hold = release = finish = cut = try_again = forget = nothing
 
 
 class Opens:

@@ -13,10 +13,10 @@ from gateway_node.splice import Splices
 from gateway_node.stream_exit import StreamExit
 from gateway_node.tunnel import Budget, ExitPath, Tunnel
 from gateway_node.tunnels import Tunnels
-from gateway_node.windows import WindowShare
 from shared.pool.model import Acquired, Selected
 from shared.wire import mux
 from shared.wire.mux import Frame, MuxReason, MuxType
+from shared.wire.stream import WindowBudget
 from tests.unit.gateway.test_front import ENDPOINT, PAK, Exit, Full, Wire, opened_stream
 
 GRANTED: Final = 1000  # by `opened_stream`
@@ -191,17 +191,16 @@ async def test_what_a_customer_has_not_read_counts_as_its_and_as_its_windows_aft
     held.begin()
     assert held.tunnel is not None
     held.tunnel.customer = cast(Any, Exit())
-    share = exit_._stream._budget
-    assert isinstance(share, WindowShare)
-    assert share.draw(1)
+    budget = cast(WindowBudget, exit_._stream._budget)
+    budget.draw(budget.left_bytes)
     exit_._stream._drawn = 1  # as a window that grew has
     held.tunnel.cut()
     assert held.given == ["exit"]
-    assert share.held_bytes == 1
+    assert not budget.draw(1)
     held.tunnel.place.leave()
     held.tunnel.place.leave()
     assert held.given == ["exit", "customer"]
-    assert share.held_bytes == 0
+    assert budget.draw(1)
 
 
 @pytest.mark.parametrize(("takes", "waits"), [(0, False), (1, True)])
