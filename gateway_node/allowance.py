@@ -18,7 +18,8 @@ from shared.wire.stream import WINDOW_MAX_BYTES
 
 NEVER: Final = 1 << 62
 SETTLE_AGAIN_S: Final = 0.01
-"""How soon bytes that a slow customer had not taken are looked at again."""
+SETTLE_AGAIN_MAX_S: Final = 1.0
+"""How soon bytes that a slow customer had not taken are looked at again, and when it takes none for longer."""
 KEPT_S: Final = 60.0
 """So long a denial is remembered, so that the overdraft is not had again by connecting again."""
 WANT_TIMES_CARRIED: Final = 4
@@ -131,7 +132,7 @@ class KeyBudget(Budget):
 class TunnelBudget(Budget):
     """The budget as one tunnel sees it: the key's, with the tunnel's bytes counted on its line at every read."""
 
-    __slots__ = ("_again", "_key", "_line", "_tunnel")
+    __slots__ = ("_again", "_key", "_line", "_tunnel", "_unsent", "_wait_s")
 
     def __init__(self, key: KeyBudget, line: Line, tunnel: Tunnel) -> None:
         super().__init__(key.spent)
@@ -139,6 +140,7 @@ class TunnelBudget(Budget):
         self._line = line
         self._tunnel = tunnel
         self._again: asyncio.TimerHandle | None = None
+        self._unsent, self._wait_s = 0, SETTLE_AGAIN_S
 
     def add(self, size: int) -> None:
         """Count bytes that the tunnel has just passed on."""
@@ -156,7 +158,11 @@ class TunnelBudget(Budget):
         if down and tunnel.customer is not None and (unsent := tunnel.customer.unsent_bytes):
             down = max(down - unsent, 0)
             if self._again is None:
-                self._again = asyncio.get_running_loop().call_later(SETTLE_AGAIN_S, self._settle_again)
+                self._wait_s = (
+                    min(self._wait_s * 2, SETTLE_AGAIN_MAX_S) if unsent == self._unsent else SETTLE_AGAIN_S
+                )
+                self._unsent = unsent
+                self._again = asyncio.get_running_loop().call_later(self._wait_s, self._settle_again)
         if up or down:
             tunnel.flushed_up += up
             tunnel.flushed_down += down

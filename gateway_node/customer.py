@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import socket
+import struct
 import termios
 from array import array
 from collections.abc import Coroutine
@@ -25,6 +26,13 @@ WRITE_HIGH_BYTES: Final = 512 * 1024
 FLUSH_LOOK_S: Final = 30.0
 FLUSH_MIN_BYTES: Final = 64 * 1024
 """So much of its last bytes a customer has to take from one look to the next, or all of them."""
+TLS_HANDSHAKE_MAX_BYTES: Final = 16 * 1024
+TLS_OVERHEAD_MAX: Final = 256
+"""What TLS adds: a handshake, and of each record less than this part."""
+_TCP_INFO_BYTES: Final = 192
+_BYTES_ACKED: Final = struct.Struct("=Q")
+_BYTES_ACKED_AT: Final = 120
+"""`tcpi_bytes_acked` of linux/tcp.h, since Linux 4.1."""
 EARLY_MAX_BYTES: Final = 64 * 1024
 """What a customer may send before its tunnel is open; beyond it reading stops."""
 
@@ -48,6 +56,7 @@ class CustomerSide(asyncio.Protocol):
         self._address = ""
         self.told_address: str | None = None
         self._ended = self._gone = False
+        self._written_bytes = self._never_left_bytes = 0
         self._eof_sent = False
         self._full = False
         self._lobby: Lobby | None = None
@@ -90,6 +99,7 @@ class CustomerSide(asyncio.Protocol):
         if self._opening is not None:
             self._pipeline.attempts.leave(self._opening)
         self._gone = True
+        self._never_left_bytes = self._count_what_never_left()
         tunnel = self._tunnel
         if tunnel is not None:
             if exc is None and self._ended:
@@ -116,8 +126,23 @@ class CustomerSide(asyncio.Protocol):
     @property
     def unsent_bytes(self) -> int:
         if self._gone:
-            return NEVER_SENT_BYTES
+            return self._never_left_bytes
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def _count_what_never_left(self) -> int:
+        """Its transport has forgotten what it had not sent; the kernel still knows what the other end acknowledged."""
+        transport = self._transport
+        raw = None if transport is None else transport.get_extra_info("socket")
+        if transport is None or raw is None:
+            return NEVER_SENT_BYTES
+        try:
+            info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            taken: int = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0]
+        except (OSError, struct.error):
+            return NEVER_SENT_BYTES
+        if transport.get_extra_info("sslcontext") is not None:
+            taken -= TLS_HANDSHAKE_MAX_BYTES + taken // TLS_OVERHEAD_MAX
+        return max(self._written_bytes - max(taken, 0), 0)
 
     @property
     def bare_socket(self) -> int | None:
@@ -136,6 +161,10 @@ class CustomerSide(asyncio.Protocol):
                 transport.write(data)
             except RuntimeError:  # uvloop raises when the transport closed in this very turn
                 return
+            self._written_bytes += len(data)
+
+    def passed(self, size: int) -> None:
+        self._written_bytes += size
 
     def send_eof(self) -> None:
         transport = self._transport
@@ -211,6 +240,7 @@ class CustomerSide(asyncio.Protocol):
         self.leave_lobby()
         if answer:
             transport.write(answer)
+            self._written_bytes += len(answer)
         self.hold_if_stuffed(0)
         if early:
             tunnel.to_exit(early)

@@ -414,6 +414,8 @@ class PlainPath:
     def send(self, data: Bytes) -> None:
         self._front.upstream_sent(self._tunnel, data)
 
+    def passed(self, size: int) -> None: ...
+
     def send_eof(self) -> None:
         self._tunnel.finish()
 

@@ -39,12 +39,12 @@ class SocksFront(CustomerSide):
     def _event(self, event: socks5.Event) -> None:
         match event:
             case socks5.MethodsOffered(password_offered=True):
-                self._write(socks5.method_answer(True))
+                self.send(socks5.method_answer(True))
             case socks5.MethodsOffered():
                 self._last_word(socks5.method_answer(False))
             case socks5.Credentials():
                 self._credentials = event
-                self._write(socks5.auth_answer(True))
+                self.send(socks5.auth_answer(True))
             case socks5.Refused(answer=answer):
                 self._last_word(answer)
             case socks5.ConnectRequested(host=host, port=port):
@@ -65,11 +65,7 @@ class SocksFront(CustomerSide):
         self._talk.buffer.clear()
         self.attach(outcome.result, socks5.reply(socks5.Reply.SUCCEEDED), early)
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
     def _last_word(self, data: bytes) -> None:
-        self._write(data)
+        self.send(data)
         if self._transport is not None:
             self._transport.close()

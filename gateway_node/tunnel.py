@@ -34,7 +34,7 @@ UNUSED_MAX_S: Final = 60.0
 TRIES_AGAIN_AFTER_S: Final = 10.0
 """What waits in a tunnel that has been silent for so long is offered again."""
 NEVER_SENT_BYTES: Final = 1 << 62
-"""Of a customer that is gone, nothing is known to have left."""
+"""Where nothing is known to have left."""
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -106,9 +106,12 @@ class Path(Protocol):
 
 
 class CustomerPath(Path, Protocol):
-    """The customer's side. `unsent_bytes`: what waits in this process for a customer that reads slowly; `NEVER_SENT_BYTES`
-    when it is gone.
+    """The customer's side. `unsent_bytes`: what waits in this process for a customer that reads slowly; of one that is
+    gone, what it did not acknowledge, or `NEVER_SENT_BYTES`.
     """
+
+    def passed(self, size: int) -> None:
+        """So much went to it by `bare_socket`."""
 
     @property
     def unsent_bytes(self) -> int: ...
@@ -250,6 +253,8 @@ class Tunnel:
         """Target's bytes that went to the customer by themselves."""
         if self._ended is not None:
             self.down_bytes += size
+            if self.customer is not None:
+                self.customer.passed(size)
             self.budget.add(size)
 
     def exit_ended(self) -> None:

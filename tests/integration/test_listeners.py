@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway_node import lobby
+from gateway_node import allowance, lobby
 from gateway_node.http_front import HttpFront
 from gateway_node.listen import listen, tls_context
 from gateway_node.lobby import WAITING_PER_NETWORK_MAX
@@ -435,6 +435,40 @@ async def test_a_customer_that_never_reads_is_let_go(plane: Plane, monkeypatch: 
     await until(lambda: customer._transport is None, 3)
     assert plane.pipeline.tunnels.places.open_of(ACCOUNT) == 0
     writer.transport.abort()
+
+
+async def test_who_resets_pays_for_what_it_had_acknowledged(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of bytes that nobody had looked at since they left."""
+    monkeypatch.setattr(allowance, "SETTLE_AGAIN_S", 60.0)
+    said_bytes, read_bytes, kernels_bytes = 500_000, 300_000, 16 * 1024
+
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(said_bytes))
+        await reader.read()
+        writer.close()
+
+    await plane.add_peer("p1")
+    target = await plane.target(pours)
+    loop = asyncio.get_running_loop()
+    for server in plane.servers:
+        for listening in server.sockets:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernels_bytes)
+    with socket.socket() as customer:
+        customer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kernels_bytes)
+        customer.setblocking(False)
+        await loop.sock_connect(customer, ("127.0.0.1", plane.http_port))
+        await loop.sock_sendall(customer, connect(target))
+        await until(lambda: any(t.down_bytes == said_bytes for t in plane.meter.all_tunnels()))
+        (tunnel,) = plane.meter.all_tunnels()
+        assert tunnel.flushed_down < read_bytes / 2
+        left = read_bytes
+        while left:
+            left -= len(await loop.sock_recv(customer, min(left, 65536)))
+        customer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await until(lambda: not tunnel.open)
+    assert read_bytes - 1000 < tunnel.flushed_down < read_bytes + 8 * kernels_bytes < said_bytes
 
 
 async def test_a_flood_of_unpaid_requests_ends_with_the_connection(plane: Plane) -> None:

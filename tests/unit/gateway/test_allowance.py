@@ -1,12 +1,13 @@
 """What a tunnel's customer is charged: what left for it, and not what was thrown away; how long it is waited for."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from gateway_node import customer as customer_module
-from gateway_node.allowance import KeyBudget, TunnelBudget
+from gateway_node.allowance import SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S, KeyBudget, TunnelBudget
 from gateway_node.customer import FLUSH_MIN_BYTES, CustomerSide
 from gateway_node.journal import Line
 from gateway_node.tunnel import AFTER_CUSTOMER_ENDED_MAX_S, AFTER_EXIT_ENDED_MAX_S, IDLE_MAX_S, Tunnel
@@ -61,6 +62,35 @@ async def test_who_hangs_up_pays_for_what_had_left() -> None:
     cast(Slow, customer._transport).gone = True
     customer.connection_lost(ConnectionResetError())
     assert (line.down, key.pending_bytes) == (600, 600)
+
+
+class OneByOne:
+    """The loop's timers, by hand."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.then: Any = None
+
+    def call_later(self, wait_s: float, then: Any) -> None:
+        self.waits.append(wait_s)
+        self.then = then
+
+
+async def test_a_customer_that_takes_nothing_is_looked_at_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timers = OneByOne()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: timers)
+    customer, tunnel, line, _ = carried(unsent=400)
+    for _ in range(20):
+        timers.then()
+    assert timers.waits[:3] == [SETTLE_AGAIN_S, 2 * SETTLE_AGAIN_S, 4 * SETTLE_AGAIN_S]
+    assert timers.waits[-1] == SETTLE_AGAIN_MAX_S
+    cast(Slow, customer._transport).unsent = 300
+    timers.then()
+    assert timers.waits[-1] == SETTLE_AGAIN_S
+    assert line.down == 700
+    tunnel.cut()
 
 
 async def test_who_is_cut_pays_for_what_had_left() -> None:
