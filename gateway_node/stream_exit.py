@@ -35,6 +35,11 @@ RESUME_POLL_MIN_S: Final = 0.05
 RESUME_POLL_MAX_S: Final = 1.0
 RESUME_ANSWER_TIMEOUT_S: Final = 5.0
 FINISH_WITHIN_S: Final = 60.0
+LIGHT_BYTES: Final = 16 * 1024
+LIGHT_LOOK_S: Final = 10.0
+"""What is on its way at the end is no more than this for most tunnels: such a one gives its place back without waiting for
+the peer's word, and is looked at sooner because it counts nowhere.
+"""
 FINISH_LOOK_S: Final = 30.0
 """How long a peer may take what was sent before the tunnel ended; whose target takes nothing from one look to the next is
 not waited for: nobody is there for its answer. (Peers acknowledge each half of a window, 128 KB and more, and the end.)
@@ -130,6 +135,8 @@ class StreamExit:
                 self._close_if_over()
                 if self._finishing and self._stream.delivered:
                     self.cut()
+                elif self._finishing:
+                    self._leave_if_light()
             case MuxType.EOF if opened:
                 self._stream.on_eof(closes=True)
                 self._close_if_over()
@@ -307,10 +314,17 @@ class StreamExit:
             self.cut()
             return
         self._close_if_over()
-        if self._stream.all_sent:  # what is left is a round trip
-            self.place.leave()
         if not self._over:
+            self._leave_if_light()
             self._wait_for_last_bytes(asyncio.get_running_loop().time() + FINISH_WITHIN_S)
+
+    @property
+    def _is_light(self) -> bool:
+        return self._stream.all_sent and self._stream.unacked_bytes <= LIGHT_BYTES
+
+    def _leave_if_light(self) -> None:
+        if self._is_light:
+            self.place.leave()
 
     def _wait_for_last_bytes(self, until_s: float, taken_before: int = -1) -> None:
         """A path that is lost meanwhile has bounds of its own."""
@@ -318,7 +332,8 @@ class StreamExit:
         if loop.time() >= until_s or taken == taken_before >= 0:
             self.cut()
         else:
-            self._late = loop.call_later(FINISH_LOOK_S, self._wait_for_last_bytes, until_s, taken)
+            look_s = LIGHT_LOOK_S if self._is_light else FINISH_LOOK_S
+            self._late = loop.call_later(look_s, self._wait_for_last_bytes, until_s, taken)
 
     def cut(self) -> None:
         if not self._over:

@@ -171,6 +171,11 @@ class Stream:
         return self._eof_sent and self._outbox is not None
 
     @property
+    def unacked_bytes(self) -> int:
+        """What was sent and is not acknowledged."""
+        return self._sent - self._acked
+
+    @property
     def over(self) -> bool:
         """Both directions ended and ours is acknowledged: nothing can be asked for again."""
         return self.eof_received and self._eof_sent and self._acked == self._sent

@@ -10,7 +10,7 @@ import pytest
 from gateway_node import stream_exit
 from gateway_node.exits import ConnectExit
 from gateway_node.splice import Splices
-from gateway_node.stream_exit import StreamExit
+from gateway_node.stream_exit import LIGHT_BYTES, StreamExit
 from gateway_node.tunnel import Budget, ExitPath, Tunnel
 from gateway_node.tunnels import Tunnels
 from shared.pool.model import Acquired, Selected
@@ -182,6 +182,18 @@ async def test_a_tunnel_whose_path_stays_lost_gives_its_place_back(monkeypatch: 
     async with asyncio.timeout(5):
         while not held.given:
             await asyncio.sleep(0.01)
+    assert sorted(held.given) == ["customer", "exit"]
+
+
+@pytest.mark.parametrize(("size", "free"), [(LIGHT_BYTES - 1, True), (LIGHT_BYTES, False)])
+async def test_a_place_waits_for_the_peers_word_of_more_than_a_little(size: int, free: bool) -> None:
+    held = OnStream((await opened_stream())[0])
+    held.begin()
+    held.window(0, 1 << 20)
+    held.exit.send(bytes(size))
+    held.finish()
+    assert ("exit" in held.given) is free
+    held.window(size + 1, 1 << 20)
     assert sorted(held.given) == ["customer", "exit"]
 
 
