@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import signal
 from typing import Any, Final
 
 import uvloop
@@ -32,7 +31,7 @@ from shared.kernel.ids import GatewayId
 from shared.pool.presence import read_presence
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
-from shared.runtime.duties import Duties
+from shared.runtime.duties import Duties, told_to_stop
 from shared.runtime.dynamo import AsyncDynamo, StoreUnavailable
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
@@ -51,9 +50,7 @@ log = logging.getLogger("psx.gateway")
 async def serve(settings: GatewaySettings) -> None:
     """Run until SIGTERM or SIGINT, then drain and flush."""
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = told_to_stop()
     gateway_id = GatewayId(settings.gateway_id)
     box = SecretBox(
         secret_bytes(settings.sealing_key, KEY_BYTES), secret_bytes(settings.secret_pepper, KEY_BYTES)

@@ -18,8 +18,9 @@ from prometheus_client import Counter
 
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Pipeline
-from gateway_node.tunnel import NEVER_SENT_BYTES, Tunnel, hold_little, reset
+from gateway_node.tunnel import NEVER_SENT_BYTES, Tunnel, hold_little
 from shared.runtime.deadlines import Deadline
+from shared.runtime.transports import reset
 from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024

@@ -8,7 +8,8 @@ import socket
 from typing import Final, cast
 
 from gateway_node.splice import AFTER_BYTES, Over, Splice, Splices
-from gateway_node.tunnel import Place, Tunnel, hold_little, reset
+from gateway_node.tunnel import Place, Tunnel, hold_little
+from shared.runtime.transports import reset
 from shared.wire.http1 import HeadError, ResponseHead, take_response_head
 from shared.wire.mux import Bytes
 

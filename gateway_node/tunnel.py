@@ -7,9 +7,7 @@ exit resets the customer's side, so that a cut is never taken for an end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -17,6 +15,7 @@ from shared.access.model import Pak
 from shared.kernel.ids import DeviceId
 from shared.metering.model import LineKey
 from shared.pool.model import Acquired
+from shared.runtime.transports import set_option
 from shared.wire.mux import Bytes
 
 AFTER_EXIT_ENDED_MAX_S: Final = 10.0
@@ -37,7 +36,6 @@ NEVER_SENT_BYTES: Final = 1 << 62
 """Where nothing is known to have left."""
 BARREN_AFTER_S: Final = 4.0
 """A customer that hangs up sooner than this, without an answer, says nothing of the exit."""
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class Budget:
@@ -378,18 +376,4 @@ def hold_little(transport: asyncio.Transport | None, option: int) -> None:
     if transport is None:
         return
     transport.set_write_buffer_limits(high=UNTOLD_WRITE_HIGH_BYTES)
-    raw = transport.get_extra_info("socket")
-    if raw is not None:
-        with contextlib.suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, option, UNTOLD_KERNEL_BYTES)
-
-
-def reset(transport: asyncio.Transport | None) -> None:
-    """Abort so that the other side sees a reset, not an end."""
-    if transport is None:
-        return
-    raw = transport.get_extra_info("socket")
-    if raw is not None:
-        with contextlib.suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()
+    set_option(transport, socket.SOL_SOCKET, option, UNTOLD_KERNEL_BYTES)

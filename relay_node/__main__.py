@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
 import ssl
 from typing import Final
 
@@ -20,7 +19,7 @@ from relay_node.rotation import RotationTeller
 from relay_node.settings import RelaySettings
 from shared.runtime import garbage
 from shared.runtime.clock import now_ms
-from shared.runtime.duties import Duties
+from shared.runtime.duties import Duties, told_to_stop
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
 from shared.runtime.redis import AsyncRedis
@@ -36,9 +35,7 @@ BROKEN: Final = 1
 async def serve(settings: RelaySettings) -> None:
     """Run until SIGTERM or SIGINT, then drain."""
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = told_to_stop()
     redis = AsyncRedis(settings.redis_url, settings.redis_login())
     files = settings.asn_mmdb, settings.country_mmdb
     mirror = await first_fetch(settings.ip_data_bucket, *files)

@@ -8,10 +8,8 @@ took too long. `GET /` with `Upgrade: psx-mux-2` and the token turns the connect
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -31,6 +29,7 @@ from relay_node.tunnel import (
     STALL_MAX_S,
     Tunnel,
 )
+from shared.runtime.transports import reset, set_option
 from shared.wire.cork import GATHER_BULK_BYTES, Cork
 from shared.wire.http1 import HeadError, RequestHead, build_head, split_authority, take_request_head
 from shared.wire.mux import FIRST_REASONS_MAX, LINK_UPGRADE, REASONS_HEADER, Bytes
@@ -39,7 +38,6 @@ WRITE_HIGH_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 5.0
 STALL_LOOK_S: Final = 0.5
 REASON_DIGITS_MAX: Final = 3
-RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class MeshConnection(asyncio.Protocol):
@@ -146,12 +144,7 @@ class MeshConnection(asyncio.Protocol):
     def abort(self) -> None:
         """A broken stream, visible as a reset and never as a clean end."""
         self._cork.flush()
-        if self._transport is not None:
-            raw = self._transport.get_extra_info("socket")
-            if raw is not None:
-                with contextlib.suppress(OSError):
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            self._transport.abort()
+        reset(self._transport)
 
     def pause_reading(self) -> None:
         """The peer's socket is full."""
@@ -217,7 +210,7 @@ class MeshConnection(asyncio.Protocol):
             tunnel = Tunnel(self._new_session_id(), peer_socket, self)
             if self._transport is not None:
                 self._transport.set_write_buffer_limits(high=HELD_MAX_BYTES)
-                _bound_kernel(self._transport)
+                set_option(self._transport, socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             peer_socket.tunnels[tunnel.session_id] = tunnel
             if not device.confirms_open:
                 self._timer = self._loop.call_later(ASSUME_OPEN_AFTER_S, tunnel.opened)
@@ -254,11 +247,3 @@ class MeshConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _bound_kernel(transport: asyncio.Transport) -> None:
-    """Let the kernel hold so much for the gateway, and not what it finds best."""
-    raw = transport.get_extra_info("socket")
-    if raw is not None:
-        with contextlib.suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

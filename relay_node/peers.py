@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
+import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from relay_node.forward import SOCKET_BUFFER_MAX_BYTES, Buffers, PeerEnd
 from relay_node.registry import Registry
 from relay_node.tunnel import Tunnel
 from relay_node.websocket import HANDSHAKE_TIMEOUT_S, PeerConnection
+from shared.runtime.transports import set_option
 from shared.supply.tokens import TokenFault
 from shared.wire import mux, peer
 from shared.wire.outbox import Outbox
@@ -249,9 +250,7 @@ class PeerSocket(PeerConnection):
         transport = self._transport
         if transport is not None:
             transport.set_write_buffer_limits(high=WRITE_HIGH_V2_BYTES)
-            raw = transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # a kernel without it only queues more
-                raw.setsockopt(6, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_BYTES)
+            set_option(transport, socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_BYTES)
 
     def _offer_redirect(self) -> None:
         """Send a peer that belongs elsewhere there; again now and then, because it may have had reasons to stay.

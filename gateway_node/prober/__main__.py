@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import ssl
 
 import uvloop
@@ -13,6 +12,7 @@ from gateway_node.settings import KEY_BYTES
 from shared.access.secrets import SecretBox
 from shared.grading.dialer import Trust
 from shared.runtime.clock import now_ms
+from shared.runtime.duties import told_to_stop
 from shared.runtime.dynamo import AsyncDynamo
 from shared.runtime.log import configure
 from shared.runtime.private import serve_private
@@ -25,9 +25,7 @@ from shared.supply.origin import OriginReader
 async def serve(settings: ProberSettings) -> None:
     """Run until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = told_to_stop()
     redis = AsyncRedis(settings.redis_url, settings.redis_login())
     files = settings.asn_mmdb, settings.country_mmdb
     mirror = await first_fetch(settings.ip_data_bucket, *files)

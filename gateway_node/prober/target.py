@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import ssl
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +25,7 @@ from shared.grading.model import PROOF_HEADER
 from shared.grading.proof import Sight, prove
 from shared.grading.rules import MEASURING_BYTES, plain_page, probe_body
 from shared.runtime.clock import now_ms
+from shared.runtime.duties import told_to_stop
 from shared.runtime.log import configure
 from shared.runtime.settings import Settings, listen_address, load_or_exit
 from shared.wire.http1 import HeadError, RequestHead, build_head, take_request_head
@@ -157,10 +157,7 @@ class TargetService:
 
 async def serve(settings: TargetSettings) -> None:
     """Run until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = told_to_stop()
     tls = _tls(settings.target_cert)
     key = settings.target_signing_key.get_secret_value()
     asking = settings.probe_asking_key.get_secret_value()

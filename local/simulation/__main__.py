@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from local.simulation.engine import Figures, Simulation
+from local.simulation.engine import Simulation
+from local.simulation.figures import Figures
 from local.simulation.report import draw, summarise
 from local.simulation.world import Rates
 from shared.grading.model import Thresholds

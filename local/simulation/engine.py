@@ -9,13 +9,13 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from gateway_node.tunnels import BARREN_CUSTOMERS
+from local.simulation.figures import Figures
 from local.simulation.liars import Customers
 from local.simulation.world import FAILURES, HOUR_MS, MINUTE_MS, NOTICED_AFTER_MS, Device, Fault, Rates, World
 from shared.grading.conduct import next_bar
@@ -26,7 +26,6 @@ from shared.grading.rules import (
     LONG_MEAN_BYTES,
     LONG_SHARE,
     MEASURE_EVERY_MS,
-    MEASURING_BYTES,
     PLAIN_EVERY_MS,
     PROBE_OVERHEAD_BYTES,
     WRITE_EVERY_MS,
@@ -50,39 +49,6 @@ URGENT_FAIL_MAX_MS: Final = 3_000
 PAUSE_MS: Final = 120_000
 SAMPLE_MS: Final = 5 * MINUTE_MS
 PLACES: Final = ("eu", "us")
-
-
-@dataclass(slots=True)
-class Figures:
-    """What a simulation measured. Times in ms, bytes and writes as sums."""
-
-    listed_broken_ms: int = 0
-    routable_broken_ms: int = 0
-    good_unlisted_ms: int = 0
-    alive_ms: int = 0
-    probes: int = 0
-    probe_bytes: int = 0
-    grade_writes: int = 0
-    listing_writes: int = 0
-    braked_rounds: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    fault_to_last_ms: list[int] = field(default_factory=list)
-    hit_to_last_ms: list[int] = field(default_factory=list)
-    customers_of_fault: list[int] = field(default_factory=list)
-    """How many customers were routed to each broken exit; a fault that none met counts as 0."""
-    customers: int = 0
-    """All that were routed anywhere."""
-    fault_to_delisted_ms: list[int] = field(default_factory=list)
-    mended_to_listed_ms: list[int] = field(default_factory=list)
-    bars: int = 0
-    bars_of_honest: int = 0
-    liars: int = 0
-    liar_customers: int = 0
-    """Customers that were dropped by exits that serve probes."""
-    liar_listed_ms: int = 0
-    first_drop_to_barred_ms: list[int] = field(default_factory=list)
-    series: list[tuple[float, int, int, int]] = field(default_factory=list)
-    """(hour, listed, listed but broken, good but unlisted)"""
 
 
 class Simulation:
@@ -507,8 +473,3 @@ class Simulation:
         self._close_fault(device)
         if device.works and device.mended_ms < 0 and verdict is not Listing.LETS_DOWN:
             device.mended_ms = self._now
-
-
-def measuring_bytes_a_day() -> int:
-    """What measuring costs a settled exit."""
-    return 24 * HOUR_MS // MEASURE_EVERY_MS * MEASURING_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from local.simulation.engine import Figures
+from local.simulation.figures import Figures
 from local.simulation.world import MINUTE_MS, Rates
 
 DAY_MS: Final = 86_400_000

@@ -1,13 +1,24 @@
-"""Tasks that a process cannot do without. One that breaks is a bug, and the process must not go on half alive."""
+"""How long a process runs: until it is told to stop, or a task breaks that it cannot do without. Such a break is a bug, and
+the process must not go on half alive.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Coroutine
 from typing import Any
 
 log = logging.getLogger("psx.runtime")
+
+
+def told_to_stop() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from here on. Of the running loop."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
 
 
 class Duties:

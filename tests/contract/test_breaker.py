@@ -1,6 +1,5 @@
 """What keeps selection from an exit at once: the breaker that gateways share, and the heartbeat of its relay."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,17 +11,10 @@ from shared.pool.live import BREAKER_HOSTS, BREAKER_OWNERS, BREAKER_PAUSE_MAX_S,
 from shared.pool.numbers import derive, run
 from shared.pool.presence import RELAY_ALIVE_TTL_MS, beat_relay, put_presence, read_presence, read_presences
 from shared.runtime.redis import SyncRedis, command
-from tests.contract.test_pool_live import presence
+from tests.support.pool import presence
 
 pytestmark = pytest.mark.slow
 EXIT = EndpointId("e1")
-
-
-@pytest.fixture
-def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(any_valkey_url)
-    yield executor
-    executor.close()
 
 
 def half_open(redis: SyncRedis) -> None:
@@ -89,7 +81,7 @@ def test_devices_are_there_while_the_life_of_their_relay_lasts(redis: SyncRedis)
 
 
 def test_what_is_counted_as_online_follows_the_relays_heartbeat(redis: SyncRedis) -> None:
-    from tests.contract.test_pool_live import peer
+    from tests.support.pool import peer
 
     redis.run(live.list_endpoint(peer("d1")))
     redis.run(put_presence(replace(presence("d1"), relay_life="one")))

@@ -35,8 +35,8 @@ from shared.pool.model import Acquired, Selected
 from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import AsyncRedis, RedisCall, SyncRedis, command
 from tests.contract.test_listing import NOW, PASS, US, enrol
-from tests.contract.test_pool_live import peer
 from tests.support.permissions import as_function, as_node
+from tests.support.pool import peer
 
 pytestmark = pytest.mark.slow
 LIAR, GOOD = DeviceId("liar"), DeviceId("good")

@@ -1,6 +1,6 @@
 """The listing run against both stores: only differences are written, the brake holds, a lost Redis heals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ from shared.runtime.redis import SyncRedis, command
 from shared.supply import table as devices
 from shared.supply.model import Consent, Device, Kind, Modem, Origin, OwnerConsent
 from shared.supply.owners import change_owner, owner_consent_row
-from tests.contract.test_pool_live import presence
+from tests.support.pool import presence
 
 pytestmark = pytest.mark.slow
 OWNER = AccountId("psx_s")
@@ -61,13 +61,6 @@ PASS = ProbeResult(
 )
 US = replace(PASS, vantage="us")
 FAIL = ProbeResult(NOW, failure=Failure.CONNECT_REFUSED)
-
-
-@pytest.fixture
-def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(any_valkey_url)
-    yield executor
-    executor.close()
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Flushes are applied once, in Redis and in DynamoDB."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from shared.kernel.codes import IpType, Pool
@@ -34,13 +32,6 @@ def batch(sequence: int) -> FlushBatch:
         PAK, AccountId("psx_a"), DeviceId("d1"), AccountId("psx_s"), Country("us"), Pool.MBL, IpType.MOBILE
     )
     return FlushBatch(GATEWAY, sequence, DAY_MS, (UsageLine(key, 10, 20),))
-
-
-@pytest.fixture
-def redis(any_valkey_url: str) -> Iterator[SyncRedis]:
-    executor = SyncRedis(any_valkey_url)
-    yield executor
-    executor.close()
 
 
 @pytest.mark.slow

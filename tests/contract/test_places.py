@@ -22,7 +22,7 @@ from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis
-from tests.contract.test_pool_live import modem, peer, presence
+from tests.support.pool import modem, peer, presence
 
 pytestmark = pytest.mark.slow
 OWNER = "psx_a"

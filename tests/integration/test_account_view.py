@@ -1,11 +1,9 @@
 """An account's own view: sessions listed and closed, credentials, stats, and the history of all its keys."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from local import lab
 from shared.kernel.codes import IpType, Pool
 from shared.kernel.ids import AccountId, Country, DeviceId, GatewayId, PakId
 from shared.metering.model import FlushBatch, LineKey, UsageLine
@@ -14,20 +12,13 @@ from shared.pool.live import acquire, list_endpoint
 from shared.pool.model import Acquired
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, put, transact
-from tests.contract.test_pool_live import modem
+from shared.runtime.dynamo import put, transact
 from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.pool import modem
 
 pytestmark = pytest.mark.slow
 KEYS = "/v1/reseller/pool-keys"
 SESSIONS = "/v1/gateway/pool/my-sessions"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def me(functions: Functions) -> dict[str, str]:

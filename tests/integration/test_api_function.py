@@ -18,11 +18,10 @@ from shared.kernel.ids import DeviceId
 from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.settings import Settings, Stage
-from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
-from tests.support.supply import PHONE, functions, register
+from tests.support.pool import presence
+from tests.support.supply import PHONE, register
 
-__all__ = ["functions"]
 pytestmark = pytest.mark.slow
 
 
@@ -321,7 +320,7 @@ def test_jobs_obey_the_switch_and_otherwise_report(
 
 def test_inventory_counts_and_never_names(functions: Functions) -> None:
     from shared.pool.live import list_endpoint
-    from tests.contract.test_pool_live import modem, peer
+    from tests.support.pool import modem, peer
 
     functions.redis.run(list_endpoint(modem("m1", "us")))
     functions.redis.run(list_endpoint(peer("d1")))

@@ -1,13 +1,11 @@
 """Prepaid GB: credited by two admins, drawn by keys, never promised twice."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from functions.api import balance
-from local import lab
 from shared.access.prepaid import get_prepaid, move_items
 from shared.access.settling import SETTLE_AFTER_MS
 from shared.guard.table import entries
@@ -24,13 +22,6 @@ from tests.support.functions import PREFIX, Functions, Reply
 pytestmark = pytest.mark.slow
 KEYS = "/v1/reseller/pool-keys"
 CREDITS = "/v1/admin/resellers/psx_reseller1/credits"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def admin(functions: Functions) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Whose a payment is, proven on a real EVM node: by the payer's key, by a contract wallet, or by the quote's tag."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,9 +8,7 @@ from eth_abi.abi import encode
 from eth_account.messages import encode_typed_data
 from eth_account.signers.local import LocalAccount
 
-from local import lab
 from local.evm import USDC, contract_code, new_address
-from shared.runtime.dynamo import SyncDynamo
 from shared.sale import owed_table
 from shared.sale.rules import proof_typed_data
 from tests.integration.test_attacks import (
@@ -22,31 +19,17 @@ from tests.integration.test_attacks import (
     THIEF,
     Shop,
     approve,
+    shop,
     statement,
     to_sign,
     transfer,
 )
-from tests.support.chain import Anvil
 from tests.support.functions import PREFIX, Reply
 
+__all__ = ["shop"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 COLLECTOR = new_address()
 CREDIT = "/v1/x402/manage/pool/credit"
-
-
-@pytest.fixture
-def shop(
-    dynoxide: SyncDynamo,
-    valkey_url: str,
-    lab_files: lab.LabFiles,
-    anvil: Anvil,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Shop]:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    made = Shop(dynoxide, valkey_url, lab_files, anvil)
-    yield made
-    made.close()
 
 
 def quoted(shop: Shop, source: str = BUYER, query: str = QUERY) -> dict[str, str]:

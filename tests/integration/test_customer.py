@@ -15,7 +15,7 @@ from shared.guard.model import Switch
 from shared.guard.table import newest_entry, read_setting, set_switch, write_setting
 from shared.sale.model import Rail
 from shared.upkeep.purchase import BUDGET, STATE, Budget, purchase_fault
-from tests.integration.test_exact import DUE, RECIPIENT, Shop, shop
+from tests.support.exact import DUE, RECIPIENT, Shop, shop
 from tests.support.functions import PREFIX
 
 __all__ = ["shop"]

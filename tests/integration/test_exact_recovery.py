@@ -3,14 +3,12 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from local import lab
 from local.evm import USDC
 from shared.chain.eip3009 import read_authorization
 from shared.chain.model import SHALLOW, InvalidReason, Unknown, UnknownReason
@@ -18,7 +16,7 @@ from shared.chain.settler import FEE_MAX_WEI, GAS_FLOOR_WEI
 from shared.guard.service import all_incidents
 from shared.metering.rules import day_of
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import StoreUnavailable, SyncDynamo, transact
+from shared.runtime.dynamo import StoreUnavailable, transact
 from shared.sale import exact_table as rows
 from shared.sale.exact_table import Stage, Transfer
 from shared.sale.model import Bought, Offer, Payment, Problem, Terms
@@ -26,20 +24,13 @@ from shared.sale.owed import LATE_MS
 from shared.sale.owed_table import Owed, all_owed, owe_item
 from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order
-from tests.integration.test_exact import DUE, RECIPIENT, Shop, signed
-from tests.support.chain import Anvil
+from tests.support.exact import DUE, RECIPIENT, Shop, shop, signed
 from tests.support.functions import PREFIX, serve_owed
 
+__all__ = ["shop"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 ASKED_MAX = 50
 """Far more often than any buyer has to ask; each asking waits for the chain by itself."""
-
-
-@pytest.fixture
-def shop(dynoxide: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles, anvil: Anvil) -> Iterator[Shop]:
-    made = Shop(dynoxide, valkey_url, lab_files, anvil)
-    yield made
-    made.close()
 
 
 def test_many_requests_with_one_signed_transfer_mint_one_key(shop: Shop) -> None:

@@ -16,8 +16,8 @@ from shared.access.secrets import SecretBox
 from shared.kernel.ids import AccountId, PakId
 from shared.pool.live import BREAKER_HOSTS, BREAKER_OWNERS, list_endpoint
 from shared.runtime.redis import command
-from tests.contract.test_pool_live import modem
 from tests.support.dataplane import ACCOUNT, SECRET, WAIT_S, Plane, echo, until
+from tests.support.pool import modem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 HOSTS = [f"site{number}.example" for number in range(BREAKER_HOSTS)]

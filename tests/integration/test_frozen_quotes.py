@@ -1,13 +1,11 @@
 """What a 402 told its reader holds for as long as it said, whatever admins change meanwhile, and for nobody else."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from eth_account import Account
 
-from local import lab
 from local.bootstrap import PRICES, RESELLER
 from local.evm import sign_authorization
 from shared.access.prepaid import get_prepaid
@@ -16,25 +14,17 @@ from shared.guard.model import Versions
 from shared.guard.settings import PROMISE_S
 from shared.guard.table import read_versions, replace_setting, write_setting
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import transact
 from shared.sale.model import Statement
 from tests.integration.test_ports import list_modems
 from tests.support.chain import header
 from tests.support.functions import PREFIX, RECIPIENT, SOLANA_RECIPIENT, Functions, Reply
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("open_sale")]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us"
 HASH = "0x" + "ab" * 32
 PAYER = "0x" + "cc" * 20
 ELSEWHERE = "127.20.0.77"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
-    yield made
-    made.close()
 
 
 def priced(**change: Any) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """What a hostile buyer tries against the sale; each of these once worked, or cost an honest payer its money."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from local import lab
 from local.api_gateway import http_event
 from local.evm import USDC
 from local.goods import MODEM
@@ -24,7 +22,7 @@ from shared.chain.model import (
 from shared.kernel.codes import Pool
 from shared.pool.live import unlist_endpoint
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import transact
 from shared.runtime.redis import command
 from shared.sale import exact_table, owed_table
 from shared.sale.exact_table import Stage, Transfer
@@ -36,7 +34,7 @@ from shared.sale.verifying import REFUND_MIN_MICRO
 from tests.support.chain import header
 from tests.support.functions import PREFIX, RECIPIENT, FakeChain, Functions, Reply
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("open_sale")]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us"
 HASH = "0x" + "ab" * 32
 PAYER = "0x" + "cc" * 20
@@ -47,14 +45,6 @@ SALES = f"{PREFIX}sales"
 AUTHORIZATION = Authorization(
     PAYER, RECIPIENT, DUE, 0, int(time.time()) + 600, "0x" + "77" * 32, "0x" + "12" * 64 + "1b"
 )
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
-    yield made
-    made.close()
 
 
 def paid(functions: Functions, micro: int = DUE, **facts: Any) -> None:

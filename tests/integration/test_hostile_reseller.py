@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -19,13 +18,6 @@ from tests.support.functions import PREFIX, Functions
 pytestmark = pytest.mark.slow
 KEYS = "/v1/reseller/pool-keys"
 DAY_MS = 86_400_000
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def me(functions: Functions) -> dict[str, str]:

@@ -45,8 +45,8 @@ from shared.supply.model import Kind
 from shared.upkeep.customer import Fetched
 from shared.upkeep.history import Span, newest
 from tests.contract.test_listing import FAIL, OWNER, PASS, US, enrol, probe
-from tests.contract.test_pool_live import peer, presence
 from tests.support.permissions import as_function
+from tests.support.pool import peer, presence
 from tests.unit.access.test_access import GOOD
 from tests.unit.pool.test_leases import LEASE
 from tests.unit.settlement.test_settlement import NOW, RATES, batch, line, mint, spoil

@@ -2,27 +2,17 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
 
-from local import lab
 from shared.access.envelope import Envelope, LocalKeyRing
 from shared.access.secrets import SealBroken
-from shared.runtime.dynamo import SyncDynamo
 from tests.support.functions import Functions
 
 pytestmark = pytest.mark.slow
 KEYS = "/v1/reseller/pool-keys"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def stolen() -> list[dict[str, Any]]:

@@ -23,9 +23,9 @@ from shared.pool.rotation import Outcome, RotationState, tell_rotated
 from shared.pool.username import parse_username
 from shared.runtime import clock
 from shared.runtime.dynamo import SyncDynamo
-from tests.contract.test_pool_live import modem, peer, presence
 from tests.integration.test_idempotency import lapse
 from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.pool import modem, peer, presence
 
 pytestmark = pytest.mark.slow
 GATEWAY = GatewayId("g")

@@ -11,9 +11,9 @@ import pytest
 from psx_peer.tunnels import DirectDialer
 from psx_peer.wire import egress
 
-from gateway_node.tunnel import reset
 from shared.kernel.codes import SpeedTier
 from shared.pool.model import PEER_CAPS
+from shared.runtime.transports import reset
 from tests.support.dataplane import ACCOUNT, SECRET, Plane, echo, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]

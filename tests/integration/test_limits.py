@@ -1,15 +1,12 @@
 """Rate limits at the API: per address, per key, per route; Redis away: reads go on, writes do not."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from functions.api.limits import PER_OBJECT, ROUTES
 from functions.x402 import sale
-from local import lab
 from shared.access.live import Limit
-from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from tests.support.functions import Functions
 from tests.support.routes import documented
@@ -17,13 +14,6 @@ from tests.support.routes import documented
 pytestmark = pytest.mark.slow
 KEYS = "/v1/reseller/pool-keys"
 HEALTH = "/health"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def narrow(functions: Functions, **limits: int) -> None:

@@ -23,8 +23,8 @@ from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis, command
 from shared.runtime.settings import Settings, Stage
 from shared.settlement.service import Tables, roll_up
-from tests.contract.test_pool_live import modem
 from tests.support.functions import PREFIX, Functions
+from tests.support.pool import modem
 from tests.support.routes import Tenant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -201,7 +201,7 @@ def test_the_jobs_rounds_keep_stock_and_usage_fresh_within_ten_seconds(
     monkeypatch.setattr(roll_up_job, "wiring", lambda: wired)
     tenant = Tenant(functions, "one").furnish()
     jobs = [
-        threading.Thread(target=handler, args=({"span_s": 16}, None))
+        threading.Thread(target=handler, args=({"span_s": 11}, None))
         for handler in (job.handler, roll_up_job.handler)
     ]
     for thread in jobs:

@@ -1,12 +1,10 @@
 """What was paid is served or put on the refund list, never both, never lost; whatever died in between."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from local import lab
 from shared.access import table as access
 from shared.access.model import DisabledReason
 from shared.chain.model import Invalid, InvalidReason, Unknown, UnknownReason, Valid
@@ -15,7 +13,7 @@ from shared.guard.model import Incident
 from shared.guard.service import all_incidents
 from shared.kernel.ids import PakId
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, put, transact, update
+from shared.runtime.dynamo import put, transact, update
 from shared.sale import owed_table
 from shared.sale.model import Order, Terms
 from shared.sale.owed import LATE_MS, RUN_MAX_MS, TRIES_MAX, UNKNOWN_MAX_MS, OwedRun
@@ -25,19 +23,11 @@ from shared.sale.rules import read_prices, read_terms
 from shared.sale.service import pool_order, top_up_order
 from tests.support.functions import PREFIX, Functions, Reply, serve_owed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("open_sale")]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us&sid=a1"
 HASH = "0x" + "ab" * 32
 PAYER = "0x" + "cc" * 20
 SALES = f"{PREFIX}sales"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
-    yield made
-    made.close()
 
 
 def pool(functions: Functions) -> Order:

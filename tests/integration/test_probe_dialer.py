@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway_node.prober import target as target_service
 from gateway_node.prober.target import TargetService
 from local import lab
 from shared.grading.dialer import PATIENT, Exit, Seen, Timeouts, Trust, probe
@@ -296,7 +297,7 @@ async def test_who_holds_connections_to_a_target_and_says_nothing_keeps_nobody_o
 
 
 async def test_the_target_service_answers_probes_and_nothing_else(
-    served: Any, lab_files: lab.LabFiles
+    served: Any, lab_files: lab.LabFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = TargetService("us", PRIVATE, f"new,{ASKING}", lambda: int(time.time()))
     port = await served(service.serve, server_tls(lab_files))
@@ -311,6 +312,7 @@ async def test_the_target_service_answers_probes_and_nothing_else(
         writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
         assert (await reader.read(1000)).startswith(b"HTTP/1.1 404")
         writer.close()
+    monkeypatch.setattr(target_service, "REQUEST_TIMEOUT_S", 0.5)
     for rubbish in (b"\x16\x03\x01" + b"x" * 5000, b"POST /page?nonce=a HTTP/1.1\r\n\r\n", b"GET\r\n\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", plain_port)
         writer.write(rubbish)

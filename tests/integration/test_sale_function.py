@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,21 +28,13 @@ from shared.sale.service import pool_order
 from shared.sale.table import session_items
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("open_sale")]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us"
 HASH = "0x" + "ab" * 32
 SOLANA_HASH = "5" * 88
 PAYER = "0x" + "cc" * 20
 THIEF = "127.20.0.9"
 TOPUP = "/v1/x402/manage/pool/topup"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
-    yield made
-    made.close()
 
 
 def paid(functions: Functions, tx_hash: str = HASH, micro: int = 400_000, payer: str = PAYER) -> None:

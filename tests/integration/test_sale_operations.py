@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from functions.x402.balance import wholesale
 from functions.x402.validate import validate_sale
-from local import lab
 from local.bootstrap import ADMIN, PRICES, RESELLER
 from shared.access.model import ApiKey, Scope
 from shared.access.people import Person, hash_password, person_item
@@ -20,14 +18,14 @@ from shared.access.table import put_api_key
 from shared.chain.model import Valid
 from shared.guard.table import entries
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, transact
+from shared.runtime.dynamo import transact
 from shared.sale import owed_table
 from shared.sale.model import Prices
 from shared.sale.owed_table import Owed
 from shared.sale.service import balance_order
 from tests.support.functions import PREFIX, RECIPIENT, Functions, Reply
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("open_sale")]
 QUERY = "/v1/x402/pool?traffic=0.1&country=us"
 BALANCE = "/v1/x402/balance?traffic=10"
 HASH = "0x" + "ab" * 32
@@ -35,14 +33,6 @@ OTHER = "0x" + "cd" * 32
 PAYER = "0x" + "cc" * 20
 REFUNDS = "/v1/x402/admin/refunds"
 SOLANA = "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    made.open()
-    yield made
-    made.close()
 
 
 def paid(functions: Functions, tx_hash: str, micro: int) -> None:

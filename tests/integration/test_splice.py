@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from gateway_node import splice
 from gateway_node.splice import Over, Splices
-from gateway_node.tunnel import reset
 from shared.metering.model import OVERDRAFT_MAX_BYTES
+from shared.runtime.transports import reset
 from tests.support.dataplane import WAIT_S, Plane, echo, pattern, until
 
 pytestmark = pytest.mark.slow

@@ -3,12 +3,10 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from local import lab
 from local.bootstrap import ADMIN
 from shared.grading.live import ask_probe, device_mark, mark_changed
 from shared.guard.model import Incident
@@ -19,22 +17,14 @@ from shared.kernel.ids import DeviceId, EndpointId
 from shared.pool.live import list_endpoint, unlist_endpoint
 from shared.pool.numbers import Numbers, derive, run
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.upkeep.history import Point, Span, put_point, record
 from shared.upkeep.purchase import STATE, Purchases, purchases_row
-from tests.contract.test_pool_live import modem
 from tests.support.functions import PREFIX, Functions
+from tests.support.pool import modem
 
 pytestmark = pytest.mark.slow
 HOUR = 3_600_000
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def test_the_page_shows_stock_incidents_and_history_and_runs_no_script(functions: Functions) -> None:

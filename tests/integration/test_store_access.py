@@ -1,14 +1,12 @@
 """What requests ask of DynamoDB: keys and bounded pages, never a scan, on any route and in the gateway."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from botocore.endpoint import Endpoint
 
-from local import lab
 from shared.pool.live import publish_revoke_pak
-from shared.runtime.dynamo import AsyncDynamo, DynamoRequest, SyncDynamo
+from shared.runtime.dynamo import AsyncDynamo, DynamoRequest
 from tests.support.dataplane import Plane, echo
 from tests.support.functions import Functions
 from tests.support.routes import documented
@@ -29,13 +27,6 @@ PUBLIC_SALE = (
     "/v1/x402/sessions/wallet/0x" + "11" * 20,
     "/v1/x402/sessions/none/status",
 )
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 @pytest.fixture

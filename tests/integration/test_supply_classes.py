@@ -17,8 +17,8 @@ from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import command
 from shared.supply.live import read_crowded
-from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions
+from tests.support.pool import presence
 from tests.support.supply import (
     HOME,
     NOWHERE,
@@ -28,7 +28,6 @@ from tests.support.supply import (
     admin,
     device,
     enrolled,
-    functions,
     list_now,
     owner,
     placed,
@@ -37,7 +36,7 @@ from tests.support.supply import (
     seen,
 )
 
-__all__ = ["functions", "list_now"]
+__all__ = ["list_now"]
 pytestmark = pytest.mark.slow
 
 

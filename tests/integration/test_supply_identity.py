@@ -16,8 +16,8 @@ from shared.runtime.dynamo import StoreUnavailable, SyncDynamo
 from shared.runtime.redis import SyncRedis
 from shared.supply.live import read_regions
 from shared.supply.tokens import Claims, TokenFault, verify
-from tests.contract.test_pool_live import presence
 from tests.support.functions import Functions, Reply
+from tests.support.pool import presence
 from tests.support.supply import (
     NEW,
     PHONE,
@@ -25,7 +25,6 @@ from tests.support.supply import (
     admin,
     device,
     enrolled,
-    functions,
     list_now,
     owner,
     probed,
@@ -34,7 +33,7 @@ from tests.support.supply import (
     stranger,
 )
 
-__all__ = ["functions", "list_now"]
+__all__ = ["list_now"]
 pytestmark = pytest.mark.slow
 
 

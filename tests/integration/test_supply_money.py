@@ -13,13 +13,11 @@ from tests.support.supply import (
     TERMS,
     device,
     enrolled,
-    functions,
     owner,
     served,
     set_field,
 )
 
-__all__ = ["functions"]
 pytestmark = pytest.mark.slow
 
 

@@ -19,15 +19,14 @@ from shared.pool.live import listed_ids
 from shared.pool.presence import may_serve, put_presence
 from shared.runtime.clock import now_ms
 from shared.supply.table import get_device
-from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.pool import presence
 from tests.support.supply import (
     HOME,
     OLD,
     TERMS,
     device,
     enrolled,
-    functions,
     list_now,
     owner,
     probed,
@@ -36,7 +35,7 @@ from tests.support.supply import (
     stranger,
 )
 
-__all__ = ["functions", "list_now"]
+__all__ = ["list_now"]
 pytestmark = pytest.mark.slow
 
 

@@ -1,25 +1,15 @@
 """Whatever names GB says what a GB is, in the same words everywhere."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
-from local import lab
 from shared.kernel.money import BYTES_PER_GB
 from shared.kernel.traffic import traffic_unit, traffic_unit_text
-from shared.runtime.dynamo import SyncDynamo
 from tests.support.functions import Functions
 from tests.support.routes import Tenant, documented
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def test_every_answer_that_names_gb_says_how_many_bytes_that_is(functions: Functions) -> None:

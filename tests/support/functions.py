@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 from mangum import Mangum
 from pydantic import SecretStr
 
@@ -198,6 +199,20 @@ class Functions:
         except ValueError:
             parsed = answer["body"]
         return Reply(answer["statusCode"], answer["headers"], parsed)
+
+
+@pytest.fixture
+def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
+    """Both HTTP functions on empty stores."""
+    made = Functions(dynamo, valkey_url, lab_files)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def open_sale(functions: Functions) -> None:
+    """Everything is on sale from the beginning."""
+    functions.open()
 
 
 _serving: ContextVar[Functions] = ContextVar("serving")

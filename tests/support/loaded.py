@@ -14,7 +14,7 @@ FAST: Final = "not slow"
 SLOW_FILE: Final = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 OF_SLOW_TESTS: Final = tuple(
     f"tests.support.{name}"
-    for name in ("chain", "cloud", "dataplane", "gateway", "packages", "solana", "tenants")
+    for name in ("chain", "cloud", "dataplane", "functions", "gateway", "packages", "solana", "tenants")
 )
 
 pytest.register_assert_rewrite(*OF_SLOW_TESTS)  # they import one another

@@ -19,6 +19,7 @@ FILES: Final = tuple(  # the sale is proven on real chain nodes, through its own
     for name in (
         "binding",
         "exact",
+        "exact_settling",
         "leases",
         "owed",
         "ports",

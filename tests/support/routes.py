@@ -21,8 +21,8 @@ from shared.pool.presence import put_presence
 from shared.pool.username import parse_username
 from shared.runtime.clock import now_ms
 from shared.runtime.dynamo import put
-from tests.contract.test_pool_live import modem, peer, presence
 from tests.support.functions import PREFIX, Functions, Reply
+from tests.support.pool import modem, peer, presence
 from tests.support.stores import moto_backend
 
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})

@@ -1,6 +1,5 @@
 """Devices and their owners through the API function: what the tests of supply share."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 
 from functions.jobs import list_exits
 from functions.jobs import wiring as jobs
-from local import lab
 from local.bootstrap import RATES
 from shared.access import table as access
 from shared.access.model import Account, AccountKind, ApiKey, Scope
@@ -22,26 +20,19 @@ from shared.metering.model import FlushBatch, LineKey, UsageLine
 from shared.metering.table import put_batch
 from shared.pool.model import Presence
 from shared.runtime.clock import now_ms
-from shared.runtime.dynamo import SyncDynamo, update
+from shared.runtime.dynamo import update
 from shared.runtime.settings import Settings
 from shared.settlement.service import Tables, roll_up
 from shared.supply import table as devices
 from shared.supply.model import Device, Kind, Origin
 from shared.supply.table import read_device
-from tests.contract.test_pool_live import presence
 from tests.support.functions import PREFIX, Functions, Reply
 from tests.support.permissions import as_function
+from tests.support.pool import presence
 
 PHONE, HOME, SERVER, NOWHERE = "127.10.1.7", "127.11.1.7", "127.12.1.7", "127.99.0.1"
 OLD, NEW = "0x" + "a1" * 20, "4Nd1mBQtrMJVYVfKf2PJy9NZUZdTAsp7D4xWLs4gDB4T"
 TERMS = {"termsVersion": "2026-11"}
-
-
-@pytest.fixture
-def functions(dynamo: SyncDynamo, valkey_url: str, lab_files: lab.LabFiles) -> Iterator[Functions]:
-    made = Functions(dynamo, valkey_url, lab_files)
-    yield made
-    made.close()
 
 
 def register(functions: Functions, name: str = "rig-1", source: str = PHONE, **more: Any) -> Reply:

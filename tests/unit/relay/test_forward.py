@@ -26,7 +26,7 @@ from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
 from shared.wire.outbox import Outbox
 from shared.wire.stream import WINDOW_MAX_BYTES
 from shared.wire.websocket import CloseCode, Opcode, encode_close, encode_frame
-from tests.unit.relay.test_limits import Wire, peer, registry
+from tests.support.relay import Wire, peer, registry
 
 LINK_ID = 7
 

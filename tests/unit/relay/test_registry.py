@@ -12,7 +12,7 @@ from shared.kernel.ids import AccountId, DeviceId
 from shared.supply.tokens import Claims
 from shared.wire.peer import MAX_SOCKETS_PER_DEVICE, Type, encode_text
 from shared.wire.websocket import Opcode, encode_frame
-from tests.unit.relay.test_limits import Wire, peer, registry
+from tests.support.relay import Wire, peer, registry
 
 OWNER = Claims(DeviceId("d"), AccountId("a"), 0)
 STRANGER = replace(OWNER, owned=False)

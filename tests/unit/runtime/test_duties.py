@@ -1,10 +1,11 @@
-"""A background task that breaks ends its process; one that has nothing to do, or is ended, does not."""
+"""A signal ends a process, and so does a background task that breaks; one that has nothing to do, or is ended, does not."""
 
 import asyncio
+import signal
 
 import pytest
 
-from shared.runtime.duties import Duties
+from shared.runtime.duties import Duties, told_to_stop
 
 
 async def breaks() -> None:
@@ -38,3 +39,12 @@ async def test_tasks_that_return_or_are_ended_do_not() -> None:
     await duties.end()
     assert not stopping.is_set()
     assert not duties.broken
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_process_is_told_to_stop_by_a_signal(number: signal.Signals) -> None:
+    stopping = told_to_stop()
+    assert not stopping.is_set()
+    signal.raise_signal(number)
+    async with asyncio.timeout(1):
+        await stopping.wait()
