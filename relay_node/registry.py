@@ -5,12 +5,15 @@ A socket belongs to the device its JWT names; a device has up to 8 sockets and i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from relay_node.figures import DEVICES, Reason
 from relay_node.forward import Buffers
+from relay_node.pace import Pace
 from relay_node.rotation import Rotations
 from shared.access.rules import network_of
 from shared.pool.rotation import Outcome
@@ -31,13 +34,11 @@ MAX_SOCKETS_PER_ADDRESS: Final = 4096
 HANDSHAKES_PER_S_MAX: Final = 5000
 HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 """A token costs a signature check: an address (of IPv6 its /64) that hammers is refused before it."""
-FRAMES_PER_S_MAX: Final = 20_000
-"""Of a device, over all its sockets; dialling again gives it no more."""
 RELAY_LISTS_MAX: Final = 64
 ROOM_AGAIN_S: Final = 0.25
 """How soon all connections are looked at again."""
 GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
-"""For whom less waits is no hoarder."""
+"""A connection for which less waits is no hoarder; nor are all of an account, or of an address, together."""
 READ_BYTES: Final = 256 * 1024
 
 
@@ -45,8 +46,7 @@ READ_BYTES: Final = 256 * 1024
 class Device:
     """One enrolled device while it has sockets here.
 
-    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before. `frames_in_second`: what it sent
-    in the `second` (of the loop's clock) in which it sent last.
+    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before.
     """
 
     device_id: str
@@ -59,8 +59,6 @@ class Device:
     leaving: bool = False
     renewed_s: float = 0.0
     confirms_open: bool = False
-    second: int = 0
-    frames_in_second: int = 0
     sockets: list[PeerSocket] = field(default_factory=list)
 
     def tunnel_count(self) -> int:
@@ -71,13 +69,6 @@ class Device:
     def owned(self) -> bool:
         """Whether who holds it showed that it is theirs (decision 0033). All its sockets are alike in this."""
         return any(s.owned for s in self.sockets)
-
-    def spend(self, frames: int, now_s: float) -> float:
-        """Count frames that it sent; for how many seconds nothing more is read of it, because it sent too many."""
-        if int(now_s) != self.second:
-            self.second, self.frames_in_second = int(now_s), 0
-        self.frames_in_second += frames
-        return self.second + 1 - now_s if self.frames_in_second > FRAMES_PER_S_MAX else 0.0
 
     def least_loaded(self, *, v2: bool = False) -> PeerSocket | None:
         """The ready socket (of v2 only, if asked) that carries the fewest tunnels."""
@@ -154,7 +145,7 @@ class Registry:
         self._handshakes: dict[str, int] = {}
         self._handshakes_total = 0
         self._relay_lists: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._spent: dict[str, tuple[int, int]] = {}
+        self.pace = Pace()
         self.rotations = Rotations()
 
     def may_shake_hands(self, address: str, now_s: float) -> bool:
@@ -213,7 +204,6 @@ class Registry:
             claims.account_generation,
         )
         device.renewed_s = socket.loop.time()
-        device.second, device.frames_in_second = self._spent.pop(claims.device_id, (0, 0))
         self.devices[claims.device_id] = device
         DEVICES.value = len(self.devices)
         return device
@@ -253,7 +243,6 @@ class Registry:
                 self.hooks.arrived(device)
         if not device.sockets and self.devices.get(device.device_id) is device:  # nobody has taken its place
             del self.devices[device.device_id]
-            self._spent[device.device_id] = (device.second, device.frames_in_second)
             DEVICES.value = len(self.devices)
             self.hooks.left(device)
 
@@ -288,23 +277,40 @@ class Registry:
 
     def make_room(self, now_s: float) -> bool:
         """While too much is held for peers and gateways that do not take it, those for whom most is held lose their
-        connections: their tunnels resume, or end. False when it is held for many, a little each.
+        connections: their tunnels resume, or end. When no connection holds much, those of the account or address that does.
+        False when it is held for many, a little each.
         """
         if self.buffers.crowded() and now_s >= self._room_again_s:
             self._room_again_s = now_s + ROOM_AGAIN_S
-            everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
-            hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
-            hoarders.sort(key=lambda c: c.buffers.held_bytes, reverse=True)
-            for hoarder in hoarders:
+            for hoarder in self._hoarders():
                 hoarder.give_way()
                 if self.buffers.roomy():
                     break
         return not self.buffers.crowded()
 
+    def _hoarders(self) -> Iterator[PeerSocket | LinkConnection]:
+        """Connections that hold much, the fullest first; then those of accounts and addresses that do."""
+        everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
+        hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
+        yield from sorted(hoarders, key=lambda c: c.buffers.held_bytes, reverse=True)
+        holding = [
+            (s, s.device.account_id, s.buffers.held_bytes)
+            for s in self.sockets
+            if s.device and s.buffers.held_bytes
+        ]
+        accounts, networks = Counter[str](), Counter[str]()
+        for socket, account_id, held_bytes in holding:
+            accounts[account_id] += held_bytes
+            networks[socket.network] += held_bytes
+        crowds = [(max(accounts[a], networks[s.network]), held, s) for s, a, held in holding]
+        for together, _, socket in sorted(crowds, key=itemgetter(0, 1), reverse=True):
+            if together < GIVES_WAY_MIN_BYTES:
+                return
+            yield socket
+
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
         self.make_room(now_s)
-        self._spent.clear()
         for socket in list(self.sockets):
             socket.sweep(now_s)
         for link in list(self.links):

@@ -52,8 +52,8 @@ class PeerConnection(asyncio.BufferedProtocol):
     """One WebSocket of one peer, whatever it says. `device` is whose it is, once it was let in."""
 
     __slots__ = (
-        "_blocked", "_born_s", "_closing", "_cork", "_frames", "_head", "_heard_s", "_network", "_rests", "_transport",
-        "address", "device", "loop", "lost_reason", "ready", "registry",
+        "_blocked", "_born_s", "_closing", "_cork", "_frames", "_head", "_heard_s", "_rests", "_transport",
+        "address", "device", "loop", "lost_reason", "network", "ready", "registry",
     )  # fmt: skip
 
     def __init__(self, registry: Registry) -> None:
@@ -63,7 +63,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         self.ready = False
         self.address = ""
         self.lost_reason = Reason.PEER_GONE
-        self._network = ""
+        self.network = ""
         self._cork = Cork(self.loop.call_soon)
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
@@ -90,14 +90,14 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._transport = self._cork.connection = transport
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        registry, self._network = self.registry, network_of(self.address)
-        held = registry.per_address.get(self._network, 0)
-        registry.per_address[self._network] = held + 1
+        registry, self.network = self.registry, network_of(self.address)
+        held = registry.per_address.get(self.network, 0)
+        registry.per_address[self.network] = held + 1
         if registry.draining:
             self._refuse("503 Service Unavailable", Reason.DRAIN)
         elif held >= MAX_SOCKETS_PER_ADDRESS:
             self._refuse("429 Too Many Requests", Reason.TOO_MANY_SOCKETS)
-        elif not registry.may_shake_hands(self._network, self._heard_s):
+        elif not registry.may_shake_hands(self.network, self._heard_s):
             self._refuse("429 Too Many Requests", Reason.TOO_MANY_HANDSHAKES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -123,11 +123,11 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         registry = self.registry
-        left = registry.per_address.get(self._network, 1) - 1
+        left = registry.per_address.get(self.network, 1) - 1
         if left > 0:
-            registry.per_address[self._network] = left
+            registry.per_address[self.network] = left
         else:
-            registry.per_address.pop(self._network, None)
+            registry.per_address.pop(self.network, None)
         self.ready = False
         registry.unfinished.hold(self, 0)
 
@@ -191,7 +191,10 @@ class PeerConnection(asyncio.BufferedProtocol):
         """
         device, frames = self.device, self._frames
         cost = messages + frames.uncommon * UNCOMMON_FRAME_COST
-        wait_s = device.spend(cost, self._heard_s) if device is not None else 0.0
+        wait_s = 0.0
+        if device is not None:
+            pace = self.registry.pace
+            wait_s = pace.spend(device.device_id, device.account_id, self.network, cost, self._heard_s)
         if (wait_s or frames.has_more) and not self._rests:
             self._rests = True
             self._read_or_rest()

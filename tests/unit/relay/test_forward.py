@@ -35,12 +35,18 @@ class Path:
     """A device with one socket of v2, and a gateway's link with one tunnel through it."""
 
     def __init__(
-        self, here: Registry | None = None, device_id: str = "d", reasons_max: int = max(MuxReason)
+        self,
+        here: Registry | None = None,
+        device_id: str = "d",
+        reasons_max: int = max(MuxReason),
+        account: str = "a",
+        address: str = "192.0.2.1",
     ) -> None:
         self.registry = here or registry()
-        self.socket, self.wire = peer(self.registry)
+        self.socket, self.wire = peer(self.registry, address)
         self.socket._head, self.socket.ready, self.socket.v2 = None, True, True
-        self.device = Device(device_id, "a", cast(Any, None), "", 0, sockets=[self.socket])
+        self.device = Device(device_id, account, cast(Any, None), "", 0, sockets=[self.socket])
+        self.socket.device = self.device
         self.registry.devices[device_id] = self.device
         self.link_wire = Wire()
         self.link = LinkConnection(self.registry, cast(Any, self.link_wire), reasons_max)
@@ -246,6 +252,51 @@ async def test_a_newcomer_is_let_in_and_who_hoards_gives_way(monkeypatch: pytest
     assert [path.wire.closing for path in (hoards, modest, new)] == [True, False, False]
     assert here.buffers.held_bytes == modest.socket.buffers.held_bytes
     assert mux.read_reason((await hoards.told()).body) is MuxReason.PATH_LOST, "it may resume"
+
+
+async def test_an_account_gives_way_that_hoards_a_little_on_each_of_many_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or nobody would, and newcomers were refused."""
+    modest = Path(account="another's", address="198.51.100.1")
+    here = modest.registry
+    hoards = [Path(here, f"d{number}", address=f"192.0.2.{number}") for number in range(4)]
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
+    here.buffers.max_bytes = 8 * HELD
+    for path in (modest, *hoards):
+        path.socket.pause_writing()
+        path.asks(DATA)
+    assert here.make_room(0.0)
+    assert not modest.wire.closing
+    assert [path.wire.closing for path in hoards].count(True) == 2, "as many as it takes"
+
+
+async def test_an_address_gives_way_whose_accounts_hoard_a_little_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
+    modest = Path(account="another's", address="198.51.100.1")
+    here = modest.registry
+    hoards = [Path(here, f"d{number}", account=f"a{number}") for number in range(4)]
+    here.buffers.max_bytes = 8 * HELD
+    for path in (modest, *hoards):
+        path.socket.pause_writing()
+        path.asks(DATA)
+    assert here.make_room(0.0)
+    assert not modest.wire.closing
+    assert [path.wire.closing for path in hoards].count(True) == 2
+
+
+async def test_newcomers_are_refused_where_many_hold_a_little_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
+    here = registry()
+    paths = [Path(here, f"d{n}", account=f"a{n}", address=f"192.0.2.{n}") for n in range(5)]
+    here.buffers.max_bytes = 8 * HELD
+    for path in paths:
+        path.socket.pause_writing()
+        path.asks(DATA)
+    assert not here.make_room(0.0)
+    assert not any(path.wire.closing for path in paths)
 
 
 async def test_a_gateway_that_does_not_read_gives_way_and_no_device_that_holds_little() -> None:

@@ -11,10 +11,10 @@ import pytest
 from relay_node import peers, websocket
 from relay_node import registry as registry_module
 from relay_node.figures import Reason
+from relay_node.pace import OF_WHAT_IS_LEFT, RELAY_FRAMES_PER_S
 from relay_node.peers import PeerSocket
 from relay_node.presence import follow_orders
 from relay_node.registry import (
-    FRAMES_PER_S_MAX,
     HANDSHAKES_PER_S_MAX,
     HANDSHAKES_PER_S_PER_ADDRESS_MAX,
     Device,
@@ -221,10 +221,13 @@ class Seconds:
             due[0][1]()
 
 
-def dials(here: Registry, clock: Seconds, early: bytes = b"") -> tuple[PeerSocket, Wire]:
-    """Another socket of device `d`, of its owner."""
-    here.hooks = replace(here.hooks, verify=lambda token: Claims(DeviceId("d"), AccountId("a"), 0))
-    socket, wire = peer(here)
+def dials(
+    here: Registry, clock: Seconds, early: bytes = b"", number: int | None = None
+) -> tuple[PeerSocket, Wire]:
+    """Another socket of device `d`, of its owner; or of a device with an account and an address of its own."""
+    device, account, address = ("d", "a", 1) if number is None else (f"d{number}", f"a{number}", number)
+    here.hooks = replace(here.hooks, verify=lambda token: Claims(DeviceId(device), AccountId(account), 0))
+    socket, wire = peer(here, f"192.0.2.{address}")
     socket.loop = cast(Any, clock)
     socket.data_received(upgrade_request("relay", "/", bytes(16), "token") + early)
     return socket, wire
@@ -252,7 +255,7 @@ async def test_a_flood_waits_for_its_turn_and_for_its_devices_share_and_nothing_
     for second in range(1, 100):
         clock.turns()
         await asyncio.sleep(0)
-        most = second * FRAMES_PER_S_MAX // (1 + websocket.UNCOMMON_FRAME_COST)
+        most = second * RELAY_FRAMES_PER_S // (1 + OF_WHAT_IS_LEFT) // (1 + websocket.UNCOMMON_FRAME_COST)
         share = sum(answered(wire) for _, wire in floods)
         assert share <= most + second * len(floods) * websocket.FRAMES_AT_ONCE_MAX
         if share == len(floods) * len(PINGS):
@@ -262,6 +265,21 @@ async def test_a_flood_waits_for_its_turn_and_for_its_devices_share_and_nothing_
     clock.turns()
     assert [answered(wire) for _, wire in floods] == [len(PINGS)] * 2
     assert not any(wire.paused or wire.closing for _, wire in floods)
+
+
+async def test_sixteen_devices_that_flood_together_keep_no_relay_busy_and_nobody_from_an_answer() -> None:
+    here, clock = registry(), Seconds()
+    floods = [dials(here, clock, b"".join(PINGS[:4000]), number) for number in range(16)]
+    clock.turns()
+    await asyncio.sleep(0)
+    cost = 1 + websocket.UNCOMMON_FRAME_COST
+    most = RELAY_FRAMES_PER_S // cost + len(floods) * websocket.FRAMES_AT_ONCE_MAX
+    assert sum(answered(wire) for _, wire in floods) <= most
+    assert all(wire.paused for _, wire in floods)
+    _, wire = dials(here, clock, b"".join(PINGS[:40]), 100)
+    clock.turns()
+    await asyncio.sleep(0)
+    assert (answered(wire), wire.paused) == (40, False)
 
 
 async def test_who_has_used_up_a_second_and_dials_again_is_read_in_the_next_one() -> None:
