@@ -181,7 +181,9 @@ class TunnelBudget(Budget):
             lost = tunnel.up_bytes - tunnel.flushed_up + tunnel.down_bytes - tunnel.flushed_down
             self._key.flushed(lost)
         else:
-            line.add(tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down)
-            tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
+            up, down = tunnel.up_bytes - tunnel.flushed_up, tunnel.down_bytes - tunnel.flushed_down
+            if up or down:
+                line.add(up, down)
+                tunnel.flushed_up, tunnel.flushed_down = tunnel.up_bytes, tunnel.down_bytes
         tunnel.budget = self._key  # no cycle is left for the collector
         line.tunnels -= 1

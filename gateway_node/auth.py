@@ -12,7 +12,7 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from gateway_node.history import KeyHistory
@@ -33,6 +33,8 @@ KNOWN_READ_MAX_S: Final = 0.75
 READ_AGAIN_AFTER_S: Final = 5.0
 """After a read that told nothing."""
 CACHE_MAX_KEYS: Final = 100_000
+HASHES_KEPT: Final = 4096
+"""Of passwords that came lately, as are the heads they came in (`wire/http1.py`): a customer sends one each time."""
 CHANGED_MAX: Final = 10_000
 CHANGED_KEPT_S: Final = 60.0
 """Longer than any read takes: so long it is remembered that a key changed, for those who were reading it."""
@@ -118,7 +120,7 @@ class Authenticator:
         """With `redis` failures count over all gateways; without it, or while it is away, over this one."""
         self._dynamo = dynamo
         self._table = access_table
-        self._box = box
+        self._hash = lru_cache(maxsize=HASHES_KEPT)(box.hash)
         self._now_s = now_s
         self._now_ms = now_ms
         self._met = met
@@ -136,7 +138,7 @@ class Authenticator:
         self, account_id: AccountId, password: str, address: str, request_id: str = ""
     ) -> Pak | Refusal:
         """The pak of a password, or why it may not pass. Raises StoreUnavailable for a key nobody knows yet."""
-        secret_hash = self._box.hash(password)
+        secret_hash = self._hash(password)
         address = network_of(address)
         entry = self._cache.get(secret_hash)
         if entry is None and (self._addresses.banned(address) or self._accounts.banned(account_id)):

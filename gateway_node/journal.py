@@ -19,6 +19,7 @@ import json
 import logging
 import mmap
 import os
+import struct
 import zlib
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,10 @@ _KEY_WORD: Final = 16
 _KEY_MAX_BYTES: Final = (_SLOT_WORDS - _KEY_WORD) * 8
 _MARK: Final = (1, 4)
 _COUNT: Final = (7, 10)
+_WORD_BYTES: Final = 8
+_COUNT_WORDS: Final = struct.Struct("QQQ")
+_FRESH_WORDS: Final = struct.Struct("12Q")
+_KEY_JSON: Final = json.JSONEncoder(separators=(",", ":"))
 _HEADER: Final = (0, 64)
 _HEADER_FIELDS: Final = 7
 _MASK: Final = (1 << 64) - 1
@@ -64,12 +69,19 @@ class Line:
         """Count bytes, in memory and in the file."""
         self.up = up = self.up + up_bytes
         self.down = down = self.down + down_bytes
-        if self.slot:
-            words, at = self._words, self.slot + _COUNT[self.turn]
+        slot = self.slot
+        if slot:
+            at = (slot + _COUNT[self.turn]) * _WORD_BYTES
             self.turn ^= 1
-            words[at] = up
-            words[at + 1] = down
-            words[at + 2] = _check(up, down, self.slot)
+            _COUNT_WORDS.pack_into(self._words, at, up, down, (up * 3 + down * 5 + slot) & _MASK)
+
+    def place(self, slot: int, generation: int) -> None:
+        """Count in a free slot of the file from now on; both marks and both counts begin with nothing."""
+        self.slot = slot
+        even, odd = generation + (generation & 1), generation | 1
+        check = _check(0, 0, slot)
+        words = (even, 0, 0, odd, 0, 0, 0, 0, check, 0, 0, check)
+        _FRESH_WORDS.pack_into(self._words, (slot + _MARK[0]) * _WORD_BYTES, *words)
 
     def mark(self, generation: int, counts: tuple[int, int]) -> None:
         """Note what was counted when a generation was cut; the number goes last, so that half a mark is none."""
@@ -124,12 +136,8 @@ class Journal:
         return not self._free
 
     def _place(self, line: Line, slot: int, text: bytes) -> None:
-        line.slot = slot
-        line.add(0, 0)
-        line.add(0, 0)
-        for generation in (self._generation, self._generation + 1):
-            line.mark(generation, (0, 0))
-        start = (slot + _KEY_WORD) * 8
+        line.place(slot, self._generation)
+        start = (slot + _KEY_WORD) * _WORD_BYTES
         self._map[start : start + len(text)] = text
         self._words[slot] = len(text) << 32 | zlib.crc32(text)
 
@@ -291,7 +299,7 @@ def _crc(fields: tuple[int, ...]) -> int:
 
 def _key_text(key: LineKey) -> bytes:
     fields = (key.pak_id, key.account_id, key.device_id, key.supplier_id, key.country, key.pool, key.ip_type)
-    return json.dumps(fields, separators=(",", ":")).encode()
+    return _KEY_JSON.encode(fields).encode()
 
 
 def _read_key(text: bytes) -> LineKey:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from prometheus_client import Counter
 
@@ -42,8 +41,7 @@ REFUSED = Counter("psx_gateway_refused", "Requests refused", ["code"])
 log = logging.getLogger("psx.gateway")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a customer asked for."""
 
     username: str
@@ -55,8 +53,7 @@ class Request:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """A tunnel to attach to, or a refusal; with what was healed in the username."""
 
     result: Tunnel | RefusedRequest

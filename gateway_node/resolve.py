@@ -3,9 +3,8 @@
 import asyncio
 import ipaddress
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from gateway_node.refusals import RefusedRequest
@@ -25,8 +24,7 @@ LOOKUPS_MAX: Final = 8192
 UNANSWERED: Final = f"no name server told the target's address within {RESOLVE_TIMEOUT_S:.0f} s"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where a customer wants to go: as written, and its checked literal address. `others` may be dialled too."""
 
     host: str
@@ -158,7 +156,7 @@ class Resolver:
         own = [network for address in exits if (network := own_network(address)) is not None]
         for address in (target.address, *target.others):
             if check_address(address, target.port, self._policy, own) is EgressVerdict.ALLOWED:
-                return target if address == target.address else replace(target, address=address)
+                return target if address == target.address else target._replace(address=address)
         return RefusedRequest(Refusal.SSRF_BLOCKED, "the target is the chosen exit's own network")
 
 

@@ -25,7 +25,7 @@ from shared.pool.model import (
     Selected,
     caps_of,
 )
-from shared.runtime.redis import RedisCall, Script, command, ok, text_map
+from shared.runtime.redis import Opening, RedisCall, Script, command, ok, text_map
 
 REVOKE_PAK: Final = "revoke"
 GATEWAY_ALIVE_TTL_S: Final = 30
@@ -194,7 +194,7 @@ class Selection:
     `limited_as` is whose sessions count together: the account, or the key where strangers share an account.
     """
 
-    __slots__ = ("_keys", "_parse", "_who", "_wishes")
+    __slots__ = ("_args", "_keys", "_opening", "_parse")
 
     def __init__(
         self, route: Route, pool: Pool, pak_id: PakId, gateway_id: GatewayId, limited_as: str = ""
@@ -202,8 +202,8 @@ class Selection:
         prefix, sid = _prefix(pool), route.session_id or ""
         free = f"{prefix}free:{route.country or 'any'}"
         self._keys = (free, f"{prefix}sess:{pak_id}:{sid}" if sid else free, f"{prefix}lease:{gateway_id}")
-        self._who = (prefix, pak_id, sid)
-        self._wishes = _wishes(route, pool, limited_as)
+        self._args = (prefix, pak_id, sid, *_wishes(route, pool, limited_as))
+        self._opening = Opening(_ACQUIRE, self._keys, self._args)
         self._parse = partial(_acquired, pool)
 
     def acquire(
@@ -211,8 +211,9 @@ class Selection:
     ) -> RedisCall[Acquired | NoStock]:
         """Choose an endpoint and hold a connection on it until `release`. `has_many`: who asks has many connections
         already, and leaves the last place of an endpoint to others (decision 0088)."""
-        args = (*self._who, now_ms, *self._wishes, int(has_many), *excluded)
-        return RedisCall(self._parse, script=_ACQUIRE, keys=self._keys, args=args)
+        last: tuple[str | int, ...] = (now_ms, int(has_many), *excluded)
+        written = self._opening.followed_by(*last)
+        return RedisCall(self._parse, (), _ACQUIRE, self._keys, (*self._args, *last), written)
 
 
 def acquire(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.kernel.codes import IpType, Pool, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, RelayId
@@ -150,8 +150,7 @@ class NoStockReason(StrEnum):
     LEASE = "lease"
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
+class Acquired(NamedTuple):
     """One connection on one endpoint, held until released. `mesh_*` is set for peers, `modem_*` for modems."""
 
     endpoint: Endpoint

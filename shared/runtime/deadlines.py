@@ -7,6 +7,8 @@ run out up to `TICK_S` late, which is nothing beside the seconds they bound.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
@@ -33,22 +35,16 @@ class Deadlines:
     """All deadlines of one kind of work on one loop; no timer runs while there are none."""
 
     def __init__(self) -> None:
-        self._buckets: dict[int, set[Deadline]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._buckets: defaultdict[int, set[Deadline]] = defaultdict(set)
+        self._now_s: Callable[[], float] = time.monotonic
         self._timer: asyncio.TimerHandle | None = None
 
     def call_after(self, timeout_s: float, callback: Callable[[], None]) -> Deadline:
         """Call back once, after `timeout_s` or up to a tick later."""
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        number = int((loop.time() + timeout_s) / TICK_S) + 1
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._buckets[number] = set()
         if self._timer is None:
-            self._timer = loop.call_later(TICK_S, self._tick, loop)
-        return Deadline(callback, bucket)
+            loop = asyncio.get_running_loop()
+            self._now_s, self._timer = loop.time, loop.call_later(TICK_S, self._tick, loop)
+        return Deadline(callback, self._buckets[int((self._now_s() + timeout_s) / TICK_S) + 1])
 
     def within(self, timeout_s: float) -> Within:
         """A bound on what the current task awaits: `with deadlines.within(5): ...` raises TimeoutError."""

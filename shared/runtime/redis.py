@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from shared.runtime.dynamo import StoreUnavailable
 
@@ -51,11 +51,11 @@ Login = tuple[str, str]
 """A user of Redis and its password: what it may do stands in `infra/network.yml`."""
 
 
-@dataclass(frozen=True, slots=True)
-class RedisCall(Generic[T]):
+class RedisCall(NamedTuple, Generic[T]):
     """One command (`command` set, arguments whole) or one script (`script` set, `keys` and `args`).
 
-    Answers reach `parse` as redis-py gives them: bytes, int, None, lists, dicts (RESP3 maps).
+    Answers reach `parse` as redis-py gives them: bytes, int, None, lists, dicts (RESP3 maps). `written` is the same call as
+    it goes over the wire, where most of it was written out before (`Opening`).
     """
 
     parse: Callable[[Any], T]
@@ -63,6 +63,29 @@ class RedisCall(Generic[T]):
     script: Script | None = None
     keys: Sequence[str] = ()
     args: Sequence[Argument] = ()
+    written: bytes = b""
+
+
+class Opening:
+    """A script with its keys and first arguments, written out once for many calls: to write thirty words takes longer than
+    to read the answer. Source: the Redis serialization protocol, "Sending commands to a Redis server".
+    """
+
+    __slots__ = ("_count", "_written")
+
+    def __init__(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> None:
+        words = (script.commands()[0], script.sha1, len(keys), *keys, *args)
+        self._count = len(words)
+        self._written = b"".join(map(_word, words))
+
+    def followed_by(self, *args: Argument) -> bytes:
+        """The whole call with its last arguments."""
+        return b"".join((b"*%d\r\n" % (self._count + len(args)), self._written, *map(_word, args)))
+
+
+def _word(argument: Argument) -> bytes:
+    raw = argument if isinstance(argument, bytes) else str(argument).encode()
+    return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
 def _arguments(call: RedisCall[Any]) -> tuple[Argument, ...]:
@@ -110,9 +133,10 @@ class AsyncRedis:
     """Runs calls on an asyncio loop, pipelined over one connection per server; see `redis_wire.py`."""
 
     def __init__(self, url: str, login: Login | None = None) -> None:
-        from shared.runtime.redis_wire import Servers  # noqa: PLC0415 - Lambda does not need it
+        from shared.runtime.redis_wire import Servers, pack  # noqa: PLC0415 - Lambda does not need it
 
         self._servers = Servers(url, login)
+        self._pack = pack
 
     async def run(self, call: RedisCall[T], unheard: Callable[[T], None] | None = None) -> T:
         """Run one call. Raises StoreUnavailable when nothing is known of its outcome; cancelling is safe, and what was
@@ -121,13 +145,14 @@ class AsyncRedis:
         try:
             if call.script is None:
                 key = None if call.command[0] in _KEYLESS else str(call.command[1])
-                answer = await self._servers.call(key, *call.command, unheard=told)
+                answer = await self._servers.send(key, self._pack(*call.command), told)
             else:
-                arguments, key = _arguments(call), call.keys[0]
-                known, whole = call.script.commands()
-                answer = await self._servers.call(key, known, call.script.sha1, *arguments, unheard=told)
+                key, (known, whole) = call.keys[0], call.script.commands()
+                packed = call.written or self._pack(known, call.script.sha1, *_arguments(call))
+                answer = await self._servers.send(key, packed, told)
                 if isinstance(answer, Exception) and str(answer).startswith("NOSCRIPT"):
-                    answer = await self._servers.call(key, whole, call.script.text, *arguments, unheard=told)
+                    packed = self._pack(whole, call.script.text, *_arguments(call))
+                    answer = await self._servers.send(key, packed, told)
         except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"redis: {type(error).__name__}") from error
         if isinstance(answer, Exception):

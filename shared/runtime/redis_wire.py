@@ -36,6 +36,11 @@ _NO_PRIMARY: Final = ("READONLY ", "MASTERDOWN ", "LOADING ")
 """How a server answers that was the primary, or is not yet."""
 
 
+def pack(*arguments: Argument) -> bytes:
+    """A command as it goes over the wire."""
+    return cast(bytes, hiredis.pack_command(cast(Any, arguments)))
+
+
 class ConnectionGone(OSError):
     """The connection was lost, or did not answer, before the answer came."""
 
@@ -70,16 +75,16 @@ class Connection(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self.lost = False
 
-    def call(self, *arguments: Argument, unheard: Unheard | None = None) -> asyncio.Future[Any]:
-        """The answer to come: bytes, int, None, lists; an error as a `hiredis.ReplyError`. Cancelling forgets it, unless it
-        is to be told when it comes, to `unheard`."""
+    def send(self, packed: bytes, unheard: Unheard | None = None) -> asyncio.Future[Any]:
+        """A command's answer to come: bytes, int, None, lists; an error as a `hiredis.ReplyError`. Cancelling forgets it,
+        unless it is to be told when it comes, to `unheard`."""
         future = self._loop.create_future()
         if self.lost:
             future.set_exception(ConnectionGone("connection lost"))
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(cast(Any, arguments)))
+        self._out.append(packed)
         self._waiting.append((future, self._loop.time(), unheard))
         if self._watch is None:
             self._watch = self._loop.call_later(ANSWER_TIMEOUT_S, self._check)
@@ -172,7 +177,7 @@ class Subscription(asyncio.Protocol):
     def send(self, *arguments: Argument) -> None:
         """Send a command; what comes back is heard in `next`."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(hiredis.pack_command(cast(Any, arguments)))
+            self._transport.write(pack(*arguments))
 
     def close(self) -> None:
         """Hang up."""
@@ -219,17 +224,17 @@ class Server:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
 
-    def call(self, *arguments: Argument, unheard: Unheard | None = None) -> Awaitable[Any]:
-        """The server's answer. Raises OSError or TimeoutError when it is not known."""
+    def send(self, packed: bytes, unheard: Unheard | None = None) -> Awaitable[Any]:
+        """The server's answer to a command. Raises OSError or TimeoutError when it is not known."""
         connection = self._connection
         if connection is None or connection.lost:
-            return self._call_when_connected(arguments, unheard)
-        asked = connection.call(*arguments, unheard=unheard)
+            return self._send_when_connected(packed, unheard)
+        asked = connection.send(packed, unheard)
         return asked if unheard is None else _told(asked, unheard)
 
-    async def _call_when_connected(self, arguments: tuple[Argument, ...], unheard: Unheard | None) -> Any:
+    async def _send_when_connected(self, packed: bytes, unheard: Unheard | None) -> Any:
         connection = await self._connected()
-        asked = connection.call(*arguments, unheard=unheard)
+        asked = connection.send(packed, unheard)
         return await (asked if unheard is None else _told(asked, unheard))
 
     async def _connected(self) -> Connection:
@@ -244,7 +249,7 @@ class Server:
             _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=tls)
             try:
                 for greeting in self._address.greeting:
-                    if isinstance(await connection.call(*greeting), hiredis.ReplyError):
+                    if isinstance(await connection.send(pack(*greeting)), hiredis.ReplyError):
                         raise ConnectionGone("refused by the server")
             except BaseException:
                 connection.close()
@@ -299,21 +304,19 @@ class Servers:
         }
         self._slots: list[tuple[int, int, Server]] = []
 
-    def call(self, key: str | None, *arguments: Argument, unheard: Unheard | None = None) -> Awaitable[Any]:
-        """The answer of the server that has the key. Raises OSError or TimeoutError."""
+    def send(self, key: str | None, packed: bytes, unheard: Unheard | None = None) -> Awaitable[Any]:
+        """The answer of the server that has the key to a command. Raises OSError or TimeoutError."""
         if not self._address.cluster:
-            return self._seed.call(*arguments, unheard=unheard)
-        return self._call_by_slot(key, arguments, unheard)
+            return self._seed.send(packed, unheard)
+        return self._send_by_slot(key, packed, unheard)
 
-    async def _call_by_slot(
-        self, key: str | None, arguments: tuple[Argument, ...], unheard: Unheard | None
-    ) -> Any:
+    async def _send_by_slot(self, key: str | None, packed: bytes, unheard: Unheard | None) -> Any:
         answer: Any = None
         for _ in range(MOVED_RETRIES_MAX):
             if not self._slots:
                 await self._read_slots()
             try:
-                answer = await self._server(key).call(*arguments, unheard=unheard)
+                answer = await self._server(key).send(packed, unheard)
             except OSError:
                 self._slots = []  # its part may be another server's by now
                 raise
@@ -336,7 +339,7 @@ class Servers:
     async def _read_slots(self) -> None:
         for server in list(self._by_address.values()):
             try:
-                rows = await server.call("CLUSTER", "SLOTS")
+                rows = await server.send(pack("CLUSTER", "SLOTS"))
             except (OSError, TimeoutError):
                 continue
             if not isinstance(rows, hiredis.ReplyError):

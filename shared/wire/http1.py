@@ -9,10 +9,9 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_HEADER_COUNT: Final = 100
@@ -50,8 +49,7 @@ class HeadError(ValueError):
         self.fault = fault
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """Method, target and headers (names lower-case); `minor` is the x of HTTP/1.x; `names` are as written."""
 
     method: str
@@ -65,8 +63,7 @@ class RequestHead:
         return _first(self.headers, name)
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """Status and headers of an answer, as `RequestHead` has them."""
 
     status: int

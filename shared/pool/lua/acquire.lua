@@ -1,23 +1,23 @@
 -- Choose one endpoint of a pool and hold one connection on it, atomically.
 -- KEYS: 1 free set of the country asked for, 2 session row (or the free set again when there is no session),
 --       3 lease hash of this gateway. All other keys are computed from the pool's prefix and so share its hash slot.
--- ARGV: 1 prefix "{pool}:", 2 pak, 3 sid ("" = none), 4 now ms, 5 session ttl s, 6 rotation window ms (0 = never),
---       7 needs presence (1/0), 8 ip type, 9 asn, 10 isp, 11 carrier, 12 carrier is hard (1/0), 13 country ("" = any),
---       14 session must keep its device (1/0), 15 pin kind ("" = none), 16 pin id, 17 pin is strict (1/0), 18 city,
---       19 least stability (0 = any), 20 account, 21 whose sessions are counted together, 22 how many it may have,
---       23 whoever stands in for a session's lost device is in its country (1/0), 24 the customer has many connections (1/0),
---       25.. endpoints to leave out
+-- ARGV: 1 prefix "{pool}:", 2 pak, 3 sid ("" = none), 4 session ttl s, 5 rotation window ms (0 = never),
+--       6 needs presence (1/0), 7 ip type, 8 asn, 9 isp, 10 carrier, 11 carrier is hard (1/0), 12 country ("" = any),
+--       13 session must keep its device (1/0), 14 pin kind ("" = none), 15 pin id, 16 pin is strict (1/0), 17 city,
+--       18 least stability (0 = any), 19 account, 20 whose sessions are counted together, 21 how many it may have,
+--       22 whoever stands in for a session's lost device is in its country (1/0),
+--       23 now ms, 24 the customer has many connections (1/0), 25.. endpoints to leave out
 -- Answer: {endpoint, what its row says, where it is (or nothing), how (0 fresh, 1 session, 2 pin, 3 instead of the pin),
 --          how many sessions there are now if this began one, else 0}
 --         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
 local TOLD = 12 -- so many facts of a row are answered
 local DRAWN_FIRST, DRAWN_THEN, LOOKED_AT = -2, -6, 256
 -- A negative count draws with repetition, in random order; a positive one gives a small set in its stored order.
-local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local window, presence_needed, city = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[18]
-local least_stability, account = tonumber(ARGV[19]), ARGV[20]
-local pin_kind, pin_id, pin_strict = ARGV[15], ARGV[16], ARGV[17] == '1'
-local country, carrier, carrier_is_hard = ARGV[13], ARGV[11], ARGV[12] == '1'
+local prefix, pak, sid, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[23])
+local window, presence_needed, city = tonumber(ARGV[5]), ARGV[6] == '1', ARGV[17]
+local least_stability, account = tonumber(ARGV[18]), ARGV[19]
+local pin_kind, pin_id, pin_strict = ARGV[14], ARGV[15], ARGV[16] == '1'
+local country, carrier, carrier_is_hard = ARGV[12], ARGV[10], ARGV[11] == '1'
 local free = KEYS[1]
 local lease = ''
 local absent = 0
@@ -46,9 +46,9 @@ local function stands(live)
 end
 
 local function matches(ep, with_carrier)
-  if ARGV[8] ~= '' and ep.ip_type ~= ARGV[8] then return false end
-  if ARGV[9] ~= '' and ep.asn ~= ARGV[9] then return false end
-  if ARGV[10] ~= '' and not string.find(ep.isp_slug, ARGV[10], 1, true) then return false end
+  if ARGV[7] ~= '' and ep.ip_type ~= ARGV[7] then return false end
+  if ARGV[8] ~= '' and ep.asn ~= ARGV[8] then return false end
+  if ARGV[9] ~= '' and not string.find(ep.isp_slug, ARGV[9], 1, true) then return false end
   if country ~= '' and ep.country ~= country then return false end
   if with_carrier and carrier ~= '' and ep.carrier ~= carrier then return false end
   if least_stability > 0 and (tonumber(ep.stability) or 0) < least_stability then return false end
@@ -87,7 +87,7 @@ local function usable(id, with_carrier, pinned)
   if not ep then return nil end
   if pinned then -- a pin chooses the device; country and IP type (what a key is locked to) still hold
     if country ~= '' and ep.country ~= country then return nil end
-    if ARGV[8] ~= '' and ep.ip_type ~= ARGV[8] then return nil end
+    if ARGV[7] ~= '' and ep.ip_type ~= ARGV[7] then return nil end
   elseif not matches(ep, with_carrier) then
     return nil
   end
@@ -149,7 +149,7 @@ end
 local function hold_longer(id, device, ends, kept)
   local key, ports = prefix .. 'reserved:' .. id, prefix .. 'ports:' .. device
   local until_ms = math.max(ends, tonumber(redis.call('HGET', key, 'expires_at_ms')))
-  redis.call('HSET', key, 'used_at_ms', ARGV[4], 'expires_at_ms', string.format('%d', until_ms))
+  redis.call('HSET', key, 'used_at_ms', ARGV[23], 'expires_at_ms', string.format('%d', until_ms))
   redis.call('PEXPIREAT', key, string.format('%d', until_ms + kept))
   redis.call('ZADD', ports, string.format('%d', until_ms), id)
   redis.call('PEXPIREAT', ports, redis.call('ZRANGE', ports, -1, -1, 'WITHSCORES')[2])
@@ -200,9 +200,9 @@ if session[1] and (window == 0 or now - tonumber(session[2]) < window) then
     redis.call('HSET', KEYS[2], 'seen', now)
     return take(choice, 1)
   end
-  if ARGV[14] == '1' then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
+  if ARGV[13] == '1' then return { false, redis.call('SCARD', KEYS[1]), absent > 0 and 'absent' or 'stock' } end
   stays = crowded -- a device that is full is not lost: this connection goes elsewhere, the session does not
-  if country == '' and ARGV[23] == '1' and session[3] then
+  if country == '' and ARGV[22] == '1' and session[3] then
     country = session[3]
     free = prefix .. 'free:' .. country
   end
@@ -213,10 +213,10 @@ elseif session[1] and not excluded[session[1]] then
   excluded[before] = true
 end
 
-local sessions = prefix .. 'sessions:' .. ARGV[21]
+local sessions = prefix .. 'sessions:' .. ARGV[20]
 if sid ~= '' and redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('ZREMRANGEBYSCORE', sessions, '-inf', now)
-  if redis.call('ZCARD', sessions) >= tonumber(ARGV[22]) then return { false, 0, 'sessions' } end
+  if redis.call('ZCARD', sessions) >= tonumber(ARGV[21]) then return { false, 0, 'sessions' } end
 end
 
 local best
@@ -237,7 +237,7 @@ if sid ~= '' and not stays then
   redis.call('HSET', KEYS[2], 'endpoint', best.id, 'picked', now, 'seen', now, 'country', best.ep.country,
     'carrier', best.ep.carrier)
   if created then
-    local ttl = tonumber(ARGV[5])
+    local ttl = tonumber(ARGV[4])
     redis.call('HSET', KEYS[2], 'created', now)
     redis.call('EXPIRE', KEYS[2], ttl)
     redis.call('ZADD', sessions, now + ttl * 1000, pak .. ':' .. sid)

@@ -7,7 +7,7 @@ import pytest
 
 from shared.runtime.dynamo import StoreUnavailable
 from shared.runtime.redis import AsyncRedis, command
-from shared.runtime.redis_wire import Address, Connection, Server
+from shared.runtime.redis_wire import Address, Connection, Server, pack
 
 
 @pytest.mark.parametrize("answer", [b"-READONLY no\r\n", b"-LOADING no\r\n", b"-MASTERDOWN no\r\n"])
@@ -47,7 +47,7 @@ async def test_an_answer_to_one_who_was_cancelled_is_told_once(when: str) -> Non
     server._connection = connection
 
     async def ask() -> int:
-        return int(await server.call("INCR", "n", unheard=told.append))
+        return int(await server.send(pack("INCR", "n"), told.append))
 
     asking, again = asyncio.create_task(ask()), asyncio.create_task(ask())
     await asyncio.sleep(0)
