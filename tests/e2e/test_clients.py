@@ -19,10 +19,10 @@ from local.network import LocalNetwork
 from local.sdks import ToolMissing, go_client
 from tests.support.clients import Clients, Told, program, run
 from tests.support.doorway import Doorway
+from tests.support.network import put_on_sale, reseller_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 ACCOUNT = "psx_reseller1"
-LISTED_TIMEOUT_S = 30
 REFUSED_WITHIN_S = 10
 HTTP_CLIENTS = ("curl", "wget", "requests", "httpx", "aiohttp", "undici", "go", "java", "chromium")
 SOCKS_CLIENTS = {"curl": "socks5h", "requests": "socks5h", "httpx": "socks5", "go": "socks5"}
@@ -97,17 +97,8 @@ async def psx(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
     net = LocalNetwork()
     clients = Clients(tmp_path_factory.mktemp("clients"), net.files.ca, net.files.target_cert)
     async with net:
-        await asyncio.gather(*(net.start_peer(plan) for plan in lab.PEERS[:3]))
-        headers = {"X-API-Key": net.keys.supplier}
-        for body in net.modem_registrations():
-            await call(net.api_url + "/v1/farmer/modems", "POST", headers, body)
-        async with asyncio.timeout(LISTED_TIMEOUT_S):
-            while (await net.cloud.fire("list_exits"))["listed"] < 6:
-                await asyncio.sleep(0.25)
-        body = {"label": "clients", "trafficCapGB": 1}
-        reseller = {"X-API-Key": net.keys.reseller}
-        made = await call(net.api_url + "/v1/reseller/pool-keys", "POST", reseller, body)
-        yield Lab(net, made.body["key"], clients)
+        await put_on_sale(net, 3, modems=True)
+        yield Lab(net, (await reseller_key(net, "clients"))["key"], clients)
 
 
 @pytest.mark.parametrize("scheme", ["https", "http"])

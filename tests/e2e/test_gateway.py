@@ -13,9 +13,9 @@ from local import lab
 from local.client import call, curl
 from local.network import LocalNetwork
 from shared.runtime.redis import command
+from tests.support.network import LISTED_TIMEOUT_S, put_on_sale, reseller_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
-LISTED_TIMEOUT_S = 30
 REVOKED_WITHIN_S = 1.0
 WITHDRAWN_WITHIN_S = 5.0
 
@@ -62,18 +62,8 @@ class Lab:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def psx() -> AsyncIterator[Lab]:
     async with LocalNetwork() as net:
-        await asyncio.gather(*(net.start_peer(plan) for plan in lab.PEERS[:3]))
-        headers = {"X-API-Key": net.keys.supplier}
-        for body in net.modem_registrations():
-            await call(net.api_url + "/v1/farmer/modems", "POST", headers, body)
-        async with asyncio.timeout(LISTED_TIMEOUT_S):
-            while (await net.cloud.fire("list_exits"))["listed"] < 6:
-                await asyncio.sleep(0.25)
-        body = {"label": "e2e", "trafficCapGB": 1}
-        made = await call(
-            net.api_url + "/v1/reseller/pool-keys", "POST", {"X-API-Key": net.keys.reseller}, body
-        )
-        yield Lab(net, made.body)
+        await put_on_sale(net, 3, modems=True)
+        yield Lab(net, await reseller_key(net, "e2e"))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from local.network import LocalNetwork
 from local.stores import TESTER_MICRO
 from shared.chain.eip3009 import balance_calldata
 from shared.runtime.redis import command
+from tests.support.network import put_on_sale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
-LISTED_TIMEOUT_S = 40
 FLAG = "/v1/x402/admin/peer-tiers"
 BUY = "/v1/x402/pool?traffic=0.1&tier=residential"
 SETTINGS_KEPT_S = 5.5
@@ -44,10 +44,7 @@ class Lab:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def psx() -> AsyncIterator[Lab]:
     async with LocalNetwork() as net:
-        await asyncio.gather(*(net.start_peer(plan) for plan in lab.PEERS[:4]))
-        async with asyncio.timeout(LISTED_TIMEOUT_S):
-            while (await net.cloud.fire("list_exits"))["listed"] < 4:
-                await asyncio.sleep(0.25)
+        await put_on_sale(net, 4)
         await net.cloud.fire("validate_sale")
         yield Lab(net)
 

@@ -13,9 +13,9 @@ from local import lab
 from local.client import call, curl
 from local.network import LocalNetwork
 from shared.runtime.redis import command
+from tests.support.network import LISTED_TIMEOUT_S, put_on_sale, reseller_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
-LISTED_TIMEOUT_S = 40
 STREAM_BYTES = 12_000_000
 GROWTH_MAX_MB = 25
 PEERS_STARTED = 8
@@ -24,18 +24,8 @@ PEERS_STARTED = 8
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def net() -> AsyncIterator[LocalNetwork]:
     async with LocalNetwork() as made:
-        await asyncio.gather(*(made.start_peer(plan) for plan in lab.PEERS[:PEERS_STARTED]))
-        async with asyncio.timeout(LISTED_TIMEOUT_S):
-            while (await made.cloud.fire("list_exits"))["listed"] < PEERS_STARTED:
-                await asyncio.sleep(0.25)
+        await put_on_sale(made, PEERS_STARTED)
         yield made
-
-
-async def key(net: LocalNetwork) -> dict[str, Any]:
-    headers = {"X-API-Key": net.keys.reseller}
-    body = {"label": "restarts", "trafficCapGB": 1}
-    made: dict[str, Any] = (await call(net.api_url + "/v1/reseller/pool-keys", "POST", headers, body)).body
-    return made
 
 
 def resident_mb(net: LocalNetwork) -> dict[str, float]:
@@ -49,7 +39,7 @@ def resident_mb(net: LocalNetwork) -> dict[str, float]:
 
 
 async def test_memory_comes_back_after_load(net: LocalNetwork) -> None:
-    secret, ca = (await key(net))["key"], str(net.files.ca)
+    secret, ca = (await reseller_key(net, "restarts"))["key"], str(net.files.ca)
     proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
 
     async def load() -> None:
@@ -90,7 +80,7 @@ async def connected(net: LocalNetwork) -> int:
 
 
 async def test_restarting_both_relays_costs_no_stream_and_no_request(net: LocalNetwork) -> None:
-    secret, ca = (await key(net))["key"], str(net.files.ca)
+    secret, ca = (await reseller_key(net, "restarts"))["key"], str(net.files.ca)
     proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
     streams = [
         asyncio.create_task(curl(proxy, f"{net.target_url}/slow/{STREAM_BYTES}", ca, keep_body=False))
@@ -120,7 +110,7 @@ async def test_restarting_both_relays_costs_no_stream_and_no_request(net: LocalN
 
 
 async def test_a_killed_gateway_leaves_no_place_taken(net: LocalNetwork) -> None:
-    secret, ca = (await key(net))["key"], str(net.files.ca)
+    secret, ca = (await reseller_key(net, "restarts"))["key"], str(net.files.ca)
     proxy = f"http://psx_reseller1-peer-any:{secret}@127.0.0.1:{net.ports.http}"
     stream = asyncio.create_task(curl(proxy, f"{net.target_url}/slow/60000000", ca, keep_body=False))
     async with asyncio.timeout(10):
