@@ -250,7 +250,7 @@ def _test(fast: bool, second_look: bool, arguments: Sequence[str]) -> int:
         "-m",
         "pytest",
         "-n",
-        str((os.cpu_count() or 1) + (0 if fast else 1)),  # slow tests wait about half of their time
+        str((os.cpu_count() or 1) + (0 if fast else 2)),  # slow tests wait for half of their time and more
         "--dist",
         "loadfile",
         "--no-loadscope-reorder",  # the order is ours: tests/support/order.py
