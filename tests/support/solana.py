@@ -28,6 +28,8 @@ SYSTEM: Final = Pubkey.from_string("11111111111111111111111111111111")
 LOOKUP_PROGRAM: Final = Pubkey.from_string("AddressLookupTab1e1111111111111111111111111")
 USDC: Final = Pubkey.from_string(USDC_MINT)
 CONFIRM_BOUND_S: Final = 20.0
+SLOT_MS: Final = 100
+"""A quarter of Solana's: tests wait for confirmations most of their time."""
 U64_MAX: Final = 2**64 - 1
 
 
@@ -105,7 +107,7 @@ class Surfnet(SolanaChain):
 @pytest.fixture
 def surfnet() -> Iterator[Surfnet]:
     """A fresh chain with USDC."""
-    command = ["node", str(ROOT / "local" / "solana_node.cjs")]
+    command = ["node", str(ROOT / "local" / "solana_node.cjs"), str(SLOT_MS)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT / "local"
     ) as process:
