@@ -294,7 +294,9 @@ class Registry:
         """Connections that hold much, the fullest first; then those of accounts and addresses that do."""
         everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
         hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
-        yield from sorted(hoarders, key=lambda c: c.buffers.held_bytes, reverse=True)
+        for hoarder in sorted(hoarders, key=lambda c: c.buffers.held_bytes, reverse=True):
+            if hoarder.buffers.held_bytes >= GIVES_WAY_MIN_BYTES:  # still: its other end may have given way
+                yield hoarder
         holding = [
             (s, s.device.account_id, s.buffers.held_bytes)
             for s in self.sockets
