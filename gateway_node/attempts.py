@@ -123,7 +123,8 @@ class Attempts:
         if doubts:
             return doubts.answer()
         gone = RefusedRequest(Refusal.STOCK_DEGRADED, "the exits that were chosen went away, please retry")
-        return gone if excluded else await self.no_stock(route, missing)
+        was_away = bool(self._dialer.away) and missing is NoStockReason.ABSENT
+        return gone if excluded or was_away else await self.no_stock(route, missing)
 
     async def _dial(
         self, buyer: Buyer, acquired: Acquired, target: Target, request_id: str
@@ -160,7 +161,9 @@ class Attempts:
         for asking in buyer.turns():
             missing, has_many = _NONE_LEFT, self._tunnels.places.has_many(buyer.owner)
             for pool in await self._leases.pools_of(asking.route, buyer.pak_id):
-                acquired = await self._leases.acquire(asking, pool, excluded, has_many=has_many)
+                acquired = await self._leases.acquire(
+                    asking, pool, excluded, has_many=has_many, away=self._dialer.away
+                )
                 if isinstance(acquired, Acquired):
                     return acquired
                 if acquired.reason is not NoStockReason.STOCK:

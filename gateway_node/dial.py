@@ -4,6 +4,7 @@ Exit faults and target faults are told apart here, because only the former count
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -83,6 +84,11 @@ class ExitDialer:
         self._opened: dict[str, str] = {}
         self._deadlines = Deadlines()
         self.splices = Splices()
+
+    @property
+    def away(self) -> Sequence[str]:
+        """Relays whose exits had better not be chosen now."""
+        return self._links.away
 
     async def open(
         self, acquired: Acquired, target: Target, request_id: str, owner: str

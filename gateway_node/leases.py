@@ -54,11 +54,17 @@ class Leases:
         self._wake = asyncio.Event()
 
     async def acquire(
-        self, buyer: Buyer, pool: Pool, excluded: Sequence[EndpointId] = (), *, has_many: bool = False
+        self,
+        buyer: Buyer,
+        pool: Pool,
+        excluded: Sequence[EndpointId] = (),
+        *,
+        has_many: bool = False,
+        away: Sequence[str] = (),
     ) -> Acquired | NoStock:
-        """Hold one connection on an endpoint that matches. `has_many`: as `Selection.acquire` has it."""
+        """Hold one connection on an endpoint that matches. `has_many`, `away`: as `Selection.acquire` has them."""
         selection = buyer.selection(pool, self._gateway_id)
-        call = selection.acquire(self._now_ms(), excluded, has_many=has_many)
+        call = selection.acquire(self._now_ms(), excluded, has_many=has_many, away=away)
         acquired = await self.redis.run(call, partial(self._unheard, buyer.pak_id))
         if isinstance(acquired, NoStock):
             return acquired

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, cast
 
 from gateway_node.stream_exit import LinkLost, RelayAway, StreamExit
 from gateway_node.windows import Windows
 from shared.kernel.ids import DeviceId
+from shared.pool.live import mesh_address
 from shared.pool.model import Presence
 from shared.wire import mux
 from shared.wire.cork import Cork
@@ -219,6 +220,20 @@ class RelayLinks:
             exit_.cut()
             raise
         return exit_
+
+    @property
+    def away(self) -> Sequence[str]:
+        """Relays that are not reached, for selection to leave out. One that is due to be tried again is not among them:
+        whoever is given an exit there has it tried, and is given another one.
+        """
+        if not self._again_s:
+            return ()
+        now_s = asyncio.get_running_loop().time()
+        return tuple(
+            mesh_address(*address)
+            for address, again_s in self._again_s.items()
+            if now_s < again_s or (address in self._links and not self._links[address].done())
+        )
 
     @property
     def busy(self) -> bool:

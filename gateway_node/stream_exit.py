@@ -101,9 +101,6 @@ class StreamExit:
 
     def attach(self, tunnel: Tunnel) -> None:
         """The tunnel stands: what came early goes first."""
-        if self._over:  # the target reset it in the same breath as it accepted, or so the exit says
-            tunnel.exit_reset(by_target=True)
-            return
         self._tunnel = tunnel
         early, self._early = self._early, []
         for data in early:
@@ -112,6 +109,8 @@ class StreamExit:
             tunnel.exit_full()
         if self._eof_early:
             tunnel.exit_ended()
+        if self._over:  # the target reset it in the same breath as it accepted, or so the exit says
+            tunnel.exit_reset(by_target=True)
 
     # from the link
 

@@ -46,7 +46,8 @@ READ_BYTES: Final = 256 * 1024
 class Device:
     """One enrolled device while it has sockets here.
 
-    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before.
+    `leaving`: it was told to go. `confirms_open`: it has said `tunnel_connected` before. `read_again_s`: until then (of the
+    loop's clock) nothing is read of it.
     """
 
     device_id: str
@@ -59,6 +60,7 @@ class Device:
     leaving: bool = False
     renewed_s: float = 0.0
     confirms_open: bool = False
+    read_again_s: float = 0.0
     sockets: list[PeerSocket] = field(default_factory=list)
 
     def tunnel_count(self) -> int:
@@ -292,7 +294,9 @@ class Registry:
         """Connections that hold much, the fullest first; then those of accounts and addresses that do."""
         everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
         hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
-        yield from sorted(hoarders, key=lambda c: c.buffers.held_bytes, reverse=True)
+        for hoarder in sorted(hoarders, key=lambda c: c.buffers.held_bytes, reverse=True):
+            if hoarder.buffers.held_bytes >= GIVES_WAY_MIN_BYTES:  # still: its other end may have given way
+                yield hoarder
         holding = [
             (s, s.device.account_id, s.buffers.held_bytes)
             for s in self.sockets

@@ -43,6 +43,10 @@ FRAMES_AT_ONCE_MAX: Final = 512
 """Of one socket, before everybody else's turn."""
 UNCOMMON_FRAME_COST: Final = 5
 """A ping, a fragment or JSON counts for so many frames more. Honest peers send few, but old ones, whose data is JSON."""
+TEXT_BYTES_PER_FRAME: Final = 1024
+"""JSON is read, and data in it decoded: as much of it as this counts for a frame more."""
+TEXT_AT_ONCE_BYTES: Final = 32 * 1024
+"""Of one socket; with the message that makes it so much its turn ends."""
 
 _BINARY: Final = Opcode.BINARY  # an enum's own attributes are slow to look up before Python 3.12
 _REFUSALS: Final = {Reason.TOKEN_REFUSED: "401 Unauthorized", Reason.NOT_OWNED: "403 Forbidden"}
@@ -68,7 +72,10 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
         self._frames = FrameReader(
-            masked=True, max_message_bytes=MESSAGE_MAX_BYTES, at_once=FRAMES_AT_ONCE_MAX
+            masked=True,
+            max_message_bytes=MESSAGE_MAX_BYTES,
+            at_once=FRAMES_AT_ONCE_MAX,
+            text_at_once_bytes=TEXT_AT_ONCE_BYTES,
         )
         self._heard_s = self._born_s = self.loop.time()
         self._blocked: set[Tunnel] = set()
@@ -166,16 +173,21 @@ class PeerConnection(asyncio.BufferedProtocol):
     # messages in
 
     def _frames_received(self, data: Bytes) -> None:
+        device = self.device
+        if device is not None and self._heard_s < device.read_again_s:  # spent by its other sockets
+            self._frames.keep(data)
+            self._count_unfinished(())
+            self._rest(device.read_again_s - self._heard_s)
+            return
         try:
             messages = self._frames.receive(data)
             self._count_unfinished(messages)
+            self._keep_pace(len(messages))
             self._take(messages)
         except WebSocketFault as fault:
             self.close(fault.code, fault.reason, Reason.PROTOCOL)
         except (MalformedFrame, mux.MalformedMux) as fault:
             self.close(CloseCode.PROTOCOL_ERROR, str(fault), Reason.PROTOCOL)
-        else:
-            self._keep_pace(len(messages))
 
     def _count_unfinished(self, messages: Sequence[Message]) -> None:
         """Messages that never end must not use up this process."""
@@ -186,19 +198,25 @@ class PeerConnection(asyncio.BufferedProtocol):
             unfinished.hold(self, size if size > UNFINISHED_FREE_BYTES else 0)
 
     def _keep_pace(self, messages: int) -> None:
-        """A peer may not keep this process busy with tiny frames: what many of them make of one read takes turns with
+        """A peer may not keep this process busy with tiny frames or JSON: what many make of one read takes turns with
         everybody else's, and what its device sends beyond its share of a second is not read before the next one.
         """
         device, frames = self.device, self._frames
-        cost = messages + frames.uncommon * UNCOMMON_FRAME_COST
+        cost = messages + frames.uncommon * UNCOMMON_FRAME_COST + frames.text_bytes // TEXT_BYTES_PER_FRAME
         wait_s = 0.0
         if device is not None:
             pace = self.registry.pace
             wait_s = pace.spend(device.device_id, device.account_id, self.network, cost, self._heard_s)
-        if (wait_s or frames.has_more) and not self._rests:
+            if wait_s:
+                device.read_again_s = self._heard_s + wait_s
+        if wait_s or frames.has_more or frames.text_bytes >= TEXT_AT_ONCE_BYTES:
+            self._rest(wait_s)
+
+    def _rest(self, for_s: float) -> None:
+        if not self._rests:
             self._rests = True
             self._read_or_rest()
-            self.loop.call_later(wait_s, self._go_on)
+            self.loop.call_later(for_s, self._go_on)
 
     def _go_on(self) -> None:
         self._rests = False

@@ -1601,6 +1601,7 @@ type tunnel struct {
 	heldSource bool
 	epoch      int
 	expiry     *time.Timer // while the path is lost
+	targetGone bool        // and nobody has been told
 	ended      bool
 	moved      atomic.Int64
 }
@@ -1676,7 +1677,7 @@ func (t *tunnel) readSource() {
 	case errors.Is(err, io.EOF):
 		t.writeEOF()
 	default:
-		t.abort(reasonTargetReset)
+		t.targetLost()
 	}
 }
 
@@ -1689,9 +1690,17 @@ func (t *tunnel) writeTarget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil && !t.ended {
-		t.abort(reasonTargetReset)
+		t.targetLost()
 	}
 	t.connection.Close()
+}
+
+// targetLost tells the gateway that the target is gone, as soon as there is a path.
+func (t *tunnel) targetLost() {
+	t.targetGone = t.socket == nil
+	if !t.targetGone {
+		t.abort(reasonTargetReset)
+	}
 }
 
 // receive takes a frame of the gateway.
@@ -1752,6 +1761,9 @@ func (t *tunnel) resumeOn(on *socket, id uint32, received, limit uint64) {
 	t.attach(on.out, id)
 	t.say(muxFrame(muxResumed, id, t.received, t.told))
 	t.settle(t.resume(received, limit))
+	if t.targetGone && !t.ended {
+		t.targetLost()
+	}
 }
 
 // pathLost lets the tunnel wait for a resumption, for a while.

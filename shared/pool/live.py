@@ -207,11 +207,17 @@ class Selection:
         self._parse = partial(_acquired, pool)
 
     def acquire(
-        self, now_ms: int, excluded: Sequence[EndpointId] = (), *, has_many: bool = False
+        self,
+        now_ms: int,
+        excluded: Sequence[EndpointId] = (),
+        *,
+        has_many: bool = False,
+        away: Sequence[str] = (),
     ) -> RedisCall[Acquired | NoStock]:
         """Choose an endpoint and hold a connection on it until `release`. `has_many`: who asks has many connections
-        already, and leaves the last place of an endpoint to others (decision 0088)."""
-        last: tuple[str | int, ...] = (now_ms, int(has_many), *excluded)
+        already, and leaves the last place of an endpoint to others (decision 0088). `away`: relays that are not reached,
+        as `mesh_address` has them."""
+        last: tuple[str | int, ...] = (now_ms, int(has_many), *excluded, *away)
         written = self._opening.followed_by(*last)
         return RedisCall(self._parse, (), _ACQUIRE, self._keys, (*self._args, *last), written)
 
@@ -225,9 +231,15 @@ def acquire(
     excluded: Sequence[EndpointId] = (),
     *,
     has_many: bool = False,
+    away: Sequence[str] = (),
 ) -> RedisCall[Acquired | NoStock]:
     """One acquire of a `Selection` that is not kept."""
-    return Selection(route, pool, pak_id, gateway_id).acquire(now_ms, excluded, has_many=has_many)
+    return Selection(route, pool, pak_id, gateway_id).acquire(now_ms, excluded, has_many=has_many, away=away)
+
+
+def mesh_address(host: str, port: int) -> str:
+    """A relay, as it is left out of a selection."""
+    return f"{host}:{port}"
 
 
 def _wishes(route: Route, pool: Pool, limited_as: str) -> tuple[str | int, ...]:

@@ -21,7 +21,6 @@ except ImportError:  # a peer without the C extension masks with big integers: s
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 512
 MAX_CONTROL_BYTES: Final = 125
-MAX_FRAGMENTS: Final = 4096
 VIEWED_FROM_BYTES: Final = 1024
 """A smaller piece is copied sooner than a view of it is made."""
 _WHOLE_BINARY: Final = 0x82
@@ -87,36 +86,43 @@ class FrameReader:
     """Turns received bytes into messages. `masked` says whether the other side must mask (it must, if a client).
 
     `max_message_bytes` may be changed at any time; it is asked when a frame's length is read. `at_once` bounds the frames
-    that one `receive` looks at; `uncommon` says how many of them were no whole binary messages.
+    that one `receive` looks at, `text_at_once_bytes` the text with which it stops; `uncommon` says how many frames were no
+    whole binary messages, `text_bytes` how much text they completed.
     """
 
     def __init__(
-        self, *, masked: bool, max_message_bytes: int = MAX_MESSAGE_BYTES, at_once: int = sys.maxsize
+        self,
+        *,
+        masked: bool,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        at_once: int = sys.maxsize,
+        text_at_once_bytes: int = sys.maxsize,
     ) -> None:
         self._masked = masked
         self._at_once = at_once
+        self._text_at_once_bytes = text_at_once_bytes
         self._rest = b""
         self.uncommon = 0
+        self.text_bytes = 0
         self.max_message_bytes = max_message_bytes
         self._buffer = bytearray()
         self._need = 2
         self._opcode: Opcode | None = None
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
+        self._joined = bytearray()
 
     @property
     def partial_bytes(self) -> int:
         """What is held of a message that is not complete."""
-        return len(self._buffer) + len(self._rest) + self._parts_bytes
+        return len(self._buffer) + len(self._rest) + len(self._joined)
 
     @property
     def has_more(self) -> bool:
         """Whether frames were received that `receive(b"")` has still to look at."""
         return bool(self._rest)
 
-    def keep(self, data: bytes) -> None:
-        """What came before the first `receive`, which will look at it."""
-        self._rest = data
+    def keep(self, data: bytes | memoryview) -> None:
+        """What came and is looked at by the next `receive`."""
+        self._rest += data
 
     def receive(self, data: bytes | memoryview) -> list[Message]:
         """All messages that `data` completes, in order; none of them is a view of it.
@@ -124,7 +130,7 @@ class FrameReader:
         Raises WebSocketFault; what came before it is lost with it.
         """
         messages: list[Message] = []
-        self.uncommon = 0
+        self.uncommon = self.text_bytes = 0
         if self._rest:
             data, self._rest = self._rest + data, b""
         offset = self._complete(data, messages) if self._buffer else 0
@@ -132,7 +138,7 @@ class FrameReader:
             left = self._at_once
             while left and (taken := self._frame(data, offset, messages)):
                 offset += taken
-                left -= 1
+                left = left - 1 if self.text_bytes < self._text_at_once_bytes else 0
             if not left:
                 self._rest = bytes(memoryview(data)[offset:])
             elif offset < len(data):
@@ -174,7 +180,7 @@ class FrameReader:
             if long < (_LENGTH_16 if size == _LENGTH_16 else 1 << 16) or long >> 63:
                 raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "length is not the shortest")
             size = long
-        if size + self._parts_bytes > self.max_message_bytes:
+        if size + len(self._joined) > self.max_message_bytes:
             raise WebSocketFault(CloseCode.TOO_BIG, "message too big")
         body = header + (4 if self._masked else 0)
         if have < body + size:
@@ -208,16 +214,13 @@ class FrameReader:
             raise WebSocketFault(CloseCode.PROTOCOL_ERROR, "continuation out of place")
         kind = self._opcode or opcode
         if not final or self._opcode is not None:
-            if len(self._parts) >= MAX_FRAGMENTS:
-                raise WebSocketFault(CloseCode.TOO_BIG, "too many fragments")
-            self._parts.append(payload)
-            self._parts_bytes += len(payload)
+            self._joined += payload
             self._opcode = kind
             if not final:
                 return
-            payload = b"".join(self._parts)
-            self._parts, self._parts_bytes, self._opcode = [], 0, None
+            payload, self._joined, self._opcode = bytes(self._joined), bytearray(), None
         if kind is Opcode.TEXT:
+            self.text_bytes += len(payload)
             _check_utf8(payload)
         messages.append(Message(kind, payload))
 

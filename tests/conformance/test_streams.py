@@ -235,6 +235,22 @@ async def test_a_target_that_resets_is_told(rig: Rig, target: Target) -> None:
     assert mux.read_reason(tunnel.end.body) is MuxReason.TARGET_RESET
 
 
+async def test_a_target_that_resets_while_the_path_is_lost_is_told_of_when_there_is_another(
+    rig: Rig, target: Target
+) -> None:
+    """Or it would seem to be the device that has forgotten the tunnel."""
+    socket, tunnel, connection = await opened(rig, target)
+    socket.send(mux.reset_frame(1, MuxReason.PATH_LOST))
+    tunnel.lose(socket)
+    await socket.alive()
+    connection.reset()
+    await asyncio.sleep(0.3)
+    await tunnel.resume(socket, 5)
+    await asyncio.wait_for(tunnel.over.wait(), 5)
+    assert tunnel.end is not None
+    assert (tunnel.end.type, mux.read_reason(tunnel.end.body)) == (MuxType.RESET, MuxReason.TARGET_RESET)
+
+
 async def test_who_sends_on_to_a_target_that_has_answered_and_left_is_told(rig: Rig, target: Target) -> None:
     """Or its upload would go into nothing, and be counted."""
     _, tunnel, connection = await opened(rig, target)

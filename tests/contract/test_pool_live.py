@@ -42,6 +42,20 @@ def test_a_peer_is_selectable_only_while_it_is_present(redis: SyncRedis) -> None
     assert (result.mesh_host, result.mesh_port, result.exit_ip) == ("127.0.0.1", 9000, "127.10.1.1")
 
 
+@pytest.mark.parametrize("wish", ["us", "us-rot-sticky-sid-s", "us-pin-device-d1-failover-any"])
+def test_peers_of_a_relay_that_is_not_reached_are_left_out_as_if_on_no_relay(
+    redis: SyncRedis, wish: str
+) -> None:
+    for name, port in (("d1", 9000), ("d2", 9000), ("d3", 9001)):
+        run(redis, live.list_endpoint(peer(name)), put_presence(presence(name, f"r{port}", port)))
+    away = ("127.0.0.1:9000", "127.0.0.1:9009")
+    found = [taken(redis, f"psx_a-peer-{wish}", pool=Pool.PEER, away=away) for _ in range(2)]
+    assert set(found) == {"d3"}
+    none = take(redis, f"psx_a-peer-{wish}", Pool.PEER, away=("127.0.0.1:9001", *away))
+    assert isinstance(none, NoStock)
+    assert none.reason is NoStockReason.ABSENT
+
+
 @pytest.mark.parametrize(
     "wish",
     [

@@ -43,9 +43,9 @@ def peer(name: str, **more: Any) -> Endpoint:
     return Endpoint(**{**{f: getattr(base, f) for f in Endpoint.__dataclass_fields__}, "pool": Pool.PEER})
 
 
-def presence(name: str, relay: str = "r1") -> Presence:
+def presence(name: str, relay: str = "r1", port: int = 9000) -> Presence:
     return Presence(
-        DeviceId(name), AccountId("psx_farm"), RelayId(relay), "127.0.0.1", 9000, "127.10.1.1", Country("us"),
+        DeviceId(name), AccountId("psx_farm"), RelayId(relay), "127.0.0.1", port, "127.10.1.1", Country("us"),
         IpType.MOBILE, 64601, "Lab", NOW,
     )  # fmt: skip
 
@@ -63,9 +63,10 @@ def take(
     now: int = NOW,
     excluded: tuple[str, ...] = (),
     has_many: bool = False,
+    away: tuple[str, ...] = (),
 ) -> Acquired | NoStock:
     route, others = parse_username(username), [EndpointId(e) for e in excluded]
-    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, others, has_many=has_many))
+    return redis.run(live.acquire(route, pool, pak, GATEWAY, now, others, has_many=has_many, away=away))
 
 
 def taken(redis: SyncRedis, username: str, **more: Any) -> str:

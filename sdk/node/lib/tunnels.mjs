@@ -65,7 +65,7 @@ function flushAndClose(target) {
 
 export class Tunnel {
   constructor(table, token, socket, id) {
-    Object.assign(this, { table, socket, id, target: null, epoch: 0, ended_: false, targetEnded: false });
+    Object.assign(this, { table, socket, id, target: null, epoch: 0, ended_: false, targetEnded: false, targetGone: false });
     this.stream = new Stream(this, token, table.budget);
     this.cancelled = new AbortController();
     this.source = new Holds(() => this.target?.pause(), () => this.target?.resume());
@@ -112,6 +112,8 @@ export class Tunnel {
 
   lost() {
     if (this.ended_ || (this.targetEnded && this.stream.eofReceived)) return;
+    this.targetGone = true;
+    if (this.socket === null) return; // the gateway hears of it when there is a path
     this.say(reasonFrame(Mux.RESET, this.id, Reason.TARGET_RESET));
     this.abort();
   }
@@ -177,6 +179,7 @@ export class Tunnel {
     this.stream.attach(socket.outbox, id);
     this.say(numbersFrame(Mux.RESUMED, id, this.stream.received, this.stream.told));
     this.withRules(() => this.stream.resume(received, limit));
+    if (this.targetGone) this.lost();
   }
 
   /** Wait for a resumption, for a while. */

@@ -324,8 +324,9 @@ class StreamTarget(asyncio.Protocol):
         self._tell_target_is_gone()
 
     def _tell_target_is_gone(self) -> None:
-        """What the target had said, and that it had ended, comes first."""
-        if not self._ended and (self.stream.delivered or not self._target_ended):
+        """What the target had said, and that it had ended, comes first; where the path is lost, another one."""
+        told = self.stream.delivered or not self._target_ended
+        if told and not self._ended and self._carrier is not None:
             self._say(mux.reset_frame(self.tunnel_id, mux.MuxReason.TARGET_RESET))
             self._leave()
 

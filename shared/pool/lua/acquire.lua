@@ -6,7 +6,8 @@
 --       13 session must keep its device (1/0), 14 pin kind ("" = none), 15 pin id, 16 pin is strict (1/0), 17 city,
 --       18 least stability (0 = any), 19 account, 20 whose sessions are counted together, 21 how many it may have,
 --       22 whoever stands in for a session's lost device is in its country (1/0),
---       23 now ms, 24 the customer has many connections (1/0), 25.. endpoints to leave out
+--       23 now ms, 24 the customer has many connections (1/0), 25.. endpoints to leave out, and relays, as "host:port" on
+--       the mesh, whose devices are on none for who asks
 -- Answer: {endpoint, what its row says, where it is (or nothing), how (0 fresh, 1 session, 2 pin, 3 instead of the pin),
 --          how many sessions there are now if this began one, else 0}
 --         or {false, listed count, why ("stock", "absent": on sale and on no relay now, "sessions", "lease")}
@@ -98,7 +99,7 @@ local function usable(id, with_carrier, pinned)
   local live = {}
   if presence_needed then
     live = redis.call('HMGET', prefix .. 'live:' .. id, 'relay_id', 'relay_life', 'mesh_host', 'mesh_port', 'protocol', 'ip')
-    if not stands(live) then
+    if not stands(live) or excluded[(live[3] or '') .. ':' .. (live[4] or '')] then
       absent = absent + 1
       return nil
     end

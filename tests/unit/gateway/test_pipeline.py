@@ -1,13 +1,15 @@
 """What a key is locked to, whatever its username says; what a customer is told when there is no exit for it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from gateway_node import links
+from gateway_node import attempts as attempts_module
+from gateway_node import links, tries
 from gateway_node.attempts import Attempts
 from gateway_node.buyer import Buyers, lock_quality
 from gateway_node.dial import ExitDialer
@@ -19,7 +21,7 @@ from shared.access.model import Pak, Quality
 from shared.kernel.codes import IpType, Pool, Refusal, SpeedTier
 from shared.kernel.ids import AccountId, Country, DeviceId, EndpointId, PakId
 from shared.pool.live import SESSIONS_MAX
-from shared.pool.model import Acquired, Endpoint, NoStockReason, Selected
+from shared.pool.model import Acquired, Endpoint, NoStock, NoStockReason, Selected
 from shared.pool.username import parse_username
 from shared.runtime.deadlines import Deadlines
 from shared.wire import mux
@@ -89,6 +91,8 @@ async def test_what_a_relay_says_of_itself_is_held_against_no_exit(
     leases, nothing = Told(), cast(Any, None)
 
     class Links:
+        away = ()
+
         async def open(self, *_: Any) -> None:
             raise failure
 
@@ -134,6 +138,60 @@ async def test_a_relay_that_cannot_be_reached_is_waited_for_once_and_tried_in_th
         assert isinstance(task.exception(), RelayAway), "and nobody waits for it"
     here.close()
     await turns()
+
+
+async def test_exits_of_a_relay_are_left_out_while_it_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, tried = asyncio.get_running_loop(), list[asyncio.Future[Any]]()
+
+    async def silent(*_: Any) -> Any:
+        tried.append(loop.create_future())
+        await tried[-1]
+
+    monkeypatch.setattr(type(loop), "create_connection", silent)
+    here = RelayLinks("", cast(Any, None), cast(Any, None))
+
+    async def asks() -> None:
+        task = loop.create_task(here.open(DeviceId("d"), ("relay1", 1), "a.example", 443, "o"))
+        await turns()
+        told.append(here.away)
+        if len(tried) == 1:
+            tried[0].set_exception(TimeoutError())
+            await turns()
+            told.append(here.away)
+        assert isinstance(task.exception(), RelayAway)
+
+    told = list[Sequence[str]]()
+    await asks()
+    assert told == [(), ("relay1:1",)], "not before it is known"
+    here._again_s["relay1", 1] = 0.0
+    assert here.away == (), "or nobody would ever ask for it again"
+    await asks()
+    assert told[-1] == ("relay1:1",), "and nobody else waits while it is tried"
+    here.close()
+    await turns()
+
+
+async def test_who_finds_only_exits_of_relays_that_are_not_reached_waits_and_is_told_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempts_module, "MOVING_RETRY_S", 0.0)
+    monkeypatch.setattr(tries, "MOVING_RETRY_S", 0.0)
+    asked = list[tuple[str, ...]]()
+
+    class Absent(Told):
+        async def acquire(self, *_: Any, away: tuple[str, ...], **__: Any) -> Any:
+            asked.append(away)
+            return NoStock(0, NoStockReason.ABSENT)
+
+    nothing, places = cast(Any, None), SimpleNamespace(has_many=lambda owner: False)
+    dialer = ExitDialer("", nothing, cast(Any, SimpleNamespace(away=("relay1:1",))))
+    tunnels = cast(Any, SimpleNamespace(places=places))
+    attempts = Attempts(nothing, cast(Any, Absent()), dialer, tunnels, Deadlines(), lambda: 0)
+    buyer = Buyers(AccountId("house")).of("psx_a-peer-us", parse_username("psx_a-peer-us"), PAK)
+    refused = await attempts.reach(buyer, Target("a.example", "192.0.2.9", 443), "r")
+    assert isinstance(refused, RefusedRequest)
+    assert refused.code is Refusal.STOCK_DEGRADED
+    assert asked == [("relay1:1",)] * (tries.MOVING_RETRIES_MAX + 1)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
     chosen = Acquired(ENDPOINT, "", 0, "", LINE, Selected.FRESH)
 
     class Dialer:
+        away = ()
+
         async def open(self, acquired: Acquired, target: Target, *_: str) -> RefusedRequest:
             dialled.append(target.address)
             return RefusedRequest(Refusal.TARGET_TIMEOUT, "")
@@ -75,7 +77,7 @@ async def test_a_chosen_exit_is_dialled_for_another_address_or_not_at_all() -> N
         async def pools_of(self, route: Route, *of: object) -> tuple[Pool, ...]:
             return route.pools[:1]
 
-        async def acquire(self, *wanted: object, has_many: bool) -> Acquired:
+        async def acquire(self, *wanted: object, has_many: bool, away: object) -> Acquired:
             self.held += 1
             return chosen
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -142,6 +143,51 @@ async def test_a_place_on_a_peer_is_given_back_once_and_not_while_bytes_wait(ord
     if held.tunnel is not None:
         held.tunnel.cut()
     assert sorted(held.given) == (["customer", "exit"] if held.tunnel else [])
+
+
+class Reads:
+    """A customer; `heard` is all that happens to it."""
+
+    unsent_bytes = 0
+    bare_socket = None
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def send(self, data: bytes) -> None:
+        self.heard.append(bytes(data).decode())
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: self.heard.append(name)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("says ends resets", ["220 hello, and bye", "send_eof"]),
+        ("says resets", ["220 hello, and bye", "cut"]),
+        ("resets", ["cut"]),
+    ],
+)
+async def test_what_an_exit_said_counts_as_much_before_its_tunnel_stands_as_after(
+    said: str, heard: list[str]
+) -> None:
+    frames = {
+        "says": Frame(MuxType.DATA, 1, b"220 hello, and bye"),
+        "ends": Frame(MuxType.EOF, 1, b""),
+        "resets": Frame(MuxType.RESET, 1, bytes((MuxReason.TARGET_RESET,))),
+    }
+    for early in range(len(said.split()) + 1):
+        exit_ = (await opened_stream())[0]
+        acquired = Acquired(ENDPOINT, "", 0, "", "", Selected.FRESH)
+        tunnel = Tunnel(PAK, acquired, exit_, Budget(lambda: None), lambda *_: None)
+        customer = Reads()
+        tunnel.customer = cast(Any, customer)
+        steps = [partial(exit_.receive, frames[name]) for name in said.split()]
+        steps.insert(early, partial(exit_.attach, tunnel))
+        for step in steps:
+            step()
+        assert (early, customer.heard) == (early, heard)
 
 
 def connect_exit(wire: Any) -> ConnectExit:

@@ -299,6 +299,26 @@ async def test_newcomers_are_refused_where_many_hold_a_little_each(monkeypatch: 
     assert not any(path.wire.closing for path in paths)
 
 
+async def test_a_gateway_whose_peer_gave_way_holds_nothing_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its other tunnels are on that link."""
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
+    hoards = Path()
+    here = hoards.registry
+    modest = [Path(here, f"d{n}", account=f"a{n}", address=f"198.51.100.{n}") for n in range(7)]
+    here.buffers.max_bytes = 16 * HELD
+    hoards.link.pause_writing()
+    for path, frames in ((hoards, 4), *((path, 1) for path in modest)):
+        path.socket.pause_writing()
+        for _ in range(frames):
+            path.asks(DATA)
+    for _ in range(3):
+        hoards.says(mux.header(MuxType.DATA, hoards.peer_id) + bytes(mux.DATA_MAX_BYTES))
+    assert hoards.socket.buffers.held_bytes > hoards.link.buffers.held_bytes == 3 * HELD
+    assert here.make_room(0.0)
+    assert (hoards.wire.closing, hoards.link_wire.closing) == (True, False)
+    assert not any(path.wire.closing for path in modest)
+
+
 async def test_a_gateway_that_does_not_read_gives_way_and_no_device_that_holds_little() -> None:
     frozen = Path()
     here = frozen.registry

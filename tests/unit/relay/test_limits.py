@@ -27,8 +27,8 @@ from shared.pool.presence import MOVE_PEERS
 from shared.supply.tokens import Claims
 from shared.wire import mux
 from shared.wire.handshake import upgrade_request
-from shared.wire.peer import Type, encode_text
-from shared.wire.websocket import Opcode, encode_frame, frame_header
+from shared.wire.peer import Type, encode_text, legacy_data
+from shared.wire.websocket import MAX_MESSAGE_BYTES, Opcode, encode_frame, frame_header
 from tests.support.relay import Wire, peer, registry
 
 
@@ -296,3 +296,76 @@ async def test_who_has_used_up_a_second_and_dials_again_is_read_in_the_next_one(
     clock.turns()
     await asyncio.sleep(0)
     assert (answered(wire), wire.paused) == (1, False)
+
+
+def legacy(size: int) -> bytes:
+    """Data as peers that did not announce binary-v1 send it, of a session that nobody has."""
+    return encode_frame(Opcode.TEXT, legacy_data("s", bytes(size)), b"mask")
+
+
+LEGACY: Final = legacy(256 * 1024)
+
+
+async def test_a_device_has_so_much_text_in_a_second_as_it_has_frames() -> None:
+    here, clock = registry(), Seconds()
+    (socket, wire), (other, other_wire) = (dials(here, clock) for _ in range(2))
+    socket._frames.max_message_bytes = other._frames.max_message_bytes = MAX_MESSAGE_BYTES
+    read = 0
+    for _ in range(1_000):
+        socket.data_received(LEGACY)
+        clock.turns()
+        if wire.paused:
+            break
+        read += len(LEGACY)
+    most = RELAY_FRAMES_PER_S // (1 + OF_WHAT_IS_LEFT) * websocket.TEXT_BYTES_PER_FRAME
+    assert 0.95 * most - len(LEGACY) < read < most
+    assert not wire.closing
+    taken = list[str]()
+    other.tunnels["s"] = cast(
+        Any, SimpleNamespace(from_peer=lambda data: taken.append("data"), socket_lost=print)
+    )
+    other.data_received(LEGACY)
+    assert (taken, other_wire.paused) == ([], True), "its other sockets have the same second"
+    clock.now_s += 1
+    clock.turns()
+    assert (taken, wire.paused, other_wire.paused) == (["data"], False, False)
+
+
+@pytest.mark.parametrize(
+    ("size", "turn_ends"), [(1_000, False), (20_000, False), (30_000, True), (256 * 1024, True)]
+)
+async def test_who_sends_much_text_at_once_is_read_again_after_everybody_elses_turn(
+    size: int, turn_ends: bool
+) -> None:
+    here, clock = registry(), Seconds()
+    socket, wire = dials(here, clock)
+    socket._frames.max_message_bytes = MAX_MESSAGE_BYTES
+    socket.data_received(legacy(size))
+    assert wire.paused is turn_ends
+    clock.turns()
+    assert not wire.paused
+
+
+async def test_of_many_texts_in_one_read_a_turn_takes_a_few() -> None:
+    here, clock = registry(), Seconds()
+    socket, _ = dials(here, clock)
+    taken = list[bytes]()
+    socket.tunnels["s"] = cast(Any, SimpleNamespace(from_peer=taken.append))
+    socket.data_received(legacy(3_000) * 60)
+    turns = [len(taken)]
+    while clock.timers and sum(turns) < 60:
+        clock.timers.pop(0)[1]()
+        turns.append(len(taken) - sum(turns))
+    assert turns == [9, 9, 9, 9, 9, 9, 6], "36 KB of JSON each"
+    assert taken == [bytes(3_000)] * 60
+
+
+async def test_what_waits_for_its_devices_next_second_is_counted_as_held() -> None:
+    here, clock = registry(), Seconds()
+    (socket, _), (other, _) = (dials(here, clock) for _ in range(2))
+    assert socket.device is not None
+    socket.device.read_again_s = clock.now_s + 1
+    other.data_received(LEGACY[:50_000])
+    assert here.unfinished.held_bytes == 50_000
+    other.connection_lost(None)
+    assert here.unfinished.held_bytes == 0

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.wire.peer import (
+    MAX_COMMAS,
     Binary,
     FrameType,
     MalformedFrame,
@@ -70,6 +71,29 @@ def test_unknown_types_are_ignored_and_a_missing_payload_is_empty() -> None:
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(MalformedFrame):
         parse_text(data)
+
+
+@pytest.mark.parametrize("kind", ["heartbeat", "from_the_future"])
+def test_a_text_of_more_parts_than_any_type_has_is_ignored_as_unknown_ones_are_and_not_parsed(
+    kind: str,
+) -> None:
+    parts = b",".join(b'"%d":1' % number for number in range(MAX_COMMAS + 2))
+    text = b'{"type":"%s","payload":{%s}' % (
+        kind.encode(),
+        parts,
+    )  # one bracket is missing: a parser would say so
+    assert parse_text(text) is None
+    few = text.rpartition(b",")[0]
+    with pytest.raises(MalformedFrame):
+        parse_text(few.rpartition(b",")[0])
+
+
+def test_legacy_data_may_be_long_and_escaped_as_old_clients_do() -> None:
+    data = bytes([255]) * 256 * 1024  # all slashes in base64
+    escaped = legacy_data("s", data).replace(b"/", b"\\/")
+    text = parse_text(escaped)
+    assert text is not None
+    assert legacy_payload(text) == data
 
 
 @given(st.binary(max_size=100))

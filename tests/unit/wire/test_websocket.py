@@ -1,5 +1,7 @@
 """Frames: every rule of RFC 6455 section 5 that a relay meets, and the same answers as the `websockets` library gives."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,6 +135,23 @@ def test_fragments_may_not_add_up_to_more_than_the_bound() -> None:
     with pytest.raises(WebSocketFault) as fault:
         reader.receive(fragment(2, b"x" * 6, final=False) + fragment(0, b"x" * 6, final=True))
     assert fault.value.code is CloseCode.TOO_BIG
+
+
+def test_a_message_in_many_fragments_takes_no_more_than_is_counted_of_it() -> None:
+    reader = FrameReader(masked=True)
+    begins, goes_on = (fragment(opcode, b"four", final=False) for opcode in (2, 0))
+    tracemalloc.start()
+    try:
+        reader.receive(begins)
+        before_bytes, _ = tracemalloc.get_traced_memory()
+        for _ in range(4):
+            reader.receive(goes_on * 1_000)
+        taken_bytes = tracemalloc.get_traced_memory()[0] - before_bytes
+    finally:
+        tracemalloc.stop()
+    assert reader.partial_bytes == 4_001 * 4
+    assert taken_bytes < 1.25 * reader.partial_bytes
+    assert reader.receive(fragment(0, b"", final=True)) == [Message(Opcode.BINARY, b"four" * 4_001)]
 
 
 def theirs(data: bytes) -> list[tuple[int, bytes]] | None:

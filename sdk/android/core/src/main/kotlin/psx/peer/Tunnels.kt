@@ -154,6 +154,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
     private var expiry: Loop.Timer? = null // while the path is lost
     private var over = false
     private var targetEnded = false
+    private var targetGone = false
     private val source = Holds({ target?.pause() }, { target?.resume() })
     private val sink = Holds({ stream.stall() }, { if (!over) stream.drained() })
 
@@ -206,6 +207,8 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
 
     override fun onLost() {
         if (over) return
+        targetGone = true
+        if (socket == null) return // the gateway hears of it when there is a path
         say(reasonFrame(Mux.RESET, id, Reason.TARGET_RESET.code))
         abort()
     }
@@ -261,6 +264,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
         stream.attach(on.outbox, tunnel)
         say(frame(Mux.RESUMED, tunnel, stream.received, stream.told))
         withRules { stream.resume(received, limit) }
+        if (targetGone) onLost()
     }
 
     /** Wait for a resumption, for a while. */
