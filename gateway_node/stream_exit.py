@@ -83,6 +83,7 @@ class StreamExit:
         self._id = 0
         self._opening: asyncio.Future[None] | None = None
         self._resuming: asyncio.Future[Frame] | None = None
+        self._refused = MuxReason.UNKNOWN
         self._tunnel: Tunnel | None = None
         self._early: list[Bytes] = []
         self._eof_early = False
@@ -206,7 +207,7 @@ class StreamExit:
         except (TimeoutError, LinkRefused, FlowViolation, mux.MalformedMux) as fault:
             RESUMED.labels("given_up").inc()
             log.info("not resumed", extra={"device": self._device_id, "reason": str(fault)})
-            self._broke()
+            self._broke(by_exit=self._refused not in _NOT_THE_EXITS)
         finally:
             report.cancel()
 
@@ -232,10 +233,11 @@ class StreamExit:
             return False
         if answer.type is MuxType.REFUSED:
             self._leave_link()
-            reason = mux.read_reason(answer.body)
-            if reason is MuxReason.UNKNOWN_TUNNEL:
-                raise LinkRefused(reason)
+            self._refused = mux.read_reason(answer.body)
+            if self._refused is MuxReason.UNKNOWN_TUNNEL:
+                raise LinkRefused(self._refused)
             return False
+        self._refused = MuxReason.UNKNOWN
         self._stream.attach(link.outbox, self._id)
         self._stream.resume(*mux.read_window(answer.body))
         RESUMED.labels("resumed").inc()

@@ -105,6 +105,11 @@ class Buffers:
         else:
             self._whole.let_go(size)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether all that a tunnel may hold has room besides."""
+        return self.held_bytes + TUNNEL_BUFFER_MAX_BYTES <= self.max_bytes
+
     def crowded(self) -> bool:
         """Whether those that hold most should give way (`Registry.make_room`)."""
         return self.held_bytes > self.max_bytes // 2

@@ -134,6 +134,9 @@ class LinkConnection(asyncio.Protocol):
             self._refuse(frame.tunnel, MuxReason.TOO_MANY_TUNNELS, Reason.TOO_MANY_TUNNELS)
         elif not registry.make_room(self._loop.time()) or not socket.ready:  # which may have given way itself
             self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
+        elif frame.type is MuxType.RESUME and not (socket.buffers.has_room and self.buffers.has_room):
+            # what it would send again finds none: it would lose its path, and resume, over and over
+            self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
         else:
             peer_id = socket.next_tunnel_id()
             forward = Forward(socket, peer_id, self, frame.tunnel)

@@ -73,11 +73,11 @@ class Device:
         return any(s.owned for s in self.sockets)
 
     def least_loaded(self, *, v2: bool = False) -> PeerSocket | None:
-        """The ready socket (of v2 only, if asked) that carries the fewest tunnels."""
+        """The ready socket (of v2 only, if asked) that carries the fewest tunnels; one that is full only if all are."""
         best, fewest = None, 0
         for socket in self.sockets:
             if socket.ready and (socket.v2 or not v2):
-                load = socket.load
+                load = socket.load if socket.buffers.has_room else socket.load + MAX_TUNNELS_PER_DEVICE
                 if best is None or load < fewest:
                     best, fewest = socket, load
         return best

@@ -231,6 +231,34 @@ async def test_a_tunnel_whose_path_stays_lost_gives_its_place_back(monkeypatch: 
     assert sorted(held.given) == ["customer", "exit"]
 
 
+@pytest.mark.parametrize(
+    ("reason", "is_the_exits"), [(MuxReason.OVERLOADED, False), (MuxReason.UNKNOWN_DEVICE, True)]
+)
+async def test_an_exit_is_not_blamed_for_a_tunnel_that_its_relay_had_no_room_for(
+    monkeypatch: pytest.MonkeyPatch, reason: MuxReason, is_the_exits: bool
+) -> None:
+    monkeypatch.setattr(stream_exit, "RESUME_TRY_S", 0.2)
+    exit_, _ = await opened_stream()
+    loop = asyncio.get_running_loop()
+    refused = Frame(MuxType.REFUSED, 2, bytes((reason,)))
+    outbox = SimpleNamespace(send=lambda frame: loop.call_soon(exit_.receive, refused))
+    link = SimpleNamespace(add=lambda _: 2, forget=lambda _: None, outbox=outbox)
+    blamed = loop.create_future()
+
+    async def found(*_: object) -> Any:
+        return SimpleNamespace(protocol=mux.PROTOCOL, mesh_host="relay", mesh_port=1)
+
+    async def linked(*_: object) -> Any:
+        return link
+
+    monkeypatch.setattr(exit_._links, "locate", found)
+    monkeypatch.setattr(exit_._links, "link", linked)
+    told = SimpleNamespace(exit_reset=lambda *, by_target: blamed.set_result(not by_target))
+    exit_._tunnel = cast(Any, told)
+    exit_.path_lost()
+    assert await asyncio.wait_for(blamed, 5) is is_the_exits
+
+
 @pytest.mark.parametrize(("size", "free"), [(LIGHT_BYTES - 1, True), (LIGHT_BYTES, False)])
 async def test_a_place_waits_for_the_peers_word_of_more_than_a_little(size: int, free: bool) -> None:
     held = OnStream((await opened_stream())[0])

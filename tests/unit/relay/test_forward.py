@@ -61,11 +61,11 @@ class Path:
         """A frame of the gateway."""
         self.link.data_received(mux.link_header(len(frame)) + frame)
 
-    async def told(self) -> Frame:
+    async def told(self, link_id: int = LINK_ID) -> Frame:
         """What the gateway hears of its tunnel."""
         await asyncio.sleep(0)
         (frame,) = LinkReader().receive(self.link_wire.written)
-        assert frame.tunnel == LINK_ID
+        assert frame.tunnel == link_id
         return frame
 
     async def ends_overloaded(self, told: MuxReason = MuxReason.OVERLOADED) -> None:
@@ -232,6 +232,53 @@ async def test_what_all_tunnels_hold_together_is_bounded() -> None:
     path.asks(DATA)
     path.asks(DATA)
     await path.ends_overloaded(MuxReason.PATH_LOST)  # it is others who hold too much: it may resume
+
+
+def resume(tunnel: int) -> bytes:
+    return mux.for_device(mux.resume_frame(tunnel, bytes(16), 0, 1), "d")
+
+
+def full_socket() -> Path:
+    """A device whose socket takes nothing, and would not hold a window besides what it holds."""
+    path = Path()
+    path.socket.buffers.max_bytes = TUNNEL_BUFFER_MAX_BYTES + HELD - 1
+    path.socket.pause_writing()
+    path.asks(DATA)
+    return path
+
+
+async def test_no_tunnel_is_resumed_where_what_it_sends_again_has_no_room() -> None:
+    """Or it would lose its path again, and resume again, with all that it sends, until somebody gives up."""
+    path = full_socket()
+    path.asks(resume(LINK_ID + 1))
+    frame = await path.told(LINK_ID + 1)
+    assert (frame.type, mux.read_reason(frame.body)) == (MuxType.REFUSED, MuxReason.OVERLOADED)
+    assert len(path.socket.ends) == 1
+    path.asks(mux.for_device(mux.open_frame(LINK_ID + 2, bytes(16), 1, "a.example", 80), "d"))
+    assert len(path.socket.ends) == 2, "one that begins holds little"
+
+
+async def test_no_tunnel_is_resumed_on_a_link_that_has_no_room_for_it() -> None:
+    path = Path()
+    path.link.buffers.max_bytes = TUNNEL_BUFFER_MAX_BYTES - 1
+    path.asks(resume(LINK_ID + 1))
+    frame = await path.told(LINK_ID + 1)
+    assert (frame.type, mux.read_reason(frame.body)) == (MuxType.REFUSED, MuxReason.OVERLOADED)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [resume(9), mux.for_device(mux.open_frame(9, bytes(16), 1, "a.example", 80), "d")],
+    ids=["RESUME", "OPEN"],
+)
+async def test_a_tunnel_goes_over_a_socket_that_has_room_though_it_carries_more(frame: bytes) -> None:
+    path = full_socket()
+    other, _ = peer(path.registry)
+    other._head, other.ready, other.v2, other.device = None, True, True, path.device
+    other.ends = dict.fromkeys(range(1, 4), cast(Any, None))
+    path.device.sockets.append(other)
+    path.asks(frame)
+    assert (len(path.socket.ends), len(other.ends)) == (1, 4)
 
 
 async def test_a_newcomer_is_let_in_and_who_hoards_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:

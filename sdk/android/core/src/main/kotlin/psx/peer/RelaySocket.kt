@@ -3,6 +3,7 @@ package psx.peer
 import java.io.FilterInputStream
 import java.io.IOException
 import java.io.InputStream
+import java.io.OutputStream
 import java.net.InetAddress
 import java.net.InetSocketAddress
 import java.net.Socket
@@ -11,23 +12,20 @@ import java.util.concurrent.TimeUnit
 import java.util.concurrent.atomic.AtomicBoolean
 import java.util.concurrent.atomic.AtomicLong
 import javax.net.SocketFactory
+import javax.net.ssl.SSLSocketFactory
 import okhttp3.OkHttpClient
 import okhttp3.Request
 import okhttp3.Response
 import okhttp3.WebSocket
 import okhttp3.WebSocketListener
 import okio.ByteString
-import okio.ByteString.Companion.toByteString
 
 private const val MESSAGE_MAX_BYTES = 4 * 1024 * 1024 + 512
 private const val SURPLUS_MAX_BYTES = MESSAGE_MAX_BYTES + 1024 * 1024
 private const val OVERHEAD_BYTES = 128
 private const val INBOX_BYTES = 8 * 1024 * 1024
 private const val WRITE_HIGH_BYTES = 256 * 1024L
-private const val WRITE_HIGH_FAST_BYTES = 2 * 1024 * 1024L
-private const val SLOW_CHECKS = 5
 private const val UNSENT_MAX_BYTES = 2 * 1024 * 1024L
-private const val ROOM_CHECK_MS = 2L
 private const val GOODBYE_MS = 1000L
 private const val CONNECT_TIMEOUT_S = 15L
 private const val SUBPROTOCOL = "Sec-WebSocket-Protocol"
@@ -53,7 +51,22 @@ private class Inflow {
     }
 }
 
+/** Each write is whole, whoever else writes. (Those of TLS are.) */
+private class WholeWrites(private val to: OutputStream) : OutputStream() {
+    override fun write(byte: Int) = synchronized(this) { to.write(byte) }
+
+    override fun write(from: ByteArray, at: Int, length: Int) = synchronized(this) { to.write(from, at, length) }
+
+    override fun flush() = to.flush()
+
+    override fun close() = to.close()
+}
+
 private class CountingSocket(private val inflow: Inflow) : Socket() {
+    private val output by lazy { WholeWrites(super.getOutputStream()) }
+
+    override fun getOutputStream(): OutputStream = output
+
     override fun getInputStream(): InputStream = object : FilterInputStream(super.getInputStream()) {
         override fun read(): Int = super.read().also { if (it >= 0) inflow.read(1) }
 
@@ -61,9 +74,30 @@ private class CountingSocket(private val inflow: Inflow) : Socket() {
     }
 }
 
-private class CountingSockets(private val bind: String?, private val inflow: Inflow) : SocketFactory() {
+private class CountingSockets(private val bind: String?, private val inflow: Inflow, private val made: (Socket) -> Unit) :
+    SocketFactory() {
     override fun createSocket(): Socket =
-        CountingSocket(inflow).apply { if (bind != null) bind(InetSocketAddress(bind, 0)) }
+        CountingSocket(inflow).apply { if (bind != null) bind(InetSocketAddress(bind, 0)) }.also(made)
+
+    override fun createSocket(host: String?, port: Int): Socket = throw UnsupportedOperationException()
+
+    override fun createSocket(host: String?, port: Int, local: InetAddress?, localPort: Int): Socket =
+        throw UnsupportedOperationException()
+
+    override fun createSocket(host: InetAddress?, port: Int): Socket = throw UnsupportedOperationException()
+
+    override fun createSocket(host: InetAddress?, port: Int, local: InetAddress?, localPort: Int): Socket =
+        throw UnsupportedOperationException()
+}
+
+/** Tells of the sockets that it makes: what is written besides the library goes through them. */
+private class ToldSockets(private val by: SSLSocketFactory, private val made: (Socket) -> Unit) : SSLSocketFactory() {
+    override fun getDefaultCipherSuites(): Array<String> = by.defaultCipherSuites
+
+    override fun getSupportedCipherSuites(): Array<String> = by.supportedCipherSuites
+
+    override fun createSocket(on: Socket?, host: String?, port: Int, autoClose: Boolean): Socket =
+        by.createSocket(on, host, port, autoClose).also(made)
 
     override fun createSocket(host: String?, port: Int): Socket = throw UnsupportedOperationException()
 
@@ -87,6 +121,9 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
     private val inbox = Semaphore(INBOX_BYTES)
     private val gate = Gate()
     private lateinit var ws: WebSocket
+    private var writer: FrameWriter? = null
+
+    @Volatile private var line: Socket? = null // the newest is the one that the library uses: it tries one after the other
     private lateinit var gone: (Int) -> Unit
     private val tunnels = HashMap<Int, Tunnel>()
     private val sessions = HashMap<String, Session>()
@@ -97,7 +134,6 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
     private var heardNanos = System.nanoTime()
     private var beatNanos = heardNanos
     private var wallMs = System.currentTimeMillis()
-    private var writeHigh = WRITE_HIGH_BYTES
     val outbox = Outbox(::sendFrame)
     val reading = Holds({ gate.shut() }, { gate.open() })
     var stands = false
@@ -124,7 +160,8 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
     fun start(client: OkHttpClient, gone: (Int) -> Unit) {
         this.gone = gone
         val own = client.newBuilder()
-            .socketFactory(CountingSockets(settings.bind, inflow))
+            .socketFactory(CountingSockets(settings.bind, inflow) { line = it })
+            .sslSocketFactory(ToldSockets(client.sslSocketFactory) { line = it }, client.x509TrustManager!!)
             .connectTimeout(CONNECT_TIMEOUT_S, TimeUnit.SECONDS)
             .readTimeout(CONNECT_TIMEOUT_S, TimeUnit.SECONDS)
             .addInterceptor { chain -> // no compression: a small frame must not become a large message
@@ -145,7 +182,8 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
 
     override fun onOpen(webSocket: WebSocket, response: Response) {
         val selected = response.header(SUBPROTOCOL) == "token.${identity.token}"
-        loop.execute { if (selected) opened() else lose("relay did not select this device's token") }
+        val out = line!!.getOutputStream()
+        loop.execute { if (selected) opened(out) else lose("relay did not select this device's token") }
     }
 
     override fun onMessage(webSocket: WebSocket, text: String) = arrived(text.length) {
@@ -190,9 +228,11 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
 
     // the loop
 
-    private fun opened() {
+    private fun opened(out: OutputStream) {
         if (finished) return
         stands = true
+        val failed = { loop.execute { loop.after(GOODBYE_MS) { end(LOST) } } } // the relay may have said why
+        writer = FrameWriter(out, WRITE_HIGH_BYTES / 2, { loop.execute(::goOn) }, failed).start()
         heardNanos = System.nanoTime()
         wallMs = System.currentTimeMillis()
         text(
@@ -210,6 +250,7 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
         gate.open()
         tunnels.values.toList().forEach { it.pathLost() }
         sessions.values.toList().forEach { it.abort() }
+        writer?.stop()
         if (::ws.isInitialized) ws.cancel()
         gone(code ?: why)
     }
@@ -224,7 +265,8 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
         if (code != null || finished) return
         code = why
         gate.open()
-        ws.close(why, reason.take(100))
+        val goodbye = { ws.close(why, reason.take(100)) }
+        writer?.end { goodbye() } ?: goodbye()
         loop.after(GOODBYE_MS) { end(why) }
     }
 
@@ -371,29 +413,17 @@ class RelaySocket(private val device: Device, private val identity: Identity, pr
     private fun text(type: String, vararg payload: Pair<String, Any>) = outbox.send(textFrame(type, mapOf(*payload)))
 
     private fun sendFrame(frame: Any) {
-        if (finished || code != null) return
-        if (ws.queueSize() > UNSENT_MAX_BYTES) { // a relay that asks and asks but never reads is left
+        val to = writer
+        if (finished || code != null || to == null) return
+        if (to.waitingBytes > UNSENT_MAX_BYTES) { // a relay that asks and asks but never reads is left
             lose("relay does not read")
             return
         }
-        if (frame is ByteArray) ws.send(frame.toByteString()) else ws.send(frame as String)
-        if (!outbox.paused && ws.queueSize() > writeHigh) {
-            outbox.paused = true
-            awaitRoom(1)
-        }
+        to.send(frame)
+        if (to.waitingBytes > WRITE_HIGH_BYTES) outbox.paused = true
     }
 
-    /** The library tells of no drain, so it is looked for; what may wait grows while the uplink empties it at once. */
-    private fun awaitRoom(checks: Int) {
-        loop.after(ROOM_CHECK_MS) {
-            if (finished) return@after
-            if (ws.queueSize() > writeHigh / 2) {
-                if (checks == SLOW_CHECKS) writeHigh = WRITE_HIGH_BYTES // small answers must not wait behind much
-                awaitRoom(checks + 1)
-                return@after
-            }
-            if (checks == 1) writeHigh = minOf(2 * writeHigh, WRITE_HIGH_FAST_BYTES)
-            outbox.resume()
-        }
+    private fun goOn() {
+        if (!finished && outbox.paused) outbox.resume()
     }
 }
