@@ -351,12 +351,13 @@ class StreamExit:
     def _broke(self, *, by_exit: bool = True) -> None:
         if self._over:
             return
+        tunnel = self._tunnel
         self._say(mux.reset_frame(self._id, MuxReason.CUSTOMER_RESET))
         self._leave()
         if self._opening is not None and not self._opening.done():
             self._opening.set_exception(LinkRefused(MuxReason.UNKNOWN, "reset before the tunnel opened"))
-        if self._tunnel is not None:
-            self._tunnel.exit_reset(by_target=not by_exit)
+        if tunnel is not None:
+            tunnel.exit_reset(by_target=not by_exit)
 
     def _say(self, frame: bytes) -> None:
         if self._link is not None:
@@ -380,3 +381,4 @@ class StreamExit:
         """Not while what they let in waits for the customer."""
         if self._over and (self._forgotten or self._tunnel is None):
             self._stream.close()
+            self._tunnel = None  # no cycle is left for the collector

@@ -16,6 +16,9 @@ from typing import Any, Final
 TICK_S: Final = 0.25
 
 
+def _nobody() -> None: ...
+
+
 class Deadline:
     """One of them; `cancel` when what was waited for came."""
 
@@ -27,8 +30,9 @@ class Deadline:
         bucket.add(self)
 
     def cancel(self) -> None:
-        """Let it pass. May be called again."""
+        """Let it pass, and let go of whoever it would have called. May be called again."""
         self._bucket.discard(self)
+        self.callback = _nobody
 
 
 class Deadlines:

@@ -15,6 +15,8 @@ GATHER_MAX_BYTES: Final = 16 * 1024
 """So much leaves at once, so that the connection can say that it is full before much more is given to it."""
 GATHER_BULK_BYTES: Final = 256 * 1024
 """For a connection that takes far more before it says so."""
+COPIED_MAX_BYTES: Final = 1024
+"""A smaller payload is copied behind its head sooner than it is passed on as a part of its own."""
 
 
 class Connection(Protocol):
@@ -45,11 +47,14 @@ class Cork:
         parts = self._parts
         if not parts:
             self._call_soon(self.flush)
-        parts.append(head)
-        self._size_bytes += len(head)
-        if payload:
-            parts.append(payload)
-            self._size_bytes += len(payload)
+        size = len(payload)
+        if not size:
+            parts.append(head)
+        elif size <= COPIED_MAX_BYTES:
+            parts.append(b"".join((head, payload)))
+        else:
+            parts += (head, payload)
+        self._size_bytes += len(head) + size
         if self._size_bytes >= self.gather_max_bytes:
             self.flush()
 

@@ -59,6 +59,8 @@ HOST_MAX_BYTES: Final = 253
 FRAME_MAX_BYTES: Final = HEADER_BYTES + DATA_MAX_BYTES
 LINK_FRAME_MAX_BYTES: Final = FRAME_MAX_BYTES + 256
 """On a link a device id comes on top."""
+VIEWED_FROM_BYTES: Final = 1024
+"""A smaller body is copied sooner than a view of it is made."""
 LINK_UPGRADE: Final = "psx-mux-2"
 REASONS_HEADER: Final = "X-PSX-Reasons"
 """The highest reason that a gateway knows; without it, those of the first version."""
@@ -178,11 +180,11 @@ def parse(data: Bytes) -> Frame | None:
     """A frame; None for a type nobody knows. Raises MalformedMux when its length is out of bounds."""
     if not HEADER_BYTES <= len(data) <= LINK_FRAME_MAX_BYTES:
         raise MalformedMux("frame too short or too long")
-    return _frame(memoryview(data), 0, len(data))
+    return _frame(data, 0, len(data))
 
 
-def _frame(view: memoryview, start: int, end: int) -> Frame | None:
-    code, tunnel = _HEADER.unpack_from(view, start)
+def _frame(data: Bytes, start: int, end: int) -> Frame | None:
+    code, tunnel = _HEADER.unpack_from(data, start)
     known = _TYPES.get(code)
     if known is None:
         return None
@@ -190,9 +192,8 @@ def _frame(view: memoryview, start: int, end: int) -> Frame | None:
     kind, least, most = known
     if not least <= end - start <= most:
         raise MalformedMux(f"{kind.name} has a wrong length")
-    return tuple.__new__(
-        Frame, (kind, tunnel, view[start:end])
-    )  # what `Frame(...)` does, on every tunnel's way
+    body = data[start:end] if end - start < VIEWED_FROM_BYTES else memoryview(data)[start:end]
+    return tuple.__new__(Frame, (kind, tunnel, body))  # what `Frame(...)` does, on every tunnel's way
 
 
 def header(kind: MuxType, tunnel: int) -> bytes:
@@ -343,16 +344,16 @@ class LinkReader:
             part.clear()
             if frame is not None:
                 yield frame
-        view, end = memoryview(data), len(data)
+        end = len(data)
         while end - offset >= 4:
             beyond = offset + 4 + _size(data, offset)
             if beyond > end:
                 break
-            frame = _frame(view, offset + 4, beyond)
+            frame = _frame(data, offset + 4, beyond)
             offset = beyond
             if frame is not None:
                 yield frame
-        part += view[offset:]
+        part += memoryview(data)[offset:]
 
     def _complete(self, data: bytes) -> int:
         """Add to the partial frame what it lacks; how much that was, or -1 when it is still partial."""

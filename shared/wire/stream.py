@@ -96,6 +96,18 @@ class WindowBudget:
         self.left_bytes += size
 
 
+class _Nobody:
+    """The sink of a stream that is over: neither keeps the other from being freed at once."""
+
+    def deliver(self, data: Bytes) -> None: ...
+    def ended(self) -> None: ...
+    def pause_source(self) -> None: ...
+    def resume_source(self) -> None: ...
+
+
+_NOBODY: Final = _Nobody()
+
+
 class Stream:
     """One end of one tunnel. Attach it to an outbox under a tunnel id; feed it frames and the sink's bytes."""
 
@@ -228,6 +240,7 @@ class Stream:
         self.end()
         self._budget.give_back(self._drawn)
         self._drawn, self._window, self._keeps = 0, self._start, self._start
+        self._sink = _NOBODY
 
     def try_again(self) -> None:
         """Nothing has passed for a while: what waits for room in the budget may find it now."""

@@ -135,13 +135,13 @@ class FrameReader:
             data, self._rest = self._rest + data, b""
         offset = self._complete(data, messages) if self._buffer else 0
         if offset >= 0:
-            left = self._at_once
-            while left and (taken := self._frame(data, offset, messages)):
+            left, end = self._at_once, len(data)
+            while left and offset < end and (taken := self._frame(data, offset, messages)):
                 offset += taken
                 left = left - 1 if self.text_bytes < self._text_at_once_bytes else 0
             if not left:
                 self._rest = bytes(memoryview(data)[offset:])
-            elif offset < len(data):
+            elif offset < end:
                 self._buffer += memoryview(data)[offset:]
         return messages
 

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ LOOKUP_THREADS: Final = 32
 """A thread waits for silent name servers for up to half a minute; a gateway asks for four names at once, and for no other
 in their places before `DIAL_TIMEOUT_S` (decision 0096).
 """
+LITERALS_KEPT: Final = 256
 BLOCKED_MAX_S: Final = 30.0
 """A target of v1 that reads nothing for so long is given up: it holds up its whole socket."""
 TARGET_BUFFER_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -113,16 +115,24 @@ async def _lookup(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list
 
     A lookup goes on when its tunnel is gone, so a flood of names must not pile up. Raises OSError.
     """
-    try:
-        return [str(ipaddress.ip_address(host))]
-    except ValueError:
-        pass
+    literal = _literal(host)
+    if literal is not None:
+        return [literal]
     if not _looking_up.acquire(blocking=False):
         raise OSError("too many names at once")
     work = _lookups.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     work.add_done_callback(lambda _: _looking_up.release())
     found = await asyncio.shield(asyncio.wrap_future(work, loop=loop))
     return [str(i[4][0]) for i in found]
+
+
+@lru_cache(maxsize=LITERALS_KEPT)
+def _literal(host: str) -> str | None:
+    """The usual form of an address; None for a name."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return None
 
 
 class TargetSide(asyncio.Protocol):

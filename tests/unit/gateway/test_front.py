@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -267,6 +269,22 @@ async def opened_stream() -> tuple[StreamExit, Any]:
     exit_.receive(Frame(MuxType.OPENED, 1, mux.opened_frame(1, 1000)[mux.HEADER_BYTES :]))
     await opening
     return exit_, link
+
+
+async def test_an_exit_that_was_left_is_freed_without_the_collector() -> None:
+    exit_, _ = await opened_stream()
+    tunnel = Opens().tunnel(exit_)
+    exit_.attach(tunnel)
+    gc.disable()
+    try:
+        tunnel.cut()
+        exit_.forget()  # the customer is gone
+        await turns()
+        freed = weakref.ref(exit_)
+        del exit_, tunnel
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_peer_that_refuses_what_it_opened_is_no_black_hole() -> None:

@@ -1,6 +1,8 @@
 """Deadlines: run out once and not early, can be cancelled, and bound what a task awaits."""
 
 import asyncio
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -76,3 +78,23 @@ async def test_the_inner_bound_of_two_is_told_from_the_outer_one() -> None:
     deadlines = Deadlines()
     with pytest.raises(TimeoutError), deadlines.within(0.01), deadlines.within(30):
         await asyncio.sleep(30)
+
+
+async def test_a_task_that_was_bound_is_freed_without_the_collector() -> None:
+    deadlines = Deadlines()
+
+    async def work() -> None:
+        with deadlines.within(30) as bound:
+            await asyncio.sleep(0)
+            bound.reschedule(30)
+
+    gc.disable()
+    try:
+        task = asyncio.create_task(work())
+        await task
+        await asyncio.sleep(0)  # whoever woke this one up still knows it
+        freed = weakref.ref(task)
+        del task
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -38,7 +38,7 @@ def test_frames_of_one_turn_leave_in_one_write() -> None:
     turn.cork.write(b"b")
     assert turn.writes == []
     turn.end()
-    assert turn.writes == [[b"a", b"1", b"b"]]
+    assert turn.writes == [[b"a1", b"b"]]
     turn.cork.write(b"c")
     turn.end()
     assert turn.writes[1:] == [[b"c"]]

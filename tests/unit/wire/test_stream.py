@@ -1,6 +1,8 @@
 """Ends of a v2 tunnel: the scripts, two ends back to back over a path that breaks, and the sharing of one connection."""
 
+import gc
 import json
+import weakref
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -516,3 +518,21 @@ def test_a_withdrawn_stream_sends_nothing() -> None:
     stream.close()
     outbox.resume()
     assert sent == []
+
+
+def test_a_stream_that_is_closed_lets_go_of_its_sink() -> None:
+    class Target(Recorder):
+        stream: Stream
+
+    gc.disable()
+    try:
+        target = Target()
+        target.stream = stream = Stream(target, bytes(16), WindowBudget(0))
+        stream.close()
+        freed = weakref.ref(target)
+        del target
+        assert freed() is None
+        stream.write(bytes(2 * PENDING_HIGH_BYTES))
+        stream.drained()
+    finally:
+        gc.enable()
