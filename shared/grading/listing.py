@@ -33,7 +33,7 @@ from shared.supply.hours import is_open
 from shared.supply.live import put_crowded, put_regions, read_crowded
 from shared.supply.model import Device, Kind, Owner
 from shared.supply.proving import prove_device
-from shared.supply.rules import CROWD_MAX, TERMS, has_consent, network_of, wants_listing
+from shared.supply.rules import TERMS, crowded_networks, has_consent, network_of, wants_listing
 
 AT_ONCE: Final = 16
 SEGMENTS: Final = 64
@@ -315,7 +315,7 @@ class _Run:
         counts: Counter[str] = Counter()
         for number in range(SEGMENTS):
             counts.update(self._redis.run(marks.read_homes(number)))
-        crowded = frozenset(n for n, count in counts.items() if n and count > CROWD_MAX)
+        crowded = crowded_networks(counts)
         self._redis.run(put_crowded(crowded))
         self.report.crowded = sorted(crowded)[:CHANGES_TOLD_MAX]
         if not crowded:

@@ -37,7 +37,7 @@ STRICT_STABILITY_MIN: Final = 40
 
 _ACQUIRE: Final = Script.load("shared.pool", "acquire")
 _RELEASE: Final = Script.load("shared.pool", "release")
-_REAP: Final = Script.load("shared.pool", "reap", reads=True)
+_REAP: Final = Script.load("shared.pool", "reap")
 _LIST: Final = Script.load("shared.pool", "list")
 _UNLIST: Final = Script.load("shared.pool", "unlist")
 _TRIP: Final = Script.load("shared.pool", "trip")
@@ -340,16 +340,11 @@ def gateways(pool: Pool) -> RedisCall[frozenset[GatewayId]]:
     )
 
 
-def forget_gateway(pool: Pool, gateway_id: GatewayId) -> RedisCall[None]:
-    """A dead gateway has nothing left to give back."""
-    return command("SREM", f"{_prefix(pool)}gateways", gateway_id, parse=ok)
-
-
 def leftover(pool: Pool, gateway_id: GatewayId) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:
-    """Up to `REAP_BATCH` entries that a dead gateway still holds; give them to `release`."""
+    """Up to `REAP_BATCH` entries that a dead gateway still holds; give them to `release`. Without any it is forgotten."""
     prefix = _prefix(pool)
-    keys = [f"{prefix}lease:{gateway_id}", f"{prefix}alive:{gateway_id}"]
-    return RedisCall(_held, script=_REAP, keys=keys, args=[REAP_BATCH])
+    keys = [f"{prefix}lease:{gateway_id}", f"{prefix}alive:{gateway_id}", f"{prefix}gateways"]
+    return RedisCall(_held, script=_REAP, keys=keys, args=[REAP_BATCH, gateway_id])
 
 
 def held(pool: Pool, gateway_id: GatewayId) -> RedisCall[tuple[tuple[EndpointId, PakId, int], ...]]:

@@ -16,7 +16,6 @@ from shared.kernel.ids import AccountId, Country
 from shared.pool.model import Failover, Rotation, Route
 
 MAX_USERNAME_CHARS: Final = 256
-MAX_SLUG_CHARS: Final = 64
 PARSED_KEPT: Final = 4096
 TTL_MIN_S: Final = 60
 TTL_MAX_S: Final = 2_592_000

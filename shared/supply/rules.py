@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -118,10 +117,9 @@ def override_for(overrides: Mapping[str, Any], address: str, asn: int) -> IpType
     return IpType(entry["class"]) if entry else None
 
 
-def crowded_networks(seen: Iterable[tuple[str, IpType]]) -> frozenset[str]:
-    """Networks in which more devices pass for homes than one neighbourhood has. A carrier's NAT is never one of them."""
-    counts = Counter(network_of(address) for address, ip_type in seen if ip_type is IpType.RESIDENTIAL)
-    return frozenset(network for network, count in counts.items() if network and count > CROWD_MAX)
+def crowded_networks(homes: Mapping[str, int]) -> frozenset[str]:
+    """Networks (`network_of`) in which more devices pass for homes than one neighbourhood has; `homes` counts them."""
+    return frozenset(network for network, count in homes.items() if network and count > CROWD_MAX)
 
 
 def claimed_country(claimed: str, origin: Origin) -> str:

@@ -162,7 +162,7 @@ async def test_what_programs_do_beside_what_other_tests_drive_is_allowed(valkey_
         assert await nodes.run(report_fault(device.device_id, doubtful=True))
         assert await nodes.run(count_conduct([Fared(device.device_id, "c0", 5, 0)])) == 0
         assert await nodes.run(live.gateways(Pool.PEER)) == {gateway}
-        await nodes.run(live.forget_gateway(Pool.PEER, gateway))
+        assert await nodes.run(live.leftover(Pool.PEER, gateway)) == ()
         assert await nodes.run(first_in("pak1:told", 60))
         assert not await nodes.run(close_session(Pool.PEER, AccountId("a"), PakId("pak1"), "s", 1))
         assert await nodes.run(closings(Pool.PEER, ["key:pak1"])) == {}

@@ -268,7 +268,9 @@ def test_a_dead_gateways_connections_are_given_back(redis: SyncRedis) -> None:
     run(redis, command("DEL", "{mbl}:alive:gw1", parse=int))
     assert GATEWAY in redis.run(live.gateways(Pool.MBL))
     held = redis.run(live.leftover(Pool.MBL, GATEWAY))
-    run(redis, live.release(Pool.MBL, GATEWAY, held), live.forget_gateway(Pool.MBL, GATEWAY))
+    run(redis, live.release(Pool.MBL, GATEWAY, held))
+    assert redis.run(live.gateways(Pool.MBL)) == {GATEWAY}
+    assert redis.run(live.leftover(Pool.MBL, GATEWAY)) == ()
     assert redis.run(live.gateways(Pool.MBL)) == frozenset()
     assert taken(redis, "psx_a-mbl-us") == "m1"
 
