@@ -114,6 +114,10 @@ class Buffers:
         """Whether those that hold most should give way (`Registry.make_room`)."""
         return self.held_bytes > self.max_bytes // 2
 
+    def nearly_full(self) -> bool:
+        """Whether they should however little they hold."""
+        return self.held_bytes > self.max_bytes * 7 // 8
+
     def roomy(self) -> bool:
         """Whether enough of them did."""
         return self.held_bytes <= self.max_bytes * 3 // 8

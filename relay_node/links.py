@@ -126,13 +126,14 @@ class LinkConnection(asyncio.Protocol):
         device_id, body = split_device(frame.body)
         device = registry.devices.get(device_id)
         socket = device.least_loaded(v2=True) if device else None
+        registry.make_room(self._loop.time())
         if device is None or socket is None:
             self._refuse(frame.tunnel, MuxReason.UNKNOWN_DEVICE, Reason.UNKNOWN_DEVICE)
         elif device.leaving:
             self._refuse(frame.tunnel, MuxReason.DRAINING, Reason.DRAIN)
         elif device.tunnel_count() >= MAX_TUNNELS_PER_DEVICE:
             self._refuse(frame.tunnel, MuxReason.TOO_MANY_TUNNELS, Reason.TOO_MANY_TUNNELS)
-        elif not registry.make_room(self._loop.time()) or not socket.ready:  # which may have given way itself
+        elif not socket.ready:  # it has given way
             self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
         elif frame.type is MuxType.RESUME and not (socket.buffers.has_room and self.buffers.has_room):
             # what it would send again finds none: it would lose its path, and resume, over and over

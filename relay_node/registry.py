@@ -277,10 +277,10 @@ class Registry:
             if socket.generation < generation or socket.account_generation < account_generation:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
-    def make_room(self, now_s: float) -> bool:
+    def make_room(self, now_s: float) -> None:
         """While too much is held for peers and gateways that do not take it, those for whom most is held lose their
-        connections: their tunnels resume, or end. When no connection holds much, those of the account or address that does.
-        False when it is held for many, a little each.
+        connections: their tunnels resume, or end. When no connection holds much, those of the account or address that does;
+        when nearly all is held, of whichever holds most.
         """
         if self.buffers.crowded() and now_s >= self._room_again_s:
             self._room_again_s = now_s + ROOM_AGAIN_S
@@ -288,7 +288,6 @@ class Registry:
                 hoarder.give_way()
                 if self.buffers.roomy():
                     break
-        return not self.buffers.crowded()
 
     def _hoarders(self) -> Iterator[PeerSocket | LinkConnection]:
         """Connections that hold much, the fullest first; then those of accounts and addresses that do."""
@@ -308,7 +307,7 @@ class Registry:
             networks[socket.network] += held_bytes
         crowds = [(max(accounts[a], networks[s.network]), held, s) for s, a, held in holding]
         for together, _, socket in sorted(crowds, key=itemgetter(0, 1), reverse=True):
-            if together < GIVES_WAY_MIN_BYTES:
+            if together < GIVES_WAY_MIN_BYTES and not self.buffers.nearly_full():
                 return
             yield socket
 

@@ -313,7 +313,8 @@ async def test_an_account_gives_way_that_hoards_a_little_on_each_of_many_sockets
     for path in (modest, *hoards):
         path.socket.pause_writing()
         path.asks(DATA)
-    assert here.make_room(0.0)
+    here.make_room(0.0)
+    assert not here.buffers.crowded()
     assert not modest.wire.closing
     assert [path.wire.closing for path in hoards].count(True) == 2, "as many as it takes"
 
@@ -329,21 +330,49 @@ async def test_an_address_gives_way_whose_accounts_hoard_a_little_each(
     for path in (modest, *hoards):
         path.socket.pause_writing()
         path.asks(DATA)
-    assert here.make_room(0.0)
+    here.make_room(0.0)
+    assert not here.buffers.crowded()
     assert not modest.wire.closing
     assert [path.wire.closing for path in hoards].count(True) == 2
 
 
-async def test_newcomers_are_refused_where_many_hold_a_little_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "begins",
+    [
+        mux.open_frame(LINK_ID + 1, bytes(16), 1, "a.example", 80),
+        mux.resume_frame(LINK_ID + 1, bytes(16), 0, 1),
+    ],
+)
+async def test_nobody_is_refused_for_what_many_others_hold_a_little_each(
+    begins: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
     here = registry()
-    paths = [Path(here, f"d{n}", account=f"a{n}", address=f"192.0.2.{n}") for n in range(5)]
+    new, *paths = [Path(here, f"d{n}", account=f"a{n}", address=f"192.0.2.{n}") for n in range(6)]
     here.buffers.max_bytes = 8 * HELD
     for path in paths:
         path.socket.pause_writing()
         path.asks(DATA)
-    assert not here.make_room(0.0)
+    new.asks(mux.for_device(begins, "d0"))
+    await asyncio.sleep(0)
+    assert new.link_wire.written == b"", "it holds nothing yet"
+    assert len(new.socket.ends) == 2
     assert not any(path.wire.closing for path in paths)
+
+
+async def test_when_nearly_all_is_held_the_fullest_gives_way_however_little_it_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or many who each hold a little less than a hoarder would leave no room for anybody else."""
+    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 3 * HELD)
+    here = registry()
+    fullest, *paths = [Path(here, f"d{n}", account=f"a{n}", address=f"192.0.2.{n}") for n in range(7)]
+    here.buffers.max_bytes = 8 * HELD
+    for path in (*paths, fullest, fullest):
+        path.socket.pause_writing()
+        path.asks(DATA)
+    here.make_room(0.0)
+    assert [path.wire.closing for path in (fullest, *paths)] == [True, *[False] * 6]
 
 
 async def test_a_gateway_whose_peer_gave_way_holds_nothing_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +390,8 @@ async def test_a_gateway_whose_peer_gave_way_holds_nothing_and_stays(monkeypatch
     for _ in range(3):
         hoards.says(mux.header(MuxType.DATA, hoards.peer_id) + bytes(mux.DATA_MAX_BYTES))
     assert hoards.socket.buffers.held_bytes > hoards.link.buffers.held_bytes == 3 * HELD
-    assert here.make_room(0.0)
+    here.make_room(0.0)
+    assert not here.buffers.crowded()
     assert (hoards.wire.closing, hoards.link_wire.closing) == (True, False)
     assert not any(path.wire.closing for path in modest)
 
@@ -377,7 +407,8 @@ async def test_a_gateway_that_does_not_read_gives_way_and_no_device_that_holds_l
     data = mux.header(MuxType.DATA, frozen.peer_id) + bytes(mux.DATA_MAX_BYTES)
     for _ in range(GIVES_WAY_MIN_BYTES // len(data) + 1):
         frozen.says(data)
-    assert here.make_room(0.0)
+    here.make_room(0.0)
+    assert not here.buffers.crowded()
     assert [frozen.link_wire.closing, slow.link_wire.closing, slow.wire.closing] == [True, False, False]
     assert here.buffers.held_bytes == slow.socket.buffers.held_bytes > 0
 
