@@ -35,6 +35,7 @@ LINK_HELD_MAX_BYTES: Final = 128 * 1024 * 1024
 """Of tunnels' bytes that wait for one gateway to read, beyond what its connection takes."""
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 
+_RESUME: Final = MuxType.RESUME  # an enum's own attributes are slow to look up before Python 3.12
 _BEGINNINGS: Final = frozenset({MuxType.OPEN, MuxType.RESUME})
 
 log = logging.getLogger("psx.relay")
@@ -135,7 +136,7 @@ class LinkConnection(asyncio.Protocol):
             self._refuse(frame.tunnel, MuxReason.TOO_MANY_TUNNELS, Reason.TOO_MANY_TUNNELS)
         elif not socket.ready:  # it has given way
             self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
-        elif frame.type is MuxType.RESUME and not (socket.buffers.has_room and self.buffers.has_room):
+        elif frame.type is _RESUME and not (socket.buffers.has_room and self.buffers.has_room):
             # what it would send again finds none: it would lose its path, and resume, over and over
             self._refuse(frame.tunnel, MuxReason.OVERLOADED, Reason.OVERLOADED)
         else:

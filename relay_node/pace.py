@@ -11,6 +11,8 @@ RELAY_FRAMES_PER_S: Final = 100_000
 """Of all peers: two thirds of a core in small frames of data."""
 FRAMES_PER_S_SURE: Final = 256
 """Of a device, whatever others do: 16 MB in full frames."""
+STEP_FRAMES: Final = 64
+"""A device is looked at each time that it has sent so many, and when it comes."""
 OF_WHAT_IS_LEFT: Final = 4
 """Beyond that, devices of one account, or of one address, may have a quarter of what a second has left after others and
 themselves: alone 20,000."""
@@ -33,21 +35,18 @@ class Pace:
         second = int(now_s)
         if second != self._second:
             self._second, self._left = second, RELAY_FRAMES_PER_S
-            for sent in (self._devices, self._accounts, self._networks):
-                sent.clear()
-        self._left -= frames
+            for counted in (self._devices, self._accounts, self._networks):
+                counted.clear()
         sent = self._devices
-        of_device = sent[device_id] = sent.get(device_id, 0) + frames
+        before = sent.get(device_id, 0)
+        sent[device_id] = of_device = before + frames
+        steps = of_device // STEP_FRAMES - before // STEP_FRAMES
+        if not steps and frames:
+            return 0.0
+        self._left -= steps * STEP_FRAMES
         if of_device <= FRAMES_PER_S_SURE:
             return 0.0
-        beyond = min(frames, of_device - FRAMES_PER_S_SURE)
-        together = max(
-            _add(self._accounts, account_id, beyond),
-            _add(self._networks, network, beyond),
-        )
+        for counted, name in ((self._accounts, account_id), (self._networks, network)):
+            counted[name] = counted.get(name, 0) + steps * STEP_FRAMES
+        together = max(self._accounts[account_id], self._networks[network])
         return second + 1 - now_s if together * OF_WHAT_IS_LEFT > self._left else 0.0
-
-
-def _add(sent: dict[str, int], name: str, frames: int) -> int:
-    sent[name] = total = sent.get(name, 0) + frames
-    return total

@@ -77,9 +77,12 @@ class Device:
         best, fewest = None, 0
         for socket in self.sockets:
             if socket.ready and (socket.v2 or not v2):
-                load = socket.load if socket.buffers.has_room else socket.load + MAX_TUNNELS_PER_DEVICE
+                load = socket.load
                 if best is None or load < fewest:
                     best, fewest = socket, load
+        if best is not None and not best.buffers.has_room:
+            usable = [s for s in self.sockets if s.ready and (s.v2 or not v2) and s.buffers.has_room]
+            return min(usable, key=lambda s: s.load, default=best)
         return best
 
     @property
