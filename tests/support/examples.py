@@ -10,7 +10,7 @@ from hypothesis import settings
 IN_EACH_RUN: Final = 50
 IN_A_NIGHT: Final = 2000
 
-settings.register_profile("each-run", max_examples=IN_EACH_RUN)
+settings.register_profile("each-run", max_examples=IN_EACH_RUN, deadline=None)
 settings.register_profile("nightly", max_examples=IN_A_NIGHT, deadline=None)
 settings.load_profile("each-run")
 
