@@ -26,6 +26,7 @@ class Resolver(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.names: dict[str, list[list[str]]] = {}
         self.asked: dict[tuple[str, int], int] = {}
+        self.ttl_s = 0
         self._transport: asyncio.DatagramTransport | None = None
         low = os.getpid() % 62_000 + 1_000
         self.address = f"127.53.{low >> 8}.{low & 255}"
@@ -49,7 +50,7 @@ class Resolver(asyncio.DatagramProtocol):
         turn = self.asked.get((name, kind), 0)
         self.asked[name, kind] = turn + 1
         found = turns[min(turn, len(turns) - 1)] if turns else []
-        records = [_record(kind, ipaddress.ip_address(a)) for a in found]
+        records = [_record(kind, ipaddress.ip_address(a), self.ttl_s) for a in found]
         records = [r for r in records if r]
         flags = 0x8180 | (0 if turns else NO_SUCH_NAME)
         head = data[:2] + flags.to_bytes(2, "big") + (1).to_bytes(2, "big")
@@ -66,11 +67,12 @@ def _name(data: bytes) -> tuple[str, int]:
     return ".".join(labels), at + 1
 
 
-def _record(kind: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
+def _record(kind: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address, ttl_s: int) -> bytes:
     if kind != (A if address.version == 4 else AAAA):
         return b""
     raw = address.packed
-    return b"\xc0\x0c" + kind.to_bytes(2, "big") + b"\0\1" + bytes(4) + len(raw).to_bytes(2, "big") + raw
+    head = b"\xc0\x0c" + kind.to_bytes(2, "big") + b"\0\1" + ttl_s.to_bytes(4, "big")
+    return head + len(raw).to_bytes(2, "big") + raw
 
 
 def namespace(resolver: Resolver, folder: Path) -> tuple[str, ...] | None:

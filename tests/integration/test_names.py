@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from gateway_node import names as gateway_names
 from gateway_node import resolve
 from gateway_node.names import Names
 from gateway_node.refusals import RefusedRequest
@@ -123,6 +124,26 @@ async def test_when_many_lookups_are_under_way_each_owner_begins_one_at_a_time(
 )
 async def test_what_is_no_name_of_anything_has_no_address(names: Names, name: str) -> None:
     assert await names.addresses(name) == []
+
+
+@pytest.mark.parametrize(("bound", "least"), [("KEPT_MAX", 2), ("KEPT_MAX_S", 0.05)])
+async def test_an_answer_is_not_kept_for_its_time_to_live(
+    server: NameServer, names: Names, monkeypatch: pytest.MonkeyPatch, bound: str, least: float
+) -> None:
+    """Nobody bounds how many answers would be."""
+    server.ttl_s = 3600
+    server.names["moves.example"] = [["8.8.8.8"], ["1.1.1.1"]]
+    monkeypatch.setattr(gateway_names, bound, least)
+    assert await names.addresses("moves.example") == ["8.8.8.8"]
+    async with asyncio.timeout(5):
+        while await names.addresses("moves.example") == ["8.8.8.8"]:
+            await asyncio.sleep(0.02)
+    assert await names.addresses("moves.example") == ["1.1.1.1"]
+
+
+async def test_of_many_addresses_of_a_name_some_are_kept(server: NameServer, names: Names) -> None:
+    server.names["many.example"] = [[f"8.8.8.{n}" for n in range(1, 30)]]
+    assert len(await names.addresses("many.example")) == gateway_names.ADDRESSES_MAX
 
 
 @pytest.mark.parametrize("shorthand", ["127.1", "0177.0.0.1", "0x7f.1", "2130706433"])

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from local.bootstrap import RATES
-from shared.grading import listing
 from shared.grading.model import Failure, Grade, ProbeResult
 from shared.grading.offer import Classes
 from shared.guard.rules import first_broken
@@ -16,6 +15,7 @@ from shared.kernel.ids import DeviceId
 from shared.pool.presence import put_presence
 from shared.runtime.clock import now_ms
 from shared.runtime.redis import command
+from shared.supply import rules
 from shared.supply.live import read_crowded
 from tests.support.functions import PREFIX, Functions
 from tests.support.pool import presence
@@ -140,7 +140,7 @@ def test_an_operators_word_on_a_network_beats_the_table_and_is_on_record(
 def test_more_homes_than_one_small_network_has_are_flagged_and_a_carriers_nat_is_not(
     functions: Functions, list_now: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "CROWD_MAX", 5)
+    monkeypatch.setattr(rules, "CROWD_MAX", 5)
     crowd = enrolled(functions, "one-of-many", HOME)["deviceId"]
     for number in range(6):
         ident = crowd if number == 0 else f"home-{number}"
@@ -170,7 +170,7 @@ def test_ghosts_of_one_home_are_a_crowd_wherever_they_connect_from(
     functions: Functions, list_now: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Devices of a rented machine that dial through one home line: probes see where they exit."""
-    monkeypatch.setattr(listing, "CROWD_MAX", 5)
+    monkeypatch.setattr(rules, "CROWD_MAX", 5)
     home = replace(seen(IpType.RESIDENTIAL, 64611), exit_network="one-home")
     for number in range(6):
         ident = f"ghost-{number}"
