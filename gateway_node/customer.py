@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import os
 import socket
 import struct
 import termios
@@ -27,7 +28,7 @@ WRITE_HIGH_BYTES: Final = 512 * 1024
 FLUSH_LOOK_S: Final = 30.0
 FLUSH_MIN_BYTES: Final = 64 * 1024
 """So much of its last bytes a customer has to take from one look to the next, or all of them."""
-TLS_HANDSHAKE_MAX_BYTES: Final = 16 * 1024
+TLS_HANDSHAKE_MAX_BYTES: Final = 8 * 1024
 TLS_OVERHEAD_MAX: Final = 256
 """What TLS adds: a handshake, and of each record less than this part."""
 _TCP_INFO_BYTES: Final = 192
@@ -58,6 +59,7 @@ class CustomerSide(asyncio.Protocol):
         self.told_address: str | None = None
         self._ended = self._gone = False
         self._written_bytes = self._never_left_bytes = 0
+        self._below_tls: socket.socket | None = None
         self._eof_sent = False
         self._full = False
         self._lobby: Lobby | None = None
@@ -70,6 +72,7 @@ class CustomerSide(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._hold_below_tls(transport)
         self._address = self.told_address or str((transport.get_extra_info("peername") or ("",))[0])
         if not self.enter(self._pipeline.lobby):
             CROWDED.inc()
@@ -101,6 +104,7 @@ class CustomerSide(asyncio.Protocol):
             self._pipeline.attempts.leave(self._opening)
         self._gone = True
         self._never_left_bytes = self._count_what_never_left()
+        self._let_go_below_tls()
         tunnel = self._tunnel
         if tunnel is not None:
             if exc is None and self._ended:
@@ -132,18 +136,32 @@ class CustomerSide(asyncio.Protocol):
 
     def _count_what_never_left(self) -> int:
         """Its transport has forgotten what it had not sent; the kernel still knows what the other end acknowledged."""
-        transport = self._transport
-        raw = None if transport is None else transport.get_extra_info("socket")
-        if transport is None or raw is None:
+        transport, below_tls = self._transport, self._below_tls
+        raw = below_tls
+        if raw is None and transport is not None:
+            raw = transport.get_extra_info("socket")
+        if raw is None:
             return NEVER_SENT_BYTES
         try:
             info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             taken: int = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0]
         except (OSError, struct.error):
             return NEVER_SENT_BYTES
-        if transport.get_extra_info("sslcontext") is not None:
+        if below_tls is not None:
             taken -= TLS_HANDSHAKE_MAX_BYTES + taken // TLS_OVERHEAD_MAX
         return max(self._written_bytes - max(taken, 0), 0)
+
+    def _hold_below_tls(self, transport: asyncio.Transport) -> None:
+        """A transport of TLS has let go of its socket before it says that it is lost."""
+        raw = transport.get_extra_info("socket")
+        if raw is not None and transport.get_extra_info("sslcontext") is not None:
+            with contextlib.suppress(OSError):  # too many descriptors: then nothing is known
+                self._below_tls = socket.socket(fileno=os.dup(raw.fileno()))
+
+    def _let_go_below_tls(self) -> None:
+        below_tls, self._below_tls = self._below_tls, None
+        if below_tls is not None:
+            below_tls.close()
 
     @property
     def bare_socket(self) -> int | None:

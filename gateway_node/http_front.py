@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
-from gateway_node.customer import CustomerSide
+from gateway_node.customer import FLUSH_MIN_BYTES, CustomerSide
 from gateway_node.forward import Exchange, plain_target
 from gateway_node.pipeline import Pipeline, Request, new_request_id
 from gateway_node.refusals import RefusedRequest, http_answer, trace_headers
 from gateway_node.tunnel import Place, Tunnel
 from shared.kernel.codes import Refusal
+from shared.runtime.deadlines import Deadline
 from shared.wire.http1 import (
     HEADS_KEPT,
     HeadError,
@@ -33,6 +34,9 @@ from shared.wire.mux import Bytes
 
 HEAD_TIMEOUT_S: Final = 30.0
 KEEP_ALIVE_IDLE_S: Final = 75.0
+UNREAD_FREE_BYTES: Final = 16 * 1024
+UNREAD_LOOK_S: Final = 1.0
+"""A customer that rests, and for whom more than a little waits, keeps its last place; how often it is looked at then."""
 LINGER_S: Final = 2.0
 """So long what is still on its way from a customer is read and dropped after a last answer."""
 REFUSALS_MAX: Final = 20
@@ -61,6 +65,7 @@ class HttpFront(CustomerSide):
         self._refusals = 0
         self._leaving = False
         self._unread: list[Place] = []
+        self._unread_look: Deadline | None = None
 
     # transport callbacks
 
@@ -77,14 +82,10 @@ class HttpFront(CustomerSide):
         self._buffer += data
         self._advance()
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._read_all()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._pipeline.kept.discard(self)
         super().connection_lost(exc)
-        self._read_all()
+        self._forget_unread()
 
     def eof_received(self) -> bool:
         if self._upstream is None:
@@ -269,17 +270,20 @@ class HttpFront(CustomerSide):
             self._drop_upstream()
             self._leave(done=exchange.request_done)
             return
-        self._end_when_idle(self.unsent_bytes + 1)
+        self._end_when_idle()
         self._advance()
 
-    def _end_when_idle(self, unsent_bytes: int) -> None:
-        """Hang up when no request comes, but not on a customer that still reads the last answer. An end and no reset: who
+    def _end_when_idle(self) -> None:
+        self.stop_timer()
+        then = partial(self._end_unless_taken, self.unsent_bytes)
+        self._deadline = self._pipeline.deadlines.call_after(KEEP_ALIVE_IDLE_S, then)
+
+    def _end_unless_taken(self, unsent_before: int) -> None:
+        """Hang up when no request came, but not on a customer that still reads the last answer. An end and no reset: who
         sends a request into it dials anew.
         """
-        if self.unsent_bytes < unsent_bytes:
-            self.stop_timer()
-            then = partial(self._end_when_idle, self.unsent_bytes)
-            self._deadline = self._pipeline.deadlines.call_after(KEEP_ALIVE_IDLE_S, then)
+        if unsent_before and self.unsent_bytes <= max(unsent_before - FLUSH_MIN_BYTES, 0):
+            self._end_when_idle()
         else:
             self.finish()
 
@@ -322,15 +326,29 @@ class HttpFront(CustomerSide):
         """A tunnel is over, this connection may go on: it counts among those that rest, and as the tunnel's while more than
         a little waits for the customer.
         """
-        if self._full and not self._gone:
-            self._unread.append(tunnel.place)
-        else:
+        if self._gone or self.unsent_bytes <= UNREAD_FREE_BYTES:
             tunnel.place.leave()
+        else:
+            self._unread.append(tunnel.place)
+            if self._unread_look is None:
+                self._look_again_at_unread()
         if not self._gone and not self.enter(self._pipeline.resting):
             self.finish()
 
-    def _read_all(self) -> None:
+    def _look_at_unread(self) -> None:
+        if self._gone or self.unsent_bytes <= UNREAD_FREE_BYTES:
+            self._forget_unread()
+        else:
+            self._look_again_at_unread()
+
+    def _look_again_at_unread(self) -> None:
+        self._unread_look = self._pipeline.deadlines.call_after(UNREAD_LOOK_S, self._look_at_unread)
+
+    def _forget_unread(self) -> None:
         unread, self._unread = self._unread, []
+        if self._unread_look is not None:
+            self._unread_look.cancel()
+            self._unread_look = None
         for place in unread:
             place.leave()
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from gateway_node import exits, http_front, lobby, socks_front
-from gateway_node.customer import EARLY_MAX_BYTES
+from gateway_node.customer import EARLY_MAX_BYTES, FLUSH_MIN_BYTES
 from gateway_node.exits import ConnectExit
-from gateway_node.http_front import HttpFront
+from gateway_node.http_front import UNREAD_FREE_BYTES, HttpFront
 from gateway_node.links import RelayLinks
 from gateway_node.lobby import Lobby
 from gateway_node.pipeline import Outcome, Pipeline
@@ -44,6 +44,7 @@ class Wire:
     def __init__(self) -> None:
         self.paused = self.closing = self.ended = False
         self.written = b""
+        self.unsent = 0
 
     def get_extra_info(self, name: str) -> Any:
         return ("192.0.2.1", 4000) if name == "peername" else None
@@ -51,7 +52,7 @@ class Wire:
     def set_write_buffer_limits(self, high: int) -> None: ...
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -218,16 +219,45 @@ async def test_where_too_many_rest_a_connection_ends_after_its_answer(
 
 async def test_an_answer_that_is_not_read_counts_as_its_tunnel_until_it_is() -> None:
     pipeline = Opens()
-    front, _ = await connected(pipeline)
-    front.data_received(post(4, b"body"))
-    await turns()
-    front.pause_writing()
-    tunnel = pipeline.exit.tunnel
-    tunnel.to_customer(CLOSES)
-    assert not tunnel.open
-    assert not tunnel.place._left
-    front.resume_writing()
-    assert tunnel.place._left
+    front, wire = await connected(pipeline)
+    places = []
+    for _ in range(2):
+        front.data_received(post(4, b"body"))
+        await turns()
+        wire.unsent = UNREAD_FREE_BYTES + 1
+        pipeline.exit.tunnel.to_customer(CLOSES)
+        places.append(pipeline.exit.tunnel.place)
+    for _ in range(2):
+        look = front._unread_look
+        assert look is not None
+        look.callback()
+        assert not any(place._left for place in places)
+    wire.unsent = UNREAD_FREE_BYTES
+    look = front._unread_look
+    assert look is not None
+    look.callback()
+    assert all(place._left for place in places)
+    assert front._unread_look is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends"),
+    [
+        *((0, 0, True), (100, 100, True), (100, 50, True), (100, 0, False)),
+        *((FLUSH_MIN_BYTES + 9, 9, False), (FLUSH_MIN_BYTES + 9, 10, True)),
+    ],
+)
+async def test_a_connection_rests_on_while_its_last_answer_is_read(
+    before: int, after: int, ends: bool
+) -> None:
+    front, wire = await connected(Opens())
+    wire.unsent = before
+    front._end_when_idle()
+    wire.unsent = after
+    assert front._deadline is not None
+    front._deadline.callback()
+    assert wire.closing is ends
+    front.connection_lost(None)
 
 
 async def test_a_customer_that_sends_far_ahead_waits_until_its_request_is_open() -> None:
