@@ -81,8 +81,11 @@ class LinkSide(Side, Protocol):
 class Buffers:
     """What is held for connections that are full: of one connection, within what all may hold together (`whole`)."""
 
+    __slots__ = ("_left_at_look", "_left_before", "_left_bytes", "_whole", "held_bytes", "max_bytes")
+
     def __init__(self, max_bytes: int = PROCESS_BUFFER_MAX_BYTES, whole: Buffers | None = None) -> None:
         self.held_bytes = 0
+        self._left_bytes = self._left_at_look = self._left_before = 0
         self.max_bytes = max_bytes
         self._whole = whole
 
@@ -100,6 +103,7 @@ class Buffers:
     def let_go(self, size: int) -> None:
         """Give room back."""
         self.held_bytes -= size
+        self._left_bytes += size
         if self._whole is None:
             BUFFERED.value = self.held_bytes
         else:
@@ -110,8 +114,16 @@ class Buffers:
         """Whether all that a tunnel may hold has room besides."""
         return self.held_bytes + TUNNEL_BUFFER_MAX_BYTES <= self.max_bytes
 
+    def look(self) -> None:
+        """Note what has left by now; called for all at once, every few seconds."""
+        self._left_before, self._left_at_look = self._left_at_look, self._left_bytes
+
+    def wait_s(self, since_s: float) -> float:
+        """How long what is held would wait, at the pace of all that left since the look before the last, so long ago."""
+        return self.held_bytes * max(since_s, 1.0) / max(self._left_bytes - self._left_before, 1)
+
     def crowded(self) -> bool:
-        """Whether those that hold most should give way (`Registry.make_room`)."""
+        """Whether those that hold up most should give way (`Registry.make_room`)."""
         return self.held_bytes > self.max_bytes // 2
 
     def nearly_full(self) -> bool:

@@ -5,10 +5,8 @@ A socket belongs to the device its JWT names; a device has up to 8 sockets and i
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from relay_node.figures import DEVICES, Reason
@@ -37,8 +35,8 @@ HANDSHAKES_PER_S_PER_ADDRESS_MAX: Final = 250
 RELAY_LISTS_MAX: Final = 64
 ROOM_AGAIN_S: Final = 0.25
 """How soon all connections are looked at again."""
-GIVES_WAY_MIN_BYTES: Final = 1024 * 1024
-"""A connection for which less waits is no hoarder; nor are all of an account, or of an address, together."""
+GIVES_WAY_MIN_BYTES: Final = 64 * 1024
+"""A connection for which less waits is no hoarder, unless nearly all is held."""
 READ_BYTES: Final = 256 * 1024
 
 
@@ -144,7 +142,7 @@ class Registry:
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         """Every socket's: what a read put here is taken before the next read."""
         self.unfinished = Unfinished()
-        self._room_again_s = 0.0
+        self._room_again_s = self._look_s = self._look_before_s = 0.0
         self.draining = False
         self._window_s = 0
         self._handshakes: dict[str, int] = {}
@@ -281,43 +279,33 @@ class Registry:
                 socket.close(CloseCode.IDENTITY_INVALID, "identity revoked", Reason.REVOKED)
 
     def make_room(self, now_s: float) -> None:
-        """While too much is held for peers and gateways that do not take it, those for whom most is held lose their
-        connections: their tunnels resume, or end. When no connection holds much, those of the account or address that does;
-        when nearly all is held, of whichever holds most.
+        """While too much is held for peers and gateways that do not take it, those lose their connections whose bytes would
+        wait longest at the pace at which they take them: their tunnels resume, or end.
         """
         if self.buffers.crowded() and now_s >= self._room_again_s:
             self._room_again_s = now_s + ROOM_AGAIN_S
-            for hoarder in self._hoarders():
+            for hoarder in self._hoarders(now_s - self._look_before_s):
                 hoarder.give_way()
                 if self.buffers.roomy():
                     break
 
-    def _hoarders(self) -> Iterator[PeerSocket | LinkConnection]:
-        """Connections that hold much, the fullest first; then those of accounts and addresses that do."""
+    def _hoarders(self, since_s: float) -> Iterator[PeerSocket | LinkConnection]:
+        """Who has most to wait for comes first."""
         everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
-        hoarders = [c for c in everybody if c.buffers.held_bytes >= GIVES_WAY_MIN_BYTES]
-        for hoarder in sorted(hoarders, key=lambda c: c.buffers.held_bytes, reverse=True):
-            if hoarder.buffers.held_bytes >= GIVES_WAY_MIN_BYTES:  # still: its other end may have given way
-                yield hoarder
-        holding = [
-            (s, s.device.account_id, s.buffers.held_bytes)
-            for s in self.sockets
-            if s.device and s.buffers.held_bytes
-        ]
-        accounts, networks = Counter[str](), Counter[str]()
-        for socket, account_id, held_bytes in holding:
-            accounts[account_id] += held_bytes
-            networks[socket.network] += held_bytes
-        crowds = [(max(accounts[a], networks[s.network]), held, s) for s, a, held in holding]
-        for together, _, socket in sorted(crowds, key=itemgetter(0, 1), reverse=True):
-            if together < GIVES_WAY_MIN_BYTES and not self.buffers.nearly_full():
-                return
-            yield socket
+        holders = [c for c in everybody if c.buffers.held_bytes]
+        for holder in sorted(holders, key=lambda c: c.buffers.wait_s(since_s), reverse=True):
+            # asked now: its other end may have given way
+            held_bytes = holder.buffers.held_bytes
+            if held_bytes >= GIVES_WAY_MIN_BYTES or (held_bytes and self.buffers.nearly_full()):
+                yield holder
 
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
         self.make_room(now_s)
+        self._look_before_s, self._look_s = self._look_s, now_s
         for socket in list(self.sockets):
+            socket.buffers.look()
             socket.sweep(now_s)
         for link in list(self.links):
+            link.buffers.look()
             link.sweep(now_s)

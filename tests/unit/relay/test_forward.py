@@ -14,13 +14,14 @@ from relay_node.figures import Reason
 from relay_node.forward import (
     CONTROL_WHILE_FULL_MAX,
     FRAME_COST_BYTES,
+    SOCKET_BUFFER_MAX_BYTES,
     TUNNEL_BUFFER_MAX_BYTES,
     Buffers,
     _Lane,
 )
 from relay_node.links import LinkConnection
 from relay_node.peers import PeerSocket
-from relay_node.registry import GIVES_WAY_MIN_BYTES, Device, Registry
+from relay_node.registry import Device, Registry
 from shared.wire import mux
 from shared.wire.mux import Frame, LinkReader, MuxReason, MuxType
 from shared.wire.outbox import Outbox
@@ -166,6 +167,7 @@ async def test_a_peer_that_speaks_as_a_gateway_is_left(kind: MuxType, size: int)
 
 DATA = mux.header(MuxType.DATA, LINK_ID) + bytes(mux.DATA_MAX_BYTES)
 HELD = mux.DATA_MAX_BYTES + FRAME_COST_BYTES
+MB = 1 << 20
 
 
 async def test_a_tunnel_is_held_one_window_for_and_then_given_up_alone() -> None:
@@ -301,39 +303,38 @@ async def test_a_newcomer_is_let_in_and_who_hoards_gives_way(monkeypatch: pytest
     assert mux.read_reason((await hoards.told()).body) is MuxReason.PATH_LOST, "it may resume"
 
 
-async def test_an_account_gives_way_that_hoards_a_little_on_each_of_many_sockets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Or nobody would, and newcomers were refused."""
-    modest = Path(account="another's", address="198.51.100.1")
-    here = modest.registry
-    hoards = [Path(here, f"d{number}", address=f"192.0.2.{number}") for number in range(4)]
-    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
-    here.buffers.max_bytes = 8 * HELD
-    for path in (modest, *hoards):
-        path.socket.pause_writing()
-        path.asks(DATA)
-    here.make_room(0.0)
-    assert not here.buffers.crowded()
-    assert not modest.wire.closing
-    assert [path.wire.closing for path in hoards].count(True) == 2, "as many as it takes"
+class Holder:
+    """A connection for which something is held, and how much of it goes and comes from one look to the next."""
+
+    def __init__(self, whole: Buffers, held_bytes: int, moves_bytes: int) -> None:
+        self.buffers = Buffers(SOCKET_BUFFER_MAX_BYTES, whole)
+        self.buffers.hold(held_bytes)
+        self.moves_bytes = moves_bytes
+
+    def sweep(self, now_s: float) -> None:
+        self.buffers.let_go(self.moves_bytes)
+        self.buffers.hold(self.moves_bytes)
+
+    def give_way(self) -> None:
+        self.buffers.let_go(self.buffers.held_bytes)
 
 
-async def test_an_address_gives_way_whose_accounts_hoard_a_little_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(registry_module, "GIVES_WAY_MIN_BYTES", 2 * HELD)
-    modest = Path(account="another's", address="198.51.100.1")
-    here = modest.registry
-    hoards = [Path(here, f"d{number}", account=f"a{number}") for number in range(4)]
-    here.buffers.max_bytes = 8 * HELD
-    for path in (modest, *hoards):
-        path.socket.pause_writing()
-        path.asks(DATA)
-    here.make_room(0.0)
-    assert not here.buffers.crowded()
-    assert not modest.wire.closing
-    assert [path.wire.closing for path in hoards].count(True) == 2
+def test_whoever_would_wait_longest_gives_way_whatever_accounts_and_addresses_there_are() -> None:
+    here = registry()
+    here.buffers.max_bytes = 64 * MB
+    honest = [Holder(here.buffers, 3 * MB, 10 * MB), Holder(here.buffers, 20_000, 1000)]
+    hoards = [Holder(here.buffers, MB - 1, 65_000) for _ in range(40)]
+    here.sockets.update(cast(Any, [*honest, *hoards]))
+    here.buffers.max_bytes *= 2
+    for now_s in (5.0, 10.0):
+        here.sweep(now_s)
+    here.buffers.max_bytes //= 2
+    for quarter in range(40):
+        here.make_room(11.0 + quarter / 4)
+    assert here.buffers.roomy()
+    assert all(holder.buffers.held_bytes for holder in honest)
+    left = [holder for holder in hoards if holder.buffers.held_bytes]
+    assert len(left) > 15, "no more than it takes"
 
 
 @pytest.mark.parametrize(
@@ -400,12 +401,12 @@ async def test_a_gateway_that_does_not_read_gives_way_and_no_device_that_holds_l
     frozen = Path()
     here = frozen.registry
     slow = Path(here, "slow")
-    here.buffers.max_bytes = GIVES_WAY_MIN_BYTES * 2
+    here.buffers.max_bytes = 8 * HELD
     frozen.link.pause_writing()
     slow.socket.pause_writing()
     slow.asks(DATA)
     data = mux.header(MuxType.DATA, frozen.peer_id) + bytes(mux.DATA_MAX_BYTES)
-    for _ in range(GIVES_WAY_MIN_BYTES // len(data) + 1):
+    for _ in range(4):
         frozen.says(data)
     here.make_room(0.0)
     assert not here.buffers.crowded()
