@@ -64,6 +64,7 @@ class HttpFront(CustomerSide):
         self._corrections: tuple[str, ...] = ()
         self._refusals = 0
         self._leaving = False
+        self._may_rest = True
         self._unread: list[Place] = []
         self._unread_look: Deadline | None = None
 
@@ -195,6 +196,7 @@ class HttpFront(CustomerSide):
         self._pipeline.kept.add(self)
         tunnel.customer = PlainPath(self, tunnel)
         self.leave_lobby()
+        self._may_rest = True
         self._send_on(exchange, tunnel)
         tunnel.exit.attach(tunnel)
         if tunnel.open:
@@ -233,6 +235,7 @@ class HttpFront(CustomerSide):
             return
         if exchange is None:
             self._drop_upstream()  # it speaks unasked
+            self._leave_if_crowded()
             return
         try:
             for piece in exchange.response(data):
@@ -266,7 +269,7 @@ class HttpFront(CustomerSide):
         self._exchange = None
         if not (exchange.keep_upstream and exchange.request_done):
             self._drop_upstream()
-        if not (exchange.keep_customer and exchange.request_done) or self._ended:
+        if not (exchange.keep_customer and exchange.request_done and self._may_rest) or self._ended:
             self._drop_upstream()
             self._leave(done=exchange.request_done)
             return
@@ -296,6 +299,7 @@ class HttpFront(CustomerSide):
         self._let_go(tunnel)
         self.release()
         if exchange is None or upstream is None or self._transport is None or self._transport.is_closing():
+            self._leave_if_crowded()
             return
         if clean and exchange.upstream_ended():
             exchange.keep_upstream = False
@@ -332,7 +336,11 @@ class HttpFront(CustomerSide):
             self._unread.append(tunnel.place)
             if self._unread_look is None:
                 self._look_again_at_unread()
-        if not self._gone and not self.enter(self._pipeline.resting):
+        self._may_rest = self._gone or self.enter(self._pipeline.resting)
+
+    def _leave_if_crowded(self) -> None:
+        """Between requests; who waits for an answer, or reads one, is not left for those that rest."""
+        if not self._may_rest:
             self.finish()
 
     def _look_at_unread(self) -> None:

@@ -23,6 +23,8 @@ AWAY_S: Final = 1.0
 """A relay that was not reached is tried again so long after, in the background: who is given one of its exits meanwhile is
 given another one at once.
 """
+AWAY_KEPT_S: Final = 60.0
+"""So long nobody asked for it: whoever asks next waits for it."""
 LINK_HIGH_BYTES: Final = 1024 * 1024
 LINK_BUFFER_MAX_BYTES: Final = 64 * 1024 * 1024
 PING_EVERY_S: Final = 5.0
@@ -252,6 +254,9 @@ class RelayLinks:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PING_EVERY_S)
+            for address, again_s in list(self._again_s.items()):
+                if loop.time() > again_s + AWAY_KEPT_S:
+                    del self._again_s[address]
             for address, task in list(self._links.items()):
                 if not task.done():
                     continue

@@ -19,7 +19,7 @@ from shared.kernel.ids import DeviceId
 from shared.runtime.dynamo import StoreUnavailable
 from shared.wire import mux
 from shared.wire.mux import Bytes, Frame, MuxReason, MuxType
-from shared.wire.stream import FlowViolation, Stream, WindowRoom
+from shared.wire.stream import FlowViolation, SentTooOften, Stream, WindowRoom
 
 if TYPE_CHECKING:
     from gateway_node.links import RelayLink, RelayLinks
@@ -35,8 +35,8 @@ RESUME_POLL_MIN_S: Final = 0.05
 RESUME_POLL_MAX_S: Final = 1.0
 RESUME_ANSWER_TIMEOUT_S: Final = 5.0
 FINISH_WITHIN_S: Final = 60.0
-LIGHT_BYTES: Final = 16 * 1024
-LIGHT_LOOK_S: Final = 10.0
+LIGHT_BYTES: Final = 4 * 1024
+LIGHT_LOOK_S: Final = 5.0
 """What is on its way at the end is no more than this for most tunnels: such a one gives its place back without waiting for
 the peer's word, and is looked at sooner because it counts nowhere.
 """
@@ -207,7 +207,8 @@ class StreamExit:
         except (TimeoutError, LinkRefused, FlowViolation, mux.MalformedMux) as fault:
             RESUMED.labels("given_up").inc()
             log.info("not resumed", extra={"device": self._device_id, "reason": str(fault)})
-            self._broke(by_exit=self._refused not in _NOT_THE_EXITS)
+            by_others = self._refused in _NOT_THE_EXITS or isinstance(fault, SentTooOften)
+            self._broke(by_exit=not by_others)
         finally:
             report.cancel()
 

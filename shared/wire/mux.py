@@ -25,7 +25,7 @@ Offsets count the bytes of one direction from 0; EOF counts as one more, so it i
 absolute and never goes back, so a WINDOW may be lost or repeated. Whoever receives beyond its limit resets the tunnel.
 What came is acknowledged when half of the window has come, or sooner; in a first window at 128 KB, however large it is:
 whoever sends keeps what was not acknowledged, and may have no room for more than 256 KB of it. What is sent again after
-RESUMED may come to 16 MB more than what was acknowledged; then the tunnel ends.
+RESUMED may come to eight times what was acknowledged and 16 MB; then the tunnel ends.
 RESET(path_lost) says that a connection between the ends was lost, not the tunnel: the gateway may RESUME within
 `RESUME_WITHIN_S`, on any socket of the device and through any relay. Unknown types are ignored; unknown ids are, too.
 

@@ -31,9 +31,10 @@ WINDOW_START_BYTES: Final = 256 * 1024
 WINDOW_MAX_BYTES: Final = 4 * 1024 * 1024
 PENDING_HIGH_BYTES: Final = 64 * 1024
 """Bytes that wait for credit or room before the source is held."""
+RESENT_TIMES: Final = 8
 RESENT_MAX_BYTES: Final = 4 * WINDOW_MAX_BYTES
-"""What is sent again may come to so much more than what was acknowledged: an end that keeps losing what came
-is not fed for ever.
+"""What is sent again may come to so many times what was acknowledged, and so much more: an end that keeps losing what came
+is not fed for ever. A slow line that loses its path every few seconds is sent its window seven times as often.
 """
 LIMITS_KEPT: Final = 4
 """Limits told last: BLOCKED is believed at one of them."""
@@ -47,6 +48,10 @@ _DATA: Final = MuxType.DATA
 
 class FlowViolation(Exception):
     """The other end sent beyond its limit, or acknowledged what was never sent."""
+
+
+class SentTooOften(FlowViolation):
+    """The path is lost again and again, which may be nobody's fault: no more is sent again."""
 
 
 class Sink(Protocol):
@@ -208,12 +213,12 @@ class Stream:
 
     def resume(self, received: int, limit: int) -> None:
         """The other end has `received` units: what came after is sent again, after an acknowledgement of what came here
-        meanwhile. Raises FlowViolation, also for too much of that.
+        meanwhile. Raises FlowViolation, and SentTooOften.
         """
         self._acknowledge(received)
         self._resent += self._sent - self._acked
-        if self._resent > self._acked + RESENT_MAX_BYTES:
-            raise FlowViolation("too much would be sent again")
+        if self._resent > RESENT_TIMES * self._acked + RESENT_MAX_BYTES:
+            raise SentTooOften("too much would be sent again")
         if self._eof_sent and self._acked < self._sent:
             self._eof_sent = False
             self._sent -= 1

@@ -203,6 +203,23 @@ async def test_a_connection_that_is_lost_amid_a_plain_request_counts_nowhere() -
     assert pipeline.exit.tunnel.place._left
 
 
+async def test_where_too_many_rest_an_answer_that_was_cut_is_not_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline = Opens()
+    monkeypatch.setattr(pipeline.resting, "enter", lambda address: False)
+    cuts: list[Any] = []
+    monkeypatch.setattr(HttpFront, "cut", lambda front: cuts.append(front))
+    front, wire = await connected(pipeline)
+    front.data_received(post(4, b"body"))
+    await turns()
+    tunnel = pipeline.exit.tunnel
+    tunnel.to_customer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+    tunnel.exit_reset(by_target=True)
+    assert cuts == [front]
+    assert not wire.closing
+
+
 async def test_where_too_many_rest_a_connection_ends_after_its_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
