@@ -209,7 +209,11 @@ async def test_where_too_many_rest_an_answer_that_was_cut_is_not_ended(
     pipeline = Opens()
     monkeypatch.setattr(pipeline.resting, "enter", lambda address: False)
     cuts: list[Any] = []
-    monkeypatch.setattr(HttpFront, "cut", lambda front: cuts.append(front))
+
+    def cut(front: HttpFront) -> None:
+        cuts.append(front)
+
+    monkeypatch.setattr(HttpFront, "cut", cut)
     front, wire = await connected(pipeline)
     front.data_received(post(4, b"body"))
     await turns()
