@@ -26,7 +26,7 @@ from shared.wire.mux import Bytes
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
 FLUSH_LOOK_S: Final = 30.0
-FLUSH_MIN_BYTES: Final = 64 * 1024
+FLUSH_MIN_BYTES: Final = 8 * 1024
 """So much of its last bytes a customer has to take from one look to the next, or all of them."""
 TLS_HANDSHAKE_MAX_BYTES: Final = 8 * 1024
 TLS_OVERHEAD_MAX: Final = 256
@@ -105,6 +105,7 @@ class CustomerSide(asyncio.Protocol):
         self._gone = True
         self._never_left_bytes = self._count_what_never_left()
         self._let_go_below_tls()
+        self._transport = None
         tunnel = self._tunnel
         if tunnel is not None:
             if exc is None and self._ended:
@@ -112,7 +113,7 @@ class CustomerSide(asyncio.Protocol):
             else:
                 tunnel.cut()
             tunnel.place.leave()
-        self._tunnel = self._transport = None  # no cycle is left for the collector
+        self._tunnel = None  # no cycle is left for the collector
 
     def enter(self, lobby: Lobby) -> bool:
         """Count there until a tunnel counts this connection. False when too many do already."""
