@@ -17,7 +17,7 @@ from tests.support.dataplane import ACCOUNT, MESH_TOKEN, SECRET, Plane, pattern,
 from tests.support.stores import PREFIX
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-START_MAX_S: Final = 20.0
+START_MAX_S: Final = 60.0
 
 
 def free_port() -> int:
@@ -62,10 +62,16 @@ class GatewayProcess:
         """Start, and wait until it serves."""
         before = self._log.read_text().count("gateway ready") if self._log.exists() else 0
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
+            process = self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "gateway_node", env=self._env, cwd=ROOT, stdout=log, stderr=log
             )
-        await until(lambda: self._log.read_text().count("gateway ready") > before, START_MAX_S)
+
+        def is_ready() -> bool:
+            said = self._log.read_text()
+            assert process.returncode is None, said[-2000:]
+            return said.count("gateway ready") > before
+
+        await until(is_ready, START_MAX_S)
 
     async def end(self, number: signal.Signals) -> None:
         """Send a signal and wait for the end."""
