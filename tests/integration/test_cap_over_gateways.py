@@ -17,7 +17,7 @@ from tests.support.dataplane import ACCOUNT, Plane
 from tests.support.gateway import Download, GatewayProcess, StartsGateway, pour
 from tests.support.stores import PREFIX
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 CAP_BYTES = 60_000_000
 OVERSHOOT_PER_GATEWAY_BYTES = 1 << 20
 SUSPENDED_WITHIN_S = 5.0
