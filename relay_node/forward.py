@@ -118,9 +118,9 @@ class Buffers:
         """Note what has left by now; called for all at once, every few seconds."""
         self._left_before, self._left_at_look = self._left_at_look, self._left_bytes
 
-    def wait_s(self, since_s: float) -> float:
-        """How long what is held would wait, at the pace of all that left since the look before the last, so long ago."""
-        return self.held_bytes * max(since_s, 1.0) / max(self._left_bytes - self._left_before, 1)
+    def wait(self) -> float:
+        """How long what is held would wait, in times of what passed since the look before the last, if it leaves as fast."""
+        return self.held_bytes / max(self._left_bytes - self._left_before, 1)
 
     def crowded(self) -> bool:
         """Whether those that hold up most should give way (`Registry.make_room`)."""

@@ -142,7 +142,7 @@ class Registry:
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         """Every socket's: what a read put here is taken before the next read."""
         self.unfinished = Unfinished()
-        self._room_again_s = self._look_s = self._look_before_s = 0.0
+        self._room_again_s = 0.0
         self.draining = False
         self._window_s = 0
         self._handshakes: dict[str, int] = {}
@@ -284,16 +284,16 @@ class Registry:
         """
         if self.buffers.crowded() and now_s >= self._room_again_s:
             self._room_again_s = now_s + ROOM_AGAIN_S
-            for hoarder in self._hoarders(now_s - self._look_before_s):
+            for hoarder in self._hoarders():
                 hoarder.give_way()
                 if self.buffers.roomy():
                     break
 
-    def _hoarders(self, since_s: float) -> Iterator[PeerSocket | LinkConnection]:
+    def _hoarders(self) -> Iterator[PeerSocket | LinkConnection]:
         """Who has most to wait for comes first."""
         everybody: Iterable[PeerSocket | LinkConnection] = (*self.sockets, *self.links)
         holders = [c for c in everybody if c.buffers.held_bytes]
-        for holder in sorted(holders, key=lambda c: c.buffers.wait_s(since_s), reverse=True):
+        for holder in sorted(holders, key=lambda c: c.buffers.wait(), reverse=True):
             # asked now: its other end may have given way
             held_bytes = holder.buffers.held_bytes
             if held_bytes >= GIVES_WAY_MIN_BYTES or (held_bytes and self.buffers.nearly_full()):
@@ -302,7 +302,6 @@ class Registry:
     def sweep(self, now_s: float) -> None:
         """Close what is idle, late or stalled. Called every few seconds."""
         self.make_room(now_s)
-        self._look_before_s, self._look_s = self._look_s, now_s
         for socket in list(self.sockets):
             socket.buffers.look()
             socket.sweep(now_s)
