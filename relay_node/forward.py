@@ -119,7 +119,7 @@ class Buffers:
         self._left_before, self._left_at_look = self._left_at_look, self._left_bytes
 
     def wait(self) -> float:
-        """How long what is held would wait, in times of what passed since the look before the last, if it leaves as fast."""
+        """How long what is held would wait, in times of what passed since the look before the last."""
         return self.held_bytes / max(self._left_bytes - self._left_before, 1)
 
     def crowded(self) -> bool:
