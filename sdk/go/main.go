@@ -1126,7 +1126,10 @@ func newStream(to sink, name token, all *budget, window uint64) *stream {
 	return &stream{sink: to, token: name, budget: all, window: window, told: window, limits: []uint64{window}}
 }
 
-func (s *stream) over() bool { return s.eofReceived && s.eofSent && s.acked == s.sent }
+// delivered: all that was written here, and the EOF after it, has been taken by the other end.
+func (s *stream) delivered() bool { return s.eofSent && s.acked == s.sent }
+
+func (s *stream) over() bool { return s.eofReceived && s.delivered() }
 
 func (s *stream) attach(out *outbox, id uint32) { s.out, s.id = out, id }
 
@@ -1593,17 +1596,18 @@ func (t *table) all() []*tunnel {
 
 type tunnel struct {
 	*stream
-	d          *device
-	socket     *socket // nil while the path is lost
-	connection *net.TCPConn
-	feed       *feed
-	cancel     context.CancelFunc
-	heldSource bool
-	epoch      int
-	expiry     *time.Timer // while the path is lost
-	targetGone bool        // and nobody has been told
-	ended      bool
-	moved      atomic.Int64
+	d           *device
+	socket      *socket // nil while the path is lost
+	connection  *net.TCPConn
+	feed        *feed
+	cancel      context.CancelFunc
+	heldSource  bool
+	epoch       int
+	expiry      *time.Timer // while the path is lost
+	targetEnded bool
+	targetGone  bool // nothing is read from it any more, or written to it
+	ended       bool
+	moved       atomic.Int64
 }
 
 func (d *device) newTunnel(name token, on *socket, id uint32) *tunnel {
@@ -1621,6 +1625,9 @@ func (t *tunnel) touch() { t.moved.Store(time.Now().UnixNano()) }
 
 func (t *tunnel) deliver(data []byte) {
 	t.touch()
+	if t.targetGone {
+		return
+	}
 	t.feed.push(data)
 	if t.feed.bytes > targetHighBytes {
 		t.stalled = true
@@ -1666,15 +1673,16 @@ func (t *tunnel) readSource() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.write(data)
-		for t.heldSource && !t.ended {
+		for t.heldSource && !t.ended && !t.targetGone {
 			t.feed.more.Wait()
 		}
 	})
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case t.ended:
+	case t.ended, t.targetGone:
 	case errors.Is(err, io.EOF):
+		t.targetEnded = true
 		t.writeEOF()
 	default:
 		t.targetLost()
@@ -1683,22 +1691,31 @@ func (t *tunnel) readSource() {
 
 func (t *tunnel) writeTarget() {
 	err := t.feed.run(t.connection, t.d.allowance, func() {
-		if t.stalled && t.feed.bytes < targetLowBytes && !t.ended {
+		if t.stalled && t.feed.bytes < targetLowBytes && !t.ended && !t.targetGone {
 			t.drained()
 		}
 	})
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil && !t.ended {
+	if err != nil && !t.ended && !t.targetGone {
 		t.targetLost()
 	}
 	t.connection.Close()
 }
 
-// targetLost tells the gateway that the target is gone, as soon as there is a path.
+// targetLost lets nothing more in for a target that is gone.
 func (t *tunnel) targetLost() {
-	t.targetGone = t.socket == nil
-	if !t.targetGone {
+	t.targetGone, t.stalled = true, true
+	t.feed.chunks, t.feed.dead = nil, true
+	t.feed.more.Broadcast()
+	t.connection.Close()
+	t.tellTargetIsGone()
+}
+
+// tellTargetIsGone tells the gateway: what the target had said, and that it had ended, comes first; where the path is lost,
+// another one.
+func (t *tunnel) tellTargetIsGone() {
+	if t.socket != nil && (t.delivered() || !t.targetEnded) {
 		t.abort(reasonTargetReset)
 	}
 }
@@ -1732,13 +1749,17 @@ func (t *tunnel) receive(kind byte, body []byte) {
 	t.settle(err)
 }
 
-// settle ends the tunnel after a violation, or when both directions are done.
+// settle ends the tunnel after a violation, when both directions are done, or when a target that is gone was heard out.
 func (t *tunnel) settle(err error) {
-	if err != nil && !t.ended {
+	switch {
+	case t.ended:
+	case err != nil:
 		log.Printf("tunnel ended: %v", err)
 		t.abort(reasonFlowViolation)
-	} else if !t.ended && t.over() {
+	case t.over():
 		t.finish()
+	case t.targetGone:
+		t.tellTargetIsGone()
 	}
 }
 
@@ -1761,9 +1782,6 @@ func (t *tunnel) resumeOn(on *socket, id uint32, received, limit uint64) {
 	t.attach(on.out, id)
 	t.say(muxFrame(muxResumed, id, t.received, t.told))
 	t.settle(t.resume(received, limit))
-	if t.targetGone && !t.ended {
-		t.targetLost()
-	}
 }
 
 // pathLost lets the tunnel wait for a resumption, for a while.

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 BULK_BYTES = 3_000_000
 MAX_TUNNELS = 256
 PIECES, PIECE_BYTES = 400, 40
+ANSWER_BYTES = 40_000
+"""Less than peers read before they wait for credit."""
 
 
 async def opened(rig: Rig, target: Target) -> tuple[Socket, Tunnel, Connection]:
@@ -264,6 +266,58 @@ async def test_who_sends_on_to_a_target_that_has_answered_and_left_is_told(rig: 
             await asyncio.sleep(0.02)
     assert tunnel.end is not None
     assert mux.read_reason(tunnel.end.body) is MuxReason.TARGET_RESET
+
+
+async def test_what_a_target_said_before_it_left_and_reset_arrives_first(rig: Rig, target: Target) -> None:
+    """In the middle of an upload, say; its answer still waits for credit when the reset comes."""
+    await rig.device()
+    socket = await rig.relay.socket()
+    tunnel = Tunnel(1, window_bytes=1000)
+    tunnel.stream.stall()
+    await tunnel.open(socket, "127.0.0.1", target.port)
+    connection = await target.connection()
+    said = os.urandom(ANSWER_BYTES)
+    await connection.say(said)
+    connection.writer.close()
+    await asyncio.sleep(0.3)
+    for _ in range(5):  # the first one is answered with a reset, the others meet it
+        tunnel.stream.write(bytes(1024))
+        await asyncio.sleep(0.1)
+    tunnel.stream.write(bytes(BULK_BYTES))
+    await asyncio.sleep(0.3)
+    assert not tunnel.over.is_set(), "it is told before what the target said"
+    assert tunnel.stream.unacked_bytes == WINDOW_START_BYTES, "the upload is let into nothing"
+    tunnel.stream.drained()
+    assert await tunnel.received(len(said)) == said
+    await asyncio.wait_for(tunnel.eof.wait(), 5)
+    await asyncio.wait_for(tunnel.over.wait(), 5)
+    assert tunnel.end is not None
+    assert (tunnel.end.type, mux.read_reason(tunnel.end.body)) == (MuxType.RESET, MuxReason.TARGET_RESET)
+
+
+async def test_a_resumption_that_acknowledges_the_last_word_of_a_target_is_told_that_it_is_gone(
+    rig: Rig, target: Target
+) -> None:
+    await rig.device()
+    socket = await rig.relay.socket()
+    socket.send(socket.open_frame(1, "127.0.0.1", target.port))
+    await socket.frame(1, MuxType.OPENED)
+    connection = await target.connection()
+    said = os.urandom(ANSWER_BYTES)
+    await connection.say(said)
+    connection.writer.close()
+    assert b"".join(await frames_of(socket, 1, len(said))) == said
+    await socket.frame(1, MuxType.EOF)
+    for _ in range(5):
+        socket.send(mux.header(MuxType.DATA, 1) + bytes(1024))
+        await asyncio.sleep(0.1)
+    assert socket.frames[1].empty(), "nothing of it was acknowledged"
+    socket.send(mux.reset_frame(1, MuxReason.PATH_LOST))
+    socket.send(mux.resume_frame(2, token_of(1), len(said) + 1, WINDOW_START_BYTES))
+    await socket.frame(2, MuxType.RESUMED)
+    await socket.frame(2, MuxType.WINDOW)
+    frame = await socket.frame(2, MuxType.RESET)
+    assert mux.read_reason(frame.body) is MuxReason.TARGET_RESET
 
 
 async def test_a_closed_port_is_refused_as_such(rig: Rig, target: Target) -> None:

@@ -87,8 +87,13 @@ export class Stream {
     Object.assign(this, { received: 0, told: window, limits: [window], grownAt: 0, stalled: false, eofReceived: false });
   }
 
+  /** All that was written here, and the EOF after it, has been taken by the other end. */
+  get delivered() {
+    return this.eofSent && this.acked === this.sent;
+  }
+
   get over() {
-    return this.eofReceived && this.eofSent && this.acked === this.sent;
+    return this.eofReceived && this.delivered;
   }
 
   attach(outbox, id) {

@@ -113,7 +113,13 @@ export class Tunnel {
   lost() {
     if (this.ended_ || (this.targetEnded && this.stream.eofReceived)) return;
     this.targetGone = true;
-    if (this.socket === null) return; // the gateway hears of it when there is a path
+    this.sink.add("nobody reads");
+    this.tellTargetIsGone();
+  }
+
+  /** What the target had said, and that it had ended, comes first; where the path is lost, another one. */
+  tellTargetIsGone() {
+    if (this.socket === null || (this.targetEnded && !this.stream.delivered)) return;
     this.say(reasonFrame(Mux.RESET, this.id, Reason.TARGET_RESET));
     this.abort();
   }
@@ -164,6 +170,7 @@ export class Tunnel {
     try {
       action();
       if (!this.ended_ && this.stream.over) this.finish();
+      if (!this.ended_ && this.targetGone) this.tellTargetIsGone();
     } catch (fault) {
       if (!(fault instanceof FlowViolation)) throw fault;
       this.table.log.say(`tunnel ended: ${fault.message}`);
@@ -179,7 +186,6 @@ export class Tunnel {
     this.stream.attach(socket.outbox, id);
     this.say(numbersFrame(Mux.RESUMED, id, this.stream.received, this.stream.told));
     this.withRules(() => this.stream.resume(received, limit));
-    if (this.targetGone) this.lost();
   }
 
   /** Wait for a resumption, for a while. */

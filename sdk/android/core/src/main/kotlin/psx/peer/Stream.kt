@@ -136,7 +136,10 @@ class Stream(
     var eofReceived = false
         private set
 
-    val over get() = eofReceived && eofSent && acked == sent
+    /** All that was written here, and the EOF after it, has been taken by the other end. */
+    val delivered get() = eofSent && acked == sent
+
+    val over get() = eofReceived && delivered
 
     fun attach(to: Outbox, tunnel: Int) {
         detach()

@@ -208,7 +208,13 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
     override fun onLost() {
         if (over) return
         targetGone = true
-        if (socket == null) return // the gateway hears of it when there is a path
+        sink.add("nobody reads")
+        tellTargetIsGone()
+    }
+
+    /** What the target had said, and that it had ended, comes first; where the path is lost, another one. */
+    private fun tellTargetIsGone() {
+        if (socket == null || (targetEnded && !stream.delivered)) return
         say(reasonFrame(Mux.RESET, id, Reason.TARGET_RESET.code))
         abort()
     }
@@ -249,6 +255,7 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
         try {
             action()
             if (!over && stream.over) finish()
+            if (!over && targetGone) tellTargetIsGone()
         } catch (fault: FlowViolation) {
             table.log.say("tunnel ended: ${fault.message}")
             say(reasonFrame(Mux.RESET, id, Reason.FLOW_VIOLATION.code))
@@ -264,7 +271,6 @@ class Tunnel(private val table: Table, token: String, private var socket: RelayS
         stream.attach(on.outbox, tunnel)
         say(frame(Mux.RESUMED, tunnel, stream.received, stream.told))
         withRules { stream.resume(received, limit) }
-        if (targetGone) onLost()
     }
 
     /** Wait for a resumption, for a while. */
