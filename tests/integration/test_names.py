@@ -126,6 +126,31 @@ async def test_what_is_no_name_of_anything_has_no_address(names: Names, name: st
     assert await names.addresses(name) == []
 
 
+async def test_a_name_that_nobody_answers_is_over_for_its_owner_after_the_bound(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_names, "FIRST_TRY_S", 60.0)
+    monkeypatch.setattr(gateway_names, "LOOKUP_MAX_S", 0.2)
+    async with asyncio.timeout(20):
+        assert await names.addresses("a.slow.example") == []
+
+
+async def test_a_resolver_is_renewed_and_the_old_one_answers_whoever_waits_for_it(
+    server: NameServer, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_names, "RENEWED_AFTER_S", 0.0)
+    monkeypatch.setattr(gateway_names, "LOOKUP_MAX_S", 2.0)
+    for n in range(20):
+        server.names[f"n{n}.example"] = [["8.8.8.8"]]
+    found = await asyncio.gather(*(names.addresses(f"n{n}.example") for n in range(20)))
+    assert found == [["8.8.8.8"]] * 20
+    assert len(names._ending) == 19
+    async with asyncio.timeout(20):
+        while names._ending or names._closing:
+            await asyncio.sleep(0.05)
+    assert await names.addresses("both.example") == ["8.8.8.8", "1.1.1.1", "2606:4700::1"]
+
+
 @pytest.mark.parametrize(("bound", "least"), [("KEPT_MAX", 2), ("KEPT_MAX_S", 0.05)])
 async def test_an_answer_is_not_kept_for_its_time_to_live(
     server: NameServer, names: Names, monkeypatch: pytest.MonkeyPatch, bound: str, least: float
