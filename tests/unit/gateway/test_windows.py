@@ -3,7 +3,8 @@
 from gateway_node.windows import OF_WHAT_IS_LEFT, WINDOWS_MAX_BYTES, Windows
 from shared.wire.outbox import Outbox
 from shared.wire.stream import WINDOW_MAX_BYTES, WINDOW_START_BYTES, Stream
-from tests.unit.wire.test_stream import Recorder, starve
+from tests.unit.wire.test_stream import Recorder
+from tests.unit.wire.test_stream_budget import starve
 
 
 def grown(windows: Windows, owner: str, tunnels: int) -> list[Stream]:
