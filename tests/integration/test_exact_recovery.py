@@ -36,7 +36,7 @@ ASKED_MAX = 50
 def test_many_requests_with_one_signed_transfer_mint_one_key(shop: Shop) -> None:
     wallet = shop.anvil.new_wallet()
     answers = buy_in_parallel(shop, [signed(wallet)] * 30)
-    assert all(isinstance(a, Bought) for a in answers)
+    assert all(isinstance(a, Bought) for a in answers), {str(a) for a in answers if not isinstance(a, Bought)}
     assert len({a.secret for a in answers if isinstance(a, Bought)}) == 1
     assert (shop.minted(), shop.anvil.balance_of(wallet.address)) == (1, 10_000_000 - DUE)
     assert settled(shop) == 1
