@@ -80,6 +80,14 @@ class EvmSettler:
             return InvalidReason.AUTH_SIGNATURE
         if self.is_used(authorization, quorum):
             return InvalidReason.AUTH_USED_OTHERWISE
+        why = self._does_not_pass(authorization, quorum, under_way_micro)
+        if isinstance(why, InvalidReason) and self.is_used(authorization, quorum):
+            return InvalidReason.AUTH_USED_OTHERWISE  # meanwhile, maybe by our own transaction: that is why
+        return why
+
+    def _does_not_pass(
+        self, authorization: Authorization, quorum: int, under_way_micro: int
+    ) -> InvalidReason | UnknownReason | None:
         if not self._holds(authorization.payer, authorization.amount_micro, quorum):
             return InvalidReason.AUTH_BALANCE
         promised = authorization.amount_micro + under_way_micro

@@ -42,6 +42,26 @@ def test_many_requests_with_one_signed_transfer_mint_one_key(shop: Shop) -> None
     assert settled(shop) == 1
 
 
+def test_a_transfer_that_is_used_while_it_is_looked_at_is_not_told_as_one_that_moved_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wallet = shop.anvil.new_wallet()
+    payload = signed(wallet)
+    authorization = read_authorization(payload)
+    assert authorization is not None
+    assert shop.buy(payload).status == 200
+    settler = shop.sale_wiring.counter.exact.settler()
+    is_used, looks = settler.is_used, list[bool]()
+
+    def not_at_first(*args: Any) -> bool:
+        looks.append(len(looks) > 0 and is_used(*args))
+        return looks[-1]
+
+    monkeypatch.setattr(settler, "is_used", not_at_first)
+    assert settler.refused(authorization, 1) is InvalidReason.AUTH_USED_OTHERWISE
+    assert looks == [False, True]
+
+
 def test_many_buyers_at_once_are_all_served_once(shop: Shop) -> None:
     wallets = [shop.anvil.new_wallet() for _ in range(40)]
     before = shop.anvil.balance_of(RECIPIENT)
