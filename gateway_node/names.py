@@ -22,7 +22,7 @@ long as the one before it."""
 TRIES_MAX: Final = 3
 """Of each server."""
 RENEWED_AFTER_S: Final = 60.0
-"""What was learnt of the servers, whoever's names it was by, is forgotten then."""
+"""What was learnt of the servers, whosever names it was by, is forgotten then."""
 ADDRESSES_MAX: Final = 16
 """Of one name; a tunnel tries fewer."""
 KEPT_MAX_S: Final = 5.0
